@@ -1,0 +1,337 @@
+"""Every option of a training run. Labels and helps are English here; locale/zh_CN holds their translation."""
+
+from __future__ import annotations
+
+from typing import Optional, Union
+
+from lora_trainer.config.param import param, part, section
+
+Size = Union[int, tuple[int, int]]
+Steps = Union[int, str]
+
+
+@section
+class ModelConfig:
+    pretrained_model_name_or_path: str = param(
+        "",
+        "Base model",
+        "The checkpoint to train on. Empty inside a WebUI: the one that is loaded. A LoRA works best on the model it was trained on.",
+        basic=True,
+        kind="checkpoint",
+    )
+    vae: str = param(
+        "", "VAE", "Another VAE for reading and drawing pictures. Empty: the checkpoint's own, or the WebUI's choice.", kind="vae"
+    )
+    clip_skip: int = param(
+        1,
+        "Clip skip",
+        "Which layer of the text encoder is read: 1 the last, 2 the one before. Use 2 only for models that were trained so (most anime models).",
+        low=1,
+        high=2,
+    )
+
+
+@section
+class DataConfig:
+    train_data_dir: str = param(
+        "", "Folder", "A folder of pictures, a folder of `N_name class` folders, or one such folder.", basic=True, kind="folder"
+    )
+    trigger_word: str = param(
+        "",
+        "Trigger word",
+        "Stands in front of every caption that lacks it; you write it in a prompt to call the subject. Rare and short is best.",
+        basic=True,
+        kind="trigger",
+    )
+    class_tokens: str = param(
+        "",
+        "Class word",
+        "What the subject is in general (girl, dog, building). Used with the trigger word where a picture has no caption.",
+        basic=True,
+    )
+    num_repeats: int = param(
+        1,
+        "Repeats",
+        "How often each picture is seen in one epoch. A folder called `N_name` says it for itself.",
+        low=1,
+        high=10000,
+        basic=True,
+    )
+    caption_extension: str = param("", "Caption files", "Ending of the caption files. Empty: .txt and .caption are both found.")
+    leave_out: tuple[str, ...] = param(
+        (), "Left out", "Pictures of the folder that are not trained on (paths inside the folder).", kind="hidden"
+    )
+    resolution: Size = param(
+        512,
+        "Training size",
+        "Width and height in pixels that pictures are brought to; with buckets the area. One number is a square.",
+        low=64,
+        high=4096,
+        basic=True,
+        kind="size",
+    )
+    batch_size: int = param(
+        1,
+        "Pictures per step",
+        "More is steadier and faster per picture, and needs more memory.",
+        low=1,
+        high=256,
+        kohya="train_batch_size",
+        basic=True,
+    )
+    enable_bucket: bool = param(
+        True, "Group by shape", "Keeps the shape of pictures: they are grouped into sizes of about the same area instead of cut square."
+    )
+    min_bucket_reso: int = param(
+        256, "Smallest side of a group", "No group of pictures has a side shorter than this many pixels.", low=32, high=4096
+    )
+    max_bucket_reso: int = param(
+        1024, "Longest side of a group", "No group of pictures has a side longer than this many pixels.", low=64, high=8192
+    )
+    bucket_reso_steps: int = param(
+        64, "Step between group sizes", "Sides of groups are multiples of this many pixels; a multiple of 8.", low=8, high=512
+    )
+    bucket_no_upscale: bool = param(False, "Never enlarge", "Pictures smaller than the training size keep their own size.")
+    cache_latents: bool = param(
+        True, "Keep pictures encoded", "Each picture is encoded once and kept in memory: faster, and the VAE is not needed while training."
+    )
+    shuffle_caption: bool = param(
+        False, "Shuffle tags", "Mixes the comma-separated parts of a caption anew each time, behind those that are kept in front."
+    )
+    keep_tokens: int = param(
+        0,
+        "Parts kept in front",
+        "How many comma-separated parts stay in place when tags are shuffled. The trigger word counts in by itself.",
+        low=0,
+        high=255,
+    )
+    caption_dropout_rate: float = param(
+        0.0, "Drop captions", "Share of times that a picture is seen without its caption.", low=0.0, high=1.0
+    )
+    flip_aug: bool = param(
+        False, "Mirror at random", "Half of the times a picture is seen mirrored. Not for subjects whose left and right differ."
+    )
+
+
+@section
+class NetworkConfig:
+    type: str = param(
+        "lora",
+        "Network",
+        "What is trained: lora adds two small matrices to each attention layer.",
+        choices=("lora",),
+        kohya="network_module",
+    )
+    dim: int = param(
+        16,
+        "Rank",
+        "Size of the added matrices. Higher holds more detail, makes a bigger file, and learns by heart sooner.",
+        low=1,
+        high=1024,
+        kohya="network_dim",
+        basic=True,
+    )
+    alpha: float = param(
+        8.0,
+        "Alpha",
+        "The network's strength is alpha / rank. Rates in guides belong to one such pair: half the rank is usual.",
+        above=0.0,
+        high=4096.0,
+        kohya="network_alpha",
+        basic=True,
+    )
+
+
+@section
+class OptimizerConfig:
+    type: str = param("AdamW", "Optimizer", "How the weights follow the gradient.", choices=("AdamW",), kohya="optimizer_type", basic=True)
+    learning_rate: float = param(1e-4, "Learning rate", "For every part that has no rate of its own.", low=0.0, high=10.0)
+    unet_lr: Optional[float] = param(
+        None,
+        "U-Net learning rate",
+        "Rate of the part that draws. 0: it is not trained. Empty: the learning rate.",
+        low=0.0,
+        high=10.0,
+        basic=True,
+    )
+    text_encoder_lr: Optional[float] = param(
+        None,
+        "Text encoder learning rate",
+        "Rate of the part that reads. 0: it is not trained. Empty: the learning rate.",
+        low=0.0,
+        high=10.0,
+        basic=True,
+    )
+    args: str = param("", "Optimizer arguments", "As sd-scripts writes them: weight_decay=0.01 betas=.9,.999", kohya="optimizer_args")
+    max_grad_norm: float = param(1.0, "Gradient limit", "Longer gradients are shortened to this length. 0: never.", low=0.0, high=1000.0)
+
+
+@section
+class ScheduleConfig:
+    type: str = param(
+        "cosine",
+        "Schedule",
+        "How the learning rate goes on after the warm-up.",
+        choices=("constant", "cosine", "linear"),
+        kohya="lr_scheduler",
+    )
+    warmup_steps: Steps = param(
+        0,
+        "Warm-up",
+        'Steps in which the rate rises from 0: a number, or a share such as "5%".',
+        low=0,
+        kohya="lr_warmup_steps",
+        kind="steps",
+    )
+    min_lr_ratio: float = param(
+        0.0,
+        "Rate at the end",
+        "Share of the learning rate at which cosine and linear end.",
+        low=0.0,
+        high=1.0,
+        kohya="lr_scheduler_min_lr_ratio",
+    )
+
+
+@section
+class StepsConfig:
+    max_train_epochs: int = param(
+        0,
+        "Epochs",
+        "How often all pictures (with their repeats) are gone through. Wins over the number of steps. With neither: 10.",
+        low=0,
+        high=100000,
+        basic=True,
+    )
+    max_train_steps: int = param(0, "Steps", "Ends after exactly this many steps where no epochs are given.", low=0, high=10_000_000)
+    gradient_accumulation_steps: int = param(
+        1,
+        "Batches per step",
+        "Several batches make one step: like more pictures per step, without the memory. Never crosses the end of an epoch.",
+        low=1,
+        high=1024,
+    )
+
+
+@section
+class LossConfig:
+    min_snr_gamma: float = param(
+        0.0, "Min-SNR gamma", "Weighs nearly clean pictures less (Hang et al. 2023). 5 is usual; 0 is off.", low=0.0, high=100.0
+    )
+    noise_offset: float = param(
+        0.0,
+        "Noise offset",
+        "Shifts the noise of a whole picture, for very dark or bright results. 0.05 to 0.1 is usual; 0 is off.",
+        low=0.0,
+        high=1.0,
+    )
+
+
+@section
+class MemoryConfig:
+    mixed_precision: str = param(
+        "auto",
+        "Precision",
+        "Number format for the calculation. auto: the one that the model is held in.",
+        choices=("auto", "no", "fp16", "bf16"),
+        kohya="mixed_precision",
+    )
+    gradient_checkpointing: bool = param(
+        False, "Save memory by recomputing", "Gradient checkpointing: much less memory, about a fifth slower, the same result."
+    )
+
+
+@section
+class SampleConfig:
+    prompts: tuple[str, ...] = param(
+        (),
+        "Preview prompt",
+        "Pictures drawn while training. Options behind the prompt as in sd-scripts: --n negative --w --h --d seed --l CFG --s steps.",
+        kohya="sample_prompts",
+        basic=True,
+        kind="prompts",
+    )
+    every_n_epochs: Optional[int] = param(
+        None,
+        "Preview every n epochs",
+        "0: none by epochs. Empty: each epoch, unless steps are given. Where both are given, epochs win.",
+        low=0,
+        high=100000,
+        kohya="sample_every_n_epochs",
+    )
+    every_n_steps: int = param(0, "Preview every n steps", "0: none by steps.", low=0, high=10_000_000, kohya="sample_every_n_steps")
+    at_first: bool = param(
+        True, "Preview before training", "Draws each prompt once before the first step, to compare with.", kohya="sample_at_first"
+    )
+    sampler: str = param("ddim", "Sampler", "How previews are drawn.", choices=("ddim", "euler", "euler_a"), kohya="sample_sampler")
+
+
+@section
+class ValidateConfig:
+    data_dir: str = param(
+        "", "Validation folder", "Pictures that are never trained on; their loss tells which epoch is best.", kind="folder"
+    )
+    fraction: float = param(
+        0.0,
+        "Held back",
+        "Share of the pictures that is held back for validation when there is no validation folder.",
+        low=0.0,
+        high=0.5,
+        kohya="validation_split",
+    )
+    every_n_epochs: Optional[int] = param(
+        None,
+        "Validate every n epochs",
+        "0: not by epochs. Empty: each epoch, unless steps are given.",
+        low=0,
+        high=100000,
+        kohya="validate_every_n_epochs",
+    )
+    every_n_steps: int = param(0, "Validate every n steps", "0: not by steps.", low=0, high=10_000_000, kohya="validate_every_n_steps")
+
+
+@section
+class SaveConfig:
+    output_dir: str = param(
+        "", "Output folder", "Where the LoRA files go. Empty: the WebUI's LoRA folder, or `output` here.", kind="folder"
+    )
+    output_name: str = param(
+        "",
+        "Result name",
+        "Name of the LoRA, as written in <lora:NAME:1>. Empty: made from the trigger word or the folder.",
+        basic=True,
+        kind="name",
+    )
+    every_n_epochs: Optional[int] = param(
+        None,
+        "Save every n epochs",
+        "0: none by epochs. Empty: each epoch, unless steps are given. Each saved epoch is numbered; the last is also saved without a number.",
+        low=0,
+        high=100000,
+        kohya="save_every_n_epochs",
+    )
+    every_n_steps: int = param(0, "Save every n steps", "0: none by steps.", low=0, high=10_000_000, kohya="save_every_n_steps")
+    precision: str = param(
+        "fp16", "File precision", "Number format of the saved file.", choices=("float", "fp16", "bf16"), kohya="save_precision"
+    )
+    runs_dir: str = param(
+        "", "Runs folder", "Where each run keeps its log and previews. Empty: `runs` beside the output folder.", kind="folder"
+    )
+    overwrite: bool = param(False, "Overwrite", "Files of an earlier run with the same name may be replaced.")
+
+
+@section
+class TrainConfig:
+    seed: int = param(1, "Seed", "The same seed, settings and pictures give the same result.", low=0, high=2**32 - 1)
+    method: str = param("lora", "Train", "What comes out: a LoRA file.", choices=("lora",), basic=True)
+    model: ModelConfig = part(ModelConfig)
+    data: DataConfig = part(DataConfig)
+    network: NetworkConfig = part(NetworkConfig)
+    optimizer: OptimizerConfig = part(OptimizerConfig)
+    schedule: ScheduleConfig = part(ScheduleConfig)
+    steps: StepsConfig = part(StepsConfig)
+    loss: LossConfig = part(LossConfig)
+    memory: MemoryConfig = part(MemoryConfig)
+    sample: SampleConfig = part(SampleConfig)
+    validate: ValidateConfig = part(ValidateConfig)
+    save: SaveConfig = part(SaveConfig)

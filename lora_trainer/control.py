@@ -1,0 +1,88 @@
+"""How a user steers a running work: commands go in from any thread or process, the work looks between two steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+COMMANDS = ("stop", "stop-discard", "pause", "resume", "save", "sample")
+
+
+class Control:
+    """Commands of one run. `inbox` is the file that another process writes a command into (RUN/control).
+
+    The work asks `stopping` and `pausing` between steps, pictures and sampler steps, and takes "save" and "sample"
+    with `take`. Thread-safe.
+    """
+
+    def __init__(self, inbox: Path | None = None) -> None:
+        self.inbox = inbox
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._asked: set[str] = set()
+        self._stop = False
+        self._save_on_stop = True
+        self._pause = False
+
+    def command(self, word: str) -> None:
+        """Takes one of COMMANDS. Raises ValueError for another word."""
+        if word not in COMMANDS:
+            raise ValueError(f"unknown command {word!r}; known: {', '.join(COMMANDS)}")
+        with self._wake:
+            if word in ("stop", "stop-discard"):
+                self._stop, self._save_on_stop, self._pause = True, word == "stop", False
+            elif word in ("pause", "resume"):
+                self._pause = word == "pause" and not self._stop
+            else:
+                self._asked.add(word)
+            self._wake.notify_all()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the user asked to stop."""
+        self._read_inbox()
+        return self._stop
+
+    @property
+    def save_on_stop(self) -> bool:
+        """Whether a stop should save the weights first."""
+        return self._save_on_stop
+
+    @property
+    def pausing(self) -> bool:
+        """Whether the user asked to pause."""
+        self._read_inbox()
+        return self._pause and not self._stop
+
+    def take(self, word: str) -> bool:
+        """Whether "save" or "sample" was asked since the last call."""
+        self._read_inbox()
+        with self._lock:
+            asked = word in self._asked
+            self._asked.discard(word)
+            return asked
+
+    def wait_while_paused(self, poll: float = 0.2) -> None:
+        """Blocks until resumed or stopped; call it with lock and device given back."""
+        while self.pausing:
+            with self._wake:
+                self._wake.wait(poll)
+
+    def keep_going(self) -> bool:
+        """For a work that has nothing to give back: waits while paused, False when stopped."""
+        self.wait_while_paused()
+        return not self.stopping
+
+    def _read_inbox(self) -> None:
+        if self.inbox is None or not self.inbox.exists():
+            return
+        try:
+            words = self.inbox.read_text(encoding="utf-8").split()
+            self.inbox.unlink()
+        except OSError:  # another process is just writing it: next time
+            time.sleep(0.01)
+            return
+        for word in words:
+            if word in COMMANDS:
+                self.command(word)

@@ -1,0 +1,81 @@
+"""The errors that a user can do something about: each says what is wrong, where, and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import attrs
+
+from lora_trainer.messages import Message
+
+
+@attrs.frozen
+class Problem:
+    """One thing that is wrong: `path` is the config field ("network.dim") or the file that it concerns."""
+
+    path: str
+    message: Message
+    fix: Message
+
+    def text(self, language: str = "en") -> str:
+        """The problem and its remedy in one line."""
+        where = f"{self.path}: " if self.path else ""
+        return f"{where}{self.message.text(language)} {self.fix.text(language)}".rstrip()
+
+    def to_json(self, language: str = "en") -> dict[str, str]:
+        """{"path", "message", "fix"} in the reader's language."""
+        return {"path": self.path, "message": self.message.text(language), "fix": self.fix.text(language)}
+
+
+class TrainerError(Exception):
+    """Base of all: a template with its values and a remedy.
+
+    `raise DatasetError("{folder} holds no pictures", folder=folder, fix="Choose the folder that holds the pictures.")`
+    `path` names the config field or file; values fill both the message and the fix.
+    """
+
+    def __init__(self, template: str, /, *, fix: str = "", path: str = "", **values: Any) -> None:
+        self.problems: tuple[Problem, ...] = (Problem(str(path), Message(template, values), Message(fix, values)),)
+        super().__init__(self.problems[0].text())
+
+    def text(self, language: str = "en") -> str:
+        """All problems, a line each."""
+        return "\n".join(problem.text(language) for problem in self.problems)
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+class ConfigError(TrainerError):
+    """Everything that is wrong with a config, at once."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        problems = tuple(problems)
+        first = problems[0]
+        super().__init__(first.message.template, fix=first.fix.template, path=first.path, **first.message.values)
+        self.problems = problems
+
+
+class DatasetError(TrainerError):
+    """Pictures, captions or folders that cannot be trained on."""
+
+
+class ModelError(TrainerError):
+    """A model file that is missing, broken, or of a family that cannot be trained."""
+
+
+class HostBusy(TrainerError):
+    """The host or another run holds what this needs."""
+
+
+class MissingPackage(TrainerError):
+    """A package that is not installed; the fix is the command that installs it."""
+
+
+class OutOfMemory(TrainerError):
+    """The device ran out of memory; the fix is the one setting to change."""
+
+
+class TrainingError(TrainerError):
+    """Training cannot go on: a loss that is not finite, a module that does not move, a file that was not written."""

@@ -1,0 +1,168 @@
+"""What a long work reports while it runs: small frozen records, one line each in events.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Union
+
+import attrs
+
+from lora_trainer.messages import Message
+
+
+@attrs.frozen
+class Started:
+    """The run begins; `plan` is the same as check's JSON, `processes` how many train together."""
+
+    plan: Mapping[str, Any]
+    device: str = "cpu"
+    dtype: str = "float32"
+    processes: int = 1
+
+
+@attrs.frozen
+class Phase:
+    """A part of the work begins: planning, caching, training, sampling, saving, validating, rendering, ranking."""
+
+    name: str
+    total: int = 0
+
+
+@attrs.frozen
+class Progress:
+    """`done` of the current phase's total."""
+
+    done: int
+
+
+@attrs.frozen
+class Stepped:
+    """One optimizer step is done. `lr` is the U-Net's rate (or the text encoder's where only that is trained)."""
+
+    step: int
+    epoch: int
+    loss: float
+    loss_average: float
+    lr: float
+    grad_norm: float
+    seconds: float
+    vram_mb: float
+
+
+@attrs.frozen
+class Sampled:
+    """A preview picture was written; `step` 0 is before any training."""
+
+    step: int
+    epoch: int
+    path: str
+    prompt: str
+    seed: int
+    index: int = 0
+
+
+@attrs.frozen
+class Validated:
+    """Mean squared error over the validation pictures (weight 1, t = 50, 150 .. 950, fixed noise)."""
+
+    step: int
+    epoch: int
+    loss: float
+
+
+@attrs.frozen
+class Saved:
+    """A file of weights was written, opened again and found whole. `final` marks NAME.safetensors."""
+
+    step: int
+    epoch: int
+    path: str
+    sha256: str
+    bytes: int
+    final: bool = False
+
+
+@attrs.frozen
+class Rendered:
+    """One cell of a grid was drawn."""
+
+    epoch: int
+    weight: float
+    path: str
+    cached: bool = False
+
+
+@attrs.frozen
+class Warned:
+    """Something that the user should know; the work goes on."""
+
+    message: Message
+    path: str = ""
+
+
+@attrs.frozen
+class Changed:
+    """A setting was changed during the run."""
+
+    path: str
+    old: Any
+    new: Any
+    step: int
+
+
+@attrs.frozen
+class Paused:
+    """The run waits; lock and device are free."""
+
+    step: int
+    reason: str = "user"
+
+
+@attrs.frozen
+class Resumed:
+    """The run goes on after a pause."""
+
+    step: int
+
+
+@attrs.frozen
+class Finished:
+    """The work ended as planned."""
+
+    step: int
+    files: Sequence[str] = ()
+
+
+@attrs.frozen
+class Stopped:
+    """The user ended the work before its plan did."""
+
+    step: int
+    files: Sequence[str] = ()
+
+
+@attrs.frozen
+class Failed:
+    """The work ended by an error; `problems` as [{"path", "message", "fix"}] of Messages in words."""
+
+    step: int
+    problems: Sequence[Mapping[str, Any]]
+
+
+Event = Union[
+    Started, Phase, Progress, Stepped, Sampled, Validated, Saved, Rendered, Warned, Changed, Paused, Resumed, Finished, Stopped, Failed
+]
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """{"event": "stepped", ...}: the line of events.jsonl, without the time."""
+    plain = {field.name: _plain(getattr(event, field.name)) for field in attrs.fields(type(event))}
+    return {"event": type(event).__name__.lower(), **plain}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, Mapping) else value
