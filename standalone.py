@@ -275,9 +275,8 @@ def make_folder(folder: Path) -> str:
     write_state(folder, {"python": version})
     command = [python, "-m", "venv", *(["--system-site-packages"] if share else []), str(folder)]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        raise SetupError(
-            f"{python} could not make {folder}; its own words are above.", "Another one: LORA_TRAINER_PYTHON=/path/to/python3.11"
-        )
+        message = f"{python} could not make {folder}; its own words are above."
+        raise SetupError(message, "Name another Python: LORA_TRAINER_PYTHON=/path/to/python3.11")
     return version
 
 
