@@ -1,0 +1,122 @@
+"""LoRA files: written whole, opened again and compared, read back onto a model."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.errors import ModelError, TrainingError
+from lora_trainer.files import write_atomically
+from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.detect import read_header
+
+DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> bytes:
+    """The bytes of a safetensors file, with `sshs_model_hash` and `sshs_legacy_hash` added to the metadata.
+
+    Raises TrainingError when a tensor holds a value that is not finite: such a file is not written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: tensor.detach().to(device="cpu", dtype=DTYPES[precision]).contiguous() for name, tensor in state.items()}
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise TrainingError(
+            "the network holds values that are not finite ({name}), so it was not saved.",
+            name=bad[0],
+            fix="Use a lower learning rate, or a file precision of float or bf16.",
+        )
+    bare = save(tensors, metadata={key: value for key, value in metadata.items() if key.startswith("ss_")})
+    (length,) = struct.unpack("<Q", bare[:8])
+    hashes = {
+        "sshs_model_hash": hashlib.sha256(bare[8 + length :]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(bare[0x100000:0x110000]).hexdigest()[:8],
+    }
+    return save(tensors, metadata={**metadata, **hashes})
+
+
+def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:
+    """Writes a LoRA, opens it again and checks every tensor. Returns the file's sha256. Raises TrainerError."""
+    content = serialize(state, metadata, precision)
+    write_atomically(path, content)
+    verify(path, state)
+    return hashlib.sha256(content).hexdigest()
+
+
+def verify(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Opens a written file and compares names and shapes with what was to be saved."""
+    from safetensors import safe_open
+
+    with safe_open(str(path), framework="pt") as file:
+        written = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    if written != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+        raise TrainingError("{path} was not written correctly.", path=str(path), fix="Check the disk, then save again.")
+
+
+def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a LoRA file. Raises ModelError when the file is something else."""
+    from safetensors import safe_open
+
+    header = read_header(path)
+    if not any(".lora_down." in name for name in header):
+        raise ModelError("{path} is not a LoRA in sd-scripts' names.", path=str(path), fix="Choose a LoRA file.")
+    with safe_open(str(path), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return tensors, dict(header.get("__metadata__", {}))
+
+
+@contextlib.contextmanager
+def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iterator[None]:
+    """Puts LoRA files with their weights on a bundle while the block runs; several add up.
+
+    Several files are merged into one pair per layer by stacking their ranks, so that the order does not matter.
+    """
+    if not any(weight for _, weight in loras):
+        yield
+        return
+    adapter = stacked(bundle, [(read_lora(path)[0], weight, path) for path, weight in loras if weight])
+    adapter.attach(bundle)
+    try:
+        yield
+    finally:
+        adapter.detach()
+
+
+def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
+    """One adapter whose effect is the sum of several LoRA states, each times its weight."""
+    rank = sum(next(tensor for name, tensor in state.items() if name.endswith("lora_down.weight")).shape[0] for state, _, _ in loras)
+    parts = [part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")) if any(_has(state, prefix) for state, _, _ in loras)]
+    adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
+    known = {name: pair for pairs in adapter.pairs.values() for name, pair in pairs.items()}
+    with torch.no_grad():
+        for pair in known.values():
+            pair.down.zero_()
+        offset = 0
+        for state, weight, path in loras:
+            width = 0
+            for name in {key.rsplit(".lora_", 1)[0] for key in state if ".lora_" in key}:
+                if name not in known:
+                    raise ModelError("{path} holds {name}, which this model has not.", path=str(path), name=name, fix="Use a LoRA of the same family.")
+                down, up = state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"]
+                width = max(width, down.shape[0])
+                scale = float(state.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0] * weight
+                pair, span = known[name], slice(offset, offset + down.shape[0])
+                if pair.down[span].shape != down.shape or pair.up[:, span].shape != up.shape:
+                    raise ModelError("{path}: {name} has another shape than the model.", path=str(path), name=name, fix="Use a LoRA of the same family.")
+                pair.down[span].copy_(down)
+                pair.up[:, span].copy_(up.to(pair.up.dtype) * scale)
+            offset += width
+    return adapter
+
+
+def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in state)

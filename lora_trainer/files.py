@@ -1,0 +1,59 @@
+"""Writing files so that nobody ever sees half of one: a temporary name beside it, then one replace."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from lora_trainer.errors import TrainerError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `path` in one go. Raises TrainerError naming the file when the disk is full or the folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise TrainerError(
+            "{path} cannot be written ({reason}).", path=str(path), reason=error.strerror or error, fix="Choose a folder that you may write to."
+        ) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        replace_file(Path(name), path)
+    except OSError as error:
+        Path(name).unlink(missing_ok=True)
+        raise TrainerError(
+            "{path} could not be written ({reason}).",
+            path=str(path),
+            reason=error.strerror or error,
+            fix="Free some disk space or choose another folder.",
+        ) from error
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """os.replace that waits up to 2 s: on Windows a virus scanner or a reader may hold the target for a moment."""
+    end = time.monotonic() + 2.0
+    while True:
+        try:
+            os.replace(source, target)
+            return
+        except PermissionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

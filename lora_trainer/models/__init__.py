@@ -1,0 +1,1 @@
+"""Models: what a checkpoint is, its names in both layouts, and the bundle of modules that training sees."""

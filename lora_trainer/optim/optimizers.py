@@ -1,0 +1,105 @@
+"""Optimizers by name, on one flat buffer per learning-rate group where the optimizer works element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_trainer.errors import Problem, TrainerError
+from lora_trainer.messages import say
+from lora_trainer.registry import Registry
+
+OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
+
+
+@OPTIMIZERS.add("AdamW", "AdamW", lr_hint=1e-4, elementwise=True, bytes_per_parameter=8)
+def adamw(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """torch's AdamW (Loshchilov & Hutter 2019), fused where this torch can."""
+    try:
+        return torch.optim.AdamW(groups, fused=True, **options)
+    except (RuntimeError, TypeError):  # torch 2.1 has no fused AdamW on the CPU
+        return torch.optim.AdamW(groups, foreach=False, **options)
+
+
+def parse_args(text: str) -> dict[str, Any]:
+    """Optimizer arguments as sd-scripts writes them: `weight_decay=0.01 betas=.9,.999`. Raises TrainerError."""
+    parsed: dict[str, Any] = {}
+    for word in text.split():
+        name, sign, value = word.partition("=")
+        if not sign or not name or not value:
+            raise TrainerError("{word} is not name=value.", path="optimizer.args", word=word, fix="Write it so: weight_decay=0.01 betas=.9,.999")
+        parsed[name] = tuple(map(_value, value.split(","))) if "," in value else _value(value)
+    return parsed
+
+
+def check_args(name: str, text: str) -> Problem | None:
+    """Why the arguments cannot be used with this optimizer, found by building it on one number."""
+    try:
+        OPTIMIZERS[name].make([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-4}], parse_args(text))
+    except TrainerError as error:
+        return error.problems[0]
+    except (TypeError, ValueError) as error:
+        return Problem("optimizer.args", say("{name} does not take these arguments: {reason}.", name=name, reason=str(error)), say("Correct or empty the field."))
+    return None
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+class FlatOptimizer:
+    """An element-wise optimizer over one flat float32 buffer per group; the parameters become views of it.
+
+    `groups` holds (parameters, learning rate) pairs. Gradients are gathered into the buffer's own in one operation.
+    """
+
+    def __init__(self, name: str, groups: Sequence[tuple[Sequence[nn.Parameter], float]], options: Mapping[str, Any]) -> None:
+        self.parameters = [list(parameters) for parameters, _ in groups]
+        self.rates = [rate for _, rate in groups]
+        self.buffers = [self._flattened(parameters) for parameters in self.parameters]
+        made = [{"params": [buffer], "lr": rate} for buffer, rate in zip(self.buffers, self.rates)]
+        self.inner = OPTIMIZERS[name].make(made, options)
+
+    def gather(self) -> None:
+        """Moves the parameters' gradients into the flat buffers and frees them."""
+        for buffer, parameters in zip(self.buffers, self.parameters):
+            gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).view(-1) for p in parameters]
+            buffer.grad = torch.cat(gradients)
+            for parameter in parameters:
+                parameter.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """The flat gradients, one per group."""
+        return [buffer.grad for buffer in self.buffers if buffer.grad is not None]
+
+    def step(self, factor: float) -> None:
+        """One step at `factor` times each group's rate; gradients are dropped after it."""
+        for group, rate in zip(self.inner.param_groups, self.rates):
+            group["lr"] = rate * factor
+        self.inner.step()
+        self.drop()
+
+    def drop(self) -> None:
+        """Forgets the gradients."""
+        for buffer in self.buffers:
+            buffer.grad = None
+
+    @staticmethod
+    def _flattened(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
+        buffer = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
+        start = 0
+        for parameter in parameters:
+            parameter.data = buffer.data[start : start + parameter.numel()].view(parameter.shape)
+            start += parameter.numel()
+        return buffer

@@ -1,0 +1,1 @@
+"""Training: the plan, the setting up, one step, the loop, and what happens between steps."""
