@@ -395,9 +395,7 @@ def main(arguments: list[str]) -> int:
     if verb == "setup":
         return 0
     if verb == "test":
-        chosen = [] if "--all" in rest else ["-m", "not slow"]
-        rest = [word for word in rest if word != "--all"]
-        return run([python, "-X", "warn_default_encoding", "-m", "pytest", *chosen, *rest], cwd=str(ROOT))
+        return run([python, "-X", "warn_default_encoding", "-m", "pytest", *rest], cwd=str(ROOT))
     return run([python, "-m", *([] if verb == "tool" else ["lora_trainer", verb]), *rest])
 
 
