@@ -1,0 +1,86 @@
+"""Reading events.jsonl while somebody else writes it: from any number on, without going through what came before."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+STRIDE = 512
+TAIL = 1 << 16
+
+
+class EventsLog:
+    """Read side of one events.jsonl. Line n holds event n; a last line without its end (a killed process) is not there yet.
+
+    Remembers where every 512th line begins, so that `after` of a long file costs as much as what it returns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._marks = [0]
+        self._lines = 0
+        self._end = 0
+
+    def read(self, after: int = 0, limit: int = 0) -> list[dict[str, Any]]:
+        """Events with n > after, at most `limit` (0: all); [] when there is no file."""
+        with self._lock:
+            if not self._catch_up() or after >= self._lines:
+                return []
+            first = max(after, 0)
+            with self.path.open("rb") as file:
+                file.seek(self._marks[first // STRIDE])
+                for _ in range(first % STRIDE):
+                    file.readline()
+                count = min(self._lines - first, limit or self._lines)
+                lines = [file.readline() for _ in range(count)]
+        return _parsed(lines)
+
+    def _catch_up(self) -> bool:
+        """Counts the lines that came since the last time; starts anew when the file was replaced by a shorter one."""
+        try:
+            size = self.path.stat().st_size
+        except OSError:
+            self._marks, self._lines, self._end = [0], 0, 0
+            return False
+        if size < self._end:
+            self._marks, self._lines, self._end = [0], 0, 0
+        if size > self._end:
+            with self.path.open("rb") as file:
+                file.seek(self._end)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._end += len(line)
+                    self._lines += 1
+                    if self._lines % STRIDE == 0:
+                        self._marks.append(self._end)
+        return True
+
+
+def last_events(path: Path, size: int = TAIL) -> list[dict[str, Any]]:
+    """The whole lines in the last `size` bytes of the file, at least one where there is one; [] when there is none."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, 2)
+            start = file.seek(max(0, end - size))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return []
+    if start:
+        lines = lines[1:]
+        if not lines:
+            return last_events(path, size * 8)
+    return _parsed(lines)
+
+
+def _parsed(lines: list[bytes]) -> list[dict[str, Any]]:
+    """Events of the lines; what a power cut left of one is passed over."""
+    events = []
+    for line in lines:
+        with suppress(ValueError):
+            events.append(json.loads(line))
+    return events

@@ -1,0 +1,191 @@
+"""What is written down of a run while it goes on. Each sink is called with every Record, in order, in the run's thread."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.errors import TrainerError
+from lora_trainer.events import Failed, Finished, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
+from lora_trainer.files import write_atomically
+from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.record import Record, inside
+
+Sink = Callable[[Record], None]
+
+
+class EventsFile:
+    """events.jsonl: one object a line, handed to the system at once, so that a killed process loses nothing but its last line."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder.path
+        self._file = folder.events_file.open("ab")
+
+    def __call__(self, record: Record) -> None:
+        line = json.dumps(record.to_json(self.folder), ensure_ascii=False, default=str)
+        self._file.write(line.encode("utf-8") + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class ManifestFile:
+    """manifest.json: epoch and step of each saved file with its hash, loss, validation loss and previews; plan.json beside it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        config = folder.config_file
+        self.content: dict[str, Any] = {
+            "name": folder.about()["name"],
+            "outcome": None,
+            "config_hash": hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else "",
+            "started": 0.0,
+            "ended": None,
+            "step": 0,
+            "total_steps": 0,
+            "epoch": 0,
+            "epochs": 0,
+            "files": [],
+            "samples": [],
+            "validation": [],
+            "best": None,
+        }
+        self._loss: float | None = None
+
+    def __call__(self, record: Record) -> None:
+        event, content = record.event, self.content
+        content["started"] = content["started"] or round(record.time, 3)
+        if isinstance(event, Stepped):
+            self._loss = event.loss_average
+            content["step"], content["epoch"] = event.step, event.epoch
+            return
+        if isinstance(event, Started):
+            content["total_steps"] = int(event.plan.get("total_steps") or 0)
+            content["epochs"] = int(event.plan.get("epochs") or 0)
+            plan = json.dumps(dict(event.plan), ensure_ascii=False, indent=1, default=str)
+            write_atomically(self.folder.plan_file, plan.encode("utf-8"))
+        elif isinstance(event, Saved):
+            self._saved(event)
+        elif isinstance(event, Validated):
+            content["validation"].append({"step": event.step, "epoch": event.epoch, "loss": event.loss})
+        elif isinstance(event, Sampled):
+            self._sampled(event)
+        elif isinstance(event, (Finished, Stopped, Failed)):
+            content["outcome"] = type(event).__name__.lower()
+            content["ended"] = round(record.time, 3)
+        else:
+            return
+        self._write()
+
+    def _saved(self, event: Saved) -> None:
+        self.content["files"].append(
+            {
+                "epoch": event.epoch,
+                "step": event.step,
+                "path": event.path,
+                "sha256": event.sha256,
+                "bytes": event.bytes,
+                "final": event.final,
+                "loss": self._loss,
+                "validation": None,
+                "samples": [],
+            }
+        )
+
+    def _sampled(self, event: Sampled) -> None:
+        path = inside(self.folder.path, event.path)
+        self.content["samples"].append(
+            {"step": event.step, "epoch": event.epoch, "path": path, "prompt": event.prompt, "seed": event.seed, "index": event.index}
+        )
+
+    def _write(self) -> None:
+        losses = {entry["step"]: entry["loss"] for entry in self.content["validation"]}
+        for file in self.content["files"]:
+            file["validation"] = losses.get(file["step"])
+            file["samples"] = [sample["path"] for sample in self.content["samples"] if sample["step"] == file["step"]]
+        self.content["best"] = best_file(self.content["files"])
+        write_atomically(self.folder.manifest_file, json.dumps(self.content, ensure_ascii=False, indent=1).encode("utf-8"))
+
+
+def best_file(files: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The numbered file with the lowest validation loss, the earlier one of equals; None without validation."""
+    known = [file for file in files if file["validation"] is not None and not file["final"]]
+    if not known:
+        return None
+    best = min(known, key=lambda file: (file["validation"], file["step"]))
+    return {key: best[key] for key in ("epoch", "step", "path", "validation")}
+
+
+class ReportFile:
+    """report.txt, written when the run ends: what somebody else needs in order to understand it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.lines: list[str] = []
+        self.traceback: list[str] = []
+        self._last: Stepped | None = None
+        self._begun = 0.0
+
+    def __call__(self, record: Record) -> None:
+        event = record.event
+        self._begun = self._begun or record.time
+        if isinstance(event, Started):
+            self.lines += [f"device      {event.device} {event.dtype}", *_plan_lines(event.plan)]
+        elif isinstance(event, Stepped):
+            self._last = event
+        elif isinstance(event, Warned):
+            self.lines.append(f"warning     {event.message}")
+        elif isinstance(event, Validated):
+            self.lines.append(f"validation  step {event.step}, epoch {event.epoch}: {event.loss:.5f}")
+        elif isinstance(event, Saved):
+            self.lines.append(f"saved       {event.path}  {event.bytes / 1e6:.1f} MB  sha256 {event.sha256}")
+        elif isinstance(event, (Finished, Stopped, Failed)):
+            self._end(event, record.time)
+
+    def _end(self, event: Finished | Stopped | Failed, time: float) -> None:
+        head = [f"run         {self.folder.id}", f"outcome     {type(event).__name__.lower()} at step {event.step}"]
+        head.append(f"took        {time - self._begun:.0f} s")
+        if self._last:
+            head.append(f"loss        {self._last.loss_average:.5f} (average), {self._last.seconds:.3f} s a step")
+        problems = event.problems if isinstance(event, Failed) else ()
+        tail = [f"problem     {problem['path']} {problem['message']} {problem['fix']}" for problem in problems]
+        text = "\n".join([*head, *versions(), *self.lines, *tail, *self.traceback, ""])
+        write_atomically(self.folder.report_file, text.encode("utf-8"))
+
+
+def _plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    return [f"plan        {key}: {plan[key]}" for key in ("images", "steps_per_epoch", "epochs", "total_steps") if key in plan]
+
+
+def versions() -> list[str]:
+    """Lines naming Python, system and the packages that matter, without importing any."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"]
+    for name in ("torch", "diffusers", "transformers", "safetensors", "gradio"):
+        try:
+            lines.append(f"{name:<11} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"{name:<11} not installed")
+    own = sys.modules.get("lora_trainer")
+    return [f"trainer     {getattr(own, '__version__', '')}", *lines]
+
+
+def standard_sinks(folder: RunFolder) -> list[Sink]:
+    """What every run writes. Raises TrainerError when the folder cannot be written."""
+    try:
+        return [EventsFile(folder), ManifestFile(folder), ReportFile(folder)]
+    except OSError as error:
+        raise TrainerError(
+            "{path} cannot be written ({reason}).",
+            path=str(Path(folder.path)),
+            reason=error.strerror or str(error),
+            fix="Choose a folder that you may write to.",
+        ) from error

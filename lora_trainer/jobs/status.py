@@ -1,0 +1,199 @@
+"""What a run is doing now: one frozen record, carried on from event to event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from lora_trainer.events import (
+    Event,
+    Failed,
+    Finished,
+    Paused,
+    Phase,
+    Progress,
+    Rendered,
+    Resumed,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+    Validated,
+    Warned,
+)
+from lora_trainer.messages import Message
+
+STATES = ("idle", "planning", "caching", "training", "paused", "sampling", "saving", "stopping", "finished", "stopped", "failed")
+ENDED = ("finished", "stopped", "failed", "interrupted")
+PHASE_STATES = {
+    "planning": "planning",
+    "caching": "caching",
+    "training": "training",
+    "validating": "training",
+    "sampling": "sampling",
+    "rendering": "sampling",
+    "ranking": "sampling",
+    "saving": "saving",
+}
+STEADY = 0.9
+"""How much of the moving average of seconds a step stays with each new step."""
+
+
+@attrs.frozen
+class RunStatus:
+    """A run's snapshot. Times in seconds; `seconds_left` None while no step was measured; `speed` is seconds a step."""
+
+    id: str
+    name: str
+    kind: str = "train"
+    state: str = "planning"
+    phase: str = ""
+    done: int = 0
+    total: int = 0
+    step: int = 0
+    total_steps: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    steps_per_epoch: int = 0
+    speed: float | None = None
+    seconds_left: float | None = None
+    loss: float | None = None
+    loss_average: float | None = None
+    lr: float | None = None
+    vram_mb: float | None = None
+    validation: float | None = None
+    sample: str = ""
+    saved: int = 0
+    warnings: int = 0
+    warning: Message | None = None
+    device: str = ""
+    paused_because: str = ""
+    started: float = 0.0
+    n: int = 0
+    outcome: str | None = None
+    problems: Sequence[Mapping[str, Any]] = ()
+    beside: float = 0.0
+    """Seconds that went into saving, previews and validation since the first step."""
+    beside_since: float = 0.0
+    phase_since: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.outcome is not None
+
+    def after(self, event: Event, time: float) -> RunStatus:
+        """The status once `event` has happened at `time` (seconds since 1970)."""
+        change = _CHANGES.get(type(event))
+        moved = attrs.evolve(self, **change(self, event, time)) if change else self
+        return attrs.evolve(moved, n=self.n + 1, started=self.started or time)
+
+    def to_json(self, language: str = "en") -> dict[str, Any]:
+        """Plain values; warning and problems in the reader's language."""
+        plain = {field.name: getattr(self, field.name) for field in attrs.fields(RunStatus) if field.name not in _INNER}
+        plain["warning"] = self.warning.text(language) if self.warning else ""
+        plain["problems"] = [word_problem(problem, language) for problem in self.problems]
+        plain["error"] = " ".join(f"{problem['message']} {problem['fix']}".strip() for problem in plain["problems"])
+        return plain
+
+
+def word_problem(problem: Mapping[str, Any], language: str) -> dict[str, str]:
+    """A problem of a Failed event as {"path", "message", "fix"} in `language`: its templates travel beside it as "words"."""
+    words = problem.get("words") or {}
+    return {
+        "path": str(problem.get("path", "")),
+        **{part: word_message(words.get(part) or problem.get(part, ""), language) for part in ("message", "fix")},
+    }
+
+
+def word_message(message: Any, language: str) -> str:
+    """The text of a message as events.jsonl holds it: {"template", "values", "text"}, or plain text."""
+    if not isinstance(message, Mapping):
+        return str(message)
+    return _read(message).text(language)
+
+
+def _read(message: Mapping[str, Any]) -> Message:
+    values = message.get("values", {})
+    inner = {key: _read(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
+    return Message(message["template"], {**values, **inner})
+
+
+def _started(status: RunStatus, event: Started, time: float) -> dict[str, Any]:
+    plan = event.plan
+    return {
+        "total_steps": int(plan.get("total_steps") or 0),
+        "epochs": int(plan.get("epochs") or 0),
+        "steps_per_epoch": int(plan.get("steps_per_epoch") or 0),
+        "device": event.device,
+    }
+
+
+def _phase(status: RunStatus, event: Phase, time: float) -> dict[str, Any]:
+    state = PHASE_STATES.get(event.name.lower(), "training" if status.step else "planning")
+    return {
+        "phase": event.name,
+        "state": state,
+        "done": 0,
+        "total": event.total,
+        "phase_since": time,
+        "beside_since": status.beside_since or time,
+    }
+
+
+def _stepped(status: RunStatus, event: Stepped, time: float) -> dict[str, Any]:
+    speed = event.seconds if status.speed is None else STEADY * status.speed + (1 - STEADY) * event.seconds
+    beside = status.beside
+    if status.beside_since and status.step:  # what came before the first step happens once
+        beside += max(0.0, time - status.beside_since - event.seconds)
+    left = max(0, status.total_steps - event.step)
+    return {
+        "state": "training",
+        "phase": "training",
+        "step": event.step,
+        "epoch": event.epoch,
+        "speed": speed,
+        "seconds_left": left * (speed + beside / max(1, event.step)),
+        "loss": event.loss,
+        "loss_average": event.loss_average,
+        "lr": event.lr,
+        "vram_mb": event.vram_mb,
+        "beside": beside,
+        "beside_since": 0.0,
+    }
+
+
+def _resumed(status: RunStatus, event: Resumed, time: float) -> dict[str, Any]:
+    return {"state": "training", "paused_because": "", "beside_since": 0.0}  # a pause is no part of the time that the rest takes
+
+
+def _ended(outcome: str, status: RunStatus, event: Any) -> dict[str, Any]:
+    return {"state": outcome, "outcome": outcome, "seconds_left": 0.0, "step": max(status.step, event.step)}
+
+
+def _rendered(status: RunStatus, event: Rendered, time: float) -> dict[str, Any]:
+    done = status.done + 1
+    pace = (time - status.phase_since) / done
+    return {"done": done, "sample": event.path, "seconds_left": max(0, status.total - done) * pace}
+
+
+_INNER = ("beside", "beside_since", "phase_since")
+_CHANGES: dict[type, Any] = {
+    Started: _started,
+    Phase: _phase,
+    Progress: lambda status, event, time: {"done": event.done},
+    Stepped: _stepped,
+    Sampled: lambda status, event, time: {"sample": event.path},
+    Validated: lambda status, event, time: {"validation": event.loss},
+    Saved: lambda status, event, time: {"saved": status.saved + (not event.final)},
+    Rendered: _rendered,
+    Warned: lambda status, event, time: {"warnings": status.warnings + 1, "warning": event.message},
+    Paused: lambda status, event, time: {"state": "paused", "paused_because": event.reason},
+    Resumed: _resumed,
+    Finished: lambda status, event, time: _ended("finished", status, event),
+    Stopped: lambda status, event, time: _ended("stopped", status, event),
+    Failed: lambda status, event, time: _ended("failed", status, event) | {"problems": event.problems},
+}
