@@ -1,0 +1,349 @@
+"""A training run from config to files, as a generator of events; nothing runs until somebody iterates."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import attrs
+import torch
+from torch import Tensor
+
+from lora_trainer.adapters.files import write_lora
+from lora_trainer.config import derive
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.data import captions as wording
+from lora_trainer.data import order
+from lora_trainer.errors import TrainingError
+from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
+from lora_trainer.host.base import Host, Lease
+from lora_trainer.loss.noise import generator_for
+from lora_trainer.messages import say
+from lora_trainer.optim.schedules import factor
+from lora_trainer.train import metadata, setup
+from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
+from lora_trainer.train.prompts import SampleRequest
+from lora_trainer.train.runtime import computing, vram_mb
+from lora_trainer.train.sample import draw
+from lora_trainer.train.saving import Names, refuse_overwriting, write_side_files
+from lora_trainer.train.step import noisy_batch, picture_losses
+from lora_trainer.train.validate import validation_loss
+
+MOVED_AFTER = 10
+BAD_STEPS = 10
+
+
+def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iterator[Event]:
+    """Trains as `config` says and yields what happens; `folder` is the run's own (samples go there).
+
+    Ends with Finished or Stopped; raises TrainerError. The host is given back in every case.
+    """
+    names = Names(Path(config.save.output_dir or host.paths().lora_dir), derive.output_name(config))
+    refuse_overwriting(names, config.save.overwrite)
+    pictures = setup.read_pictures(config)
+    setup.preview_requests(config)
+    with host.lease(config.model) as lease:
+        plan = make_plan(config, pictures.records, lease.facts, Machine(lease.device.type, lease.free_mb))
+        yield Started(plan.to_json(), str(lease.device), "", 1)
+        yield from map_warnings(config, pictures)
+        run = _Run(config, host, control, folder, names, plan, lease, setup.prepare(config, pictures, lease))
+        run.trainer.attach()
+        try:
+            yield from run.events()
+        finally:
+            run.trainer.detach()
+    host.refresh_networks()
+    yield (Stopped if run.stopped else Finished)(run.step, tuple(str(path) for path in run.files))
+
+
+def map_warnings(config: TrainConfig, pictures: setup.Pictures) -> Sequence[Warned]:
+    """What is known before the first step."""
+    return setup.early_warnings(config, pictures)
+
+
+@attrs.define(eq=False)
+class _Run:
+    """The state of one run between its steps."""
+
+    config: TrainConfig
+    host: Host
+    control: Control
+    folder: Path
+    names: Names
+    plan: TrainingPlan
+    lease: Lease
+    trainer: setup.Trainer
+    step: int = 0
+    epoch: int = 0
+    stopped: bool = False
+    bad: int = 0
+    files: list[Path] = attrs.field(factory=list)
+    saved_at: tuple[int, int] = (-1, -1)
+    sampled_at: int = -1
+    validated_at: int = -1
+    recent: deque[float] = attrs.field(factory=deque)
+    shared_words: dict[str, str] = attrs.field(factory=dict)
+
+    def events(self) -> Iterator[Event]:
+        """The whole run: cache, look before training, epochs, the last file."""
+        self.recent = deque(maxlen=max(1, self.plan.steps_per_epoch))
+        self.shared_words = self._shared_words()
+        if self.config.data.cache_latents or self.trainer.pictures.held:
+            yield Phase("caching", len(self.trainer.pictures.records))
+            yield from setup.fill_cache(self.trainer, self.control)
+        if not self.control.stopping:
+            yield from self._validate()
+            if self.config.sample.at_first and self.trainer.requests:
+                yield from self._preview()
+        yield Phase("training", self.plan.total_steps)
+        while self.step < self.plan.total_steps and not self.control.stopping:
+            self.epoch += 1
+            yield from self._one_epoch()
+        yield from self._end()
+
+    def _one_epoch(self) -> Iterator[Event]:
+        data, accumulation = self.config.data, self.config.steps.gradient_accumulation_steps
+        batches = order.epoch_batches(self.trainer.pictures.trained, batch_size=data.batch_size, seed=self.config.seed, epoch=self.epoch)
+        groups = [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
+        if data.shuffle_caption or data.caption_dropout_rate:
+            self.trainer.captions.forget()
+        for number, group in enumerate(groups, start=1):
+            yield from self._between_steps()
+            if self.control.stopping or self.step >= self.plan.total_steps:
+                return
+            yield self._one_step(group)
+            yield from self._after_step(number == len(groups))
+
+    def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Stepped:
+        begin = time.perf_counter()
+        trainer, pictures = self.trainer, sum(len(batch) for batch in group)
+        total = torch.zeros((), device=trainer.bundle.device)
+        with torch.inference_mode(False), torch.enable_grad():
+            for batch in group:
+                loss = self._batch_loss(batch) / pictures
+                (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
+                total += loss.detach()
+            rate = factor(self.config.schedule.type, self.step, self.plan.total_steps, self.plan.warmup_steps, self.config.schedule.min_lr_ratio)
+            norm = self._update(rate)
+        loss_value = float(total)
+        self._watch(loss_value)
+        self.step += 1
+        self.recent.append(loss_value)
+        lr = max(trainer.optimizer.rates, default=0.0) if len(trainer.optimizer.rates) == 1 else trainer.optimizer.rates[0]
+        return Stepped(
+            step=self.step,
+            epoch=self.epoch,
+            loss=loss_value,
+            loss_average=sum(self.recent) / len(self.recent),
+            lr=lr * rate,
+            grad_norm=norm,
+            seconds=time.perf_counter() - begin,
+            vram_mb=round(vram_mb(trainer.bundle.device), 1),
+        )
+
+    def _batch_loss(self, batch: Sequence[order.Item]) -> Tensor:
+        trainer, config, seed = self.trainer, self.config, self.config.seed
+        records = [trainer.pictures.trained[item.index] for item in batch]
+        keys = [(seed, self.epoch, record.key, item.repeat) for record, item in zip(records, batch)]
+        flips = [config.data.flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key))) for key in keys]
+        latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips)]
+        texts = [
+            wording.drawn_caption(record, trainer.pictures.rules, seed=seed, epoch=self.epoch, repeat=item.repeat) for record, item in zip(records, batch)
+        ]
+        with computing(trainer.precision, trainer.bundle.device, grad=True):
+            drawn = noisy_batch(latents, keys, lambda: trainer.captions.encode(trainer.bundle, texts), trainer.rules, trainer.bundle.device)
+            return picture_losses(trainer.bundle, drawn, trainer.rules).sum()
+
+    def _update(self, rate: float) -> float:
+        """Clips the gathered gradient and steps; returns its length before clipping."""
+        optimizer, scaler = self.trainer.optimizer, self.trainer.scaler
+        optimizer.gather()
+        if scaler is not None:
+            scaler.unscale_(optimizer.inner)
+        gradients = optimizer.gradients()
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        length = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        limit = self.config.optimizer.max_grad_norm
+        norm = float(length)
+        if limit and norm > limit:
+            for gradient in gradients:
+                gradient.mul_(limit / (norm + 1e-6))
+        if norm == norm and norm != float("inf"):
+            optimizer.step(rate)
+        else:
+            optimizer.drop()
+        if scaler is not None:
+            scaler.update()
+        return norm
+
+    def _watch(self, loss: float) -> None:
+        """Stops a run whose loss is no number: ten such steps in a row cannot become well again."""
+        self.bad = 0 if loss == loss and loss not in (float("inf"), float("-inf")) else self.bad + 1
+        if self.bad >= BAD_STEPS:
+            raise TrainingError(
+                "the loss has been no number for {count} steps.", count=BAD_STEPS, fix='Use a lower learning rate, or set memory.mixed_precision to "no".'
+            )
+
+    def _after_step(self, epoch_ends: bool) -> Iterator[Event]:
+        if self.step == min(MOVED_AFTER, self.plan.total_steps) and self.step == MOVED_AFTER:
+            setup.check_moved(self.trainer)
+        last = self.step >= self.plan.total_steps
+        epoch_done = epoch_ends or last
+        saves = self.plan.saves
+        if saves.steps and self.step % saves.steps == 0 and not last:
+            yield from self._save(self.names.step(self.step))
+        if saves.epochs and epoch_done and (self.epoch % saves.epochs == 0 or last):
+            yield from self._save(self.names.epoch(self.epoch))
+        if self.plan.validations.hit(self.step, self.epoch, epoch_done):
+            yield from self._validate()
+        if self.trainer.requests and self.plan.previews.hit(self.step, self.epoch, epoch_done):
+            yield from self._preview()
+
+    def _between_steps(self) -> Iterator[Event]:
+        """What the user asked for meanwhile: save, preview, pause; and other people's turn at the host."""
+        if self.control.take("save"):
+            yield from self._save(self.names.step(self.step))
+        if self.control.take("sample") and self.trainer.requests:
+            yield from self._preview()
+        if self.control.pausing:
+            yield from self._pause()
+        elif self.lease.breathe():
+            self.trainer.rebuild(self.lease.source)
+
+    def _pause(self) -> Iterator[Event]:
+        self.trainer.detach()
+        self.lease.pause()
+        yield Paused(self.step)
+        self.control.wait_while_paused()
+        self.trainer.rebuild(self.lease.resume())
+        yield Resumed(self.step)
+
+    def _end(self) -> Iterator[Event]:
+        self.stopped = self.step < self.plan.total_steps
+        if self.stopped:
+            if self.control.save_on_stop and self.step:
+                yield from self._save(self.names.step(self.step))
+            return
+        if self.validated_at != self.step:
+            yield from self._validate()
+        yield from self._save(self.names.final(), final=True)
+
+    def _save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
+        if path in self.files:
+            return
+        yield Phase("saving", 1)
+        words = metadata.moment(self.shared_words, step=self.step, epoch=self.epoch)
+        state = self.trainer.adapter.state_dict()
+        sha256 = write_lora(path, state, words, self.config.save.precision)
+        self.files.append(path)
+        self._describe(path)
+        yield Saved(self.step, self.epoch, str(path), sha256, path.stat().st_size, final)
+
+    def _describe(self, path: Path) -> None:
+        text = f"{self.names.name}: epoch {self.epoch}, step {self.step}, {self.plan.images} pictures"
+        preview = self._sample_path(0) if self.sampled_at == self.step else None
+        write_side_files(path, trigger=self.config.data.trigger_word, description=text, preview=preview)
+
+    def _validate(self) -> Iterator[Event]:
+        held = self.trainer.pictures.held
+        if not held or self.validated_at == self.step:
+            return
+        yield Phase("validating", len(held))
+        loss = validation_loss(
+            self.trainer.bundle,
+            [self.trainer.latent(record, False) for record in held],
+            [record.key for record in held],
+            lambda number: self.trainer.captions.encode(self.trainer.bundle, [wording.caption_of(held[number], self.trainer.pictures.rules)]),
+            self.trainer.precision,
+            lambda: not self.control.stopping,
+        )
+        if loss is not None:
+            self.validated_at = self.step
+            yield Validated(self.step, self.epoch, loss)
+
+    def _preview(self) -> Iterator[Event]:
+        """Draws every preview prompt; one that fails or is interrupted is a warning, never the end of the run."""
+        if self.sampled_at == self.step:
+            return
+        yield Phase("sampling", len(self.trainer.requests))
+        for index, request in enumerate(self.trainer.requests):
+            try:
+                picture = self._draw(request)
+            except (RuntimeError, OSError) as error:
+                yield Warned(say("The preview at step {step} was left out: {reason}", step=self.step, reason=str(error)[:200]))
+                break
+            if picture is None:
+                break
+            path = self._sample_path(index)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            self.sampled_at = self.step
+            yield Sampled(self.step, self.epoch, str(path), request.prompt, request.seed, index)
+            yield Progress(index + 1)
+        if self.sampled_at == self.step:
+            for saved in self.files[-2:]:
+                if saved in (self.names.epoch(self.epoch), self.names.step(self.step)):
+                    self._describe(saved)
+
+    def _draw(self, request: SampleRequest):  # type: ignore[no-untyped-def]
+        if not self.lease.own_previews:
+            return draw(self.trainer.bundle, request, self.trainer.precision, lambda: self.control.stopping)
+        weights = None if self.step == 0 else self._write_temporary
+        return self.lease.preview(request, weights, 1.0, self.control)
+
+    def _write_temporary(self, path: Path) -> None:
+        """The weights as they are, for the host's own pipeline."""
+        write_lora(path, self.trainer.adapter.state_dict(), metadata.moment(self.shared_words, step=self.step, epoch=self.epoch), "float")
+
+    def _sample_path(self, index: int) -> Path:
+        return self.folder / "samples" / f"{self.names.name}_{self.step:06d}_{index:02d}.png"
+
+    def _shared_words(self) -> dict[str, str]:
+        config, plan = self.config, self.plan
+        options = {
+            "learning_rate": config.optimizer.learning_rate,
+            "unet_lr": derive.unet_lr(config),
+            "text_encoder_lr": derive.text_encoder_lr(config),
+            "num_validation_images": plan.validation_images,
+            "num_batches_per_epoch": plan.steps_per_epoch * config.steps.gradient_accumulation_steps,
+            "num_epochs": plan.epochs,
+            "max_train_steps": plan.total_steps,
+            "batch_size_per_device": config.data.batch_size,
+            "total_batch_size": config.data.batch_size,
+            "gradient_accumulation_steps": config.steps.gradient_accumulation_steps,
+            "gradient_checkpointing": config.memory.gradient_checkpointing,
+            "lr_scheduler": config.schedule.type,
+            "lr_warmup_steps": plan.warmup_steps,
+            "optimizer": config.optimizer.type + (f"({config.optimizer.args})" if config.optimizer.args else ""),
+            "max_grad_norm": config.optimizer.max_grad_norm,
+            "mixed_precision": self.trainer.precision.name,
+            "clip_skip": config.model.clip_skip,
+            "max_token_length": 75,
+            "cache_latents": config.data.cache_latents,
+            "seed": config.seed,
+            "noise_offset": config.loss.noise_offset or None,
+            "min_snr_gamma": config.loss.min_snr_gamma or None,
+            "caption_dropout_rate": config.data.caption_dropout_rate,
+            "flip_aug": config.data.flip_aug,
+            "shuffle_caption": config.data.shuffle_caption,
+            "keep_tokens": config.data.keep_tokens,
+            "enable_bucket": config.data.enable_bucket,
+            "bucket_no_upscale": config.data.bucket_no_upscale,
+            "min_bucket_reso": config.data.min_bucket_reso,
+            "max_bucket_reso": config.data.max_bucket_reso,
+            "network_args": None,
+        }
+        facts = metadata.RunFacts(
+            output_name=self.names.name,
+            started_at=metadata.now(),
+            checkpoint=self.lease.checkpoint,
+            checkpoint_sha256=self.lease.sha256,
+            vae=self.lease.vae_title,
+            trigger=config.data.trigger_word,
+            resolution=derive.resolution(config),
+            options=options,
+        )
+        return metadata.run_metadata(facts, self.trainer.pictures.trained, self.trainer.adapter.metadata())

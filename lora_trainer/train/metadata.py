@@ -1,0 +1,117 @@
+"""What the header of a LoRA file says: sd-scripts' `ss_*` words, which the WebUI reads, and the model spec's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from lora_trainer import __version__
+from lora_trainer.data.records import ImageRecord
+
+
+@attrs.frozen
+class RunFacts:
+    """What stays the same in all files of one run."""
+
+    output_name: str
+    started_at: float
+    checkpoint: Path
+    checkpoint_sha256: str
+    vae: str
+    trigger: str
+    resolution: tuple[int, int]
+    options: Mapping[str, Any]
+    """`ss_` key without the prefix -> value, of everything that was set."""
+
+
+def now() -> float:
+    """The time, or SOURCE_DATE_EPOCH where it is set, so that the same run writes the same bytes."""
+    fixed = os.environ.get("SOURCE_DATE_EPOCH")
+    return float(fixed) if fixed else time.time()
+
+
+def old_checkpoint_hash(path: Path) -> str:
+    """The WebUI's old 8-digit model hash: 64 KiB of the file from 1 MiB on."""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mapping[str, str]) -> dict[str, str]:
+    """The part of the header that all files of a run share; all values are strings."""
+    words = {
+        **facts.options,
+        "session_id": int(hashlib.sha256(f"{facts.output_name}{facts.started_at}".encode()).hexdigest()[:8], 16),
+        "training_started_at": facts.started_at,
+        "output_name": facts.output_name,
+        "sd_model_name": facts.checkpoint.name,
+        "sd_model_hash": old_checkpoint_hash(facts.checkpoint),
+        "new_sd_model_hash": facts.checkpoint_sha256,
+        "v2": False,
+        "base_model_version": "sd_v1",
+        "resolution": f"({facts.resolution[0]}, {facts.resolution[1]})",
+        "num_train_images": sum(record.repeats for record in records),
+        "num_reg_images": 0,
+        "dataset_dirs": _folders(records),
+        "tag_frequency": _tags(records, facts.trigger),
+        "bucket_info": _buckets(records),
+        **({"vae_name": facts.vae} if facts.vae else {}),
+    }
+    return {
+        **{f"ss_{key}": _text(value) for key, value in words.items()},
+        **network,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": facts.output_name,
+        "modelspec.resolution": f"{facts.resolution[0]}x{facts.resolution[1]}",
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(facts.started_at)),
+        "modelspec.prediction_type": "epsilon",
+        "modelspec.encoder_layer": str(facts.options.get("clip_skip", 1)),
+        "modelspec.implementation_version": f"lora_trainer {__version__}",
+        **({"modelspec.trigger_phrase": facts.trigger} if facts.trigger else {}),
+    }
+
+
+def moment(shared: Mapping[str, str], *, step: int, epoch: int) -> dict[str, str]:
+    """The shared words with those of one moment of the run."""
+    return {**shared, "ss_steps": str(step), "ss_epoch": str(epoch), "ss_training_finished_at": str(now())}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+
+
+def _folder(record: ImageRecord) -> str:
+    return record.path.parent.name
+
+
+def _folders(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
+    counted: dict[str, dict[str, int]] = {}
+    for record in records:
+        entry = counted.setdefault(_folder(record), {"n_repeats": record.repeats, "img_count": 0})
+        entry["img_count"] += 1
+    return counted
+
+
+def _tags(records: Sequence[ImageRecord], trigger: str) -> dict[str, dict[str, int]]:
+    counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        counted[_folder(record)].update(tag.strip() for tag in (record.caption or trigger).split(",") if tag.strip())
+    return {folder: dict(tags) for folder, tags in counted.items()}
+
+
+def _buckets(records: Sequence[ImageRecord]) -> dict[str, Any]:
+    counts = Counter({record.bucket: 0 for record in records})
+    for record in records:
+        counts[record.bucket] += record.repeats
+    sizes = sorted((bucket for bucket in counts if bucket is not None), key=lambda size: (size[0], size[1]))
+    return {"buckets": {str(number): {"resolution": list(size), "count": counts[size]} for number, size in enumerate(sizes)}}

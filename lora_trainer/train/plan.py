@@ -1,0 +1,177 @@
+"""What will happen, exactly, before anything starts: steps, epochs, files, and an estimate of time and memory (no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from lora_trainer.config import derive
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.data import order
+from lora_trainer.data.records import ImageRecord
+from lora_trainer.models.detect import ModelFacts
+
+DEFAULT_EPOCHS = 10
+BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
+SD1_CHANNELS, SD1_PIXELS = 320, 512 * 512
+ACTIVATIONS_MB = {False: 884.0, True: 147.0}
+"""bf16 activations of one 512 x 512 picture through SD 1.5's U-Net, kept whole and recomputed block by block (counted)."""
+SD1_TFLOP = 1.81
+"""Forward and backward of one such picture (counted)."""
+
+
+@attrs.frozen
+class Machine:
+    """What the plan needs to know of the machine: `free_mb` for the run, `tflops` a guess of what it really reaches."""
+
+    device: str = "cpu"
+    free_mb: float = 0.0
+    tflops: float = 0.05
+
+
+@attrs.frozen
+class Marks:
+    """When something happens between steps; 0 means never. `epochs` and `steps` both count."""
+
+    epochs: int
+    steps: int
+
+    def hit(self, step: int, epoch: int, epoch_ends: bool) -> bool:
+        """Whether it happens after this step (1 is the first) of this epoch (1 is the first)."""
+        by_step = bool(self.steps) and step % self.steps == 0
+        return by_step or (epoch_ends and bool(self.epochs) and epoch % self.epochs == 0)
+
+
+@attrs.frozen
+class TrainingPlan:
+    """The exact course of a run, and estimates (marked so) of what it costs."""
+
+    images: int
+    validation_images: int
+    buckets: tuple[tuple[int, int, int], ...]
+    steps_per_epoch: int
+    epochs: int
+    total_steps: int
+    warmup_steps: int
+    saves: Marks
+    previews: Marks
+    validations: Marks
+    files: int
+    disk_mb: float
+    seconds: float
+    memory: tuple[tuple[str, float], ...]
+    free_mb: float
+    effective_scale: float
+
+    @property
+    def needed_mb(self) -> float:
+        """All parts of the memory estimate together."""
+        return sum(megabytes for _, megabytes in self.memory)
+
+    def to_json(self) -> dict[str, Any]:
+        """The `check` shape, without its problems."""
+        return {
+            "images": self.images,
+            "validation_images": self.validation_images,
+            "buckets": [{"width": width, "height": height, "count": count} for width, height, count in self.buckets],
+            "steps_per_epoch": self.steps_per_epoch,
+            "epochs": self.epochs,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "seconds": round(self.seconds, 1),
+            "files": self.files,
+            "disk_mb": round(self.disk_mb, 2),
+            "memory": {
+                "parts": {name: round(megabytes, 1) for name, megabytes in self.memory},
+                "needed_mb": round(self.needed_mb, 1),
+                "free_mb": round(self.free_mb, 1),
+                "fits": not self.free_mb or self.needed_mb <= self.free_mb,
+                "estimate": True,
+            },
+            "effective_scale": self.effective_scale,
+        }
+
+
+def make_plan(config: TrainConfig, records: Sequence[ImageRecord], facts: ModelFacts | None, machine: Machine) -> TrainingPlan:
+    """The plan for usable, placed records (validation pictures among them are counted apart)."""
+    trained = [record for record in records if record.usable and not record.validation]
+    held = len([record for record in records if record.usable and record.validation])
+    per_epoch = order.steps_per_epoch(trained, config.data.batch_size, config.steps.gradient_accumulation_steps)
+    epochs, total = _length(config, per_epoch)
+    counts = Counter(record.bucket for record in trained if record.bucket)
+    saves = Marks(derive.interval_epochs(config.save), config.save.every_n_steps)
+    previews = Marks(derive.interval_epochs(config.sample), 0 if derive.interval_epochs(config.sample) else config.sample.every_n_steps)
+    files = _count_files(saves, per_epoch, total)
+    network = network_parameters(config, facts)
+    return TrainingPlan(
+        images=len(trained),
+        validation_images=held,
+        buckets=tuple((width, height, count) for (width, height), count in sorted(counts.items())),
+        steps_per_epoch=per_epoch,
+        epochs=epochs,
+        total_steps=total,
+        warmup_steps=derive.warmup_steps(config, total),
+        saves=saves,
+        previews=previews,
+        validations=Marks(derive.interval_epochs(config.validate), config.validate.every_n_steps),
+        files=files,
+        disk_mb=files * network * BYTES[config.save.precision] / 2**20,
+        seconds=_seconds(config, facts, machine, total, len(trained)),
+        memory=_memory(config, facts, machine, network),
+        free_mb=machine.free_mb,
+        effective_scale=config.network.alpha / config.network.dim,
+    )
+
+
+def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:
+    """Parameters of the LoRA: what Stable Diffusion 1.5 has at rank 1 (192 and 72 layers), scaled by rank and width."""
+    wide = 1.0 if facts is None else facts.model_channels / SD1_CHANNELS
+    deep = 1.0 if facts is None else facts.text_layers / 12 * facts.context_width / 768
+    unet = 424_960 * wide if derive.trains_unet(config) else 0
+    text = 165_888 * deep if derive.trains_text_encoder(config) else 0
+    return int((unet + text) * config.network.dim)
+
+
+def _length(config: TrainConfig, per_epoch: int) -> tuple[int, int]:
+    steps = config.steps
+    if not steps.max_train_epochs and steps.max_train_steps:
+        return math.ceil(steps.max_train_steps / max(1, per_epoch)), steps.max_train_steps
+    epochs = steps.max_train_epochs or DEFAULT_EPOCHS
+    return epochs, epochs * per_epoch
+
+
+def _count_files(saves: Marks, per_epoch: int, total: int) -> int:
+    by_epoch = {min(step, total) for step in range(per_epoch, total + per_epoch, max(1, per_epoch))} if saves.epochs else set()
+    numbered = [step for number, step in enumerate(sorted(by_epoch), start=1) if number % saves.epochs == 0 or step == total]
+    by_step = [step for step in range(saves.steps, total, saves.steps) if step] if saves.steps else []
+    return len(numbered) + len(by_step) + 1
+
+
+def _memory(config: TrainConfig, facts: ModelFacts | None, machine: Machine, network: int) -> tuple[tuple[str, float], ...]:
+    precision = config.memory.mixed_precision
+    if precision == "auto":
+        precision = "no" if machine.device == "cpu" else "fp16"
+    size = BYTES[precision]
+    unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
+    width, height = derive.resolution(config)
+    share = (1.0 if facts is None else facts.model_channels / SD1_CHANNELS) * width * height / SD1_PIXELS * config.data.batch_size
+    kept_vae = vae * (4 if machine.device == "cpu" else 0)
+    return (
+        ("model", ((unet + text) * size + kept_vae) / 2**20),
+        ("network", network * 16 / 2**20),
+        ("activations", ACTIVATIONS_MB[config.memory.gradient_checkpointing] * share * size / 2),
+        ("workspace", 600.0 if machine.device != "cpu" else 100.0),
+    )
+
+
+def _seconds(config: TrainConfig, facts: ModelFacts | None, machine: Machine, total: int, images: int) -> float:
+    width, height = derive.resolution(config)
+    wide = 1.0 if facts is None else (facts.model_channels / SD1_CHANNELS) ** 2
+    work = SD1_TFLOP * wide * width * height / SD1_PIXELS
+    batch = config.data.batch_size * config.steps.gradient_accumulation_steps
+    again = 1.3 if config.memory.gradient_checkpointing else 1.0
+    return total * (0.05 * config.steps.gradient_accumulation_steps + work * batch * again / machine.tflops) + images * work * 0.6 / machine.tflops

@@ -1,0 +1,189 @@
+"""The composition root: from a config and a lent model to everything that the loop needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.config import derive
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.data import buckets, captions, scan
+from lora_trainer.data.cache import LatentCache
+from lora_trainer.data.records import ImageRecord
+from lora_trainer.errors import DatasetError, TrainingError
+from lora_trainer.events import Event, Warned
+from lora_trainer.host.base import Lease
+from lora_trainer.messages import Message, say
+from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.load import load
+from lora_trainer.models.source import ModelSource
+from lora_trainer.optim.optimizers import FlatOptimizer, parse_args
+from lora_trainer.train.checkpointing import Checkpointing
+from lora_trainer.train.conditioning import Captions
+from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
+from lora_trainer.train.sample import encode
+from lora_trainer.train.step import LossRules
+
+
+@attrs.frozen
+class Pictures:
+    """The pictures of a run: `trained` and `held` (validation), both usable and placed into buckets."""
+
+    trained: tuple[ImageRecord, ...]
+    held: tuple[ImageRecord, ...]
+    rules: captions.CaptionRules
+    warnings: tuple[Message, ...]
+
+    @property
+    def records(self) -> tuple[ImageRecord, ...]:
+        """Both together."""
+        return self.trained + self.held
+
+
+def read_pictures(config: TrainConfig) -> Pictures:
+    """Scans, holds back and places the pictures. Raises DatasetError when none can be trained on."""
+    data = config.data
+    found = scan.scan(
+        Path(data.train_data_dir),
+        num_repeats=data.num_repeats,
+        class_tokens=data.class_tokens,
+        caption_extension=data.caption_extension,
+        leave_out=data.leave_out,
+    )
+    records, warnings = list(found.records), list(found.warnings)
+    if config.validate.data_dir:
+        own = scan.scan(Path(config.validate.data_dir), num_repeats=1, class_tokens=data.class_tokens, caption_extension=data.caption_extension, leave_out=())
+        records += [attrs.evolve(record, validation=True, key=f"validation/{record.key}") for record in own.records]
+    elif config.validate.fraction:
+        records = list(scan.split_validation(tuple(records), config.validate.fraction, config.seed))
+    placed = buckets.place([record for record in records if record.usable], data)
+    rules = captions.CaptionRules(
+        trigger_word=data.trigger_word,
+        class_tokens=data.class_tokens,
+        keep_tokens=data.keep_tokens,
+        shuffle=data.shuffle_caption,
+        dropout_rate=data.caption_dropout_rate,
+    )
+    pictures = Pictures(
+        tuple(record for record in placed if not record.validation), tuple(record for record in placed if record.validation), rules, tuple(warnings)
+    )
+    if not pictures.trained:
+        raise DatasetError("{folder} holds no picture that can be trained on.", folder=data.train_data_dir, path="data.train_data_dir", fix="Add pictures.")
+    if not any(captions.caption_of(record, rules) for record in pictures.trained):
+        raise DatasetError(
+            "none of the {count} pictures has a caption, and there is neither a trigger word nor a class word.",
+            count=len(pictures.trained),
+            path="data.trigger_word",
+            fix="Write a trigger word, or put a .txt caption beside each picture.",
+        )
+    return pictures
+
+
+@attrs.define(eq=False)
+class Trainer:
+    """Everything that the loop works with. `bundle` is replaced when the host's model had to be read anew."""
+
+    config: TrainConfig
+    pictures: Pictures
+    precision: Precision
+    bundle: ModelBundle
+    adapter: LoraAdapter
+    optimizer: FlatOptimizer
+    scaler: Any
+    captions: Captions
+    cache: LatentCache
+    rules: LossRules
+    requests: tuple[SampleRequest, ...]
+    checkpointing: Checkpointing | None = None
+
+    def attach(self) -> None:
+        """Puts network and checkpointing on the bundle's modules."""
+        self.adapter.attach(self.bundle)
+        if self.config.memory.gradient_checkpointing:
+            self.checkpointing = Checkpointing(self.bundle.unet, self.bundle.text_encoder)
+
+    def detach(self) -> None:
+        """Takes both off again."""
+        if self.checkpointing is not None:
+            self.checkpointing.remove()
+            self.checkpointing = None
+        self.adapter.detach()
+
+    def rebuild(self, source: ModelSource) -> None:
+        """The same network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
+        self.detach()
+        self.bundle = load(source, self.bundle.device, self.precision.base)
+        self.attach()
+
+    def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
+        """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
+        return self.cache.get(record, flipped)
+
+
+def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
+    """Loads the model, makes network, optimizer and caches. Nothing of the host is changed."""
+    precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
+    bundle = load(lease.source, lease.device, precision.base)
+    parts = [part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted]
+    adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
+    rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
+    groups = [(parameters, rates[part]) for part, parameters in adapter.parameters().items()]
+    trainer = Trainer(
+        config=config,
+        pictures=pictures,
+        precision=precision,
+        bundle=bundle,
+        adapter=adapter,
+        optimizer=FlatOptimizer(config.optimizer.type, groups, parse_args(config.optimizer.args)),
+        scaler=make_scaler(precision, lease.device),
+        captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts),
+        cache=LatentCache(lambda pixels: encode(trainer.bundle, pixels), keep=config.data.cache_latents),
+        rules=LossRules(config.loss.min_snr_gamma, config.loss.noise_offset),
+        requests=preview_requests(config),
+    )
+    return trainer
+
+
+def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
+    """The preview prompts of a config as requests. Raises TrainerError for a line that cannot be read."""
+    width, height = derive.resolution(config)
+    defaults = SampleRequest("", width=width, height=height, seed=config.seed, sampler=config.sample.sampler, clip_skip=config.model.clip_skip)
+    return tuple(parse_prompt_line(line, defaults) for line in config.sample.prompts if line.strip() and not line.lstrip().startswith("#"))
+
+
+def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
+    """Encodes all pictures once; Progress as it goes on."""
+    yield from trainer.cache.fill(trainer.pictures.records, flip=trainer.config.data.flip_aug, control=control)
+
+
+def early_warnings(config: TrainConfig, pictures: Pictures) -> list[Warned]:
+    """What the user should know before the first step."""
+    found = [Warned(message) for message in pictures.warnings]
+    if config.network.alpha > config.network.dim:
+        found.append(
+            Warned(
+                say("Alpha is larger than rank: the network counts {scale} times.", scale=round(config.network.alpha / config.network.dim, 3)),
+                "network.alpha",
+            )
+        )
+    if not any(rate for rate in (derive.unet_lr(config), derive.text_encoder_lr(config))):
+        found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
+    return found
+
+
+def check_moved(trainer: Trainer) -> None:
+    """After ten steps every layer has moved; raises TrainingError naming the first that has not."""
+    rates = {"unet": derive.unet_lr(trainer.config), "text_encoder": derive.text_encoder_lr(trainer.config)}
+    still = [name for name in trainer.adapter.unmoved() if rates["unet" if name.startswith("lora_unet") else "text_encoder"] > 0]
+    if still:
+        raise TrainingError(
+            "after ten steps {count} layers have not moved, the first is {name}.", count=len(still), name=still[0], fix="Please report this: nothing useful is being learned."
+        )

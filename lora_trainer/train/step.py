@@ -1,0 +1,56 @@
+"""One batch to one loss: noise, the model's answer, and how far it is off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lora_trainer.loss import noise as noising
+from lora_trainer.loss.objectives import target
+from lora_trainer.loss.weights import min_snr, signal_to_noise
+from lora_trainer.models.bundle import ModelBundle
+
+
+@attrs.frozen(eq=False)
+class Batch:
+    """All that a step sees. latents, noise [n, 4, h, w]; timesteps [n]; conditioning [n, 77, width]."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    conditioning: Tensor
+
+
+@attrs.frozen
+class LossRules:
+    """What the loss depends on besides the batch."""
+
+    min_snr_gamma: float = 0.0
+    noise_offset: float = 0.0
+
+
+def noisy_batch(latents: Sequence[Tensor], keys: Sequence[tuple[object, ...]], captions: Callable[[], Tensor], rules: LossRules, device: torch.device) -> Batch:
+    """Draws each picture's timestep and noise from its own key, so that the way of batching changes nothing."""
+    drawn = [noising.draw(tuple(latent.shape), 1000, rules.noise_offset, *key) for latent, key in zip(latents, keys)]
+    return Batch(
+        torch.stack(list(latents)).to(device),
+        torch.stack([noise for _, noise in drawn]).to(device),
+        torch.tensor([timestep for timestep, _ in drawn], device=device),
+        captions(),
+    )
+
+
+def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossRules) -> Tensor:
+    """Weighted squared error of each picture of the batch, float32 [n]."""
+    alphas = bundle.alphas_cumprod.to(batch.latents.device)[batch.timesteps]
+    noisy = noising.add_noise(batch.latents, batch.noise, alphas)
+    predicted = bundle.family.denoise(bundle, noisy.to(bundle.dtype), batch.timesteps, batch.conditioning)
+    wanted = target(bundle.prediction, batch.latents, batch.noise, alphas)
+    losses = functional.mse_loss(predicted.float(), wanted, reduction="none").mean(dim=(1, 2, 3))
+    if rules.min_snr_gamma:
+        losses = losses * min_snr(signal_to_noise(alphas), rules.min_snr_gamma, bundle.prediction)
+    return losses
