@@ -32,10 +32,11 @@ class TrainerError(Exception):
     """Base of all: a template with its values and a remedy.
 
     `raise DatasetError("{folder} holds no pictures", folder=folder, fix="Choose the folder that holds the pictures.")`
-    `path` names the config field or file; values fill both the message and the fix.
+    `path` names the config field or file; it and the values fill both the message and the fix.
     """
 
     def __init__(self, template: str, /, *, fix: str = "", path: str = "", **values: Any) -> None:
+        values = {"path": path, **values} if path else values
         self.problems: tuple[Problem, ...] = (Problem(str(path), Message(template, values), Message(fix, values)),)
         super().__init__(self.problems[0].text())
 

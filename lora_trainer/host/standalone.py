@@ -1,0 +1,226 @@
+"""The host of a headless run: files on disk, this process's device, nobody to share with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+
+from lora_trainer import __version__, assets
+from lora_trainer.errors import ModelError, TrainerError
+from lora_trainer.files import file_sha256
+from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint
+from lora_trainer.messages import Message
+from lora_trainer.models import detect
+from lora_trainer.models.source import FileSource, ModelSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from lora_trainer.config.schema import ModelConfig
+
+
+class StandaloneHost:
+    """Reads checkpoints from LORA_TRAINER_MODELS (several folders as in PATH) and ./models; the small model is always there.
+
+    `root` (else LORA_TRAINER_DATA, else the working directory) holds output/, runs/ and uploads/.
+    """
+
+    name = "standalone"
+    version = __version__
+
+    def __init__(self, root: Path | None = None, *, listen: bool = False, allow: Sequence[Path] = ()) -> None:
+        self._root = root or Path(os.environ.get("LORA_TRAINER_DATA") or ".").absolute()
+        self._listen = listen
+        self._allow = tuple(allow)
+
+    def paths(self) -> HostPaths:
+        """Everything below the root; bounded to it only when listening."""
+        return HostPaths(
+            data_path=self._root,
+            lora_dir=self._root / "output",
+            runs_dir=self._root / "runs",
+            uploads_dir=self._root / "uploads",
+            cache_dir=assets.cache_folder(),
+            allowed_roots=(self._root, *self._allow) if self._listen else (),
+            models_dirs=self._models_dirs(),
+        )
+
+    def _models_dirs(self) -> tuple[Path, ...]:
+        named = [Path(folder).expanduser() for folder in os.environ.get("LORA_TRAINER_MODELS", "").split(os.pathsep) if folder]
+        return (*named, self._root / "models")
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Every .safetensors in the models folders, and the small model; with at most one of the user's own, "" means that one."""
+        own = [
+            path
+            for folder in self._models_dirs()
+            if folder.is_dir()
+            for path in sorted(folder.rglob("*.safetensors"))
+            if _is_checkpoint(path)
+        ]
+        found = [Checkpoint(path.stem, path, loaded=len(own) == 1) for path in own]
+        return [*found, Checkpoint(assets.TOY, assets.toy_checkpoint(), loaded=not own)]
+
+    def vaes(self) -> list[Path]:
+        """Files called *.vae.safetensors, or in a folder called VAE, in the models folders."""
+        found = (path for folder in self._models_dirs() if folder.is_dir() for path in folder.rglob("*.safetensors"))
+        return sorted(path for path in found if not _is_checkpoint(path))
+
+    def model_info(self) -> dict[str, Any]:
+        """Of the checkpoint that an empty base model means."""
+        empty = {"title": "", "path": "", "family": "", "prediction": "", "clip_skip": 1, "native_size": 512, "trainable": False}
+        chosen = next((checkpoint for checkpoint in self.checkpoints() if checkpoint.loaded), None)
+        if chosen is None:
+            return empty | {"reason": str(_no_choice())}
+        try:
+            facts = detect.inspect(chosen.path)
+        except TrainerError as error:
+            return empty | {"title": chosen.title, "path": str(chosen.path), "reason": str(error)}
+        known = {"family": facts.family, "prediction": facts.prediction, "native_size": facts.native_size, "because": facts.because}
+        return empty | known | {"title": chosen.title, "path": str(chosen.path), "trainable": True, "reason": ""}
+
+    def memory(self) -> dict[str, Any]:
+        """Of the GPU where there is one, else of the computer."""
+        return device_memory(_device())
+
+    def busy_reason(self) -> Message | None:
+        """Nobody else is here."""
+        return None
+
+    @contextmanager
+    def lease(self, model: ModelConfig) -> Iterator[FileLease]:
+        """Reads nothing yet: checks that the files can be trained on, and names them."""
+        checkpoint = self._chosen(model.pretrained_model_name_or_path)
+        detect.inspect(checkpoint)
+        vae = Path(model.vae).expanduser() if model.vae else None
+        if vae is not None:
+            vae = next((known for known in self.vaes() if model.vae in (known.name, known.stem)), vae)
+            if not vae.is_file():
+                raise ModelError(
+                    "there is no VAE {name}.", name=model.vae, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty."
+                )
+        yield FileLease(checkpoint, vae, model.clip_skip, _device())
+
+    def _chosen(self, value: str) -> Path:
+        if value:
+            return find_checkpoint(value, self.checkpoints())
+        chosen = next((checkpoint for checkpoint in self.checkpoints() if checkpoint.loaded), None)
+        if chosen is None:
+            raise _no_choice()
+        return chosen.path
+
+    def refresh_networks(self) -> None:
+        """Nobody keeps a list."""
+
+    def listening(self) -> bool:
+        """Whether the tab was opened to the network."""
+        return self._listen
+
+    def authorized(self, request: Any) -> bool:
+        """There is no login."""
+        return True
+
+    def challenge(self) -> Mapping[str, str]:
+        """There is no login."""
+        return {}
+
+    def language(self) -> str:
+        """From the environment, as programs do it."""
+        words = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
+        return "zh_CN" if words.lower().startswith("zh") else "en"
+
+    def waiting(self) -> int:
+        """Nobody."""
+        return 0
+
+    def lets_through(self) -> bool:
+        """There is nobody to let through."""
+        return False
+
+
+@attrs.define(eq=False, slots=False)
+class FileLease:
+    """A checkpoint file that nobody else works with."""
+
+    checkpoint: Path
+    vae: Path | None
+    clip_skip: int
+    device: torch.device
+    own_previews: bool = False
+
+    @cached_property
+    def source(self) -> ModelSource:
+        """The file, and the other VAE where one is wanted."""
+        return FileSource(self.checkpoint, self.vae)
+
+    @property
+    def title(self) -> str:
+        """The file's name without ending."""
+        return self.checkpoint.stem
+
+    @property
+    def vae_title(self) -> str:
+        """The other VAE's file name; empty: the checkpoint's own."""
+        return self.vae.name if self.vae else ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Read once, when somebody asks."""
+        return file_sha256(self.checkpoint)
+
+    def preview(self, request: PictureRequest, write_weights: object, weight: float, control: object) -> NoReturn:
+        """There is no pipeline but the trainer's own."""
+        raise TrainerError("this host has no pipeline of its own to draw with.", fix="Use the trainer's sampler.")
+
+    def pause(self) -> None:
+        """Gives the GPU's free memory back to other programs."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def resume(self) -> ModelSource:
+        """Nobody has touched it."""
+        return self.source
+
+    def breathe(self) -> bool:
+        """Nobody waits."""
+        return False
+
+
+def device_memory(device: torch.device) -> dict[str, Any]:
+    """{"device", "total_mb", "free_mb", "host_mb"}: of the GPU, or of the computer's memory on a CPU.
+
+    `host_mb` is what this process holds on it.
+    """
+    import torch
+
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device)
+        return {"device": torch.cuda.get_device_name(device), "total_mb": total >> 20, "free_mb": free >> 20, "host_mb": held >> 20}
+    import psutil
+
+    memory = psutil.virtual_memory()
+    held = psutil.Process().memory_info().rss
+    return {"device": "CPU", "total_mb": memory.total >> 20, "free_mb": memory.available >> 20, "host_mb": held >> 20}
+
+
+def _device() -> torch.device:
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return not (path.name.lower().endswith(".vae.safetensors") or "vae" in (part.lower() for part in path.parts[:-1]))
+
+
+def _no_choice() -> ModelError:
+    return ModelError("no base model is chosen.", path=MODEL_FIELD, fix="Choose a checkpoint file.")
