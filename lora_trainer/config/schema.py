@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Optional, Union
-
 from lora_trainer.config.param import param, part, section
 
-Size = Union[int, tuple[int, int]]
-Steps = Union[int, str]
+Size = int | tuple[int, int]
+Steps = int | str
 
 
 @section
@@ -25,7 +23,8 @@ class ModelConfig:
     clip_skip: int = param(
         1,
         "Clip skip",
-        "Which layer of the text encoder is read: 1 the last, 2 the one before. Use 2 only for models that were trained so (most anime models).",
+        "Which layer of the text encoder is read: 1 the last, 2 the one before. "
+        "Use 2 only for models that were trained so (most anime models).",
         low=1,
         high=2,
     )
@@ -146,7 +145,7 @@ class NetworkConfig:
 class OptimizerConfig:
     type: str = param("AdamW", "Optimizer", "How the weights follow the gradient.", choices=("AdamW",), kohya="optimizer_type", basic=True)
     learning_rate: float = param(1e-4, "Learning rate", "For every part that has no rate of its own.", low=0.0, high=10.0)
-    unet_lr: Optional[float] = param(
+    unet_lr: float | None = param(
         None,
         "U-Net learning rate",
         "Rate of the part that draws. 0: it is not trained. Empty: the learning rate.",
@@ -154,7 +153,7 @@ class OptimizerConfig:
         high=10.0,
         basic=True,
     )
-    text_encoder_lr: Optional[float] = param(
+    text_encoder_lr: float | None = param(
         None,
         "Text encoder learning rate",
         "Rate of the part that reads. 0: it is not trained. Empty: the learning rate.",
@@ -251,7 +250,7 @@ class SampleConfig:
         basic=True,
         kind="prompts",
     )
-    every_n_epochs: Optional[int] = param(
+    every_n_epochs: int | None = param(
         None,
         "Preview every n epochs",
         "0: none by epochs. Empty: each epoch, unless steps are given. Where both are given, epochs win.",
@@ -279,7 +278,7 @@ class ValidateConfig:
         high=0.5,
         kohya="validation_split",
     )
-    every_n_epochs: Optional[int] = param(
+    every_n_epochs: int | None = param(
         None,
         "Validate every n epochs",
         "0: not by epochs. Empty: each epoch, unless steps are given.",
@@ -302,10 +301,11 @@ class SaveConfig:
         basic=True,
         kind="name",
     )
-    every_n_epochs: Optional[int] = param(
+    every_n_epochs: int | None = param(
         None,
         "Save every n epochs",
-        "0: none by epochs. Empty: each epoch, unless steps are given. Each saved epoch is numbered; the last is also saved without a number.",
+        "0: none by epochs. Empty: each epoch, unless steps are given. "
+        "Each saved epoch is numbered; the last is also saved without a number.",
         low=0,
         high=100000,
         kohya="save_every_n_epochs",

@@ -1,0 +1,225 @@
+"""What a value must be besides its type: bounds, choices, form; and what options must be together."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from difflib import SequenceMatcher, get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.config.names import problem_of_name, slug
+from lora_trainer.config.param import Declared, declared
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.errors import Problem
+from lora_trainer.messages import Message
+
+FREE_TEXT = ("prompt", "prompts")
+PATHS = ("folder", "checkpoint", "vae", "name", "hidden")
+_SHARE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
+
+
+@lru_cache(maxsize=1)
+def options() -> dict[str, Declared]:
+    """Every option of a run by its dotted path."""
+    return {option.path: option for option in declared(TrainConfig)}
+
+
+def problem(path: str, template: str, fix: str = "", /, **values: Any) -> Problem:
+    """A problem whose message and remedy share their values."""
+    return Problem(path, Message(template, values), Message(fix, values))
+
+
+def shown(value: Any) -> str:
+    """A value as a user would write it, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_value(option: Declared, value: Any) -> Iterator[Problem]:
+    """What is wrong with one value of the right type."""
+    if value is None:
+        return
+    if isinstance(value, str):
+        yield from _check_text(option, value)
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, (int, float)) and not isinstance(part, bool):
+            yield from _check_bounds(option, part)
+        elif isinstance(part, str):
+            yield from _check_signs(option, part)
+
+
+def _check_bounds(option: Declared, value: float) -> Iterator[Problem]:
+    known = option.option
+    bounds = {"value": value, "low": known.low, "high": known.high, "above": known.above}
+    if known.low is not None and value < known.low:
+        yield problem(option.path, "{value} is too small: at least {low}.", "Choose a value from {low} to {high}.", **_plain(bounds))
+    elif known.above is not None and value <= known.above:
+        yield problem(option.path, "{value} is too small: it must be more than {above}.", "Choose a value up to {high}.", **_plain(bounds))
+    elif known.high is not None and value > known.high:
+        low = "Choose a value from {low} to {high}." if known.low is not None else "Choose a value up to {high}."
+        yield problem(option.path, "{value} is too large: at most {high}.", low, **_plain(bounds))
+    elif known.kind == "size" and value % 8:
+        near = max(64, int(value / 64 + 0.5) * 64)
+        yield problem(option.path, "{value} is not a multiple of 8.", "Take a multiple of 64, for example {near}.", value=value, near=near)
+
+
+def _plain(bounds: dict[str, Any]) -> dict[str, Any]:
+    """Bounds without those that are not set, whole numbers without their point."""
+    return {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in bounds.items() if v is not None}
+
+
+def _check_text(option: Declared, value: str) -> Iterator[Problem]:
+    known = option.option
+    if known.choices and value not in known.choices:
+        near = get_close_matches(value.lower(), [choice.lower() for choice in known.choices], 1, 0.5)
+        best = next((choice for choice in known.choices if near and choice.lower() == near[0]), known.choices[0])
+        yield problem(
+            option.path,
+            "there is no {value} here; known: {choices}.",
+            "Did you mean {near}?",
+            value=shown(value),
+            choices=", ".join(known.choices),
+            near=best,
+        )
+    if known.kind == "steps" and not (_SHARE.fullmatch(value) and float(value.rstrip("% ")) <= 100):
+        yield problem(
+            option.path, "{value} is not a share from 0% to 100%.", 'Write a number of steps, or a share such as "5%".', value=shown(value)
+        )
+    if known.kind == "name" and value and (wrong := problem_of_name(value)):
+        yield problem(option.path, "{wrong}", "Take another name, for example {near}.", wrong=wrong, near=slug(value))
+
+
+def _check_signs(option: Declared, value: str) -> Iterator[Problem]:
+    """A path with a control character: in "C:\\new\\train" TOML reads \\n and \\t."""
+    if option.option.kind in FREE_TEXT:
+        return
+    bad = next((sign for sign in value if ord(sign) < 32 or ord(sign) == 127), "")
+    if bad and option.option.kind in PATHS:
+        yield problem(
+            option.path,
+            "the path {value} holds the control character {sign}: between double quotes a \\ begins an escape.",
+            "Use single quotes ('C:\\new\\train') or / instead of \\.",
+            value=shown(value),
+            sign=shown(bad).strip('"'),
+        )
+    elif bad:
+        yield problem(option.path, "{value} holds a control character.", "Take it out.", value=shown(value))
+
+
+def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    """(the options concerned, what is wrong with them together)."""
+    data, size = config.data, config.data.resolution
+    shortest = size if isinstance(size, int) else min(size)
+    if data.bucket_reso_steps % 8:
+        yield (
+            ("data.bucket_reso_steps",),
+            problem(
+                "data.bucket_reso_steps",
+                "{value} is not a multiple of 8.",
+                "Take 64, or another multiple of 8.",
+                value=data.bucket_reso_steps,
+            ),
+        )
+    elif data.enable_bucket and data.bucket_reso_steps > shortest:
+        yield (
+            ("data.bucket_reso_steps", "data.resolution"),
+            problem(
+                "data.bucket_reso_steps",
+                "steps of {value} pixels are larger than the training size {size}.",
+                "Take 64 or less, or set data.enable_bucket = false.",
+                value=data.bucket_reso_steps,
+                size=shortest,
+            ),
+        )
+    if data.min_bucket_reso > data.max_bucket_reso:
+        yield (
+            ("data.min_bucket_reso", "data.max_bucket_reso"),
+            problem(
+                "data.min_bucket_reso",
+                "the smallest side {low} is larger than the longest side {high} (data.max_bucket_reso).",
+                "Set data.min_bucket_reso to {high} or less.",
+                low=data.min_bucket_reso,
+                high=data.max_bucket_reso,
+            ),
+        )
+    if config.optimizer.unet_lr == 0 and config.optimizer.text_encoder_lr == 0:
+        yield (
+            ("optimizer.unet_lr", "optimizer.text_encoder_lr"),
+            problem(
+                "optimizer.unet_lr",
+                "unet_lr and text_encoder_lr are both 0: nothing would be trained.",
+                "Give one of them a rate, for example unet_lr = 0.0001.",
+            ),
+        )
+    yield from _check_captions(config)
+    yield from _check_validation(config)
+    yield from _check_optimizer_args(config)
+
+
+def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    ending = config.data.caption_extension
+    if ending and not re.fullmatch(r"\.?[\w-]+", ending):
+        yield (
+            ("data.caption_extension",),
+            problem(
+                "data.caption_extension",
+                "{value} is not the ending of a file name.",
+                'Write for example ".txt", or leave it empty.',
+                value=shown(ending),
+            ),
+        )
+
+
+def _check_validation(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    folder = config.validate.data_dir.strip()
+    if folder and config.validate.fraction:
+        yield (
+            ("validate.fraction", "validate.data_dir"),
+            problem(
+                "validate.fraction",
+                "pictures are held back ({value}) and a validation folder is given too.",
+                "Set validate.fraction = 0, or leave validate.data_dir empty.",
+                value=config.validate.fraction,
+            ),
+        )
+    if folder and config.data.train_data_dir.strip() and Path(folder).absolute() == Path(config.data.train_data_dir.strip()).absolute():
+        yield (
+            ("validate.data_dir", "data.train_data_dir"),
+            problem(
+                "validate.data_dir",
+                "the validation folder is the folder that is trained on: its loss would say nothing.",
+                "Choose another folder, or leave it empty and set validate.fraction = 0.1.",
+            ),
+        )
+
+
+def _check_optimizer_args(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    for word in config.optimizer.args.split():
+        if not re.fullmatch(r"[A-Za-z_]\w*=.+", word):
+            yield (
+                ("optimizer.args",),
+                problem(
+                    "optimizer.args",
+                    "{value} is not of the form name=value.",
+                    "Write for example weight_decay=0.01 betas=.9,.999",
+                    value=shown(word),
+                ),
+            )
+
+
+def nearest_option(path: str) -> str:
+    """The dotted path of the option whose name, or whose name in sd-scripts, is nearest to an unknown `path`; "" where none is near."""
+    section, _, name = path.rpartition(".")
+    best, best_score = "", 0.6
+    for known, option in options().items():
+        inside, _, field = known.rpartition(".")
+        words = [field, option.option.kohya, f"{inside}_{field}"]
+        score = max(SequenceMatcher(None, name.lower(), word.lower()).ratio() for word in words if word)
+        score += 0.05 if inside == section else 0.0
+        score += 0.05 if option.option.kohya == name else 0.0
+        if score > best_score:
+            best, best_score = known, score
+    return best

@@ -1,0 +1,105 @@
+"""What follows from a config: the values that hold where an option was left empty. One place, so that all agree."""
+
+from __future__ import annotations
+
+import ast
+import math
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from lora_trainer.config.names import slug
+from lora_trainer.config.schema import SampleConfig, SaveConfig, TrainConfig, ValidateConfig
+
+DEFAULT_EPOCHS = 10
+Interval = SampleConfig | ValidateConfig | SaveConfig
+
+
+def unet_lr(config: TrainConfig) -> float:
+    """Learning rate of the U-Net."""
+    return config.optimizer.learning_rate if config.optimizer.unet_lr is None else config.optimizer.unet_lr
+
+
+def text_encoder_lr(config: TrainConfig) -> float:
+    """Learning rate of the text encoder."""
+    return config.optimizer.learning_rate if config.optimizer.text_encoder_lr is None else config.optimizer.text_encoder_lr
+
+
+def trains_unet(config: TrainConfig) -> bool:
+    """False only where `unet_lr` itself says 0; a learning rate of 0 for all still trains, at rate 0."""
+    return config.optimizer.unet_lr != 0
+
+
+def trains_text_encoder(config: TrainConfig) -> bool:
+    """False only where `text_encoder_lr` itself says 0."""
+    return config.optimizer.text_encoder_lr != 0
+
+
+def interval_epochs(section: Interval) -> int:
+    """After how many epochs something happens; 0: not by epochs. Left empty: each epoch, unless steps are given."""
+    if section.every_n_epochs is None:
+        return 0 if section.every_n_steps else 1
+    return section.every_n_epochs
+
+
+def interval_steps(section: Interval) -> int:
+    """After how many steps something happens; 0: not by steps. For previews epochs win where both are given."""
+    if isinstance(section, SampleConfig) and section.every_n_epochs:
+        return 0
+    return section.every_n_steps
+
+
+def resolution(config: TrainConfig) -> tuple[int, int]:
+    """Width and height of the training size."""
+    size = config.data.resolution
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def warmup_steps(config: TrainConfig, total: int) -> int:
+    """Steps of warm-up in a run of `total` steps; a share such as "5%" is rounded to the nearest step."""
+    given = config.schedule.warmup_steps
+    if isinstance(given, int):
+        return min(given, total)
+    return min(int(float(given.rstrip("% ")) / 100 * total + 0.5), total)
+
+
+def train_length(config: TrainConfig, steps_per_epoch: int) -> tuple[int, int]:
+    """(epochs, total steps): epochs win over steps; with neither, 10 epochs. The last epoch may be cut short by steps."""
+    if config.steps.max_train_steps and not config.steps.max_train_epochs:
+        total = config.steps.max_train_steps
+        return math.ceil(total / max(1, steps_per_epoch)), total
+    epochs = config.steps.max_train_epochs or DEFAULT_EPOCHS
+    return epochs, epochs * steps_per_epoch
+
+
+def network_scale(config: TrainConfig) -> float:
+    """Strength of the network: alpha / rank."""
+    return config.network.alpha / config.network.dim
+
+
+def output_name(config: TrainConfig) -> str:
+    """The result's name: as given, else made from the trigger word, else from the folder's name (without its `N_`)."""
+    if config.save.output_name:
+        return config.save.output_name
+    if config.data.trigger_word.strip():
+        return slug(config.data.trigger_word)
+    folder = PureWindowsPath(config.data.train_data_dir).name or Path(config.data.train_data_dir).name
+    number, underscore, rest = folder.partition("_")
+    return slug(rest if underscore and number.isdecimal() and rest else folder)
+
+
+def prompts(config: TrainConfig) -> list[str]:
+    """The preview prompts, a line each; empty lines and lines that begin with # are left out, as in sd-scripts' prompt files."""
+    lines = [line.strip() for text in config.sample.prompts for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def optimizer_args(config: TrainConfig) -> dict[str, Any]:
+    """`weight_decay=0.01 betas=.9,.999` as {"weight_decay": 0.01, "betas": (0.9, 0.999)}: values are Python literals, else text."""
+    found: dict[str, Any] = {}
+    for word in config.optimizer.args.split():
+        key, _, value = word.partition("=")
+        try:
+            found[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key] = value
+    return found

@@ -1,0 +1,146 @@
+"""Configs as TOML files. Comments of the user's own file are kept when it is written again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import ParseError, TOMLKitError
+
+from lora_trainer.config.build import apply_sets, build, to_mapping
+from lora_trainer.config.checks import problem
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.errors import ConfigError
+from lora_trainer.files import write_atomically
+
+INPUTS = ("data.train_data_dir", "validate.data_dir", "model.pretrained_model_name_or_path", "model.vae")
+OUTPUTS = ("save.output_dir", "save.runs_dir")
+
+
+def read_config(path: Path, sets: Iterable[str] = ()) -> TrainConfig:
+    """The config of a TOML file with `sets` ("a.b=c") put over it.
+
+    A relative folder or file to read that does not exist from the working directory but does beside the TOML is taken from there.
+    Raises ConfigError that names the file, the line, or every wrong setting.
+    """
+    path = Path(path)
+    mapping = apply_sets(read_toml(path), sets)
+    return build(_with_places(mapping, path.parent))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The plain values of a TOML file. Raises ConfigError that names the file and the line."""
+    text = _text_of(Path(path))
+    try:
+        return tomlkit.parse(text).unwrap()
+    except (TOMLKitError, ValueError) as error:
+        line = _line_of(text, error)
+        wrong = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
+        fix = "Correct this line: {wrong}"
+        if "\\" in wrong:
+            fix = "Between double quotes a \\ begins an escape: use single quotes ('C:\\new\\train') or / instead of \\. The line: {wrong}"
+        raise ConfigError(
+            [
+                problem(
+                    str(path),
+                    "line {line} is not valid TOML ({why}).",
+                    fix,
+                    line=line,
+                    why=re.sub(r"\.? at line .*", "", str(error)),
+                    wrong=wrong,
+                )
+            ]
+        ) from error
+
+
+def write_config(config: TrainConfig, path: Path, *, template: Path | None = None) -> None:
+    """Writes the config; with `template` that file's comments and order stay, and only what differs is changed. Raises TrainerError."""
+    text = _merged(config, tomlkit.parse(_text_of(Path(template)))) if template else config_text(config)
+    write_atomically(Path(path), text.encode("utf-8"))
+
+
+def config_text(config: TrainConfig) -> str:
+    """The whole config as TOML; options that are empty (None) are left out."""
+    return tomlkit.dumps(_without_none(to_mapping(config)))
+
+
+def _text_of(path: Path) -> str:
+    where = str(path)
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise ConfigError([problem(where, "there is no such file.", "Check the path of the config file.")]) from error
+    except (IsADirectoryError, PermissionError) as error:
+        if path.is_dir():
+            raise ConfigError([problem(where, "is a folder, not a file.", "Give the path of a TOML file.")]) from error
+        raise ConfigError([problem(where, "may not be read.", "Change the rights of the file, or copy it somewhere else.")]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([problem(where, "is not UTF-8 text.", "Save the file as UTF-8.")]) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError([problem(where, "cannot be read: {why}", "Check the path of the config file.", why=str(error))]) from error
+
+
+def _line_of(text: str, error: Exception) -> int:
+    """The line where reading goes wrong; errors without one (a key given twice) are found by reading ever more lines."""
+    if isinstance(error, ParseError):
+        return int(error.line)
+    lines = text.splitlines(keepends=True)
+    for count in range(1, len(lines) + 1):
+        try:
+            tomlkit.parse("".join(lines[:count])).unwrap()
+        except ParseError:
+            continue
+        except (TOMLKitError, ValueError):
+            return count
+    return len(lines)
+
+
+def _with_places(mapping: Mapping[str, Any], beside: Path) -> dict[str, Any]:
+    """`~` opened in every path, and paths to read looked for beside the config file."""
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in mapping.items()}
+    for path in INPUTS + OUTPUTS:
+        section, _, name = path.partition(".")
+        text = found[section].get(name) if isinstance(found.get(section), dict) else None
+        if isinstance(text, str) and text.strip() and not any(ord(sign) < 32 for sign in text):
+            found[section][name] = _placed(text, beside if path in INPUTS else None)
+    return found
+
+
+def _placed(text: str, beside: Path | None) -> str:
+    if text.startswith("~"):
+        text = os.path.expanduser(text)  # noqa: PTH111  (Path.expanduser raises for an unknown user)
+    place = Path(text)
+    if beside is None or place.is_absolute():
+        return text
+    try:
+        return str((beside / place).absolute()) if not place.exists() and (beside / place).exists() else text
+    except OSError:  # a name that is too long or may not be looked at: the one who opens it says so
+        return text
+
+
+def _without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in mapping.items() if value is not None}
+
+
+def _merged(config: TrainConfig, document: tomlkit.TOMLDocument) -> str:
+    full, changed = to_mapping(config), to_mapping(config, changed_only=True)
+    _merge(document, full, changed)
+    return tomlkit.dumps(document)
+
+
+def _merge(table: MutableMapping[str, Any], full: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Values of the table are brought to the config's; what differs from the default and is not there is added."""
+    for key in list(table):
+        if key not in full or full[key] is None:
+            del table[key]
+        elif isinstance(full[key], dict):
+            _merge(table[key], full[key], changed.get(key, {}))
+        elif (table[key].unwrap() if hasattr(table[key], "unwrap") else table[key]) != full[key]:
+            table[key] = full[key]
+    for key, value in changed.items():
+        if key not in table and value is not None:
+            table[key] = value
