@@ -71,8 +71,14 @@ def ask(command: list[str], timeout: float = 60) -> str | None:
 
 
 def interpreter(command: list[str]) -> tuple[str, str] | None:
-    """(version, path) of a Python that can make an environment: it runs, has 64 bits, venv and ensurepip."""
-    code = "import sys, venv, ensurepip; assert sys.maxsize > 2**32; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
+    """(version, path) of a Python that can make an environment: it runs, has 64 bits, venv and ensurepip.
+
+    The path is the one behind a virtual environment, for that is what a new one is made from.
+    """
+    code = (
+        "import sys, venv, ensurepip; assert sys.maxsize > 2**32; print('%d.%d' % sys.version_info[:2]);"
+        "print(getattr(sys, '_base_executable', None) or sys.executable)"
+    )
     answer = (ask([*command, "-I", "-c", code]) or "").split("\n")
     return (answer[0].strip(), answer[1].strip()) if len(answer) > 1 else None
 
