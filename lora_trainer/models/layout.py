@@ -32,7 +32,11 @@ LEVELS, RESNETS = 4, 2
 
 def unet_names(keys: Iterable[str]) -> dict[str, str]:
     """LDM key -> diffusers key of the U-Net; `keys` without the prefix. Keys that belong nowhere are left out."""
-    keys = list(keys)
+    return renamed(keys, unet_prefixes())
+
+
+def unet_prefixes() -> dict[str, str]:
+    """The U-Net's table: beginning of an LDM key -> beginning of a diffusers key."""
     prefixes = dict(UNET_ENDS)
     for place, mid in (("0", "0"), ("2", "1")):
         prefixes.update(_inside(f"middle_block.{place}", f"mid_block.resnets.{mid}", RESNET))
@@ -48,16 +52,23 @@ def unet_names(keys: Iterable[str]) -> dict[str, str]:
             for inner in ("1", "2"):
                 prefixes[f"output_blocks.{number}.{inner}.conv"] = f"up_blocks.{level}.upsamplers.0.conv"
             prefixes[f"output_blocks.{number}.1"] = f"up_blocks.{level}.attentions.{block}"
-    return _renamed(keys, prefixes)
+    return prefixes
 
 
 def vae_names(keys: Iterable[str]) -> dict[str, str]:
     """LDM key -> diffusers key of the VAE; `keys` without the prefix."""
     keys = list(keys)
     levels = 1 + max((int(key.split(".")[2]) for key in keys if key.startswith("encoder.down.")), default=3)
+    return renamed(keys, vae_prefixes(levels))
+
+
+def vae_prefixes(levels: int) -> dict[str, str]:
+    """The table of a VAE with so many levels: beginning of an LDM key -> beginning of a diffusers key."""
     prefixes = {name: name for name in ("quant_conv", "post_quant_conv")}
     for side in ("encoder", "decoder"):
-        prefixes.update({f"{side}.conv_in": f"{side}.conv_in", f"{side}.conv_out": f"{side}.conv_out", f"{side}.norm_out": f"{side}.conv_norm_out"})
+        prefixes.update(
+            {f"{side}.conv_in": f"{side}.conv_in", f"{side}.conv_out": f"{side}.conv_out", f"{side}.norm_out": f"{side}.conv_norm_out"}
+        )
         for number, block in enumerate(("block_1", "block_2")):
             prefixes.update(_vae_resnet(f"{side}.mid.{block}", f"{side}.mid_block.resnets.{number}"))
         prefixes.update(_inside(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0", VAE_ATTENTION))
@@ -67,7 +78,7 @@ def vae_names(keys: Iterable[str]) -> dict[str, str]:
             prefixes.update(_vae_resnet(f"decoder.up.{level}.block.{block}", f"decoder.up_blocks.{levels - 1 - level}.resnets.{block}"))
         prefixes[f"encoder.down.{level}.downsample.conv"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
         prefixes[f"decoder.up.{level}.upsample.conv"] = f"decoder.up_blocks.{levels - 1 - level}.upsamplers.0.conv"
-    return _renamed(keys, prefixes)
+    return prefixes
 
 
 def text_names(keys: Iterable[str]) -> dict[str, str]:
@@ -100,7 +111,8 @@ def _vae_resnet(old: str, new: str) -> dict[str, str]:
     return _inside(old, new, {**{name: name for name in names}, **VAE_RESNET})
 
 
-def _renamed(keys: Iterable[str], prefixes: Mapping[str, str]) -> dict[str, str]:
+def renamed(keys: Iterable[str], prefixes: Mapping[str, str]) -> dict[str, str]:
+    """Key -> key with its longest known beginning replaced; keys without a known beginning are left out."""
     named = {}
     for key in keys:
         words = key.split(".")
