@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Union
+from typing import Any
 
 import attrs
 
@@ -149,9 +149,23 @@ class Failed:
     problems: Sequence[Mapping[str, Any]]
 
 
-Event = Union[
-    Started, Phase, Progress, Stepped, Sampled, Validated, Saved, Rendered, Warned, Changed, Paused, Resumed, Finished, Stopped, Failed
-]
+Event = (
+    Started
+    | Phase
+    | Progress
+    | Stepped
+    | Sampled
+    | Validated
+    | Saved
+    | Rendered
+    | Warned
+    | Changed
+    | Paused
+    | Resumed
+    | Finished
+    | Stopped
+    | Failed
+)
 
 
 def to_json(event: Event) -> dict[str, Any]:

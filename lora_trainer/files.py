@@ -18,7 +18,10 @@ def write_atomically(path: Path, content: bytes) -> None:
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise TrainerError(
-            "{path} cannot be written ({reason}).", path=str(path), reason=error.strerror or error, fix="Choose a folder that you may write to."
+            "{path} cannot be written ({reason}).",
+            path=str(path),
+            reason=error.strerror or error,
+            fix="Choose a folder that you may write to.",
         ) from error
     try:
         with os.fdopen(handle, "wb") as file:
@@ -42,7 +45,7 @@ def replace_file(source: Path, target: Path) -> None:
     end = time.monotonic() + 2.0
     while True:
         try:
-            os.replace(source, target)
+            source.replace(target)
             return
         except PermissionError:
             if time.monotonic() > end:

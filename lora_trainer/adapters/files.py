@@ -94,7 +94,9 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iter
 def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
     """One adapter whose effect is the sum of several LoRA states, each times its weight."""
     rank = sum(next(tensor for name, tensor in state.items() if name.endswith("lora_down.weight")).shape[0] for state, _, _ in loras)
-    parts = [part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")) if any(_has(state, prefix) for state, _, _ in loras)]
+    parts = [
+        part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")) if any(_has(state, prefix) for state, _, _ in loras)
+    ]
     adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
     known = {name: pair for pairs in adapter.pairs.values() for name, pair in pairs.items()}
     with torch.no_grad():
@@ -105,13 +107,17 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
             width = 0
             for name in {key.rsplit(".lora_", 1)[0] for key in state if ".lora_" in key}:
                 if name not in known:
-                    raise ModelError("{path} holds {name}, which this model has not.", path=str(path), name=name, fix="Use a LoRA of the same family.")
+                    raise ModelError(
+                        "{path} holds {name}, which this model has not.", path=str(path), name=name, fix="Use a LoRA of the same family."
+                    )
                 down, up = state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"]
                 width = max(width, down.shape[0])
                 scale = float(state.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0] * weight
                 pair, span = known[name], slice(offset, offset + down.shape[0])
                 if pair.down[span].shape != down.shape or pair.up[:, span].shape != up.shape:
-                    raise ModelError("{path}: {name} has another shape than the model.", path=str(path), name=name, fix="Use a LoRA of the same family.")
+                    raise ModelError(
+                        "{path}: {name} has another shape than the model.", path=str(path), name=name, fix="Use a LoRA of the same family."
+                    )
                 pair.down[span].copy_(down)
                 pair.up[:, span].copy_(up.to(pair.up.dtype) * scale)
             offset += width

@@ -50,7 +50,9 @@ def read_header(path: Path) -> dict[str, Any]:
     if path.is_dir():
         raise ModelError("{path} is a folder, not a checkpoint file.", path=str(path), fix=fix)
     if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelError("{path} is a pickle file, which can run any code when it is opened.", path=str(path), fix="Use the model's .safetensors file.")
+        raise ModelError(
+            "{path} is a pickle file, which can run any code when it is opened.", path=str(path), fix="Use the model's .safetensors file."
+        )
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -59,7 +61,9 @@ def read_header(path: Path) -> dict[str, Any]:
                 raise ModelError("{path} is not a safetensors file.", path=str(path), fix=fix)
             header: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
     except OSError as error:
-        raise ModelError("{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions.") from error
+        raise ModelError(
+            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions."
+        ) from error
     except ValueError as error:
         raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=fix) from error
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
@@ -122,7 +126,11 @@ def _sd1_facts(path: Path, header: Mapping[str, Any], shapes: Mapping[str, Any])
     text_width = next(shape[1] for name, shape in shapes.items() if name.startswith(TEXT) and name.endswith("token_embedding.weight"))
     if text_width != context:
         raise ModelError(
-            "{path}: its U-Net reads text {context} wide and its text encoder gives {width}.", path=str(path), context=context, width=text_width, fix=TRAIN_SD1
+            "{path}: its U-Net reads text {context} wide and its text encoder gives {width}.",
+            path=str(path),
+            context=context,
+            width=text_width,
+            fix=TRAIN_SD1,
         )
     layers = {int(found.group(1)) for name in shapes if name.startswith(TEXT) and (found := re.search(r"encoder\.layers\.(\d+)\.", name))}
     v_pred = "v_pred" in shapes

@@ -14,7 +14,7 @@ from lora_trainer.errors import ModelError
 from lora_trainer.models import detect, layout
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families import sd1
-from lora_trainer.models.source import FileSource, LiveSource, ModelSource
+from lora_trainer.models.source import LiveSource, ModelSource
 
 
 def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = None) -> ModelBundle:
@@ -31,7 +31,9 @@ def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = 
     if source.vae is not None:
         parts["vae"] = read_vae(source.vae)
     wanted = dtype or torch.float32
-    return _assemble(parts, source.path, facts.unet_heads, facts.text_heads, clip_tokenizer(), facts.prediction, device, wanted, torch.float32)
+    return _assemble(
+        parts, source.path, facts.unet_heads, facts.text_heads, clip_tokenizer(), facts.prediction, device, wanted, torch.float32
+    )
 
 
 def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
@@ -55,7 +57,9 @@ def read_vae(path: Path) -> Mapping[str, Tensor]:
     with safe_open(str(path), framework="pt") as file:
         found = {key.removeprefix(layout.VAE): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if "encoder.conv_in.weight" not in found or "post_quant_conv.weight" not in found:
-        raise ModelError("{path} is not a VAE in Stable Diffusion's layout.", path=str(path), fix="Choose a VAE file, or leave the field empty.")
+        raise ModelError(
+            "{path} is not a VAE in Stable Diffusion's layout.", path=str(path), fix="Choose a VAE file, or leave the field empty."
+        )
     return found
 
 

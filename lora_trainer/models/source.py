@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -37,4 +37,4 @@ class LiveSource:
     prediction: str = "epsilon"
 
 
-ModelSource = Union[FileSource, LiveSource]
+ModelSource = FileSource | LiveSource

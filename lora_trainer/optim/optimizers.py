@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.errors import Problem, TrainerError
-from lora_trainer.messages import say
 from lora_trainer.registry import Registry
 
 OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
@@ -24,40 +22,6 @@ def adamw(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.opt
         return torch.optim.AdamW(groups, foreach=False, **options)
 
 
-def parse_args(text: str) -> dict[str, Any]:
-    """Optimizer arguments as sd-scripts writes them: `weight_decay=0.01 betas=.9,.999`. Raises TrainerError."""
-    parsed: dict[str, Any] = {}
-    for word in text.split():
-        name, sign, value = word.partition("=")
-        if not sign or not name or not value:
-            raise TrainerError("{word} is not name=value.", path="optimizer.args", word=word, fix="Write it so: weight_decay=0.01 betas=.9,.999")
-        parsed[name] = tuple(map(_value, value.split(","))) if "," in value else _value(value)
-    return parsed
-
-
-def check_args(name: str, text: str) -> Problem | None:
-    """Why the arguments cannot be used with this optimizer, found by building it on one number."""
-    try:
-        OPTIMIZERS[name].make([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-4}], parse_args(text))
-    except TrainerError as error:
-        return error.problems[0]
-    except (TypeError, ValueError) as error:
-        return Problem("optimizer.args", say("{name} does not take these arguments: {reason}.", name=name, reason=str(error)), say("Correct or empty the field."))
-    return None
-
-
-def _value(text: str) -> Any:
-    if text in ("True", "False"):
-        return text == "True"
-    try:
-        return int(text)
-    except ValueError:
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-
 class FlatOptimizer:
     """An element-wise optimizer over one flat float32 buffer per group; the parameters become views of it.
 
@@ -68,12 +32,12 @@ class FlatOptimizer:
         self.parameters = [list(parameters) for parameters, _ in groups]
         self.rates = [rate for _, rate in groups]
         self.buffers = [self._flattened(parameters) for parameters in self.parameters]
-        made = [{"params": [buffer], "lr": rate} for buffer, rate in zip(self.buffers, self.rates)]
+        made = [{"params": [buffer], "lr": rate} for buffer, rate in zip(self.buffers, self.rates, strict=False)]
         self.inner = OPTIMIZERS[name].make(made, options)
 
     def gather(self) -> None:
         """Moves the parameters' gradients into the flat buffers and frees them."""
-        for buffer, parameters in zip(self.buffers, self.parameters):
+        for buffer, parameters in zip(self.buffers, self.parameters, strict=False):
             gradients = [(torch.zeros_like(p) if p.grad is None else p.grad).view(-1) for p in parameters]
             buffer.grad = torch.cat(gradients)
             for parameter in parameters:
@@ -85,7 +49,7 @@ class FlatOptimizer:
 
     def step(self, factor: float) -> None:
         """One step at `factor` times each group's rate; gradients are dropped after it."""
-        for group, rate in zip(self.inner.param_groups, self.rates):
+        for group, rate in zip(self.inner.param_groups, self.rates, strict=False):
             group["lr"] = rate * factor
         self.inner.step()
         self.drop()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import attrs
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from lora_trainer.adapters.files import write_lora
@@ -17,8 +18,22 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.data import order
-from lora_trainer.errors import TrainingError
-from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
+from lora_trainer.errors import TrainerError, TrainingError
+from lora_trainer.events import (
+    Event,
+    Finished,
+    Paused,
+    Phase,
+    Progress,
+    Resumed,
+    Sampled,
+    Saved,
+    Started,
+    Stepped,
+    Stopped,
+    Validated,
+    Warned,
+)
 from lora_trainer.host.base import Host, Lease
 from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import say
@@ -46,9 +61,9 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
     pictures = setup.read_pictures(config)
     setup.preview_requests(config)
     with host.lease(config.model) as lease:
-        plan = make_plan(config, pictures.records, lease.facts, Machine(lease.device.type, lease.free_mb))
+        plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), Machine(lease.device.type, host.memory()["free_mb"]))
         yield Started(plan.to_json(), str(lease.device), "", 1)
-        yield from map_warnings(config, pictures)
+        yield from setup.early_warnings(config, pictures)
         run = _Run(config, host, control, folder, names, plan, lease, setup.prepare(config, pictures, lease))
         run.trainer.attach()
         try:
@@ -57,11 +72,6 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
             run.trainer.detach()
     host.refresh_networks()
     yield (Stopped if run.stopped else Finished)(run.step, tuple(str(path) for path in run.files))
-
-
-def map_warnings(config: TrainConfig, pictures: setup.Pictures) -> Sequence[Warned]:
-    """What is known before the first step."""
-    return setup.early_warnings(config, pictures)
 
 
 @attrs.define(eq=False)
@@ -126,19 +136,20 @@ class _Run:
                 loss = self._batch_loss(batch) / pictures
                 (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
                 total += loss.detach()
-            rate = factor(self.config.schedule.type, self.step, self.plan.total_steps, self.plan.warmup_steps, self.config.schedule.min_lr_ratio)
+            rate = factor(
+                self.config.schedule.type, self.step, self.plan.total_steps, self.plan.warmup_steps, self.config.schedule.min_lr_ratio
+            )
             norm = self._update(rate)
         loss_value = float(total)
         self._watch(loss_value)
         self.step += 1
         self.recent.append(loss_value)
-        lr = max(trainer.optimizer.rates, default=0.0) if len(trainer.optimizer.rates) == 1 else trainer.optimizer.rates[0]
         return Stepped(
             step=self.step,
             epoch=self.epoch,
             loss=loss_value,
             loss_average=sum(self.recent) / len(self.recent),
-            lr=lr * rate,
+            lr=trainer.optimizer.rates[0] * rate,
             grad_norm=norm,
             seconds=time.perf_counter() - begin,
             vram_mb=round(vram_mb(trainer.bundle.device), 1),
@@ -147,11 +158,12 @@ class _Run:
     def _batch_loss(self, batch: Sequence[order.Item]) -> Tensor:
         trainer, config, seed = self.trainer, self.config, self.config.seed
         records = [trainer.pictures.trained[item.index] for item in batch]
-        keys = [(seed, self.epoch, record.key, item.repeat) for record, item in zip(records, batch)]
+        keys = [(seed, self.epoch, record.key, item.repeat) for record, item in zip(records, batch, strict=False)]
         flips = [config.data.flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key))) for key in keys]
-        latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips)]
+        latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips, strict=False)]
         texts = [
-            wording.drawn_caption(record, trainer.pictures.rules, seed=seed, epoch=self.epoch, repeat=item.repeat) for record, item in zip(records, batch)
+            wording.drawn_caption(record, trainer.pictures.rules, seed=seed, epoch=self.epoch, repeat=item.repeat)
+            for record, item in zip(records, batch, strict=False)
         ]
         with computing(trainer.precision, trainer.bundle.device, grad=True):
             drawn = noisy_batch(latents, keys, lambda: trainer.captions.encode(trainer.bundle, texts), trainer.rules, trainer.bundle.device)
@@ -184,7 +196,9 @@ class _Run:
         self.bad = 0 if loss == loss and loss not in (float("inf"), float("-inf")) else self.bad + 1
         if self.bad >= BAD_STEPS:
             raise TrainingError(
-                "the loss has been no number for {count} steps.", count=BAD_STEPS, fix='Use a lower learning rate, or set memory.mixed_precision to "no".'
+                "the loss has been no number for {count} steps.",
+                count=BAD_STEPS,
+                fix='Use a lower learning rate, or set memory.mixed_precision to "no".',
             )
 
     def _after_step(self, epoch_ends: bool) -> Iterator[Event]:
@@ -210,16 +224,22 @@ class _Run:
             yield from self._preview()
         if self.control.pausing:
             yield from self._pause()
-        elif self.lease.breathe():
-            self.trainer.rebuild(self.lease.source)
+        else:
+            self.lease.breathe()
+            self._follow_source()
 
     def _pause(self) -> Iterator[Event]:
-        self.trainer.detach()
+        self.trainer.release()
         self.lease.pause()
         yield Paused(self.step)
         self.control.wait_while_paused()
         self.trainer.rebuild(self.lease.resume())
         yield Resumed(self.step)
+
+    def _follow_source(self) -> None:
+        """The host may have had to read the model anew while somebody else generated."""
+        if self.lease.source is not self.trainer.source:
+            self.trainer.rebuild(self.lease.source)
 
     def _end(self) -> Iterator[Event]:
         self.stopped = self.step < self.plan.total_steps
@@ -256,7 +276,9 @@ class _Run:
             self.trainer.bundle,
             [self.trainer.latent(record, False) for record in held],
             [record.key for record in held],
-            lambda number: self.trainer.captions.encode(self.trainer.bundle, [wording.caption_of(held[number], self.trainer.pictures.rules)]),
+            lambda number: self.trainer.captions.encode(
+                self.trainer.bundle, [wording.caption_of(held[number], self.trainer.pictures.rules)]
+            ),
             self.trainer.precision,
             lambda: not self.control.stopping,
         )
@@ -272,7 +294,7 @@ class _Run:
         for index, request in enumerate(self.trainer.requests):
             try:
                 picture = self._draw(request)
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, TrainerError) as error:
                 yield Warned(say("The preview at step {step} was left out: {reason}", step=self.step, reason=str(error)[:200]))
                 break
             if picture is None:
@@ -288,11 +310,14 @@ class _Run:
                 if saved in (self.names.epoch(self.epoch), self.names.step(self.step)):
                     self._describe(saved)
 
-    def _draw(self, request: SampleRequest):  # type: ignore[no-untyped-def]
+    def _draw(self, request: SampleRequest) -> Image | None:
         if not self.lease.own_previews:
             return draw(self.trainer.bundle, request, self.trainer.precision, lambda: self.control.stopping)
-        weights = None if self.step == 0 else self._write_temporary
-        return self.lease.preview(request, weights, 1.0, self.control)
+        self.trainer.detach()
+        try:
+            return self.lease.preview(request, None if self.step == 0 else self._write_temporary, 1.0, self.control)
+        finally:
+            self.trainer.rebuild(self.lease.source)
 
     def _write_temporary(self, path: Path) -> None:
         """The weights as they are, for the host's own pipeline."""

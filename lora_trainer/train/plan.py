@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from lora_trainer.data import order
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.detect import ModelFacts
 
-DEFAULT_EPOCHS = 10
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 SD1_CHANNELS, SD1_PIXELS = 320, 512 * 512
 ACTIVATIONS_MB = {False: 884.0, True: 147.0}
@@ -101,10 +99,10 @@ def make_plan(config: TrainConfig, records: Sequence[ImageRecord], facts: ModelF
     trained = [record for record in records if record.usable and not record.validation]
     held = len([record for record in records if record.usable and record.validation])
     per_epoch = order.steps_per_epoch(trained, config.data.batch_size, config.steps.gradient_accumulation_steps)
-    epochs, total = _length(config, per_epoch)
+    epochs, total = derive.train_length(config, per_epoch)
     counts = Counter(record.bucket for record in trained if record.bucket)
     saves = Marks(derive.interval_epochs(config.save), config.save.every_n_steps)
-    previews = Marks(derive.interval_epochs(config.sample), 0 if derive.interval_epochs(config.sample) else config.sample.every_n_steps)
+    previews = Marks(derive.interval_epochs(config.sample), derive.interval_steps(config.sample))
     files = _count_files(saves, per_epoch, total)
     network = network_parameters(config, facts)
     return TrainingPlan(
@@ -123,7 +121,7 @@ def make_plan(config: TrainConfig, records: Sequence[ImageRecord], facts: ModelF
         seconds=_seconds(config, facts, machine, total, len(trained)),
         memory=_memory(config, facts, machine, network),
         free_mb=machine.free_mb,
-        effective_scale=config.network.alpha / config.network.dim,
+        effective_scale=derive.network_scale(config),
     )
 
 
@@ -134,14 +132,6 @@ def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:
     unet = 424_960 * wide if derive.trains_unet(config) else 0
     text = 165_888 * deep if derive.trains_text_encoder(config) else 0
     return int((unet + text) * config.network.dim)
-
-
-def _length(config: TrainConfig, per_epoch: int) -> tuple[int, int]:
-    steps = config.steps
-    if not steps.max_train_epochs and steps.max_train_steps:
-        return math.ceil(steps.max_train_steps / max(1, per_epoch)), steps.max_train_steps
-    epochs = steps.max_train_epochs or DEFAULT_EPOCHS
-    return epochs, epochs * per_epoch
 
 
 def _count_files(saves: Marks, per_epoch: int, total: int) -> int:
@@ -174,4 +164,7 @@ def _seconds(config: TrainConfig, facts: ModelFacts | None, machine: Machine, to
     work = SD1_TFLOP * wide * width * height / SD1_PIXELS
     batch = config.data.batch_size * config.steps.gradient_accumulation_steps
     again = 1.3 if config.memory.gradient_checkpointing else 1.0
-    return total * (0.05 * config.steps.gradient_accumulation_steps + work * batch * again / machine.tflops) + images * work * 0.6 / machine.tflops
+    return (
+        total * (0.05 * config.steps.gradient_accumulation_steps + work * batch * again / machine.tflops)
+        + images * work * 0.6 / machine.tflops
+    )

@@ -38,13 +38,20 @@ def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:
         name, _, value = part.partition(" ")
         if name not in OPTIONS:
             raise TrainerError(
-                "the prompt option --{name} is not known.", path="sample.prompts", name=name, fix="Known are --n --w --h --d --l --s and --ss."
+                "the prompt option --{name} is not known.",
+                path="sample.prompts",
+                name=name,
+                fix="Known are --n --w --h --d --l --s and --ss.",
             )
         try:
             found[name] = OPTIONS[name](value.strip())
         except ValueError as error:
             raise TrainerError(
-                "the prompt option --{name} needs a number, not {value}.", path="sample.prompts", name=name, value=value, fix="Write for example --w 512."
+                "the prompt option --{name} needs a number, not {value}.",
+                path="sample.prompts",
+                name=name,
+                value=value,
+                fix="Write for example --w 512.",
             ) from error
     request = attrs.evolve(
         defaults,
@@ -58,7 +65,9 @@ def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:
         sampler=str(found.get("ss", defaults.sampler)),
     )
     if request.sampler not in SAMPLERS:
-        raise TrainerError("the sampler {name} is not known.", path="sample.prompts", name=request.sampler, fix="Known are ddim, euler and euler_a.")
+        raise TrainerError(
+            "the sampler {name} is not known.", path="sample.prompts", name=request.sampler, fix="Known are ddim, euler and euler_a."
+        )
     return request
 
 

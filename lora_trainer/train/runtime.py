@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -42,7 +43,10 @@ def choose_precision(asked: str, source: ModelSource, device: torch.device) -> P
         base = _by_device(device)
     if base is torch.float16 and device.type == "cpu" and not hasattr(torch.amp, "GradScaler"):
         raise TrainingError(
-            "fp16 cannot be trained on the CPU with torch {version}.", path="memory.mixed_precision", version=torch.__version__, fix='Set it to "no" or "auto".'
+            "fp16 cannot be trained on the CPU with torch {version}.",
+            path="memory.mixed_precision",
+            version=torch.__version__,
+            fix='Set it to "no" or "auto".',
         )
     return Precision(base, None if base is torch.float32 else base, base is torch.float16)
 
@@ -76,8 +80,7 @@ def vram_mb(device: torch.device) -> float:
 
 def _resident_mb() -> float:
     try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * 4096 / 2**20
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20
     except OSError:
         return 0.0
 

@@ -40,7 +40,8 @@ class Names:
         return [
             path
             for path in sorted(self.folder.iterdir())
-            if path.suffix == ".safetensors" and (path.stem == self.name or (path.stem.startswith(start) and path.stem[len(start) :].removeprefix("step").isdigit()))
+            if path.suffix == ".safetensors"
+            and (path.stem == self.name or (path.stem.startswith(start) and path.stem[len(start) :].removeprefix("step").isdigit()))
         ]
 
 
@@ -71,7 +72,14 @@ def write_side_files(weights: Path, *, trigger: str, description: str, preview: 
             known = json.loads(beside.read_text(encoding="utf-8"))
         except ValueError:
             known = {}
-    fresh = {"description": description, "sd version": "SD1", "activation text": trigger, "preferred weight": 0, "negative text": "", "notes": ""}
+    fresh = {
+        "description": description,
+        "sd version": "SD1",
+        "activation text": trigger,
+        "preferred weight": 0,
+        "negative text": "",
+        "notes": "",
+    }
     text = json.dumps({**fresh, **known}, ensure_ascii=False, indent=4)
     write_atomically(beside, text.encode("utf-8"))
     if preview is not None and preview.is_file():

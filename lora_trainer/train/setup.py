@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +17,23 @@ from lora_trainer.control import Control
 from lora_trainer.data import buckets, captions, scan
 from lora_trainer.data.cache import LatentCache
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.errors import DatasetError, TrainingError
+from lora_trainer.errors import DatasetError, ModelError, TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import FlatOptimizer, parse_args
+from lora_trainer.optim.optimizers import FlatOptimizer
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.sample import encode
 from lora_trainer.train.step import LossRules
+
+RELEASED: Any = None
 
 
 @attrs.frozen
@@ -60,7 +63,13 @@ def read_pictures(config: TrainConfig) -> Pictures:
     )
     records, warnings = list(found.records), list(found.warnings)
     if config.validate.data_dir:
-        own = scan.scan(Path(config.validate.data_dir), num_repeats=1, class_tokens=data.class_tokens, caption_extension=data.caption_extension, leave_out=())
+        own = scan.scan(
+            Path(config.validate.data_dir),
+            num_repeats=1,
+            class_tokens=data.class_tokens,
+            caption_extension=data.caption_extension,
+            leave_out=(),
+        )
         records += [attrs.evolve(record, validation=True, key=f"validation/{record.key}") for record in own.records]
     elif config.validate.fraction:
         records = list(scan.split_validation(tuple(records), config.validate.fraction, config.seed))
@@ -73,10 +82,15 @@ def read_pictures(config: TrainConfig) -> Pictures:
         dropout_rate=data.caption_dropout_rate,
     )
     pictures = Pictures(
-        tuple(record for record in placed if not record.validation), tuple(record for record in placed if record.validation), rules, tuple(warnings)
+        tuple(record for record in placed if not record.validation),
+        tuple(record for record in placed if record.validation),
+        rules,
+        tuple(warnings),
     )
     if not pictures.trained:
-        raise DatasetError("{folder} holds no picture that can be trained on.", folder=data.train_data_dir, path="data.train_data_dir", fix="Add pictures.")
+        raise DatasetError(
+            "{folder} holds no picture that can be trained on.", folder=data.train_data_dir, path="data.train_data_dir", fix="Add pictures."
+        )
     if not any(captions.caption_of(record, rules) for record in pictures.trained):
         raise DatasetError(
             "none of the {count} pictures has a caption, and there is neither a trigger word nor a class word.",
@@ -94,6 +108,8 @@ class Trainer:
     config: TrainConfig
     pictures: Pictures
     precision: Precision
+    source: ModelSource
+    device: torch.device
     bundle: ModelBundle
     adapter: LoraAdapter
     optimizer: FlatOptimizer
@@ -118,10 +134,16 @@ class Trainer:
         self.adapter.detach()
 
     def rebuild(self, source: ModelSource) -> None:
-        """The same network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
+        """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
         self.detach()
-        self.bundle = load(source, self.bundle.device, self.precision.base)
+        if source is not self.source or self.bundle is RELEASED:
+            self.bundle, self.source = load(source, self.device, self.precision.base), source
         self.attach()
+
+    def release(self) -> None:
+        """Lets go of the model, so that nothing of it stays on the device; `rebuild` brings it back."""
+        self.detach()
+        self.bundle = RELEASED
 
     def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
         """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
@@ -132,7 +154,9 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
     """Loads the model, makes network, optimizer and caches. Nothing of the host is changed."""
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     bundle = load(lease.source, lease.device, precision.base)
-    parts = [part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted]
+    parts = [
+        part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
+    ]
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
     rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
     groups = [(parameters, rates[part]) for part, parameters in adapter.parameters().items()]
@@ -140,9 +164,11 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
         config=config,
         pictures=pictures,
         precision=precision,
+        source=lease.source,
+        device=lease.device,
         bundle=bundle,
         adapter=adapter,
-        optimizer=FlatOptimizer(config.optimizer.type, groups, parse_args(config.optimizer.args)),
+        optimizer=FlatOptimizer(config.optimizer.type, groups, derive.optimizer_args(config)),
         scaler=make_scaler(precision, lease.device),
         captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts),
         cache=LatentCache(lambda pixels: encode(trainer.bundle, pixels), keep=config.data.cache_latents),
@@ -152,11 +178,21 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
     return trainer
 
 
+def facts_of(checkpoint: Path) -> ModelFacts | None:
+    """What the file's header tells, or None where a host holds a model whose file cannot be read so."""
+    try:
+        return inspect(checkpoint)
+    except ModelError:
+        return None
+
+
 def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
     """The preview prompts of a config as requests. Raises TrainerError for a line that cannot be read."""
     width, height = derive.resolution(config)
-    defaults = SampleRequest("", width=width, height=height, seed=config.seed, sampler=config.sample.sampler, clip_skip=config.model.clip_skip)
-    return tuple(parse_prompt_line(line, defaults) for line in config.sample.prompts if line.strip() and not line.lstrip().startswith("#"))
+    defaults = SampleRequest(
+        "", width=width, height=height, seed=config.seed, sampler=config.sample.sampler, clip_skip=config.model.clip_skip
+    )
+    return tuple(parse_prompt_line(line, defaults) for line in derive.prompts(config))
 
 
 def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
@@ -170,7 +206,7 @@ def early_warnings(config: TrainConfig, pictures: Pictures) -> list[Warned]:
     if config.network.alpha > config.network.dim:
         found.append(
             Warned(
-                say("Alpha is larger than rank: the network counts {scale} times.", scale=round(config.network.alpha / config.network.dim, 3)),
+                say("Alpha is larger than rank: the network counts {scale} times.", scale=round(derive.network_scale(config), 3)),
                 "network.alpha",
             )
         )
@@ -185,5 +221,8 @@ def check_moved(trainer: Trainer) -> None:
     still = [name for name in trainer.adapter.unmoved() if rates["unet" if name.startswith("lora_unet") else "text_encoder"] > 0]
     if still:
         raise TrainingError(
-            "after ten steps {count} layers have not moved, the first is {name}.", count=len(still), name=still[0], fix="Please report this: nothing useful is being learned."
+            "after ten steps {count} layers have not moved, the first is {name}.",
+            count=len(still),
+            name=still[0],
+            fix="Please report this: nothing useful is being learned.",
         )

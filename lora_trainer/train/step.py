@@ -33,9 +33,11 @@ class LossRules:
     noise_offset: float = 0.0
 
 
-def noisy_batch(latents: Sequence[Tensor], keys: Sequence[tuple[object, ...]], captions: Callable[[], Tensor], rules: LossRules, device: torch.device) -> Batch:
+def noisy_batch(
+    latents: Sequence[Tensor], keys: Sequence[tuple[object, ...]], captions: Callable[[], Tensor], rules: LossRules, device: torch.device
+) -> Batch:
     """Draws each picture's timestep and noise from its own key, so that the way of batching changes nothing."""
-    drawn = [noising.draw(tuple(latent.shape), 1000, rules.noise_offset, *key) for latent, key in zip(latents, keys)]
+    drawn = [noising.draw(tuple(latent.shape), 1000, rules.noise_offset, *key) for latent, key in zip(latents, keys, strict=False)]
     return Batch(
         torch.stack(list(latents)).to(device),
         torch.stack([noise for _, noise in drawn]).to(device),

@@ -29,7 +29,7 @@ def validation_loss(
     `conditioning(i)` gives [1, 77, width] of picture i. Noise depends on the picture's key and t only: runs compare.
     """
     total = 0.0
-    for number, (latent, key) in enumerate(zip(latents, keys)):
+    for number, (latent, key) in enumerate(zip(latents, keys, strict=False)):
         if not keep_going():
             return None
         noise = [torch.randn(latent.shape, generator=generator_for("validation", key, t)) for t in TIMESTEPS]

@@ -1,0 +1,162 @@
+"""LoRA: names, arithmetic, on and off, files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.adapters.files import read_lora, verify, with_loras, write_lora
+from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.targets import targets
+from lora_trainer.errors import ModelError, TrainerError, TrainingError
+from lora_trainer.models.load import load
+from lora_trainer.models.source import FileSource
+from lora_trainer.models.text import tokenize
+
+CPU = torch.device("cpu")
+UNET_NAME = re.compile(
+    r"lora_unet_(down_blocks_[0-2]_attentions_[01]|mid_block_attentions_0|up_blocks_[1-3]_attentions_[0-2])_"
+    r"(proj_in|proj_out|transformer_blocks_0_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2)))"
+)
+TEXT_NAME = re.compile(r"lora_te_text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])")
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_checkpoint: Path):
+    return load(FileSource(toy_checkpoint), CPU)
+
+
+@pytest.fixture
+def adapter(bundle):
+    made = LoraAdapter(bundle, rank=4, alpha=2.0, parts=("unet", "text_encoder"), seed=1)
+    yield made
+    made.detach()
+
+
+def answer(bundle) -> torch.Tensor:
+    noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        words = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, ["a red circle", ""]), 1)
+        return bundle.family.denoise(bundle, noisy, torch.tensor([10, 900]), words)
+
+
+def stir(adapter: LoraAdapter) -> None:
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensors in adapter.parameters().values():
+            for tensor in tensors:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
+
+
+def test_the_network_stands_on_192_layers_of_the_unet_and_6_per_text_layer(bundle):
+    unet, text = dict(targets(bundle, "unet")), dict(targets(bundle, "text_encoder"))
+    assert (len(unet), len(text)) == (192, 24)
+    assert all(UNET_NAME.fullmatch(name) for name in unet)
+    assert all(TEXT_NAME.fullmatch(name) for name in text)
+
+
+def test_a_fresh_network_changes_nothing(bundle, adapter):
+    before = answer(bundle)
+    adapter.attach(bundle)
+    assert torch.equal(answer(bundle), before)
+
+
+def test_taking_the_network_off_gives_the_base_back_bit_for_bit(bundle, adapter):
+    before, weights = answer(bundle), {name: value.clone() for name, value in bundle.unet.named_parameters()}
+    stir(adapter)
+    adapter.attach(bundle)
+    assert not torch.equal(answer(bundle), before)
+    adapter.detach()
+    assert torch.equal(answer(bundle), before)
+    assert all(torch.equal(value, weights[name]) for name, value in bundle.unet.named_parameters())
+
+
+def test_the_effect_is_that_of_weights_merged_by_alpha_over_rank(bundle, adapter, toy_checkpoint: Path):
+    stir(adapter)
+    adapter.attach(bundle)
+    trained = answer(bundle)
+    adapter.detach()
+    merged = load(FileSource(toy_checkpoint), CPU)
+    with torch.no_grad():
+        for part in ("unet", "text_encoder"):
+            for name, module in targets(merged, part):
+                pair = adapter.pairs[part][name]
+                delta = pair.up.flatten(1) @ pair.down.flatten(1) * (2.0 / 4)
+                module.weight += delta.reshape(module.weight.shape)
+    assert torch.allclose(trained, answer(merged), atol=2e-5)
+
+
+def test_the_same_seed_starts_a_layer_the_same_whatever_else_is_trained(bundle):
+    alone = LoraAdapter(bundle, rank=4, alpha=4, parts=("text_encoder",), seed=7)
+    both = LoraAdapter(bundle, rank=4, alpha=4, parts=("unet", "text_encoder"), seed=7)
+    other = LoraAdapter(bundle, rank=4, alpha=4, parts=("text_encoder",), seed=8)
+    name = next(iter(alone.pairs["text_encoder"]))
+    assert torch.equal(alone.pairs["text_encoder"][name].down, both.pairs["text_encoder"][name].down)
+    assert not torch.equal(alone.pairs["text_encoder"][name].down, other.pairs["text_encoder"][name].down)
+
+
+def test_a_file_comes_back_as_it_was_and_its_hash_is_that_of_the_bytes_behind_the_header(bundle, adapter, tmp_path: Path):
+    stir(adapter)
+    path = tmp_path / "数据 ü.safetensors"
+    sha256 = write_lora(path, adapter.state_dict(), {"ss_output_name": "x", "modelspec.title": "x"}, "float")
+    content = path.read_bytes()
+    assert hashlib.sha256(content).hexdigest() == sha256
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert metadata["sshs_model_hash"] == hashlib.sha256(content[8 + length :]).hexdigest()
+    state, words = read_lora(path)
+    assert words["ss_output_name"] == "x"
+    assert all(torch.equal(state[name], tensor) for name, tensor in adapter.state_dict().items())
+    assert len(state) == 3 * (192 + 24)
+
+
+def test_weights_of_several_files_add_up(bundle, adapter, tmp_path: Path):
+    stir(adapter)
+    path = tmp_path / "a.safetensors"
+    write_lora(path, adapter.state_dict(), {}, "float")
+    base = answer(bundle)
+    with with_loras(bundle, [(path, 0.5), (path, 0.5)]):
+        halves = answer(bundle)
+    with with_loras(bundle, [(path, 1.0)]):
+        whole = answer(bundle)
+    with with_loras(bundle, [(path, 0.0)]):
+        assert torch.equal(answer(bundle), base)
+    assert torch.allclose(halves, whole, atol=1e-5)
+    assert not torch.allclose(whole, base, atol=1e-3)
+    assert torch.equal(answer(bundle), base)
+
+
+def test_values_that_are_not_finite_are_never_saved(bundle, adapter, tmp_path: Path):
+    with torch.no_grad():
+        adapter.parameters()["unet"][0].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="not finite"):
+        write_lora(tmp_path / "a.safetensors", adapter.state_dict(), {}, "fp16")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_lost_a_tensor_is_found_out(bundle, adapter, tmp_path: Path):
+    path = tmp_path / "a.safetensors"
+    state = adapter.state_dict()
+    short = dict(list(state.items())[:-1])
+    write_lora(path, short, {}, "fp16")
+    with pytest.raises(TrainingError, match="not written correctly"):
+        verify(path, state)
+
+
+def test_a_network_of_another_shape_is_refused(bundle, adapter, toy_checkpoint: Path):
+    with pytest.raises(ModelError, match="does not fit"):
+        adapter.load_state_dict(LoraAdapter(bundle, rank=8, alpha=8, parts=("unet", "text_encoder")).state_dict())
+    with pytest.raises(TrainerError, match="not a LoRA"):
+        read_lora(toy_checkpoint)
+
+
+def test_a_layer_that_was_not_trained_is_named(bundle, adapter):
+    assert len(adapter.unmoved()) == 216
+    stir(adapter)
+    assert adapter.unmoved() == []

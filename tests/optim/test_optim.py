@@ -1,0 +1,61 @@
+"""Schedules against their formulas, the flat optimizer against torch's on separate tensors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lora_trainer.errors import TrainerError
+from lora_trainer.optim.optimizers import OPTIMIZERS, FlatOptimizer
+from lora_trainer.optim.schedules import SCHEDULES, factor
+
+
+def test_the_rate_rises_over_the_warm_up_and_ends_at_its_floor():
+    assert [factor("constant", step, 100, 10, 0.0) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert factor("cosine", 55, 100, 10, 0.0) == pytest.approx(0.5)
+    assert factor("cosine", 100, 100, 10, 0.1) == pytest.approx(0.1)
+    assert factor("linear", 55, 100, 10, 0.0) == pytest.approx(0.5)
+    assert factor("linear", 100, 100, 0, 0.2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_schedules_are_those_of_diffusers(name):
+    from diffusers.optimization import get_scheduler
+
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=7, num_training_steps=60)
+    for step in range(60):
+        assert factor(name, step, 60, 7, 0.0) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+def test_one_flat_buffer_steps_as_separate_tensors_do():
+    torch.manual_seed(0)
+    shapes = [(3, 5), (7,), (2, 2, 1, 1)]
+    flat = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    apart = [nn.Parameter(parameter.detach().clone()) for parameter in flat]
+    ours = FlatOptimizer("AdamW", [(flat[:2], 1e-2), (flat[2:], 5e-3)], {"weight_decay": 0.1})
+    theirs = torch.optim.AdamW([{"params": apart[:2], "lr": 1e-2}, {"params": apart[2:], "lr": 5e-3}], weight_decay=0.1)
+    for _ in range(5):
+        for ps, optimizer in ((flat, None), (apart, theirs)):
+            sum((parameter**2).sum() * (number + 1) for number, parameter in enumerate(ps)).backward()
+            if optimizer is None:
+                ours.gather()
+                ours.step(1.0)
+            else:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(flat, apart, strict=True))
+    assert all(parameter.grad is None for parameter in flat)
+
+
+def test_a_choice_that_does_not_exist_names_the_nearest():
+    with pytest.raises(TrainerError, match="AdamW"):
+        OPTIMIZERS["adamm"]
+    assert SCHEDULES.names() == ("constant", "cosine", "linear")
+    assert math.isclose(factor("Cosine", 0, 10, 0, 0.0), 1.0)
