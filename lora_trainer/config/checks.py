@@ -75,15 +75,10 @@ def _check_text(option: Declared, value: str) -> Iterator[Problem]:
     known = option.option
     if known.choices and value not in known.choices:
         near = get_close_matches(value.lower(), [choice.lower() for choice in known.choices], 1, 0.5)
-        best = next((choice for choice in known.choices if near and choice.lower() == near[0]), known.choices[0])
-        yield problem(
-            option.path,
-            "there is no {value} here; known: {choices}.",
-            "Did you mean {near}?",
-            value=shown(value),
-            choices=", ".join(known.choices),
-            near=best,
-        )
+        best = next((choice for choice in known.choices if near and choice.lower() == near[0]), "")
+        fix = "Did you mean {near}?" if best else "Choose one of these: {choices}."
+        choices = ", ".join(known.choices)
+        yield problem(option.path, "{value} is not one of the choices: {choices}.", fix, value=shown(value), choices=choices, near=best)
     if known.kind == "steps" and not (_SHARE.fullmatch(value) and float(value.rstrip("% ")) <= 100):
         yield problem(
             option.path, "{value} is not a share from 0% to 100%.", 'Write a number of steps, or a share such as "5%".', value=shown(value)

@@ -23,9 +23,9 @@ class LatentCache:
         self._kept: dict[tuple[str, bool], Tensor] = {}
 
     def fill(self, records: Sequence[ImageRecord], *, flip: bool, control: Control) -> Iterator[Progress]:
-        """Encodes what is missing, mirrored ones too with `flip`; waits while paused, ends early when stopped. Raises DatasetError."""
+        """Encodes what is missing, mirrored ones too with `flip`; ends early when stopped. Raises DatasetError."""
         for done, record in enumerate(records, start=1):
-            if not control.keep_going():
+            if control.stopping:
                 return
             if self._keep or record.validation:
                 for flipped in (False, True) if flip and not record.validation else (False,):

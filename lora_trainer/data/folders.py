@@ -18,32 +18,8 @@ PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp",
 PLUGIN_SUFFIXES = frozenset({".avif", ".jxl"})
 """Pictures where a Pillow plugin is installed, else named as unreadable."""
 OTHER_MEDIA = frozenset(
-    [
-        ".heic",
-        ".heif",
-        ".psd",
-        ".svg",
-        ".pdf",
-        ".ico",
-        ".tga",
-        ".exr",
-        ".hdr",
-        ".raw",
-        ".cr2",
-        ".cr3",
-        ".nef",
-        ".arw",
-        ".dng",
-        ".mp4",
-        ".mov",
-        ".avi",
-        ".mkv",
-        ".webm",
-        ".m4v",
-        ".zip",
-        ".rar",
-        ".7z",
-    ]
+    {".heic", ".heif", ".psd", ".svg", ".pdf", ".ico", ".tga", ".exr", ".hdr", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
+    | {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".zip", ".rar", ".7z"}
 )
 CAPTION_SUFFIXES = (".txt", ".caption")
 MANY_REPEATS = 500

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import attrs
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from lora_trainer.data.records import Verdict
 from lora_trainer.messages import Message, say
@@ -94,6 +94,17 @@ def upright(image: Image.Image) -> Image.Image:
 def has_alpha(image: Image.Image) -> bool:
     """Whether the format of the picture holds transparency (it may still be opaque all over)."""
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def refuse_cut_off(path: Path, image: Image.Image) -> None:
+    """Raises OSError for a PNG or JPEG without its end. Pillow does so itself unless another extension switched that off."""
+    if not ImageFile.LOAD_TRUNCATED_IMAGES or image.format not in ("PNG", "JPEG"):
+        return
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 65536))
+        if (b"IEND" if image.format == "PNG" else b"\xff\xd9") not in file.read():
+            raise OSError("image file is truncated")
 
 
 def why_unreadable(error: Exception) -> Message:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms
 
-from lora_trainer.data.header import UNREADABLE, has_alpha, upright, why_unreadable
+from lora_trainer.data.header import UNREADABLE, has_alpha, refuse_cut_off, upright, why_unreadable
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
 
@@ -60,6 +60,7 @@ def opened_small(path: Path, size: int) -> Image.Image:
 def _opened(path: Path, background: tuple[int, int, int], draft: int | None) -> Image.Image:
     try:
         with Image.open(path) as image:
+            refuse_cut_off(path, image)
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             image.load()
