@@ -1,0 +1,274 @@
+"""install.py as the host runs it: a process of its own, in an environment with the host's packages, with real pip."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import resource
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import install
+import preload
+from tests.package_index import PackageIndex, clean_environment, write_wheel
+
+ROOT = Path(install.__file__).parent
+# A1111's own launch.run_pip puts the command together in this way: a string, for a shell
+LAUNCH = """
+import subprocess, sys
+def run_pip(command, desc=None):
+    print("host's pip: " + command)
+    done = subprocess.run(f'"{sys.executable}" -m pip {command} --prefer-binary', shell=True, capture_output=True, encoding="utf-8")
+    if done.returncode:
+        raise RuntimeError(f"Couldn't install {desc}.\\nstdout: {done.stdout}\\nstderr: {done.stderr}")
+"""
+
+
+class Host:
+    """An environment with packages (their metadata is all that pip looks at), and a WebUI folder with the extension in it."""
+
+    def __init__(self, folder: Path, venv: Path, index: PackageIndex, **packages: str) -> None:
+        self.venv, self.index = folder / "venv", index
+        shutil.copytree(venv, self.venv, symlinks=True)
+        self.python = self.venv / "bin" / "python"
+        self.site = next(self.venv.glob("lib/python*/site-packages"))
+        for name, version in packages.items():
+            wheel = write_wheel(folder / "wheels", name, version)
+            shutil.unpack_archive(wheel, self.site, "zip")
+        self.extension = folder / "web ui" / "extensions" / "lora trainer"
+        self.extension.mkdir(parents=True)
+        for name in ("install.py", "requirements.txt"):
+            shutil.copy(ROOT / name, self.extension)
+        (folder / "web ui" / "launch.py").write_text(LAUNCH, encoding="utf-8")
+        self.environment = clean_environment(index, PYTHONPATH=str(folder / "web ui"))
+
+    def start(self, *flags: str, **environment: str) -> str:
+        """What install.py prints in one start of the host; its exit status is always 0."""
+        command = [str(self.python), str(self.extension / "install.py"), *flags]
+        done = subprocess.run(command, env={**self.environment, **environment}, capture_output=True, encoding="utf-8", timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    def freeze(self) -> set[str]:
+        return {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions(path=[str(self.site)])}
+
+
+@pytest.fixture(scope="module")
+def empty_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    venv = tmp_path_factory.mktemp("venv") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+    return venv
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[PackageIndex]:
+    index = PackageIndex(tmp_path / "index")
+    for version in ("0.30.3", "0.31.0", "0.35.2", "0.37.1"):
+        index.add("diffusers", version, needs=["huggingface_hub>=0.23.2", "zipp>=3.20"])
+    for name, version in (("cattrs", "24.1.3"), ("cattrs", "25.3.0"), ("tomlkit", "0.12.0"), ("tomlkit", "0.15.2"), ("zipp", "4.1.2")):
+        index.add(name, version)
+    for version in ("0.20.3", "0.36.2", "1.0.0"):
+        index.add("huggingface_hub", version)
+    for version in ("26.1.0", "27.0.0"):
+        index.add("attrs", version)
+    yield index
+    index.close()
+
+
+@pytest.fixture
+def make_host(tmp_path: Path, empty_venv: Path, index: PackageIndex):
+    return lambda **packages: Host(tmp_path, empty_venv, index, **packages)
+
+
+A1111 = {"attrs": "26.1.0", "huggingface_hub": "0.36.2", "torch": "2.1.2+cu121"}
+FULL = {**A1111, "diffusers": "0.31.0", "cattrs": "24.1.3", "tomlkit": "0.12.0"}
+
+
+def test_what_is_missing_is_added_and_no_line_of_the_freeze_changes(make_host) -> None:
+    host = make_host(**A1111)
+    before = host.freeze()
+    said = host.start()
+    added = {"diffusers==0.31.0", "cattrs==24.1.3", "tomlkit==0.12.0", "zipp==4.1.2"}
+    assert host.freeze() == before | added
+    assert all(package.replace("==", " ") in said for package in added)
+
+
+def test_the_hosts_own_pip_call_is_used_with_everything_pinned(make_host) -> None:
+    said = make_host(**A1111).start()
+    assert "host's pip: install" in said and '-c "' in said and '"diffusers==0.31.0"' in said
+
+
+def test_it_installs_without_a_host_too(make_host) -> None:
+    host = make_host(**A1111)
+    said = host.start(PYTHONPATH="")
+    assert "host's pip" not in said and "diffusers==0.31.0" in host.freeze()
+
+
+@pytest.mark.parametrize("version", ["0.29.2", "0.30.3", "0.35.2"])
+def test_diffusers_that_is_there_and_serves_is_left(make_host, version: str) -> None:
+    host = make_host(**{**FULL, "diffusers": version})
+    assert host.start() == ""
+    assert f"diffusers=={version}" in host.freeze()
+
+
+@pytest.mark.parametrize("version", ["0.28.2", "0.36.0"])
+def test_diffusers_that_does_not_serve_is_left_and_one_remedy_is_told(make_host, version: str) -> None:
+    host = make_host(**{**FULL, "diffusers": version})
+    before = host.freeze()
+    said = host.start()
+    assert f"diffusers {version} is installed" in said and "diffusers>=0.29,<0.36" in said
+    assert said.count("Remedy:") == 1 and f'"{host.python}" -m pip install "diffusers==0.31.0"' in said
+    assert host.freeze() == before and host.index.requests == 0
+
+
+def test_conflict_changes_nothing_tells_one_remedy_and_is_not_tried_again(make_host) -> None:
+    host = make_host(**{**A1111, "huggingface_hub": "0.20.3"})
+    before = host.freeze()
+    said = host.start()
+    assert host.freeze() == before
+    assert "huggingface_hub>=0.23.2" in said.replace("-", "_") and said.count("Remedy:") == 1
+    host.index.requests = 0
+    again = host.start()
+    assert again in said and "Remedy:" in again
+    assert host.index.requests == 0
+    shutil.unpack_archive(write_wheel(host.venv / "new", "huggingface_hub", "0.36.2"), host.site, "zip")  # the user updates it
+    shutil.rmtree(host.site / "huggingface_hub-0.20.3.dist-info")
+    assert "added" in host.start()
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment"),
+    [(["--skip-install"], {}), ([], {"COMMANDLINE_ARGS": "--api --skip-install"}), ([], {"LORA_TRAINER_SKIP_INSTALL": "1"})],
+    ids=["flag", "COMMANDLINE_ARGS", "variable"],
+)
+def test_skip_install_is_honoured(make_host, flags: list[str], environment: dict[str, str]) -> None:
+    host = make_host(**A1111)
+    before = host.freeze()
+    assert host.start(*flags, **environment) == ""
+    assert host.freeze() == before and host.index.requests == 0
+
+
+def test_satisfied_start_neither_imports_the_host_nor_runs_pip_and_takes_under_0_3_seconds(make_host) -> None:
+    host = make_host(**FULL, **{f"other{number}": "1.0" for number in range(150)})  # A1111 holds some 130 packages
+    (Path(host.environment["PYTHONPATH"]) / "launch.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert host.start() == ""
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert statistics.median(seconds) < 0.3
+    assert host.index.requests == 0
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """A port where connections hang: its queue is full and nobody takes one."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        waiting = [socket.socket() for _ in range(8)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+        for client in waiting:
+            client.close()
+
+
+@pytest.mark.parametrize("way", ["hangs", "refuses", "proxy hangs", "pip.conf"])
+def test_offline_start_costs_less_than_a_second_more(make_host, silent_port: int, tmp_path: Path, way: str) -> None:
+    host = make_host(**A1111)
+    before = host.freeze()
+    silent = f"http://127.0.0.1:{silent_port}/simple"
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = {silent}\n", encoding="utf-8")
+    environment = {
+        "hangs": {"PIP_INDEX_URL": silent},
+        "refuses": {"PIP_INDEX_URL": "http://127.0.0.1:9/simple"},
+        "proxy hangs": {"http_proxy": silent},
+        "pip.conf": {"PIP_INDEX_URL": "", "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")},
+    }[way]
+
+    def seconds(**environment: str) -> float:
+        start = time.monotonic()
+        said = host.start(**environment)
+        assert ("cannot be reached" in said and said.count("Remedy:") == 1) or environment == {"LORA_TRAINER_SKIP_INSTALL": "1"}
+        return time.monotonic() - start
+
+    satisfied = min(seconds(LORA_TRAINER_SKIP_INSTALL="1") for _ in range(3))
+    assert min(seconds(**environment) for _ in range(3)) - satisfied < 1
+    assert host.freeze() == before
+
+
+def test_back_online_it_is_tried_again(make_host) -> None:
+    host = make_host(**A1111)
+    assert "cannot be reached" in host.start(PIP_INDEX_URL="http://127.0.0.1:9/simple")
+    assert "added" in host.start()
+
+
+@pytest.mark.parametrize(
+    ("version", "bounds", "inside"),
+    [
+        ("0.31.0", "==0.31.0", True),
+        ("0.31", "==0.31.0", True),
+        ("0.35.2", ">=0.29,<0.36", True),
+        ("0.36.0.dev0", ">=0.29,<0.36", False),
+        ("0.28.9", ">=0.29,<0.36", False),
+        ("24.1.3", ">=23.2,<25", True),
+        ("23.2", ">=23.2,<25", True),
+        ("25.0", ">=23.2,<25", False),
+        ("0.100.0", ">=0.29,<0.36", False),
+        ("2.1.2+cu121", ">=2.1.2", True),
+        ("1.0", "", True),
+    ],
+)
+def test_version_lies_in_its_bounds(version: str, bounds: str, inside: bool) -> None:
+    assert install.fits(version, bounds) is inside
+
+
+def test_whatever_happens_the_hosts_start_goes_on(make_host) -> None:
+    host = make_host(**A1111)
+    (host.extension / "requirements.txt").unlink()
+    assert "could not look at its packages (FileNotFoundError" in host.start()
+
+
+@pytest.mark.slow
+def test_on_the_real_index_the_pins_of_this_environment_stay_as_they_are(tmp_path: Path, empty_venv: Path, index: PackageIndex) -> None:
+    """The environment that runs this test holds the host's pins; a copy without what the host lacks gets it from the real index."""
+    host = Host(tmp_path, empty_venv, index)
+    lacking = {"diffusers", "cattrs", "tomlkit", "importlib-metadata", "importlib_metadata", "zipp"}
+    for package in importlib.metadata.distributions():
+        folder = Path(str(package._path))  # type: ignore[attr-defined]
+        if package.metadata["Name"] not in lacking and folder.name.endswith(".dist-info"):
+            shutil.copytree(folder, host.site / folder.name, dirs_exist_ok=True)
+    before = host.freeze()
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHONPATH", "LORA_TRAINER_"))}
+    command = [str(host.python), str(host.extension / "install.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0
+    after = host.freeze()
+    assert before < after, done.stdout
+    names = {line.split("==")[0].replace("-", "_") for line in after - before}
+    assert {"diffusers", "cattrs", "tomlkit"} <= names <= {"diffusers", "cattrs", "tomlkit", "importlib_metadata", "zipp", "lazy_importer"}
+    assert "diffusers==0.31.0" in after
+
+
+def test_preload_adds_its_flag_and_imports_nothing_heavy() -> None:
+    parser = argparse.ArgumentParser()
+    preload.preload(parser)
+    assert parser.parse_args([]).lora_trainer_allow_path == []
+    words = ["--lora-trainer-allow-path", "/a b", "--lora-trainer-allow-path", "/c"]
+    assert parser.parse_args(words).lora_trainer_allow_path == ["/a b", "/c"]
+    code = "import sys, json; before = set(sys.modules); import preload; print(json.dumps(sorted(set(sys.modules) - before)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+    assert {name.split(".")[0] for name in json.loads(done.stdout)} - {"preload"} <= sys.stdlib_module_names
