@@ -103,7 +103,10 @@ class _Run:
         self.shared_words = self._shared_words()
         if self.config.data.cache_latents or self.trainer.pictures.held:
             yield Phase("caching", len(self.trainer.pictures.records))
-            yield from setup.fill_cache(self.trainer, self.control)
+            for event in setup.fill_cache(self.trainer, self.control):
+                yield event
+                if self.control.pausing:
+                    yield from self._pause()
         if not self.control.stopping:
             yield from self._validate()
             if self.config.sample.at_first and self.trainer.requests:

@@ -34,6 +34,9 @@ from lora_trainer.train.sample import encode
 from lora_trainer.train.step import LossRules
 
 RELEASED: Any = None
+ONE_TOKEN = 64
+"""Pictures of at most this side are one single token in the middle block, where asking and being asked cannot matter."""
+UNMOVABLE = frozenset(f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{side}" for side in "qk")
 
 
 @attrs.frozen
@@ -216,9 +219,14 @@ def early_warnings(config: TrainConfig, pictures: Pictures) -> list[Warned]:
 
 
 def check_moved(trainer: Trainer) -> None:
-    """After ten steps every layer has moved; raises TrainingError naming the first that has not."""
+    """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
     rates = {"unet": derive.unet_lr(trainer.config), "text_encoder": derive.text_encoder_lr(trainer.config)}
-    still = [name for name in trainer.adapter.unmoved() if rates["unet" if name.startswith("lora_unet") else "text_encoder"] > 0]
+    idle = UNMOVABLE if all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained) else frozenset()
+    still = [
+        name
+        for name in trainer.adapter.unmoved()
+        if name not in idle and rates["unet" if name.startswith("lora_unet") else "text_encoder"] > 0
+    ]
     if still:
         raise TrainingError(
             "after ten steps {count} layers have not moved, the first is {name}.",
