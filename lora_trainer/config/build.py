@@ -202,7 +202,7 @@ def _leaves(mapping: Mapping[str, Any], problems: list[Problem], prefix: str = "
                 yield from _leaves(value, problems, f"{key}.")
             else:
                 problems.append(
-                    problem(path, "is a section of settings, not a value.", "Write [{path}] and its settings below.", path=path)
+                    problem(path, "is a section of settings, not a value.", "Write [{section}] and its settings below.", section=key)
                 )
         else:
             problems.append(_unknown(path, value, sections))

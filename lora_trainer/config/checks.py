@@ -53,14 +53,16 @@ def check_value(option: Declared, value: Any) -> Iterator[Problem]:
 
 def _check_bounds(option: Declared, value: float) -> Iterator[Problem]:
     known = option.option
-    bounds = {"value": value, "low": known.low, "high": known.high, "above": known.above}
+    bounds = _plain({"value": value, "low": known.low, "high": known.high, "above": known.above})
+    fix = "Choose a value up to {high}."
+    if known.low is not None:
+        fix = "Choose a value from {low} up." if known.high is None else "Choose a value from {low} to {high}."
     if known.low is not None and value < known.low:
-        yield problem(option.path, "{value} is too small: at least {low}.", "Choose a value from {low} to {high}.", **_plain(bounds))
+        yield problem(option.path, "{value} is too small: at least {low}.", fix, **bounds)
     elif known.above is not None and value <= known.above:
-        yield problem(option.path, "{value} is too small: it must be more than {above}.", "Choose a value up to {high}.", **_plain(bounds))
+        yield problem(option.path, "{value} is too small: it must be more than {above}.", fix, **bounds)
     elif known.high is not None and value > known.high:
-        low = "Choose a value from {low} to {high}." if known.low is not None else "Choose a value up to {high}."
-        yield problem(option.path, "{value} is too large: at most {high}.", low, **_plain(bounds))
+        yield problem(option.path, "{value} is too large: at most {high}.", fix, **bounds)
     elif known.kind == "size" and value % 8:
         near = max(64, int(value / 64 + 0.5) * 64)
         yield problem(option.path, "{value} is not a multiple of 8.", "Take a multiple of 64, for example {near}.", value=value, near=near)
@@ -213,6 +215,7 @@ def nearest_option(path: str) -> str:
         inside, _, field = known.rpartition(".")
         words = [field, option.option.kohya, f"{inside}_{field}"]
         score = max(SequenceMatcher(None, name.lower(), word.lower()).ratio() for word in words if word)
+        score = max(score, 0.8) if name == "".join(word[0] for word in field.split("_")) else score  # lr
         score += 0.05 if inside == section else 0.0
         score += 0.05 if option.option.kohya == name else 0.0
         if score > best_score:

@@ -85,17 +85,17 @@ def _text_of(path: Path) -> str:
 
 
 def _line_of(text: str, error: Exception) -> int:
-    """The line where reading goes wrong; errors without one (a key given twice) are found by reading ever more lines."""
-    if isinstance(error, ParseError):
+    """The line where reading goes wrong; for a key given twice, which is noticed late, the first line by which it is."""
+    twice = "exists"
+    if isinstance(error, ParseError) and twice not in str(error):
         return int(error.line)
     lines = text.splitlines(keepends=True)
     for count in range(1, len(lines) + 1):
         try:
             tomlkit.parse("".join(lines[:count])).unwrap()
-        except ParseError:
-            continue
-        except (TOMLKitError, ValueError):
-            return count
+        except (TOMLKitError, ValueError) as found:
+            if twice in str(found):
+                return count
     return len(lines)
 
 
