@@ -148,13 +148,14 @@ def add(missing: dict[str, str]) -> None:
         return
     address = index_address()
     if address and not is_reachable(address):
-        tell(names, f"{address[0]} cannot be reached, so nothing was downloaded. It is tried again at the next start.", remedy)
+        reason = f"{address[0]} cannot be reached (no connection within {PROBE_SECONDS} s); it is tried again at the next start."
+        tell(names, reason, remedy)
         return
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
         try:
-            run_pip(f'install --retries 1 --timeout 15 -c "{constraints}" {command}', "the packages of LoRA Trainer")
+            run_pip(f'install --retries 1 --timeout 10 -c "{constraints}" {command}', "the packages of LoRA Trainer")
         except RuntimeError as error:
             reason = why(str(error))
             if "ResolutionImpossible" in str(error):

@@ -76,6 +76,9 @@ class Project:
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "home").mkdir()
         self.environment = clean_environment(index, HOME=str(folder / "home"), LORA_TRAINER_PYTHON=sys.executable)
+        # a package that only PYTHONPATH holds is not one of the environment
+        shutil.unpack_archive(index.folder / "gadget-1.0-py3-none-any.whl", folder / "elsewhere", "zip")
+        self.environment["PYTHONPATH"] = str(folder / "elsewhere")
         self.environment["LORA_TRAINER_TORCH_INDEX_URL"] = "http://127.0.0.1:9/nothing"
         self.environment.pop("PYENV_ROOT", None)
 
