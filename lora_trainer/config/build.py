@@ -33,7 +33,7 @@ def build(mapping: Mapping[str, Any]) -> TrainConfig:
             continue
         problems.extend(check_value(option, values[path]))
     bad = {found.path for found in problems}
-    config = _assembled(TrainConfig, {path: value for path, value in values.items() if path not in bad})
+    config: TrainConfig = _assembled(TrainConfig, {path: value for path, value in values.items() if path not in bad})
     problems.extend(found for paths, found in check_together(config) if not bad.intersection(paths))
     if problems:
         raise ConfigError(problems)
@@ -43,12 +43,12 @@ def build(mapping: Mapping[str, Any]) -> TrainConfig:
 def to_mapping(config: TrainConfig, *, changed_only: bool = False) -> dict[str, Any]:
     """The config as nested dicts, lists and plain values; with `changed_only` without what equals the default."""
     plain = _plain(config)
-    return _difference(plain, _plain(TrainConfig())) if changed_only else plain
+    return _difference(plain, _plain(TrainConfig())) if changed_only else plain  # type: ignore[call-arg]  # mypy takes no positional default for one
 
 
 def apply_sets(mapping: Mapping[str, Any], sets: Iterable[str]) -> dict[str, Any]:
     """The mapping with each "a.b=c" put in; c is read as a TOML value, else as text. Raises ConfigError for a word without "="."""
-    found = _copied(_unwrapped(mapping))
+    found: dict[str, Any] = _copied(_unwrapped(mapping))
     for text in sets:
         path, equals, value = text.partition("=")
         path = path.strip()
@@ -87,8 +87,8 @@ class _Unfit(ValueError):
 def converter() -> cattrs.Converter:
     """Structures one value by its annotation and never guesses: "false" is no bool, 2.7 no int, true no number."""
     made = cattrs.Converter(detailed_validation=False)
-    made.register_structure_hook_func(lambda kind: get_origin(kind) in (Union, types.UnionType), _as_union)
-    made.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _as_tuple)
+    made.register_structure_hook_func(lambda kind: get_origin(kind) in (Union, types.UnionType), _as_union)  # type: ignore[comparison-overlap]
+    made.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _as_tuple)  # type: ignore[comparison-overlap]
     made.register_structure_hook(int, _as_int)
     made.register_structure_hook(bool, _as_bool)
     made.register_structure_hook(float, _as_float)

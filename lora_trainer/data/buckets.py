@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.records import ImageRecord, Verdict
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import DataConfig
@@ -123,7 +123,9 @@ def bucket_counts(records: Iterable[ImageRecord]) -> list[tuple[Size, int]]:
 
 def _with(record: ImageRecord, choice: BucketChoice) -> ImageRecord:
     grows = choice.resized[0] > record.width * ENLARGED or choice.resized[1] > record.height * ENLARGED
-    notes = tuple(note for note in record.notes if note != "small") + (("small",) if grows else ())
+    notes: tuple[Verdict, ...] = tuple(note for note in record.notes if note != "small")
+    if grows:
+        notes = (*notes, "small")
     return attrs.evolve(record, bucket=choice.bucket, resized=choice.resized, crop=choice.crop, notes=notes)
 
 

@@ -14,7 +14,7 @@ from lora_trainer.data.records import ImageRecord
 class Item(NamedTuple):
     """One showing of a picture: its place in the records, and which of its repeats (0, 1, ...) this is."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     repeat: int
 
 
