@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from lora_trainer.config.schema import ModelConfig
     from lora_trainer.control import Control
+    from lora_trainer.models.detect import ModelFacts
     from lora_trainer.models.source import ModelSource
 
 MODEL_FIELD = "model.pretrained_model_name_or_path"
@@ -98,13 +99,23 @@ class Lease(Protocol):
         """Hex hash of the whole checkpoint file."""
         ...
 
+    @property
+    def facts(self) -> ModelFacts:
+        """Family, prediction, widths of the model."""
+        ...
+
+    @property
+    def free_mb(self) -> int:
+        """Memory that the device has left now."""
+        ...
+
     def preview(
         self, request: PictureRequest, write_weights: Callable[[Path], None] | None, weight: float, control: Control
     ) -> Image | None:
         """A picture by the host's own pipeline with the weights that `write_weights` saves; None when it was interrupted.
 
-        The trainer's network must be off the shared modules. Only where `own_previews`. Raises TrainerError when the host
-        could not draw it; the lent model is as before in any case.
+        Only where `own_previews`. Raises TrainerError when the host could not draw it; the lent weights are as before in any
+        case.
         """
         ...
 

@@ -15,6 +15,7 @@ from lora_trainer import __version__, assets
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.files import file_sha256
 from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint
+from lora_trainer.host.memory import device_memory
 from lora_trainer.messages import Message
 from lora_trainer.models import detect
 from lora_trainer.models.source import FileSource, ModelSource
@@ -170,6 +171,16 @@ class FileLease:
         return self.vae.name if self.vae else ""
 
     @cached_property
+    def facts(self) -> detect.ModelFacts:
+        """Told from the file's header."""
+        return detect.inspect(self.checkpoint)
+
+    @property
+    def free_mb(self) -> int:
+        """What the device has left."""
+        return int(device_memory(self.device)["free_mb"])
+
+    @cached_property
     def sha256(self) -> str:
         """Read once, when somebody asks."""
         return file_sha256(self.checkpoint)
@@ -192,24 +203,6 @@ class FileLease:
     def breathe(self) -> bool:
         """Nobody waits."""
         return False
-
-
-def device_memory(device: torch.device) -> dict[str, Any]:
-    """{"device", "total_mb", "free_mb", "host_mb"}: of the GPU, or of the computer's memory on a CPU.
-
-    `host_mb` is what this process holds on it.
-    """
-    import torch
-
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device)
-        return {"device": torch.cuda.get_device_name(device), "total_mb": total >> 20, "free_mb": free >> 20, "host_mb": held >> 20}
-    import psutil
-
-    memory = psutil.virtual_memory()
-    held = psutil.Process().memory_info().rss
-    return {"device": "CPU", "total_mb": memory.total >> 20, "free_mb": memory.available >> 20, "host_mb": held >> 20}
 
 
 def _device() -> torch.device:

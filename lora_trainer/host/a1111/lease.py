@@ -1,0 +1,254 @@
+"""The loan: the host's loaded model, shared and read-only, and the host as it was when the loan ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lora_trainer.errors import HostBusy, ModelError
+from lora_trainer.files import file_sha256
+from lora_trainer.host.a1111 import model as held
+from lora_trainer.host.a1111.preview import draw_preview
+from lora_trainer.host.a1111.queue import Turn
+from lora_trainer.host.a1111.refuse import refusal
+from lora_trainer.host.base import PictureRequest
+from lora_trainer.host.fingerprint import changed
+from lora_trainer.host.memory import device_memory
+from lora_trainer.models.detect import ModelFacts
+from lora_trainer.models.source import LiveSource, ModelSource
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lora_trainer.control import Control
+
+
+@contextmanager
+def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> Iterator[A1111Lease]:
+    """Lends the model of `checkpoint` with that VAE; the host's selection when they are None and "".
+
+    Refuses what cannot be lent before anything is touched, and again with the queue in hand. When it ends, by whatever way,
+    the model is clean, the user's own choice of checkpoint and VAE is loaded, and the queue is free.
+    """
+    from modules import call_queue, sd_models, shared
+
+    _refuse_when(checkpoint is None, shared.sd_model)
+    turn = Turn(call_queue.queue_lock)
+    turn.take()
+    try:
+        with sd_models.model_data.lock:  # the start's own loading is not in the queue
+            pass
+        yield _begin(turn, checkpoint, vae_file, lets_through)
+    finally:
+        if turn.held:
+            _give_back(turn)
+
+
+def _refuse_when(loaded_is_wanted: bool, sd_model: Any) -> None:
+    """Another checkpoint than the loaded one is looked at when it is there; how the host holds models is known before."""
+    problem = refusal(sd_model)
+    if problem is not None and (loaded_is_wanted or not isinstance(problem, ModelError)):
+        raise problem
+
+
+def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> A1111Lease:
+    from modules import sd_models, sd_vae, shared
+
+    load_checkpoint(checkpoint or sd_models.select_checkpoint())
+    sd_model = sd_models.model_data.sd_model
+    if (problem := refusal(sd_model)) is not None:
+        raise problem
+    vae = sd_vae.resolve_vae(sd_model.sd_checkpoint_info.filename).vae if vae_file == "" else vae_file
+    load_vae(sd_model, vae)
+    held.wipe(sd_model)
+    pin = held.Pin(
+        checkpoint=sd_model.sd_checkpoint_info,
+        vae_file=vae,
+        clip_skip=int(shared.opts.CLIP_stop_at_last_layers),
+        vae_dtype=next(sd_model.first_stage_model.parameters()).dtype,
+        weights=held.weights_of(sd_model),
+    )
+    return A1111Lease(turn, pin, held.live_source(sd_model), lets_through)
+
+
+def _give_back(turn: Turn) -> None:
+    """Leaves a clean model, the one that the user has chosen (perhaps meanwhile), and frees the queue.
+
+    A choice that cannot be loaded is told in the host's console: it is no failure of the training.
+    """
+    from modules import devices, errors, sd_models
+
+    try:
+        if sd_models.model_data.sd_model is not None:
+            held.wipe(sd_models.model_data.sd_model)
+        _load_choice()
+    except ModelError as error:
+        errors.report(f"LoRA Trainer: {error}", exc_info=True)
+    finally:
+        devices.torch_gc()
+        turn.give()
+
+
+def _load_choice() -> None:
+    from modules import sd_models, sd_vae
+
+    try:
+        sd_models.reload_model_weights()
+        if sd_models.model_data.sd_model is not None:
+            sd_vae.reload_vae_weights(sd_models.model_data.sd_model)
+    except Exception as error:
+        raise ModelError(
+            "the checkpoint or VAE that is chosen in the WebUI could not be loaded ({reason}).",
+            reason=str(error) or type(error).__name__,
+            fix="Choose another one.",
+        ) from error
+
+
+def load_checkpoint(info: Any, *, anew: bool = False) -> None:
+    """Loads it unless it is loaded, without touching the user's choice in the options; moves it back onto the device."""
+    from modules import devices, sd_models
+
+    sd_model = sd_models.model_data.sd_model
+    if anew or sd_model is None or sd_model.sd_checkpoint_info.filename != info.filename:
+        with sd_models.SkipWritingToConfig():
+            sd_models.reload_model_weights(info=info, forced_reload=anew)
+    elif next(sd_model.parameters()).device.type != torch.device(devices.device).type:
+        sd_models.send_model_to_device(sd_model)
+
+
+def load_vae(sd_model: Any, vae_file: str | None) -> None:
+    """Loads that VAE unless it is loaded; None is the checkpoint's own."""
+    from modules import sd_vae
+
+    sd_vae.reload_vae_weights(sd_model, vae_file=vae_file)
+
+
+class A1111Lease:
+    """See host.base.Lease."""
+
+    def __init__(self, turn: Turn, pin: held.Pin, source: LiveSource, lets_through: Callable[[], bool]) -> None:
+        self._turn = turn
+        self._pin = pin
+        self._lets_through = lets_through
+        self.source: ModelSource = source
+        self.device = self._device()
+        self.own_previews = held.loaded_networks() is not None
+        self.title: str = pin.checkpoint.model_name
+        self.checkpoint = Path(pin.checkpoint.filename)
+        self.clip_skip = pin.clip_skip
+        self.vae_title = Path(pin.vae_file).name if pin.vae_file else ""
+
+    @staticmethod
+    def _device() -> torch.device:
+        from modules import devices
+
+        return torch.device(devices.device)
+
+    @property
+    def sha256(self) -> str:
+        """The host's own number where it keeps one."""
+        if not self._pin.checkpoint.sha256:
+            self._pin.checkpoint.sha256 = file_sha256(self.checkpoint)
+        return str(self._pin.checkpoint.sha256)
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the plan wants to know of the model."""
+        from modules import sd_models
+
+        return held.facts_of(sd_models.model_data.sd_model)
+
+    @property
+    def free_mb(self) -> int:
+        """What the device has left, the host's own cache counted as free."""
+        from modules import devices
+
+        devices.torch_gc()
+        return int(device_memory(self.device)["free_mb"])
+
+    def preview(
+        self, request: PictureRequest, write_weights: Callable[[Path], None] | None, weight: float, control: Control
+    ) -> Image | None:
+        """A picture as txt2img draws it, on the lent checkpoint whatever the user has chosen since."""
+        try:
+            return draw_preview(self._pin, request, write_weights, weight, control)
+        finally:
+            self._take_back()
+
+    def pause(self) -> None:
+        """Frees the queue; whatever waits runs, on the checkpoint and VAE that the user has chosen."""
+        _give_back(self._turn)
+
+    def resume(self) -> ModelSource:
+        """Waits for the queue, then has the lent model as it was."""
+        self._turn.take()
+        try:
+            self._take_back()
+        except BaseException:
+            _give_back(self._turn)
+            raise
+        return self.source
+
+    def breathe(self) -> bool:
+        """Lets one waiting generation through, unless it would make the host load another model than the lent one."""
+        from modules import devices
+
+        if not self._lets_through() or not self._turn.waiting() or self._choice_differs():
+            return False
+        devices.torch_gc()
+        self._turn.let_one_through()
+        self._take_back()
+        return True
+
+    def _choice_differs(self) -> bool:
+        from modules import sd_models, sd_vae, shared
+
+        chosen = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+        if chosen is None or chosen.filename != self._pin.checkpoint.filename:
+            return True
+        return bool(sd_vae.resolve_vae(chosen.filename).vae != self._pin.vae_file)
+
+    def _take_back(self) -> None:
+        """The lent model, loaded, clean and bit for bit as it was; read from its file when something has changed it."""
+        from modules import sd_models
+
+        load_checkpoint(self._pin.checkpoint)
+        sd_model = self._cleaned()
+        if self._differing(sd_model):
+            held.wipe(sd_model, thoroughly=True)
+        if self._differing(sd_model):
+            self._read_anew()
+            sd_model = sd_models.model_data.sd_model
+        if different := self._differing(sd_model):
+            raise HostBusy(
+                "the checkpoint {title} is not what it was when training began ({count} tensors differ, the first is {name}).",
+                title=self.title,
+                count=len(different),
+                name=different[0],
+                fix="Load {title} in the WebUI again, then press Resume.",
+            )
+        if not isinstance(self.source, LiveSource) or not held.same_storages(self.source, sd_model):
+            self.source = held.live_source(sd_model)
+            self.device = self._device()
+
+    def _cleaned(self) -> Any:
+        from modules import sd_models
+
+        sd_model = sd_models.model_data.sd_model
+        load_vae(sd_model, self._pin.vae_file)
+        held.wipe(sd_model)
+        return sd_model
+
+    def _differing(self, sd_model: Any) -> list[str]:
+        return changed(self._pin.weights, held.weights_of(sd_model, self._pin.vae_dtype))
+
+    def _read_anew(self) -> None:
+        from modules import devices
+
+        devices.dtype_vae = self._pin.vae_dtype
+        load_checkpoint(self._pin.checkpoint, anew=True)
+        self._cleaned()

@@ -1,0 +1,48 @@
+"""Whether a request comes with the host's login: neither Gradio's nor --api-auth's check covers an extension's own routes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from secrets import compare_digest
+from typing import Any
+
+
+def wanted() -> tuple[bool, bool]:
+    """(the page asks for a login, the host's API asks for one)."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    page = bool(getattr(options, "gradio_auth", None) or getattr(options, "gradio_auth_path", None))
+    return page, bool(getattr(options, "api_auth", None))
+
+
+def is_authorized(request: Any, app: Any) -> bool:
+    """Either login is enough; True when the host asks for none."""
+    page, api = wanted()
+    if not page and not api:
+        return True
+    return (page and _has_page_login(request, app)) or (api and _has_api_login(request))
+
+
+def _has_page_login(request: Any, app: Any) -> bool:
+    """Gradio keeps token -> user in its app; the cookie's name carries an id from Gradio 4.20 on."""
+    tokens = getattr(app, "tokens", None) or {}
+    cookie_id = getattr(app, "cookie_id", None)
+    suffix = f"-{cookie_id}" if cookie_id else ""
+    given = (request.cookies.get(f"access-token{kind}{suffix}") for kind in ("", "-unsecure"))
+    return any(token is not None and tokens.get(token) is not None for token in given)
+
+
+def _has_api_login(request: Any) -> bool:
+    from modules import shared
+
+    scheme, _, code = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return False
+    try:
+        user, _, password = base64.b64decode(code, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    known = dict(account.split(":", 1) for account in shared.cmd_opts.api_auth.split(",") if ":" in account)
+    return user in known and compare_digest(password.encode(), known[user].encode())

@@ -1,0 +1,18 @@
+"""Which host this process is."""
+
+from __future__ import annotations
+
+import sys
+
+from lora_trainer.host.base import Host
+
+
+def detect() -> Host:
+    """A1111 (or a relative of it) when its modules are loaded, else nobody."""
+    if "modules.script_callbacks" in sys.modules and "modules.shared" in sys.modules:
+        from lora_trainer.host.a1111 import A1111Host
+
+        return A1111Host()
+    from lora_trainer.host.standalone import StandaloneHost
+
+    return StandaloneHost()

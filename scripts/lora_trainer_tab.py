@@ -1,0 +1,187 @@
+"""The only file that the host executes: tab, routes, settings and X/Y/Z axes. A tab appears whatever is missing.
+
+Executed anew at every "Reload UI", while the package stays as it was first imported; its folder is on the path only now.
+"""
+
+import contextlib
+import hashlib
+import html
+import importlib
+import importlib.util
+import platform
+import re
+import sys
+import time
+import traceback
+from importlib import metadata
+from pathlib import Path
+
+from modules import script_callbacks, scripts, shared
+
+ROOT = Path(scripts.basedir())
+TITLE, ELEMENT = "LoRA Trainer", "lora_trainer"
+STAMP = "stamp_when_loaded"
+started = time.perf_counter()
+problem = ""  # why the real tab cannot be shown, in the user's words
+details = ""  # what whoever reads the report needs
+
+with contextlib.suppress(ImportError):
+    importlib.import_module("lora_trainer")  # the other functions need no path once it is loaded
+
+
+def stamp() -> str:
+    """Changes with every file of the package on disk."""
+    files = sorted((ROOT / "lora_trainer").rglob("*.py"))
+    seen = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def version_on_disk() -> str:
+    """Read, not imported."""
+    text = (ROOT / "lora_trainer" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'__version__ = "([^"]+)"', text)
+    return found.group(1) if found else "?"
+
+
+def in_words(template: str, **values: object) -> str:
+    """In the user's language, or in English when not even that part works."""
+    try:
+        from lora_trainer.host.a1111 import A1111Host
+        from lora_trainer.messages import say
+
+        return say(template, **values).text(A1111Host().language())
+    except Exception:
+        return template.format(**values)
+
+
+def missing_packages() -> str:
+    """What install.py finds missing or unfit, as one sentence each; "" when all is there."""
+    spec = importlib.util.spec_from_file_location("lora_trainer_install", ROOT / "install.py")
+    install = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(install)
+    absent, unfit = install.look()
+    if not absent and not unfit:
+        return ""
+    command = " ".join(
+        f'"{name}{bounds}"' for name, bounds in {**absent, **{line.split()[0]: install.wanted()[line.split()[0]] for line in unfit}}.items()
+    )
+    return (
+        in_words(
+            "Packages are missing: {names}. Close the WebUI, run the following line, and start it again:",
+            names=", ".join([*absent, *(line.split()[0] for line in unfit)]),
+        )
+        + f'\n\n`"{sys.executable}" -m pip install {command}`'
+    )
+
+
+def find_problem() -> str:
+    """Why this version cannot work in this process; "" when it can."""
+    if "lora_trainer" not in sys.modules:
+        return missing_packages() or in_words("The package lora_trainer is not in {folder}.", folder=ROOT)
+    loaded = sys.modules["lora_trainer"]
+    if Path(loaded.__file__).resolve().parent != (ROOT / "lora_trainer").resolve():
+        return in_words("Another extension has a package of the same name: {file}. Disable one of the two.", file=loaded.__file__)
+    now = stamp()
+    if loaded.__dict__.setdefault(STAMP, now) != now:
+        return in_words(
+            "LoRA Trainer was updated from {old} to {new}. Close the WebUI and start it again: reloading the page's UI is not enough.",
+            old=loaded.__version__,
+            new=version_on_disk(),
+        )
+    return missing_packages()
+
+
+def report() -> str:
+    """For an issue: versions, and what went wrong."""
+    names = ("torch", "gradio", "fastapi", "transformers", "diffusers", "attrs", "cattrs", "tomlkit", "safetensors", "accelerate")
+    lines = [f"LoRA Trainer {version_on_disk()}", f"Python {platform.python_version()} on {platform.platform()}", f"folder {ROOT}"]
+    for name in names:
+        try:
+            lines.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            lines.append(f"{name} is not installed")
+    return "\n".join([*lines, "", problem, "", details]).strip()
+
+
+def fallback_tab():
+    """A banner and a report to copy."""
+    import gradio as gr
+
+    banner = html.escape(in_words("LoRA Trainer cannot work yet."))
+    with gr.Blocks(analytics_enabled=False) as blocks:
+        gr.HTML(f'<div id="lora_trainer_fallback" class="lora-trainer-banner" role="alert">{banner}</div>')
+        gr.Markdown(problem)
+        text = gr.Textbox(
+            value=report(), label=in_words("Report"), lines=14, interactive=False, show_copy_button=True, elem_id="lora_trainer_report"
+        )
+        text.do_not_save_to_config = True
+    return blocks
+
+
+def fail(what: str) -> None:
+    """Keeps the exception for the report, and says it in the console."""
+    global problem, details
+    problem = in_words("LoRA Trainer could not {what}. Please report this with the text below.", what=what)
+    details = traceback.format_exc()
+    print(f"LoRA Trainer: could not {what}\n{details}", file=sys.stderr)
+
+
+def tabs():
+    """The tab, or the fallback."""
+    if not problem:
+        try:
+            importlib.import_module("lora_trainer.api.routes")  # what the tab lives on: better missed now than when it is open
+            from lora_trainer.ui.tab import build
+
+            return [(build(host), TITLE, ELEMENT)]
+        except Exception:
+            fail("build its tab")
+    return [(fallback_tab(), TITLE, ELEMENT)]
+
+
+def app_started(_demo, app) -> None:
+    """Adds the routes; they work without the tab, so that a run that goes on can still be watched and stopped."""
+    if host is None:
+        return
+    try:
+        from lora_trainer.api.routes import mount
+        from lora_trainer.host.a1111.preview import remove_leftovers
+        from lora_trainer.jobs.manager import MANAGER
+
+        host.app = app
+        mount(app, host, MANAGER, host.authorized)
+        remove_leftovers()
+    except Exception:
+        fail("add its routes")
+
+
+def settings() -> None:
+    """One question: what happens when somebody generates during training."""
+    from lora_trainer.host.a1111 import LET_THROUGH
+
+    label = in_words("While training runs, let each generation through between two steps (off: it waits until training pauses or ends)")
+    shared.opts.add_option(LET_THROUGH, shared.OptionInfo(True, label, section=(ELEMENT, TITLE)))
+
+
+def before_ui() -> None:
+    """Two axes for the X/Y/Z plot."""
+    from lora_trainer.host.a1111.axes import add_axes
+
+    add_axes()
+
+
+host = None
+try:
+    problem = find_problem()
+    if "lora_trainer" in sys.modules and importlib.util.find_spec("attrs"):
+        from lora_trainer.host.detect import detect
+
+        host = detect()
+except Exception:
+    fail("start")
+
+script_callbacks.on_ui_tabs(tabs)
+script_callbacks.on_app_started(app_started)
+if host is not None:
+    script_callbacks.on_ui_settings(settings)
+    script_callbacks.on_before_ui(before_ui)

@@ -1,0 +1,30 @@
+"""The host's contract, kept by the fake WebUI in every run and by a real one where LORA_TRAINER_WEBUI_DIR names it."""
+
+import pytest
+
+from tests.host import contract
+from tests.host.data_folder import make_data
+from tests.host.fake_webui import FakeWebUI
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("webui"))
+
+
+@pytest.fixture(scope="module")
+def fake(data):
+    return FakeWebUI(data)
+
+
+@pytest.mark.parametrize("name", contract.CHECKS)
+def test_fake_webui(name, fake, data, monkeypatch):
+    fake.install(monkeypatch)
+    contract.CHECKS[name](contract.World(data / "models" / "Lora", "zz-other.safetensors", "plain.safetensors"))
+
+
+@pytest.mark.needs_webui
+@pytest.mark.parametrize("name", contract.CHECKS)
+def test_real_webui(name, real_webui):
+    answer = real_webui.post(f"/lora-trainer-probe/check/{name}", timeout=600)
+    assert answer["ok"], answer["error"]
