@@ -90,9 +90,9 @@ class LoraAdapter:
         """The header's words for this network."""
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(self.rank), "ss_network_alpha": str(self.alpha)}
 
-    def unmoved(self) -> list[str]:
-        """Layers whose `up` is still all zero: they were not trained."""
-        return [name for pairs in self.pairs.values() for name, pair in pairs.items() if not pair.up.detach().any()]
+    def unmoved(self) -> dict[str, list[str]]:
+        """By part, the layers whose `up` is still all zero: they were not trained."""
+        return {part: [name for name, pair in pairs.items() if not pair.up.detach().any()] for part, pairs in self.pairs.items()}
 
     def _forward(self, module: nn.Module, pair: Pair) -> Callable[[Tensor], Tensor]:
         weight, bias = module.weight, module.bias

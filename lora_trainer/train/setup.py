@@ -35,8 +35,8 @@ from lora_trainer.train.step import LossRules
 
 RELEASED: Any = None
 ONE_TOKEN = 64
-"""Pictures of at most this side are one single token in the middle block, where asking and being asked cannot matter."""
-UNMOVABLE = frozenset(f"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_{side}" for side in "qk")
+"""Pictures of at most this side are one single token in the middle block, whose attention then has nothing to choose."""
+MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
 
 
 @attrs.frozen
@@ -221,12 +221,8 @@ def early_warnings(config: TrainConfig, pictures: Pictures) -> list[Warned]:
 def check_moved(trainer: Trainer) -> None:
     """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
     rates = {"unet": derive.unet_lr(trainer.config), "text_encoder": derive.text_encoder_lr(trainer.config)}
-    idle = UNMOVABLE if all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained) else frozenset()
-    still = [
-        name
-        for name in trainer.adapter.unmoved()
-        if name not in idle and rates["unet" if name.startswith("lora_unet") else "text_encoder"] > 0
-    ]
+    unmoved = trainer.adapter.unmoved()
+    still = [name for part, names in unmoved.items() if rates[part] > 0 for name in names if not _without_effect(trainer, name)]
     if still:
         raise TrainingError(
             "after ten steps {count} layers have not moved, the first is {name}.",
@@ -234,3 +230,12 @@ def check_moved(trainer: Trainer) -> None:
             name=still[0],
             fix="Please report this: nothing useful is being learned.",
         )
+
+
+def _without_effect(trainer: Trainer, name: str) -> bool:
+    """Whether a layer cannot matter in this run: text layers behind the one that is read, asking and being asked of one token."""
+    if name.startswith("lora_te"):
+        behind = trainer.bundle.text_encoder.config.num_hidden_layers - (trainer.config.model.clip_skip - 1)
+        return int(name.split("_layers_")[1].split("_")[0]) >= behind
+    small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained)
+    return small and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")

@@ -1,0 +1,60 @@
+"""What the backward pass keeps: activations and the network, never a second copy of the host's weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import random_checkpoint
+from benchmarks.random_checkpoint import TINY
+from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.models.load import clip_tokenizer, load
+from lora_trainer.models.source import LiveSource
+from lora_trainer.models.text import tokenize
+from lora_trainer.train.checkpointing import Checkpointing
+from lora_trainer.train.runtime import choose_precision, computing
+from lora_trainer.train.step import Batch, LossRules, picture_losses
+
+CPU = torch.device("cpu")
+HALF = [torch.float16] if hasattr(torch.amp, "GradScaler") else []  # torch 2.1 cannot train in fp16 on the CPU
+
+
+def live_source(dtype: torch.dtype) -> LiveSource:
+    parts = random_checkpoint.parts(TINY, dtype)
+    return LiveSource(parts["unet"], parts["vae"], parts["text"], 8, 4, clip_tokenizer(), None)
+
+
+def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
+    """Every tensor that forward saves for backward in a step that trains U-Net and text encoder; the step is gone through."""
+    precision = choose_precision("auto", source, CPU)
+    bundle = load(source, CPU, precision.base)
+    adapter = LoraAdapter(bundle, rank=5, alpha=5.0, parts=("unet", "text_encoder"))
+    adapter.attach(bundle)
+    if checkpointing:
+        Checkpointing(bundle.unet, bundle.text_encoder)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        with computing(precision, CPU, grad=True):
+            words = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, ["a photo of sks"]), 1)
+            # 16 x 24: no activation happens to have a weight's shape
+            batch = Batch(torch.randn(1, 4, 16, 24), torch.randn(1, 4, 16, 24), torch.tensor([300]), words)
+            loss = picture_losses(bundle, batch, LossRules()).sum()
+        loss.backward()
+    assert all(pair.up.grad is not None for pairs in adapter.pairs.values() for pair in pairs.values())
+    return saved
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *HALF])
+def test_no_weight_is_kept_for_backward_but_in_the_hosts_own_storage(dtype, checkpointing):
+    source = live_source(dtype)
+    named = [*source.unet_state.items(), *source.text_state.items()]
+    weights = [tensor for name, tensor in named if tensor.ndim > 1 and "embeddings" not in name]  # those have activations' shapes
+    shapes = {shape for weight in weights for shape in (tuple(weight.shape), tuple(reversed(weight.shape)))}
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    saved = saved_by_one_step(source, checkpointing)
+    shaped = [tensor for tensor in saved if tuple(tensor.shape) in shapes]
+    copied = [tuple(tensor.shape) for tensor in shaped if tensor.untyped_storage().data_ptr() not in storages]
+    assert copied == []
+    assert checkpointing or len(shaped) > 192  # the look is into the right place
