@@ -1,0 +1,265 @@
+/* The loss chart: dots on a canvas (10 000 of them at once), lines and axes as SVG over it, values on hover. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const s = (...args) => LT.svg(...args);
+  const t = (...args) => LT.t(...args);
+  const EDGE = { left: 34, right: 50, top: 34, bottom: 22 };
+  const LAST = 200;
+
+  /** Round steps of an axis from low to high: about `count` of them. */
+  LT.ticks = (low, high, count) => {
+    const rough = (high - low) / count || 1;
+    const power = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 2.5, 4, 5, 10].map((one) => one * power).find((one) => one >= rough * 0.999);
+    const found = [];
+    for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + step * 1e-6; tick += step) found.push(Number(tick.toPrecision(10)));
+    return found;
+  };
+  const share = (sorted, at) => sorted[Math.max(0, Math.min(sorted.length - 1, Math.round(at * (sorted.length - 1))))];
+
+  LT.makeChart = () => {
+    const canvas = h("canvas");
+    const picture = s("svg", { class: "lt-chartlines", role: "img", "aria-label": t("Loss over the steps") });
+    const tip = h("div.lt-tip", { hidden: true });
+    const box = h("div.lt-chart", { tabindex: 0 }, canvas, picture, tip);
+    const chart = { element: box, data: null, live: false, last: false, hover: null };
+    let scale = null;
+
+    chart.paint = (data, { live = false, last = false } = {}) => {
+      Object.assign(chart, { data, live, last });
+      draw();
+    };
+    new ResizeObserver(() => chart.data && draw()).observe(box);
+
+    const draw = () => {
+      const width = box.clientWidth;
+      const height = box.clientHeight;
+      if (!width || !height || !chart.data) return;
+      scale = measure(chart, width, height);
+      drawDots(canvas, chart.data, scale, width, height);
+      picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
+      LT.fill(picture, axes(scale, width, height), lines(chart, scale), marks(chart, scale, width));
+      chart.hover = s("g");
+      picture.append(chart.hover);
+    };
+
+    const show = (step) => {
+      const found = scale && hovered(chart.data, scale, step);
+      tip.hidden = !found;
+      LT.fill(chart.hover || h("div"), found && hoverMarks(chart.data, scale, found));
+      if (!found) return;
+      chart.at = found.step;
+      LT.fill(tip, tipWords(chart.data, found));
+      const x = scale.x(found.step);
+      tip.style.left = `${x + 12 + tip.offsetWidth > box.clientWidth - EDGE.right ? x - 12 - tip.offsetWidth : x + 12}px`;
+    };
+    box.addEventListener("pointermove", (event) => scale && show(scale.back(event.clientX - box.getBoundingClientRect().left)));
+    box.addEventListener("pointerleave", () => show(null));
+    box.addEventListener("blur", () => show(null));
+    box.addEventListener("keydown", (event) => {
+      const by = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      if (!by || !scale) return;
+      event.preventDefault();
+      event.stopPropagation();
+      const from = chart.at === undefined ? scale.from : chart.at;
+      show(Math.max(scale.from, Math.min(scale.to, from + by * Math.max(1, Math.round((scale.to - scale.from) / 100)))));
+    });
+    return chart;
+  };
+
+  /* ---- scales ---- */
+
+  const measure = ({ data, last }, width, height) => {
+    const total = Math.max((data.plan && data.plan.total_steps) || 0, data.steps[data.steps.length - 1] || 1);
+    const newest = data.steps[data.steps.length - 1] || 0;
+    const to = last ? Math.max(newest, Math.min(total, LAST)) : total;
+    const from = last ? Math.max(0, newest - LAST) : 0;
+    const first = lowerBound(data.steps, from);
+    const seen = data.losses.slice(first).filter(isFinite).sort((one, other) => one - other);
+    const held = data.validations.filter((one) => one.step >= from && one.step <= to).map((one) => one.loss);
+    const smooth = data.smoothed.slice(first).filter(isFinite);
+    const all = [share(seen, 0.01), share(seen, 0.985), Math.min(...(smooth.length ? smooth : [1])), Math.max(...(smooth.length ? smooth : [0])), ...held].filter((value) => value !== undefined && isFinite(value));
+    let low = Math.min(...all);
+    let high = Math.max(...all);
+    if (!all.length) [low, high] = [0, 1];
+    if (high - low < 1e-9) [low, high] = [low * 0.9, high * 1.1 + 1e-9];
+    const ticks = LT.ticks(low, high, height < 260 ? 4 : 6);
+    const step = ticks.length > 1 ? ticks[1] - ticks[0] : high - low;
+    low = Math.max(0, Math.floor(low / step + 1e-9) * step);
+    high = Math.ceil(high / step - 1e-9) * step;
+    const rate = LT.plannedRate(data);
+    let rates = 0;
+    for (let index = 0; index < data.rates.length; index += Math.max(1, Math.floor(data.rates.length / 400))) rates = Math.max(rates, data.rates[index]);
+    for (let at = 1; at <= total; at += Math.max(1, Math.floor(total / 400))) rates = Math.max(rates, rate(at));
+    const rateTicks = LT.ticks(0, rates || 1, 4);
+    const rateStep = rateTicks[1] - rateTicks[0];
+    const rateHigh = Math.ceil((rates || 1) / rateStep - 1e-9) * rateStep;
+    const plot = { left: EDGE.left, right: width - EDGE.right, top: EDGE.top, bottom: height - EDGE.bottom };
+    const x = (at) => plot.left + ((at - from) / Math.max(1, to - from)) * (plot.right - plot.left);
+    const y = (loss) => plot.bottom - ((loss - low) / (high - low)) * (plot.bottom - plot.top);
+    const yRate = (value) => plot.bottom - (value / rateHigh) * (plot.bottom - plot.top);
+    const back = (pixel) => from + ((pixel - plot.left) / (plot.right - plot.left)) * (to - from);
+    return { from, to, low, high, plot, x, y, yRate, back, rate, rateHigh, lossTicks: LT.ticks(low, high, Math.round((high - low) / step)), rateTicks: LT.ticks(0, rateHigh, 4), newest, perEpoch: (data.plan && data.plan.steps_per_epoch) || 0 };
+  };
+
+  const lowerBound = (list, value) => {
+    let [low, high] = [0, list.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (list[middle] < value) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  };
+
+  /* ---- drawing ---- */
+
+  const drawDots = (canvas, data, scale, width, height) => {
+    const sharp = window.devicePixelRatio || 1;
+    canvas.width = width * sharp;
+    canvas.height = height * sharp;
+    const brush = canvas.getContext("2d");
+    const style = window.getComputedStyle(canvas);
+    brush.scale(sharp, sharp);
+    brush.fillStyle = style.color;
+    const shown = data.steps.length - lowerBound(data.steps, scale.from);
+    brush.globalAlpha = shown > 4000 ? 0.16 : shown > 1500 ? 0.26 : 0.36;
+    const size = shown > 4000 ? 1.6 : 2.2;
+    brush.beginPath();
+    for (let index = lowerBound(data.steps, scale.from); index < data.steps.length; index += 1) {
+      const loss = data.losses[index];
+      if (loss < scale.low || loss > scale.high) continue;
+      const x = scale.x(data.steps[index]);
+      const y = scale.y(loss);
+      brush.moveTo(x + size / 2, y);
+      brush.arc(x, y, size / 2, 0, 7);
+    }
+    brush.fill();
+  };
+
+  const text = (words, x, y, anchor = "start", extra = "") => s("text", { x, y, "text-anchor": anchor, class: extra }, words);
+  const lossLabel = (value, step) => value.toFixed(Math.max(2, Math.min(6, -Math.floor(Math.log10(step) + 1e-9))));
+
+  const axes = (scale, width, height) => {
+    const { plot } = scale;
+    const step = scale.lossTicks.length > 1 ? scale.lossTicks[1] - scale.lossTicks[0] : 0.01;
+    const ahead = scale.x(Math.min(scale.to, Math.max(scale.from, scale.newest)));
+    return [
+      scale.newest < scale.to && s("rect", { x: ahead, y: plot.top, width: Math.max(0, plot.right - ahead), height: plot.bottom - plot.top, class: "lt-ahead" }),
+      scale.lossTicks.map((tick) => [s("line", { x1: plot.left, x2: plot.right, y1: scale.y(tick), y2: scale.y(tick), class: "lt-gridline" }), text(lossLabel(tick, step), plot.left - 8, scale.y(tick) + 4, "end")]),
+      scale.rateTicks.map((tick) => text(LT.rate(tick), plot.right + 8, scale.yRate(tick) + 4)),
+      stepTicks(scale).map((tick) => text(LT.count(tick), scale.x(tick), height - 6, "middle")),
+      text(t("loss"), 0, plot.top - 10),
+      text(t("learning rate"), width, plot.top - 10, "end", "lt-ratetext"),
+    ];
+  };
+  const stepTicks = (scale) => {
+    const room = Math.max(2, Math.floor((scale.plot.right - scale.plot.left) / 70));
+    const each = scale.perEpoch || 0;
+    const span = scale.to - scale.from;
+    const step = each && span / each <= room * 6 ? each * Math.ceil(span / each / room) : Math.max(1, LT.ticks(0, span, room)[1] || 1);
+    const found = [];
+    for (let tick = Math.ceil(scale.from / step) * step; tick <= scale.to; tick += step) found.push(tick);
+    return found;
+  };
+
+  /** A line through (steps, values), one point a pixel: the mean of what falls on it. */
+  const path = (steps, values, from, x, y) => {
+    let drawn = "";
+    let pixel = null;
+    let [sum, count] = [0, 0];
+    const put = () => { if (count) drawn += `${drawn ? "L" : "M"}${pixel.toFixed(1)} ${y(sum / count).toFixed(1)}`; };
+    for (let index = from; index < steps.length; index += 1) {
+      if (!isFinite(values[index])) continue;
+      const at = Math.round(x(steps[index]));
+      if (at !== pixel) {
+        put();
+        [pixel, sum, count] = [at, 0, 0];
+      }
+      sum += values[index];
+      count += 1;
+    }
+    put();
+    return drawn;
+  };
+
+  const lines = ({ data, live }, scale) => {
+    const first = lowerBound(data.steps, scale.from);
+    const inside = (value) => Math.max(scale.plot.top, Math.min(scale.plot.bottom, scale.y(value)));
+    const ahead = [];
+    for (let at = Math.max(scale.newest, scale.from, 1); at <= scale.to; at += Math.max(1, Math.ceil((scale.to - scale.from) / 300))) ahead.push(at);
+    if (ahead.length && ahead[ahead.length - 1] < scale.to) ahead.push(scale.to);
+    const held = data.validations.filter((one) => one.step >= scale.from && one.step <= scale.to);
+    const best = LT.bestOf(data);
+    return [
+      s("path", { d: path(data.steps, data.rates, first, scale.x, scale.yRate), class: "lt-rateline" }),
+      s("path", { d: ahead.map((at, index) => `${index ? "L" : "M"}${scale.x(at).toFixed(1)} ${scale.yRate(scale.rate(at)).toFixed(1)}`).join(""), class: "lt-rateline lt-planned" }),
+      s("path", { d: held.map((one, index) => `${index ? "L" : "M"}${scale.x(one.step).toFixed(1)} ${inside(one.loss).toFixed(1)}`).join(""), class: "lt-heldline" }),
+      s("path", { d: path(data.steps, data.smoothed, first, scale.x, inside), class: "lt-smoothline" }),
+      held.length <= 60 && held.map((one) => (best && one.step === best.step ? LT.sign("star", scale.x(one.step), inside(one.loss), 12, "lt-beststar") : s("rect", { x: scale.x(one.step) - 3.5, y: inside(one.loss) - 3.5, width: 7, height: 7, class: "lt-heldmark" }))),
+      (live || data.outcome === "failed") && scale.newest > scale.from && s("line", { x1: scale.x(scale.newest), x2: scale.x(scale.newest), y1: scale.plot.top, y2: scale.plot.bottom, class: data.outcome === "failed" ? "lt-now lt-failedat" : "lt-now" }),
+    ];
+  };
+
+  const marks = ({ data }, scale) => {
+    const saves = LT.numbered(data).filter((save) => save.step >= scale.from && save.step <= scale.to);
+    const room = Math.max(1, Math.ceil(saves.length / ((scale.plot.right - scale.plot.left) / 18)));
+    return [
+      saves.length <= 60 && saves.map((save) => s("line", { x1: scale.x(save.step), x2: scale.x(save.step), y1: scale.plot.top, y2: scale.plot.bottom, class: "lt-saveline" })),
+      saves.filter((save, index) => index % room === 0).map((save) => LT.sign("save", scale.x(save.step), scale.plot.top - 10, 11, "lt-savemark")),
+      data.outcome === "failed" && scale.newest > scale.from && LT.sign("cross", scale.x(scale.newest), scale.plot.top - 10, 11, "lt-failedsign"),
+    ];
+  };
+
+  /* ---- reading values off ---- */
+
+  const hovered = (data, scale, step) => {
+    if (step === null || step < scale.from - 1 || step > scale.to + 1) return null;
+    const near = data.validations.filter((one) => Math.abs(scale.x(one.step) - scale.x(step)) < 4);
+    const at = near.length ? near[0].step : Math.round(step);
+    const index = Math.min(lowerBound(data.steps, at), data.steps.length - 1);
+    const done = index >= 0 && data.steps[index] === at;
+    const held = data.validations.find((one) => one.step === at);
+    if (!done && !held && at <= scale.newest && index >= 0 && at > 0) return hovered(data, scale, data.steps[index]);
+    return { step: at, epoch: done ? data.epochs[index] : null, smoothed: done ? data.smoothed[index] : null, loss: done ? data.losses[index] : null, held: held ? held.loss : null, rate: done ? data.rates[index] : at > 0 ? scale.rate(at) : null, done };
+  };
+  const hoverMarks = (data, scale, found) => {
+    const x = scale.x(found.step);
+    const dot = (y, look) => s("circle", { cx: x, cy: y, r: 4, class: look });
+    return [
+      s("line", { x1: x, x2: x, y1: scale.plot.top, y2: scale.plot.bottom, class: "lt-hoverline" }),
+      found.rate !== null && dot(scale.yRate(found.rate), "lt-ratedot"),
+      found.smoothed !== null && found.smoothed <= scale.high && dot(scale.y(found.smoothed), "lt-smoothdot"),
+    ];
+  };
+  const tipWords = (data, found) => {
+    const each = data.plan && data.plan.steps_per_epoch;
+    const end = each && found.step > 0 && found.step % each === 0;
+    const title = [t("Step {n}", { n: LT.count(found.step) }), end ? t("end of epoch {n}", { n: found.step / each }) : found.epoch && t("epoch {n}", { n: found.epoch }), !found.done && found.step > 0 && t("planned")].filter(Boolean).join(" · ");
+    const row = (look, name, value) => value !== null && h("div.lt-tiprow", {}, h(`i.${look}`), h("span", {}, name), h("b", {}, value));
+    return [
+      h("b", {}, title),
+      row("lt-k-smooth", t("smoothed"), found.smoothed === null ? null : LT.loss(found.smoothed)),
+      row("lt-k-dot", t("this step"), found.loss === null ? null : LT.loss(found.loss)),
+      row("lt-k-held", t("validation"), found.held === null ? null : LT.loss(found.held)),
+      row("lt-k-rate", t("learning rate"), found.rate === null ? null : LT.rate(found.rate)),
+    ];
+  };
+
+  /* ---- one sentence: what the chart says ---- */
+
+  /** {look, words} of a run's validation: the sentence under the chart. */
+  LT.verdictOf = (data, live) => {
+    const held = data.validations.filter((one) => one.step > 0);
+    const best = LT.bestOf(data);
+    if (!held.length) return data.steps.length > 20 ? { look: "calm", words: t("Without validation pictures the loss says little: compare the previews, and the files in step 5.") } : { look: "calm", words: t("Too few points to say.") };
+    const byEpoch = [...new Map(held.map((one) => [one.epoch, one])).values()];
+    const since = byEpoch.filter((one) => one.epoch > best.epoch).length;
+    const values = { epoch: best.epoch, loss: LT.loss(best.loss), n: since };
+    if (!live) return { look: "good", words: since >= 3 ? t("Validation loss was lowest at epoch {epoch} ({loss}) and rose after it: later files may have learnt by heart.", values) : t("The best file by validation loss is epoch {epoch} ({loss}).", values) };
+    if (byEpoch.length < 3) return { look: "calm", words: t("Too few points to say.") };
+    if (since === 0) return { look: "good", words: t("Validation loss is still falling: the best file so far is epoch {epoch} ({loss}). Let it run.", values) };
+    return { look: since >= 3 ? "warn" : "calm", words: LT.tn(since, "Validation loss has not fallen for {n} epoch: the best file so far is epoch {epoch} ({loss}).", "Validation loss has not fallen for {n} epochs: the best file so far is epoch {epoch} ({loss}).", values) };
+  };
+})();

@@ -1,0 +1,77 @@
+/* The one global of the tab: what happened last, who wants to know, and what this browser remembers.
+   The truth about runs is the server's; here stands only what the user has entered. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const KEPT = "lora_trainer:1";
+
+  LT.STEPS = ["pictures", "captions", "settings", "train", "compare"];
+
+  const fresh = () => ({
+    step: "pictures",
+    values: {}, // "network.dim" -> what stands in its field; absent: the default
+    typed: {}, // "network.dim" -> true where the user typed it (not the wizard)
+    subject: "character",
+    looked: {}, // folder -> {key: true}: pictures that the user found to be OK
+    thumbs: 136,
+    all: false, // Settings: all options instead of the basic ones
+    run: null, // the run that steps 4 and 5 show; null: the current or the newest
+    grid: {}, // run -> {weights, epochs, prompt}
+  });
+
+  LT.state = fresh();
+  try {
+    Object.assign(LT.state, JSON.parse(window.localStorage.getItem(KEPT) || "{}"));
+  } catch (error) {
+    LT.state = fresh(); // a browser that keeps nothing, or keeps it broken, begins anew
+  }
+
+  let saving = 0;
+  /** Remembers the state in this browser, a moment later. */
+  LT.keep = () => {
+    window.clearTimeout(saving);
+    saving = window.setTimeout(LT.keepNow, 150);
+  };
+  LT.keepNow = () => {
+    try {
+      window.localStorage.setItem(KEPT, JSON.stringify(LT.state));
+    } catch (error) {
+      /* storage full or forbidden: the page works without */
+    }
+  };
+
+  const listeners = {};
+  /** Calls `listen(data)` at each `LT.tell(name, data)`. */
+  LT.on = (name, listen) => (listeners[name] = listeners[name] || []).push(listen);
+  LT.tell = (name, data) => (listeners[name] || []).forEach((listen) => listen(data));
+
+  /** Runs `work` once the calls have ceased for `wait` milliseconds. */
+  LT.later = (work, wait) => {
+    let timer = 0;
+    return (...args) => {
+      window.clearTimeout(timer);
+      timer = window.setTimeout(() => work(...args), wait);
+    };
+  };
+
+  /** What the server said last; `null` until it did. */
+  LT.seen = { status: null, options: null, runs: null, pictures: null, captions: null, plan: null, planned: null };
+
+  /** The tab's element, or null where the host does not show it. */
+  LT.root = () => document.getElementById("lora_trainer_root") || inShadow();
+  const inShadow = () => {
+    const app = document.querySelector("gradio-app");
+    return app && app.shadowRoot ? app.shadowRoot.getElementById("lora_trainer_root") : null;
+  };
+  /** Whether somebody can see the tab just now. */
+  LT.visible = () => {
+    const root = LT.root();
+    return Boolean(root && root.offsetParent !== null && document.visibilityState === "visible");
+  };
+
+  LT.go = (step) => {
+    if (LT.state.step === step) return;
+    LT.state.step = step;
+    LT.keep();
+    LT.tell("step", step);
+  };
+})();

@@ -1,0 +1,161 @@
+/* One field of the form: label, help, sign where it differs, pending suggestion, what is wrong with it. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+
+  const fields = new Set();
+  /** Repaints every field that is on the page. */
+  LT.paintFields = () => {
+    for (const field of [...fields]) {
+      if (field.element.isConnected) field.update();
+      else fields.delete(field);
+    }
+  };
+  LT.startFields = () => ["form", "plan", "suggestions", "pictures", "status"].forEach((name) => LT.on(name, LT.paintFields));
+
+  /** The frame of a field around its control; `pending()` gives the text of an open suggestion, `wrong()` a problem. */
+  LT.fieldFrame = ({ id, label, help, control, hint, differs, pending, wrong, toml, update }) => {
+    const dot = h("span.lt-differs", { title: t("differs from the default") });
+    const chip = h("span.lt-pending");
+    const below = h("div.lt-hint");
+    const problem = h("div.lt-below");
+    const element = h("div.lt-field", { "data-path": id },
+      h("div.lt-label", {}, h("label", { for: `lora_trainer_f_${id}` }, label), help && LT.help(help, label), dot, toml && h("code.lt-toml", {}, toml)),
+      h("div.lt-control", {}, control, chip), below, problem);
+    const field = {
+      element,
+      update() {
+        if (update) update();
+        dot.hidden = !(differs && differs());
+        const offered = pending ? pending() : null;
+        chip.hidden = offered === null || offered === undefined;
+        if (!chip.hidden) LT.fill(chip, LT.icon("next"), offered);
+        element.classList.toggle("lt-offered", !chip.hidden);
+        const words = typeof hint === "function" ? hint() : hint;
+        LT.fill(below, words);
+        below.hidden = !words;
+        const found = wrong ? wrong() : null;
+        element.classList.toggle("lt-wrong", Boolean(found));
+        LT.fill(problem, found && LT.problem(found));
+      },
+    };
+    fields.add(field);
+    element.update = field.update;
+    field.update();
+    return element;
+  };
+
+  const range = (option) => {
+    const parts = [];
+    if (option.default !== "" && option.default !== null && !(Array.isArray(option.default) && !option.default.length)) parts.push(t("default {value}", { value: LT.shown(option, option.default) }));
+    if (option.low !== null && option.low !== undefined && option.high !== null && option.high !== undefined) parts.push(t("{low} to {high}", { low: option.low, high: option.high }));
+    else if (option.low !== null && option.low !== undefined) parts.push(t("from {low}", { low: option.low }));
+    else if (option.above !== null && option.above !== undefined) parts.push(t("above {low}", { low: option.above }));
+    return parts.join(" · ");
+  };
+
+  const pendingOf = (option) => {
+    const change = LT.pendingChange(option.path);
+    return change ? LT.shown(option, change.value).replace(/\n/g, " / ") : null;
+  };
+
+  const write = (option, value) => LT.set({ [option.path]: value });
+
+  const CONTROLS = {
+    bool: (option, id) => {
+      const box = h("input", { type: "checkbox", id, onchange: () => write(option, box.checked) });
+      const words = h("span");
+      return { element: h("label.lt-switch", {}, box, words), paint: (value) => { box.checked = value === true; words.textContent = value === true ? t("on") : t("off"); } };
+    },
+    choice: (option, id) => select(id, choicesOf(option), (value) => write(option, value)),
+    checkpoint: (option, id) => select(id, choicesOf(option), (value) => write(option, value), loadedLabel),
+    vae: (option, id) => select(id, choicesOf(option), (value) => write(option, value), () => t("the checkpoint's own")),
+    lines: (option, id) => {
+      const area = h("textarea.lt-input", { id, rows: 1, spellcheck: "false", onchange: () => write(option, LT.read(option, area.value)), oninput: () => grow(area) });
+      return { element: area, paint: (value) => { if (area !== document.activeElement) area.value = LT.shown(option, value); grow(area); } };
+    },
+    folder: (option, id) => {
+      const field = CONTROLS.text(option, id);
+      const browse = h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: () => LT.pickFolder(LT.value(option.path)).then((path) => path && write(option, path)) }, "…");
+      return { element: h("div.lt-withbutton", {}, field.element, browse), paint: field.paint };
+    },
+    text: (option, id) => {
+      const plain = option.type === "str" ? undefined : "decimal";
+      const field = h("input.lt-input", { id, type: "text", inputmode: plain, spellcheck: "false", autocomplete: "off", placeholder: placeholder(option), onchange: () => write(option, LT.read(option, field.value)) });
+      field.addEventListener("keydown", (event) => event.key === "Enter" && field.dispatchEvent(new Event("change")));
+      return { element: field, paint: (value) => { if (field !== document.activeElement) field.value = LT.shown(option, value); field.placeholder = placeholder(option); } };
+    },
+  };
+  const grow = (area) => {
+    area.style.height = "auto";
+    if (area.scrollHeight) area.style.height = `${area.scrollHeight + 2}px`;
+  };
+
+  const loadedLabel = () => {
+    const model = LT.seen.status && LT.seen.status.model;
+    return model && model.title ? t("loaded: {title}", { title: String(model.title).replace(/\.(safetensors|ckpt)\b.*$/, "") }) : t("the loaded one");
+  };
+  const placeholder = (option) => {
+    if (option.path === "save.output_name") return LT.resultName();
+    if (option.path === "optimizer.unet_lr" || option.path === "optimizer.text_encoder_lr") return LT.shown(LT.options.get("optimizer.learning_rate"), LT.value("optimizer.learning_rate"));
+    return option.optional ? t("automatic") : "";
+  };
+  const choicesOf = (option) => (option.choices || []).map((choice) => (typeof choice === "object" ? choice : { value: choice, label: LT.choiceLabel(option.path, choice) }));
+  /** A choice as users write it. */
+  LT.choiceLabel = (path, choice) =>
+    ({
+      "method:lora": "LoRA",
+      "network.type:lora": "LoRA",
+      "schedule.type:constant": t("constant"),
+      "schedule.type:cosine": t("cosine"),
+      "schedule.type:linear": t("linear"),
+      "memory.mixed_precision:auto": t("automatic"),
+      "memory.mixed_precision:no": t("no (fp32)"),
+      "save.precision:float": "fp32",
+      "sample.sampler:ddim": "DDIM",
+      "sample.sampler:euler": "Euler",
+      "sample.sampler:euler_a": "Euler a",
+    })[`${path}:${choice}`] || String(choice);
+
+  const select = (id, choices, choose, empty) => {
+    const list = h("select.lt-input", { id, onchange: () => choose(list.value) });
+    const paint = (value) => {
+      const all = choices.some((choice) => choice.value === value) ? choices : [{ value, label: value === "" && empty ? empty() : String(value) }, ...choices];
+      const wanted = JSON.stringify([all, value === "" && empty ? empty() : ""]);
+      if (list.dataset.drawn !== wanted) {
+        LT.fill(list, all.map((choice) => h("option", { value: choice.value }, choice.value === "" && empty ? empty() : choice.label)));
+        list.dataset.drawn = wanted;
+      }
+      list.value = value;
+    };
+    return { element: h("div.lt-select", {}, list, LT.icon("down")), paint };
+  };
+  /** A list to choose from: {element, paint(value)}. */
+  LT.select = select;
+
+  const kindOf = (option) => {
+    if (option.kind in CONTROLS) return option.kind;
+    if (option.type === "bool" || option.type === "choice") return option.type;
+    return option.type === "list" ? "lines" : "text";
+  };
+
+  /** The field of an option as the server declares it. */
+  LT.field = (path, { label, hint, full = false } = {}) => {
+    const option = LT.options.get(path);
+    if (!option || option.kind === "hidden") return null;
+    const control = CONTROLS[kindOf(option)](option, `lora_trainer_f_${path}`);
+    return LT.fieldFrame({
+      id: path,
+      label: label || option.label,
+      help: option.help,
+      toml: full && path,
+      control: control.element,
+      hint: full ? () => range(option) : hint,
+      differs: () => LT.differs(path),
+      pending: () => pendingOf(option),
+      wrong: () => LT.problemOf(path),
+      update: () => control.paint(LT.value(path)),
+    });
+  };
+})();

@@ -1,0 +1,129 @@
+/* A folder chosen on the server's disk, and pictures dropped from this computer. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+  const WANTED = /\.(png|jpe?g|webp|bmp|gif|tiff?|avif|txt|caption)$/i;
+
+  /* ---- choosing on the server ---- */
+
+  /** Lets the user walk through the server's folders; resolves to a path, or null. */
+  LT.pickFolder = async (start) => {
+    const list = h("div.lt-folders");
+    const title = h("div.lt-clip.lt-path");
+    let at = "";
+    let result = null;
+    const walk = async (path) => {
+      try {
+        const answer = await LT.get(`folders?path=${encodeURIComponent(path)}`);
+        at = answer.path;
+        title.textContent = at || t("This computer");
+        const line = (name, to, icon, count) => h("button.lt-folder", { onclick: () => walk(to) }, LT.icon(icon), h("span.lt-clip", {}, name), count > 0 && h("span.lt-muted", {}, LT.tn(count, "{n} picture", "{n} pictures")));
+        LT.fill(
+          list,
+          answer.parent !== null && answer.parent !== undefined && line(t("Up"), answer.parent, "up"),
+          !at && (answer.roots || []).map((root) => line(root.name || root, root.path || root, "folder")),
+          answer.folders.map((folder) => line(folder.name, folder.path, "folder", folder.pictures)),
+          !answer.folders.length && at && h("div.lt-muted.lt-pad", {}, t("No folders in here.")),
+        );
+        list.scrollTop = 0;
+      } catch (error) {
+        if (!(error instanceof LT.Refused)) throw error;
+        LT.fill(list, error.problems.map((problem) => LT.problem(problem)), LT.button(t("Back to the beginning"), { onclick: () => walk("") }));
+      }
+    };
+    const first = walk(start || "");
+    const asked = LT.ask(t("Choose a folder"), h("div", {}, title, list), [{ label: t("Use this folder"), kind: "primary" }, { label: t("Cancel") }]);
+    await first;
+    if ((await asked) === 0 && at) result = at;
+    return result;
+  };
+
+  /* ---- dropping ---- */
+
+  const zones = [];
+  const state = { total: 0, done: 0, name: "", failed: 0, stopped: false };
+
+  LT.dropZone = () => {
+    const picker = h("input", { type: "file", multiple: true, accept: "image/*,.txt,.caption", style: { display: "none" }, onchange: () => { upload([...picker.files].map((file) => ({ file, folder: "" }))); picker.value = ""; } });
+    const zone = h("button.lt-drop", { onclick: () => picker.click() });
+    const paint = () => {
+      if (state.total) LT.fill(zone, LT.icon("upload"), t("Sending {done} of {total}…", { done: LT.count(state.done), total: LT.count(state.total) }), h("i.lt-sent", { style: { width: `${(100 * state.done) / state.total}%` } }));
+      else LT.fill(zone, LT.icon("upload"), t("Drop pictures or a folder here"));
+    };
+    paint();
+    zones.push(paint);
+    LT.takeDrops(zone);
+    return h("div", {}, zone, picker);
+  };
+
+  /** Lets `element` take dropped files and folders. */
+  LT.takeDrops = (element) => {
+    const carries = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+    element.addEventListener("dragover", (event) => { if (carries(event)) { event.preventDefault(); element.classList.add("lt-over"); } });
+    element.addEventListener("dragleave", () => element.classList.remove("lt-over"));
+    element.addEventListener("drop", async (event) => {
+      if (!carries(event)) return;
+      event.preventDefault();
+      event.stopPropagation(); // the host's page would take a dropped picture for its own prompt fields
+      element.classList.remove("lt-over");
+      upload(await dropped(event.dataTransfer));
+    });
+  };
+
+  const dropped = async (transfer) => {
+    const entries = [...transfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
+    if (!entries.length) return [...transfer.files].map((file) => ({ file, folder: "" }));
+    const found = [];
+    for (const entry of entries) await walk(entry, "", found);
+    return found;
+  };
+  const walk = async (entry, folder, found) => {
+    if (entry.isFile) found.push({ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), folder });
+    if (!entry.isDirectory) return;
+    const reader = entry.createReader();
+    for (;;) {
+      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // at most 100 at once
+      if (!some.length) return;
+      for (const inner of some) await walk(inner, folder || entry.name, found);
+    }
+  };
+
+  const safe = (name) => name.replace(/[<>:"/\\|?*\u0000-\u001f]+/g, "_").replace(/[. ]+$/, "") || "pictures";
+
+  const upload = async (found) => {
+    const wanted = found.filter(({ file }) => WANTED.test(file.name));
+    if (!wanted.length) {
+      LT.toast(t("No pictures in what was dropped."), { kind: "bad" });
+      return;
+    }
+    const name = safe(wanted.map(({ folder }) => folder).find(Boolean) || LT.state.values["data.trigger_word"] || t("dropped pictures"));
+    const there = await LT.get(`uploads/${encodeURIComponent(name)}`).catch(() => ({ files: [] }));
+    const sizes = new Map((there.files || []).map((file) => [file.name, file.bytes]));
+    Object.assign(state, { total: wanted.length, done: 0, failed: 0 });
+    let folder = there.path || "";
+    const twice = [];
+    for (const { file } of wanted) {
+      if (sizes.get(file.name) === file.size) twice.push(file.name); // sent before: an upload that was cut off goes on
+      else {
+        try {
+          const answer = await LT.send(`uploads/${encodeURIComponent(name)}?file=${encodeURIComponent(file.name)}`, file);
+          folder = answer.folder || answer.path.replace(/[\\/][^\\/]*$/, "");
+          sizes.set(file.name, file.size);
+        } catch (error) {
+          state.failed += 1;
+          if (state.failed === 1) LT.complain(error);
+          if (state.failed > 3) break;
+        }
+      }
+      state.done += 1;
+      zones.forEach((paint) => paint());
+    }
+    state.total = 0;
+    zones.forEach((paint) => paint());
+    if (twice.length) LT.toast(LT.tn(twice.length, "{names} was there already.", "{n} were there already: {names}", { names: twice.slice(0, 3).join(", ") + (twice.length > 3 ? "…" : "") }));
+    if (!folder) return;
+    if (LT.folder() === folder) LT.readPictures();
+    else LT.set({ "data.train_data_dir": folder, "data.leave_out": undefined });
+  };
+})();

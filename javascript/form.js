@@ -1,0 +1,153 @@
+/* What the user has entered, and the config that is made of it. Options are those that the server declares. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const t = (...args) => LT.t(...args);
+
+  const equal = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+  const at = (nested, path) => path.split(".").reduce((inside, key) => (inside === undefined || inside === null ? undefined : inside[key]), nested);
+
+  /** Fetches the declarations: LT.options is "network.dim" -> option. */
+  LT.loadOptions = async () => {
+    const answer = await LT.get(`options?lang=${LT.language}`);
+    LT.seen.options = answer;
+    LT.options = new Map();
+    const files = { checkpoint: answer.checkpoints || [], vae: answer.vaes || [] };
+    const offered = (option) => (option.kind in files ? [{ value: "", label: "" }, ...files[option.kind].filter((file) => !file.loaded).map((file) => ({ value: file.path, label: file.title }))] : option.choices);
+    answer.sections.forEach((section) => section.options.forEach((option) => LT.options.set(option.path, { ...option, choices: offered(option), section: section.name })));
+    for (const path of Object.keys(LT.state.values)) if (!LT.options.has(path)) delete LT.state.values[path]; // of another version
+    LT.tell("options");
+  };
+
+  LT.defaultOf = (path) => {
+    const value = at(LT.seen.options.defaults, path);
+    return value === undefined ? (LT.options.get(path) || {}).default : value;
+  };
+  /** What stands in the field of `path`. */
+  LT.value = (path) => {
+    if (path in LT.state.values) return LT.state.values[path];
+    return path === "sample.prompts" ? suggestedPrompts() : LT.defaultOf(path);
+  };
+  LT.differs = (path) => path in LT.state.values && !equal(LT.state.values[path], LT.defaultOf(path));
+
+  /** A preview prompt that holds what is learnt, until the user writes one. */
+  const suggestedPrompts = () => {
+    const words = [LT.state.values["data.trigger_word"], LT.classWords()].filter(Boolean).join(" ");
+    return words ? [words] : LT.defaultOf("sample.prompts") || [];
+  };
+  LT.classWords = () => LT.state.values["data.class_tokens"] || (LT.seen.pictures && LT.seen.pictures.class_tokens) || "";
+
+  /** Sets fields; `by` tells a user's own typing from the wizard's. */
+  LT.set = (changes, by = "user") => {
+    for (const [path, value] of Object.entries(changes)) {
+      const option = LT.options.get(path);
+      if (value === undefined || (equal(value, LT.defaultOf(path)) && !(option && option.type === "list"))) delete LT.state.values[path];
+      else LT.state.values[path] = value;
+      if (by === "user" && value !== undefined) LT.state.typed[path] = true;
+      else delete LT.state.typed[path];
+    }
+    LT.keep();
+    LT.tell("form", Object.keys(changes));
+  };
+
+  const put = (nested, path, value) => {
+    const keys = path.split(".");
+    const last = keys.pop();
+    keys.reduce((inside, key) => (inside[key] = inside[key] || {}), nested)[last] = value;
+  };
+  /** The config as nested plain values; `changes` ("path" -> value) are laid over it. */
+  LT.config = (changes = {}) => {
+    const nested = {};
+    const prompts = LT.value("sample.prompts");
+    const values = { ...LT.state.values, ...(prompts && prompts.length ? { "sample.prompts": prompts } : {}), ...changes };
+    for (const [path, value] of Object.entries(values)) if (value !== undefined) put(nested, path, value);
+    return nested;
+  };
+  /** Takes a whole config into the form; `changes` are laid over it. */
+  LT.useConfig = (config, changes = {}) => {
+    const values = {};
+    for (const path of LT.options.keys()) {
+      const value = path in changes ? changes[path] : at(config, path);
+      if (value !== undefined && !equal(value, LT.defaultOf(path))) values[path] = value;
+    }
+    LT.state.values = values;
+    LT.state.typed = {};
+    LT.keep();
+    LT.tell("form", [...LT.options.keys()]);
+  };
+
+  /* ---- a value as text, and back ---- */
+
+  const isNumber = (text) => /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(text);
+  const asFloat = (value) => (typeof value === "number" ? (value !== 0 && Math.abs(value) < 0.01 ? LT.rate(value, 3) : String(Number(value.toPrecision(7)))) : String(value));
+  /** What the field of an option shows. */
+  LT.shown = (option, value) => {
+    if (value === null || value === undefined) return "";
+    if (option.type === "list") return Array.isArray(value) ? value.join("\n") : String(value);
+    if (option.type === "size") return Array.isArray(value) ? LT.size(value[0], value[1]) : isNumber(String(value)) ? LT.size(value, value) : String(value);
+    if (option.type === "float") return asFloat(value);
+    return String(value);
+  };
+  /** The value that a text stands for; a text that cannot be read goes to the server as it is, which says what is wrong. */
+  LT.read = (option, text) => {
+    const bare = text.trim();
+    const numeric = bare.replace(/[\s\u202f,_]/g, "");
+    if (option.type === "list") return text.split("\n").map((line) => line.trim()).filter(Boolean);
+    if (option.type === "str" || option.type === "choice") return option.type === "str" && /prompt|folder/.test(option.kind || "") ? bare : text;
+    if (!bare && option.optional) return null;
+    if (!bare && option.type === "steps") return option.default;
+    if (option.type === "size") {
+      const sides = bare.split(/[x×*,\s]+/i).filter(Boolean);
+      if (!sides.length || sides.length > 2 || !sides.every(isNumber)) return text;
+      const [width, height] = sides.map(Number);
+      return height === undefined || height === width ? width : [width, height];
+    }
+    return isNumber(numeric) ? Number(numeric) : text;
+  };
+
+  /* ---- amounts: times each picture is seen = repeats x epochs ---- */
+
+  /** Repeats that the folder's own name gives to every picture (`8_mika girl`), else 0. */
+  LT.folderRepeats = () => {
+    const pictures = LT.seen.pictures;
+    if (!pictures || !pictures.repeats_from_folder) return 0;
+    const found = new Set(pictures.pictures.filter((picture) => picture.usable).map((picture) => picture.repeats));
+    return found.size === 1 ? [...found][0] : 0;
+  };
+  LT.epochs = (changes = {}) => {
+    const given = "steps.max_train_epochs" in changes ? changes["steps.max_train_epochs"] : LT.value("steps.max_train_epochs");
+    return given || (LT.value("steps.max_train_steps") ? 0 : 10);
+  };
+  LT.repeats = (changes = {}) => LT.folderRepeats() || ("data.num_repeats" in changes ? changes["data.num_repeats"] : LT.value("data.num_repeats")) || 1;
+
+  /** Repeats and epochs whose product is nearest to `times`; 8 to 12 epochs where the amount allows (a file each). */
+  LT.split = (times, fixed = LT.folderRepeats()) => {
+    if (fixed) return { repeats: fixed, epochs: Math.max(1, Math.round(times / fixed)) };
+    let best = null;
+    for (const epochs of times < 8 ? [times] : [10, 8, 12, 9, 11]) {
+      const repeats = Math.max(1, Math.round(times / epochs));
+      const off = Math.abs(repeats * epochs - times);
+      if (!best || off < best.off) best = { repeats, epochs, off };
+    }
+    return best;
+  };
+
+  /** The name of the result: as entered, or as the server makes it. */
+  LT.resultName = () => {
+    const plain = LT.seen.options ? LT.value("save.output_name") : "";
+    const planned = LT.seen.plan && LT.seen.plan.output_name;
+    const folder = LT.fileName(LT.state.values["data.train_data_dir"] || "").replace(/^\d+_/, "");
+    const slug = (text) => text.trim().replace(/[<>:"/\\|?*\s]+/g, "_");
+    return plain || planned || slug(LT.state.values["data.trigger_word"] || "") || slug(folder);
+  };
+
+  /** What is wrong with the form: the server's problems that stop a start. */
+  LT.problems = () => (LT.seen.plan && LT.seen.plan.problems) || [];
+  LT.warnings = () => (LT.seen.plan && LT.seen.plan.warnings) || [];
+  LT.problemOf = (path) => LT.problems().find((problem) => problem.path === path) || null;
+
+  LT.labelOf = (path) => {
+    if (path === "times") return t("Times each picture is seen");
+    const option = LT.options.get(path);
+    return option ? option.label : path;
+  };
+})();

@@ -1,0 +1,135 @@
+/* Step 4: what is said of a run that is paused, finished, stopped or failed, and its log. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+
+  LT.outcomeNote = (run, data, live) => {
+    if (run.state === "paused") return paused(run, data);
+    if (live) return null;
+    if (run.state === "failed" || run.state === "interrupted") return failed(run, data);
+    if (run.state === "finished") return finished(data);
+    return run.state === "stopped" ? banner("calm", "stop", t("Stopped at step {step} of {total}.", { step: LT.count(data.endedAt || run.step), total: LT.count(run.total_steps) }), filesWords(data)) : null;
+  };
+
+  const banner = (look, sign, strong, more) => h(`div.lt-banner.${look}`, {}, LT.icon(sign), h("div", {}, h("b", {}, strong), more && h("span", {}, " ", more)));
+
+  const paused = (run, data) => {
+    const host = data.device && data.device.startsWith("cuda") ? t("The GPU and the model are free: other tabs can draw.") : t("The model is free: other tabs can draw.");
+    return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), `${host} ${t("The run goes on exactly where it stopped.")}${run.paused_because && run.paused_because !== "user" ? ` (${run.paused_because})` : ""}`);
+  };
+
+  const filesWords = (data) => {
+    const files = LT.numbered(data).length;
+    const best = LT.bestOf(data);
+    const words = files ? LT.tn(files, "{n} file is saved.", "{n} files are saved.") : t("No file was saved.");
+    return best ? `${words} ${t("Best by validation loss: epoch {epoch} ({loss}).", { epoch: best.epoch, loss: LT.loss(best.loss) })}` : words;
+  };
+  const finished = (data) => banner("good", "check", data.started && data.ended ? t("Finished in {time}.", { time: LT.duration(data.ended - data.started) }) : t("Finished."), filesWords(data));
+
+  /* ---- failed: what happened, what was saved, the one next thing to try ---- */
+
+  const failed = (run, data) => {
+    const problems = (run.problems && run.problems.length ? run.problems : data.problems).map((problem) => ({ path: problem.path, message: LT.worded(problem.message), fix: LT.worded(problem.fix) }));
+    const first = problems[0] || { path: "", message: t("The program that trained ended without a word: it was closed, or the computer ran out of memory."), fix: t("Start it again; the saved files can be used.") };
+    const step = data.endedAt || (data.last && data.last.step) || run.step || 0;
+    const total = run.total_steps || (data.plan && data.plan.total_steps) || 0;
+    const where = [data.ended && LT.clockSeconds(data.ended), data.last && t("epoch {n}", { n: data.last.epoch }), total && LT.percent(step / total)].filter(Boolean).join(" · ");
+    const column = (sign, look, title, ...lines) => h("div", {}, LT.icon(sign, look), h("div", {}, h("b", {}, title), lines));
+    return h("div.lt-failedcard", {},
+      h("div.lt-failedhead", {}, LT.icon("cross"), h("b", {}, headline(first, step, total)), h("span.lt-gap"), h("span", {}, where)),
+      h("div.lt-failedbody", {},
+        column("warning", "lt-bad", t("What happened"), problems.length ? problems.map((problem) => h("p", {}, problem.message)) : h("p", {}, first.message)),
+        column("save", "lt-good", t("What was saved"), savedLines(data, step)),
+        column("play", "lt-accent", t("What to try"), h("p", {}, first.fix || t("Copy the report and ask for help with it.")), tries(run, first))));
+  };
+  const headline = (problem, step, total) => {
+    if (problem.path === "memory.gradient_checkpointing" || /memory/i.test(problem.message)) return total ? t("Out of memory at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Out of memory");
+    return total ? t("Failed at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Failed before the first step");
+  };
+
+  const savedLines = (data, step) => {
+    const files = LT.numbered(data);
+    if (!files.length) return [h("p", {}, t("No file: the run ended before the first one."))];
+    const best = LT.bestOf(data);
+    const file = best && files.find((save) => save.step === best.step);
+    const epochs = files.map((save) => save.epoch);
+    const range = files.length > 1 ? t("{n} files, epochs {from} to {to}.", { n: files.length, from: Math.min(...epochs), to: Math.max(...epochs) }) : t("1 file, epoch {from}.", { from: epochs[0] });
+    const lost = step - Math.max(...files.map((save) => save.step));
+    return [
+      h("p", {}, range, file && [" ", ...LT.rich("Best so far: {file}, validation loss {loss}.", { file: h("b", {}, LT.fileName(file.path).replace(/\.safetensors$/, "")), loss: LT.loss(best.loss) })]),
+      lost > 0 && h("p.lt-muted", {}, LT.tn(lost, "Lost: {n} step.", "Lost: {n} steps.")),
+    ];
+  };
+
+  const again = async (run, changes) => {
+    try {
+      const { config } = await LT.get(`runs/${encodeURIComponent(run.id)}/config`);
+      LT.useConfig(config, changes);
+      await LT.start(LT.config());
+    } catch (error) {
+      LT.complain(error);
+    }
+  };
+  const tries = (run, problem) => {
+    if (problem.path === "memory.gradient_checkpointing") {
+      return h("div.lt-answers", {}, LT.button(t("Turn it on and start again"), { kind: "primary", onclick: () => again(run, { "memory.gradient_checkpointing": true }) }), LT.button(t("Start again as it is"), { onclick: () => again(run, {}) }));
+    }
+    if (LT.options.has(problem.path)) {
+      return h("div.lt-answers", {}, LT.button(t("Change this setting"), { kind: "primary", onclick: async () => (await LT.cloneRun(run)) && LT.showOption(problem.path) }), LT.button(t("Start again as it is"), { onclick: () => again(run, {}) }));
+    }
+    return h("div.lt-answers", {}, LT.button(t("Start again as it is"), { kind: "primary", onclick: () => again(run, {}) }), LT.button(t("Clone settings"), { onclick: () => LT.cloneRun(run) }));
+  };
+
+  /* ---- the log ---- */
+
+  const SHOWN = 400;
+  LT.makeLog = () => {
+    let open = false;
+    let drawn = "";
+    const head = h("button.lt-loghead", { "aria-expanded": "false", onclick: () => { open = !open; drawn = ""; again_(); } });
+    const copy = LT.button(t("Copy report"), { icon: "copy", kind: "small", onclick: () => LT.copyReport() });
+    const list = h("div.lt-loglist");
+    const foot = h("div.lt-hint", {}, t("Copy report: versions, settings and the last 100 events, without secrets."));
+    const element = h("div.lt-card.lt-log", {}, h("div.lt-loghat", {}, head, copy), list, foot);
+    let now = null;
+    const again_ = () => now && paint(...now);
+    const paint = (run, data) => {
+      now = [run, data];
+      const shown = open || run.state === "failed";
+      const wanted = JSON.stringify([run.id, shown, data.log.length, data.last && data.last.step, run.state]);
+      if (wanted === drawn) return;
+      const bottom = list.scrollTop + list.clientHeight > list.scrollHeight - 40;
+      const turned = drawn === "" || !list.childElementCount;
+      drawn = wanted;
+      const warnings = data.warnings ? LT.tn(data.warnings, "{n} warning", "{n} warnings") : t("no warnings");
+      head.setAttribute("aria-expanded", String(shown));
+      LT.fill(head, LT.icon(shown ? "down" : "right"), h("b", {}, t("Log")), !shown && h("span.lt-muted.lt-clip.lt-nophone", {}, newest(data)), h("span.lt-gap"), h("span.lt-hint", {}, warnings));
+      copy.hidden = list.hidden = foot.hidden = !shown;
+      element.classList.toggle("lt-open", shown);
+      if (!shown) return;
+      LT.fill(list, data.log.slice(-SHOWN).map((line) => h(`div.lt-logline.${line.look || "plain"}`, {}, h("time", {}, LT.clockSeconds(line.time)), line.look === "warn" ? LT.icon("warning") : line.look === "bad" ? LT.icon("cross") : h("i"), h("span", {}, line.words))), data.last && !data.outcome && h("div.lt-logline.quiet", {}, h("time", {}, LT.clockSeconds(data.last.time)), h("i"), h("span", {}, stepWords(data.last))));
+      if (bottom || turned) list.scrollTop = list.scrollHeight;
+    };
+    return { element, paint };
+  };
+  const stepWords = (event) => t("epoch {epoch}, step {step}: loss {loss}, learning rate {rate}", { epoch: event.epoch, step: LT.count(event.step), loss: LT.loss(event.loss), rate: LT.rate(event.lr) });
+  const newest = (data) => {
+    const line = data.log[data.log.length - 1];
+    if (data.last && (!line || data.last.time >= line.time)) return `${LT.clockSeconds(data.last.time)}  ${stepWords(data.last)}`;
+    return line ? `${LT.clockSeconds(line.time)}  ${line.words}` : "";
+  };
+
+  /* ---- the report ---- */
+
+  /** Versions, settings and the last 100 events as text for whoever helps. */
+  LT.copyReport = async () => {
+    const run = LT.shownId();
+    try {
+      const report = await LT.getText(`report${run ? `?run=${encodeURIComponent(run)}` : ""}`);
+      await LT.copy(`${report}\nbrowser     ${window.navigator.userAgent}\n`);
+    } catch (error) {
+      LT.complain(error);
+    }
+  };
+})();

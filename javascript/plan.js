@@ -1,0 +1,200 @@
+/* Step 3, right side: what will happen, live, by the server's own plan; and the one button that starts it. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+  const parts = {};
+  let show = "with"; // with the ticked changes, or as it is now
+  let way = null; // what makes it fit: {changes, label, saves}
+  let checking = false;
+  let starting = false;
+  let newestPlan = null;
+  let newestWay = null;
+
+  const check = (changes) => LT.post("check", { config: LT.config(changes) });
+
+  /** Asks the server for the plan of the form (and of the form with the ticked suggestions). */
+  LT.readPlan = async () => {
+    if (!LT.folder()) {
+      LT.seen.plan = LT.seen.planned = null;
+      LT.tell("plan");
+      return;
+    }
+    checking = true;
+    newestPlan = newestPlan || LT.newest((changes) => Promise.all([check({}), changes ? check(changes) : null]));
+    try {
+      const answer = await newestPlan(LT.suggestionsOpen() && LT.tickedCount() ? LT.tickedChanges() : null);
+      if (!answer) return;
+      [LT.seen.plan, LT.seen.planned] = answer;
+    } catch (error) {
+      if (!(error instanceof LT.Refused)) throw error;
+      LT.seen.plan = { problems: error.problems };
+      LT.seen.planned = null;
+    }
+    checking = false;
+    LT.tell("plan");
+    findWay();
+  };
+
+  LT.buildPlan = () => {
+    parts.card = h("div.lt-card.lt-plan");
+    parts.notes = h("div.lt-notes");
+    return [parts.card, parts.notes];
+  };
+  LT.buildStart = () => {
+    parts.start = h("div.lt-start");
+    const soon = LT.later(LT.readPlan, 350);
+    LT.on("form", soon);
+    LT.on("suggestions", soon);
+    LT.on("subject", soon);
+    ["plan", "suggestions", "status", "pictures", "captions"].forEach((name) => LT.on(name, paint));
+    paint();
+    return parts.start;
+  };
+
+  const paint = () => {
+    const now = LT.seen.plan;
+    const planned = LT.seen.planned;
+    const shown = planned && show === "with" ? planned : now;
+    parts.card.hidden = !shown || shown.total_steps === undefined;
+    if (!parts.card.hidden) paintPlan(shown, planned && show === "with" ? now : null, Boolean(planned));
+    paintNotes();
+    paintStart();
+  };
+
+  const about = (plan) => (plan.seconds ? t("about {time}", { time: LT.duration(plan.seconds) }) : "–");
+  const epochWords = (plan) => `${LT.count(plan.epochs)} × ${LT.count(plan.steps_per_epoch)}`;
+
+  const paintPlan = (plan, now, both) => {
+    const tile = (name, value, below) => h("div.lt-happen", {}, h("span", {}, name), h("b", {}, value), h("span", {}, below.filter(Boolean).join(" · ")));
+    const was = (value) => now && now.total_steps !== undefined && t("now {value}", { value });
+    const choices = [{ value: "with", label: LT.tn(LT.tickedCount(), "with the change", "with the {n} changes") }, { value: "now", label: t("as it is now") }];
+    LT.fill(
+      parts.card,
+      h("div.lt-cardhead", {}, h("div.lt-title", {}, t("What will happen")), h("span.lt-gap"), both && LT.segments(choices, show, (value) => { show = value; paint(); }, { label: t("What will happen"), kind: "lt-smallsegments" })),
+      h("div.lt-happens", {},
+        tile(t("Steps"), LT.count(plan.total_steps), [was(now && LT.count(now.total_steps))]),
+        tile(t("Epochs"), epochWords(plan), [was(now && now.epochs && epochWords(now))]),
+        tile(t("Time"), about(plan), [plan.seconds_measured || plan.measured ? t("measured") : t("estimate"), was(now && LT.duration(now.seconds))]),
+        tile(t("Disk"), LT.megabytes(plan.disk_mb || 0), [LT.tn(plan.files || 0, "{n} file", "{n} files"), was(now && LT.megabytes(now.disk_mb || 0))])),
+      plan.memory && memory(plan.memory),
+    );
+  };
+
+  const LOOKS = ["model", "network", "activations", "workspace", "other"];
+  const partName = (name) =>
+    ({ model: t("model"), network: t("network"), optimizer: t("optimizer"), activations: t("activations"), workspace: t("workspace"), latents: t("pictures"), cache: t("pictures"), gradients: t("gradients"), validation: t("validation") })[name] || name;
+
+  const memory = (plan) => {
+    const split = Object.entries(plan.parts || {}).filter(([, mb]) => mb > 0);
+    const need = needOf({ memory: plan });
+    const machine = LT.seen.status && LT.seen.status.memory;
+    const total = Math.max(machine ? machine.total_mb : 0, plan.free_mb || 0, need * 1.02);
+    const width = (mb) => `${(100 * mb) / total}%`;
+    const free = plan.free_mb || 0;
+    const fits = plan.fits !== false;
+    const used = free ? t("{used} of {total}", { used: LT.gigabytes(need), total: LT.megabytes(free) }) : LT.megabytes(need);
+    const kept = machine ? machine.total_mb - free : 0;
+    return h("div.lt-memoryplan", {},
+      h("div.lt-row", {}, h("span", {}, t("Memory"), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
+      h("div.lt-parts", {},
+        split.map(([name, mb], index) => h(`i.part${index % LOOKS.length}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` })),
+        total > free && free > 0 && h("i.kept", { style: { left: width(free), width: width(total - free) } }),
+        free > 0 && h("i.line", { style: { left: width(free) } })),
+      h("div.lt-row.lt-partnames", {}, split.map(([name, mb], index) => h("span", {}, h(`i.part${index % LOOKS.length}`), `${partName(name)} ${LT.gigabytes(mb)}`)), h("span.lt-gap"),
+        free > 0 && h("span", {}, kept > 50 ? t("{free} free · {kept} kept by host and desktop", { free: LT.gigabytes(free), kept: LT.gigabytes(kept) }) : t("{free} free", { free: LT.gigabytes(free) }))),
+      !fits && wayOut(need));
+  };
+
+  /* ---- when it does not fit: the first change that makes it fit, tried on the server ---- */
+
+  const needOf = (plan) => Object.values((plan && plan.memory && plan.memory.parts) || {}).reduce((sum, mb) => sum + mb, 0);
+  const findWay = async () => {
+    way = null;
+    const plan = LT.seen.plan;
+    if (!plan || !plan.memory || plan.memory.fits !== false) return;
+    const ways = [];
+    if (!LT.value("memory.gradient_checkpointing")) ways.push({ label: t("turn on gradient checkpointing"), changes: { "memory.gradient_checkpointing": true } });
+    const batch = LT.value("data.batch_size");
+    if (batch > 1) ways.push({ label: t("{n} pictures per step", { n: Math.floor(batch / 2) }), changes: { "data.batch_size": Math.floor(batch / 2), "memory.gradient_checkpointing": true } });
+    const size = LT.value("data.resolution");
+    if (typeof size === "number" && size > 256) ways.push({ label: t("training size {n}", { n: Math.round((size * 0.75) / 64) * 64 }), changes: { "data.resolution": Math.round((size * 0.75) / 64) * 64, "memory.gradient_checkpointing": true, "data.batch_size": 1 } });
+    newestWay = newestWay || LT.newest(async (all) => {
+      for (const one of all) {
+        const tried = await check(one.changes).catch(() => null);
+        if (tried && tried.memory && tried.memory.fits) return { ...one, saves: needOf(plan) - needOf(tried) };
+      }
+      return null;
+    });
+    way = await newestWay(ways);
+    if (way) paint();
+  };
+  const wayOut = () =>
+    h("div.lt-wayout", {},
+      LT.icon("warning"),
+      h("span", {}, way ? t("Will not fit: {what} ({saves}).", { what: way.label, saves: `−${LT.megabytes(way.saves)}` }) : t("Will not fit: a smaller training size or fewer pictures per step need less.")),
+      way && LT.button(t("Do it"), { kind: "small", onclick: () => LT.set(way.changes) }));
+
+  /* ---- what to know before the start ---- */
+
+  const paintNotes = () => {
+    const pictures = LT.seen.pictures;
+    const notes = LT.warnings().map((warning) => note(`${warning.message} ${warning.fix || ""}`.trim(), LT.options.has(warning.path) && [t("Show it"), () => LT.showOption(warning.path)]));
+    if (pictures && pictures.counts.without > 0 && pictures.counts.captions > 0) {
+      const words = [LT.value("data.trigger_word"), LT.classWords()].filter(Boolean).join(", ");
+      const values = { without: LT.count(pictures.counts.without), used: LT.count(pictures.counts.used), words };
+      notes.push(note(words ? t("{without} of {used} pictures have no caption; they will be read as “{words}”.", values) : t("{without} of {used} pictures have no caption.", values), [t("Show them"), () => LT.go("captions")]));
+    }
+    LT.fill(parts.notes, notes);
+  };
+  const note = (text, action) => h("div.lt-notice", {}, LT.icon("warning"), h("span", {}, text), h("span.lt-gap"), action && LT.button(action[0], { kind: "small", onclick: action[1] }));
+
+  /** The one thing that stops a start: {text, label, go}, or null. */
+  const blocked = () => {
+    const active = LT.active();
+    if (active) return { text: active.kind === "grid" ? t("A grid is being rendered: wait for it, or stop it.") : t("{name} is being trained: wait for it, or stop it.", { name: active.name }), label: t("Show it"), go: () => LT.go(active.kind === "grid" ? "compare" : "train") };
+    const model = LT.seen.status && LT.seen.status.model;
+    if (!LT.folder()) return { text: t("Choose the folder of your pictures first."), label: t("Pictures"), go: () => LT.go("pictures") };
+    const wrong = (LT.seen.picturesProblems || [])[0];
+    if (wrong && LT.state.values["data.train_data_dir"]) return { text: wrong.message, label: t("Show it"), go: () => LT.showOption(wrong.path || "data.train_data_dir") };
+    if (LT.captionsMissing()) return { text: t("No picture has a caption: write a trigger word or a class word."), label: t("Write one"), go: () => LT.showOption("data.trigger_word") };
+    if (model && model.trainable === false && !LT.value("model.pretrained_model_name_or_path")) return { text: model.reason, label: t("Choose another"), go: () => LT.showOption("model.pretrained_model_name_or_path") };
+    const [problem, ...others] = LT.problems();
+    if (problem && problem.proposal) return { text: problem.message, more: others.length, label: t("Call it {name}", { name: problem.proposal }), go: () => LT.set({ "save.output_name": problem.proposal }) };
+    if (problem) return { text: `${problem.message} ${problem.fix || ""}`, more: others.length, label: t("Show it"), go: () => LT.showOption(problem.path) };
+    if (!LT.seen.plan) return { text: checking ? t("Counting the steps…") : t("The plan is not known yet."), label: "", go: null };
+    return null;
+  };
+
+  const paintStart = () => {
+    const stop = blocked();
+    const plan = LT.seen.plan;
+    const words = stop
+      ? h("div.lt-blocked", {}, h("span", {}, stop.go && LT.icon("warning"), stop.text, stop.more > 0 && ` ${LT.tn(stop.more, "(and {n} more)", "(and {n} more)")}`), stop.go && LT.button(stop.label, { kind: "small", onclick: stop.go }))
+      : h("div.lt-muted", {}, LT.suggestionsOpen() && h("div", {}, t("Starts with the values on the left:")), h("div", {}, t("{n} steps, {about}", { n: LT.count(plan.total_steps), about: about(plan) })));
+    const kind = LT.suggestionsOpen() || stop ? "" : "primary";
+    LT.fill(parts.start, words, LT.button(starting ? t("Starting…") : t("Start training"), { kind, icon: "play", id: "lora_trainer_start", disabled: Boolean(stop) || starting, onclick: start }));
+  };
+
+  const start = () => LT.start(LT.config());
+  /** Starts a run of this config and shows it. */
+  LT.start = async (config) => {
+    starting = true;
+    paintStart();
+    try {
+      const { run } = await LT.post("runs", { config });
+      LT.openRun(run);
+      LT.askToNotify();
+      await LT.look();
+      LT.go("train");
+    } catch (error) {
+      if (!(error instanceof LT.Refused)) throw error;
+      const known = error.problems.filter((problem) => LT.options.has(problem.path));
+      if (known.length && LT.seen.plan) LT.seen.plan = { ...LT.seen.plan, problems: [...known, ...LT.warnings()] };
+      if (!known.length) LT.complain(error);
+      LT.tell("plan");
+    }
+    starting = false;
+    paintStart();
+  };
+})();

@@ -1,0 +1,124 @@
+/* The runs of this host: which one is shown, and what can be done with it. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+
+  /** ID of the run that Train and Compare show; null: a new one is being prepared. */
+  LT.shownId = () => {
+    if (LT.state.run === "new") return null;
+    if (LT.state.run) return LT.state.run;
+    const run = LT.seen.status && LT.seen.status.run;
+    return run && run.kind !== "grid" ? run.id : null;
+  };
+  /** What is known of that run: the live status, else its line in the list. */
+  LT.shownRun = () => {
+    const id = LT.shownId();
+    if (!id) return null;
+    const live = LT.seen.status && LT.seen.status.run;
+    if (live && live.id === id) return live;
+    return (LT.seen.runs || []).find((run) => run.id === id) || { id, name: id, state: "idle" };
+  };
+
+  LT.openRun = (id) => {
+    LT.state.run = id;
+    LT.keep();
+    LT.tell("run", id);
+  };
+
+  LT.loadRuns = async () => {
+    try {
+      LT.seen.runs = await LT.get("runs");
+    } catch (error) {
+      LT.seen.runs = LT.seen.runs || [];
+    }
+    if (LT.state.run && LT.state.run !== "new" && !LT.seen.runs.some((run) => run.id === LT.state.run) && !(LT.active() && LT.active().id === LT.state.run)) {
+      LT.openRun(null); // deleted elsewhere
+    }
+    LT.tell("runs");
+  };
+
+  LT.openRuns = async (owner) => {
+    const list = h("div.lt-runs");
+    const panel = LT.panel(owner, list, { right: true, wide: true });
+    if (!panel) return;
+    paintRuns(list);
+    await LT.loadRuns();
+    paintRuns(list);
+  };
+
+  const paintRuns = (list) => {
+    const shown = LT.shownId();
+    const runs = (LT.seen.runs || []).filter((run) => run.kind !== "grid");
+    const fresh = h("button.lt-run", { "aria-current": shown === null, onclick: () => { LT.closePanel(); LT.openRun("new"); LT.go("pictures"); } },
+      LT.icon("idle"), h("span.lt-runname", {}, h("b", {}, t("New run")), h("span.lt-muted", {}, t("with the pictures and settings of this page"))));
+    LT.fill(list, fresh, runs.length > 0 && h("div.lt-runhead", {}, t("Runs, newest first")), runs.map((run) => runLine(run, shown, list)));
+    if (LT.seen.runs === null) list.append(h("div.lt-muted.lt-pad", {}, t("Looking…")));
+  };
+
+  const runLine = (run, shown, list) => {
+    const look = LT.STATES[run.state] || LT.STATES.idle;
+    const facts = [
+      LT.stateWord(run.state),
+      run.started && LT.date(run.started),
+      run.total_steps && t("step {step} of {total}", { step: LT.count(run.step), total: LT.count(run.total_steps) }),
+      run.best_epoch && t("best: epoch {n}", { n: run.best_epoch }),
+    ].filter(Boolean);
+    const open = () => { LT.closePanel(); LT.openRun(run.id); LT.go(["pictures", "captions", "settings"].includes(LT.state.step) ? "train" : LT.state.step); };
+    const live = LT.active() && LT.active().id === run.id;
+    const act = (label, work, kind = "small") => LT.button(label, { kind, onclick: work });
+    return h("div.lt-runline", { "aria-current": run.id === shown },
+      h("button.lt-run", { onclick: open }, LT.icon(look.sign, `lt-${look.look}`), h("span.lt-runname", {}, h("b", {}, run.name), h("span.lt-muted", {}, facts.join(" · ")))),
+      h("span.lt-runacts", {}, act(t("Clone settings"), () => LT.cloneRun(run)), act(t("Rename…"), () => rename(run, list)), !live && act(t("Delete…"), () => remove(run, list), "small.bad")));
+  };
+
+  /** Takes a run's settings into the form. */
+  LT.cloneRun = async (run, changes = {}) => {
+    try {
+      const { config } = await LT.get(`runs/${encodeURIComponent(run.id)}/config`);
+      LT.useConfig(config, changes);
+    } catch (error) {
+      LT.complain(error);
+      return false;
+    }
+    LT.closePanel();
+    LT.openRun("new");
+    LT.go("settings");
+    LT.toast(t("The settings of {name} stand in the form.", { name: run.name }), { kind: "good" });
+    return true;
+  };
+
+  const rename = async (run, list) => {
+    const field = h("input.lt-input", { value: run.name, "aria-label": t("New name") });
+    let typed = run.name;
+    field.addEventListener("input", () => (typed = field.value.trim()));
+    const answer = await LT.ask(t("Rename {name}", { name: run.name }), h("div", {}, field, h("div.lt-hint", {}, t("The LoRA files keep their names."))), [{ label: t("Rename"), kind: "primary" }, { label: t("Cancel") }]);
+    if (answer !== 0 || !typed || typed === run.name) return;
+    try {
+      await LT.post(`runs/${encodeURIComponent(run.id)}/name`, { name: typed });
+    } catch (error) {
+      LT.complain(error);
+    }
+    await LT.loadRuns();
+    paintRuns(list);
+  };
+
+  const remove = async (run, list) => {
+    const what = [
+      t("Deletes the run's folder: its settings, log, previews and grid ({size}).", { size: LT.megabytes(run.mb || 0) }),
+      run.files > 0 && LT.tn(run.files, "Its {n} LoRA file stays where it is, unless you delete it too.", "Its {n} LoRA files stay where they are, unless you delete them too."),
+    ];
+    const answers = [{ label: t("Delete the run"), kind: "bad" }, { label: t("Keep it") }];
+    if (run.files) answers.splice(1, 0, { label: t("Delete it and its files"), kind: "bad" });
+    const answer = await LT.ask(t("Delete {name}?", { name: run.name }), what.filter(Boolean).map((line) => h("p", {}, line)), answers);
+    if (answer === null || answers[answer].kind !== "bad") return;
+    try {
+      await LT.remove(`runs/${encodeURIComponent(run.id)}${answer === 1 ? "?weights=1" : ""}`);
+      if (LT.state.run === run.id) LT.openRun(null);
+    } catch (error) {
+      LT.complain(error);
+    }
+    await LT.loadRuns();
+    paintRuns(list);
+  };
+})();

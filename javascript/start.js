@@ -1,0 +1,60 @@
+/* Builds the tab once its place is on the page; does nothing where it never appears. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const PATIENCE = 120; // seconds that a host may take to draw its page
+  let begun = false;
+
+  const build = async (root) => {
+    begun = true;
+    root.textContent = "";
+    try {
+      await LT.loadWords();
+      await Promise.all([LT.loadOptions(), LT.look()]);
+    } catch (error) {
+      if (!(error instanceof LT.Refused)) throw error;
+      begun = false;
+      root.textContent = error.message;
+      window.setTimeout(() => window.requestAnimationFrame(begin), 3000); // the server is still starting
+      return;
+    }
+    LT.buildFrame(root);
+    LT.startFields();
+    LT.buildPictures(LT.panels.pictures);
+    LT.buildCaptions(LT.panels.captions);
+    LT.buildSettings(LT.panels.settings);
+    LT.buildTrain(LT.panels.train);
+    LT.buildCompare(LT.panels.compare);
+    LT.startKeys();
+    LT.startPolling();
+    fit(root);
+    window.addEventListener("resize", () => fit(root));
+    LT.on("status", () => fit(root));
+    await LT.readPictures();
+    LT.readPlan();
+    LT.loadRuns();
+    root.dataset.ready = "true";
+  };
+
+  /** The steps fill the window below the host's own bar. */
+  const fit = (root) => {
+    if (root.offsetParent === null) return;
+    const top = Math.max(0, root.getBoundingClientRect().top + window.scrollY);
+    root.style.setProperty("--lt-top", `${Math.round(Math.min(top, 240))}px`);
+  };
+
+  const begin = () => {
+    const root = LT.root();
+    if (!root || begun) return Boolean(root);
+    build(root);
+    return true;
+  };
+
+  const watch = () => {
+    if (begin()) return;
+    const watcher = new MutationObserver(() => begin() && watcher.disconnect());
+    watcher.observe(document.documentElement, { childList: true, subtree: true });
+    window.setTimeout(() => watcher.disconnect(), PATIENCE * 1000);
+  };
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", watch);
+  else watch();
+})();

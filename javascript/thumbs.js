@@ -1,0 +1,217 @@
+/* Step 1, right side: every picture with its verdict; choosing several and leaving them out. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+  const CROPPED = 0.9; // the bucket cuts a tenth or more
+  const AT_ONCE = 240; // cards made in one frame, so that 2 000 pictures do not hold up the page
+  const parts = {};
+  const cards = new Map();
+  let chosen = new Set();
+  let anchor = null;
+  let drawn = "";
+
+  LT.seen.filter = "all";
+  LT.filter = (filter) => {
+    LT.seen.filter = filter;
+    paint();
+    LT.tell("filter");
+  };
+
+  const FILTERS = {
+    all: () => true,
+    look: (picture) => LT.needsLook(picture),
+    cropped: (picture) => picture.usable && picture.kept <= CROPPED + 0.0005,
+    out: (picture) => !picture.usable,
+  };
+  const pictures = () => (LT.seen.pictures ? LT.seen.pictures.pictures : []);
+  const shown = () => pictures().filter(FILTERS[LT.seen.filter]);
+
+  LT.buildThumbs = (right) => {
+    const slider = h("input.lt-slider", { type: "range", min: 80, max: 260, step: 4, value: LT.state.thumbs, "aria-label": t("Size of the pictures"), oninput: () => resize(Number(slider.value)) });
+    parts.filters = h("div.lt-filters");
+    parts.grid = h("div.lt-thumbs", { role: "listbox", "aria-multiselectable": "true", "aria-label": t("Pictures") });
+    parts.empty = h("div.lt-empty");
+    parts.bar = h("div.lt-selected");
+    parts.scroll = h("div.lt-scroll.lt-thumbscroll", {}, parts.empty, parts.grid);
+    LT.fill(right, h("div.lt-toolbar", {}, parts.filters, h("span.lt-gap"), h("label.lt-size", {}, t("Size"), slider)), parts.scroll, parts.bar);
+    resize(LT.state.thumbs);
+    parts.grid.addEventListener("click", onClick);
+    parts.grid.addEventListener("keydown", onKey);
+    LT.takeDrops(right);
+    ["pictures", "looked"].forEach((name) => LT.on(name, paint));
+    paint();
+  };
+
+  const resize = (size) => {
+    LT.state.thumbs = size;
+    LT.keep();
+    parts.grid.style.setProperty("--thumb", `${size}px`);
+  };
+
+  const paint = () => {
+    const all = pictures();
+    const counts = Object.fromEntries(Object.entries(FILTERS).map(([name, test]) => [name, all.filter(test).length]));
+    if (LT.seen.filter !== "all" && !counts[LT.seen.filter]) LT.seen.filter = "all";
+    const choices = [
+      { value: "all", label: t("All {n}", { n: LT.count(counts.all) }) },
+      counts.look && { value: "look", icon: "warning", label: t("Needs a look {n}", { n: LT.count(counts.look) }) },
+      counts.cropped && { value: "cropped", label: t("Cropped {n}", { n: LT.count(counts.cropped) }) },
+      counts.out && { value: "out", label: t("Left out {n}", { n: LT.count(counts.out) }) },
+    ].filter(Boolean);
+    LT.fill(parts.filters, all.length > 0 && LT.segments(choices, LT.seen.filter, LT.filter, { label: t("Which pictures") }));
+    paintCards();
+    paintEmpty();
+    paintBar();
+  };
+
+  const paintEmpty = () => {
+    parts.empty.hidden = pictures().length > 0;
+    if (!parts.empty.hidden) {
+      const reading = LT.folder() && !(LT.seen.picturesProblems || []).length;
+      LT.fill(parts.empty, LT.icon(reading ? "search" : "folder"), h("b", {}, reading ? t("Reading the folder…") : t("Choose the folder of your pictures")), !reading && h("span", {}, t("Or drop pictures here. 15 to 40 pictures of one subject are a good beginning.")));
+    }
+  };
+
+  const paintCards = () => {
+    const list = shown();
+    const wanted = list.map((picture) => picture.path).join("\n");
+    chosen = new Set([...chosen].filter((key) => list.some((picture) => picture.key === key)));
+    if (wanted !== drawn) {
+      drawn = wanted;
+      cards.clear();
+      LT.fill(parts.grid);
+      more(list, 0, wanted);
+    } else list.forEach((picture) => cards.has(picture.key) && refresh(picture));
+  };
+  const more = (list, from, wanted) => {
+    if (wanted !== drawn) return;
+    list.slice(from, from + AT_ONCE).forEach((picture, index) => {
+      const card = h("div.lt-thumb", { role: "option", tabindex: from + index === 0 ? 0 : -1, "data-key": picture.key });
+      cards.set(picture.key, card);
+      parts.grid.append(card);
+      refresh(picture);
+    });
+    if (from + AT_ONCE < list.length) window.requestAnimationFrame(() => more(list, from + AT_ONCE, wanted));
+  };
+
+  const refresh = (picture) => {
+    const card = cards.get(picture.key);
+    const drawnAs = JSON.stringify(picture);
+    card.setAttribute("aria-selected", String(chosen.has(picture.key)));
+    if (card.dataset.drawn === drawnAs) return;
+    card.dataset.drawn = drawnAs;
+    card.title = [picture.key, picture.reason, picture.caption].filter(Boolean).join("\n");
+    card.classList.toggle("lt-unused", !picture.usable);
+    LT.fill(card, h("div.lt-picture", {}, portrait(picture), verdict(picture), h("span.lt-tick", {}, LT.icon("check"))), h("div.lt-name", {}, picture.name), h("div.lt-note", {}, noteOf(picture)));
+  };
+
+  const portrait = (picture) => {
+    if (picture.notes.includes("broken") || picture.notes.includes("not-a-picture")) return h("span.lt-broken", {}, LT.icon("tear"));
+    const picked = h("img", { src: LT.thumbnail(picture.path), alt: "", loading: "lazy", decoding: "async", draggable: "false" });
+    picked.addEventListener("error", () => picked.replaceWith(h("span.lt-broken", {}, LT.icon("tear"))));
+    return [picked, picture.usable && picture.kept <= CROPPED + 0.0005 && cropFrame(picture)];
+  };
+  /** The part that the bucket keeps, as a frame over the picture; what is cut off is dark. */
+  const cropFrame = (picture) => {
+    const longest = Math.max(picture.width, picture.height);
+    const wide = (100 * picture.width) / longest;
+    const high = (100 * picture.height) / longest;
+    const [left, top, right, bottom] = picture.crop;
+    const frame = h("i.lt-kept", { style: { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` } });
+    return h("span.lt-crop", { style: { left: `${(100 - wide) / 2}%`, top: `${(100 - high) / 2}%`, width: `${wide}%`, height: `${high}%` } }, frame);
+  };
+  const verdict = (picture) => {
+    const note = Object.keys(LT.NOTES).find((name) => picture.notes.includes(name));
+    if (picture.validation && !note) return h("span.lt-verdict.plain", {}, LT.icon("eye"), t("validation"));
+    return note && h(`span.lt-verdict.${LT.NOTES[note].look}`, {}, LT.icon(LT.NOTES[note].icon), LT.NOTES[note].word());
+  };
+  const noteOf = (picture) => {
+    if (!picture.usable) return picture.notes.includes("left-out") ? t("left out by you") : t("left out: {reason}", { reason: picture.reason || "" });
+    if (picture.notes.includes("small") && !LT.value("data.bucket_no_upscale")) return t("{size}, enlarged", { size: LT.size(picture.width, picture.height) });
+    if (picture.notes.includes("copy") && picture.reason) return picture.reason;
+    if (picture.kept <= CROPPED + 0.0005) return t("crop keeps {share}", { share: LT.percent(picture.kept + 0.0005) });
+    return LT.size(picture.width, picture.height);
+  };
+
+  /* ---- choosing ---- */
+
+  const choose = (key, range) => {
+    const keys = shown().map((picture) => picture.key);
+    if (range && anchor !== null && keys.includes(anchor)) {
+      const [from, to] = [keys.indexOf(anchor), keys.indexOf(key)].sort((one, other) => one - other);
+      keys.slice(from, to + 1).forEach((one) => chosen.add(one));
+    } else {
+      chosen.has(key) ? chosen.delete(key) : chosen.add(key);
+      anchor = key;
+    }
+    paintChosen();
+  };
+  const paintChosen = () => {
+    cards.forEach((card, key) => card.setAttribute("aria-selected", String(chosen.has(key))));
+    paintBar();
+  };
+  const onClick = (event) => {
+    const card = event.target.closest(".lt-thumb");
+    if (!card) return;
+    focusCard(card);
+    choose(card.dataset.key, event.shiftKey);
+  };
+  const focusCard = (card) => {
+    parts.grid.querySelectorAll('[tabindex="0"]').forEach((other) => (other.tabIndex = -1));
+    card.tabIndex = 0;
+    card.focus({ preventScroll: false });
+  };
+  const onKey = (event) => {
+    const card = event.target.closest(".lt-thumb");
+    if (!card) return;
+    const all = [...parts.grid.children];
+    const across = Math.max(1, all.filter((other) => other.offsetTop === all[0].offsetTop).length);
+    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
+    if (by) {
+      const next = all[Math.max(0, Math.min(all.length - 1, all.indexOf(card) + by))];
+      focusCard(next);
+      event.preventDefault();
+    } else if (event.key === "Enter" || event.key === " ") {
+      choose(card.dataset.key, event.shiftKey);
+      event.preventDefault();
+    }
+  };
+
+  const chosenPictures = () => pictures().filter((picture) => chosen.has(picture.key));
+  const paintBar = () => {
+    const list = chosenPictures();
+    parts.bar.hidden = !list.length;
+    parts.scroll.classList.toggle("lt-under", list.length > 0);
+    if (!list.length) return;
+    const canLeave = list.some((picture) => !LT.leftOut().includes(picture.key));
+    const canOk = list.some((picture) => LT.toLookAt().includes(picture));
+    const names = list.map((picture) => picture.name.replace(/\.[^.]+$/, "")).join(", ");
+    LT.fill(
+      parts.bar,
+      h("b", {}, t("{n} selected", { n: LT.count(list.length) })),
+      h("span.lt-muted.lt-clip", {}, names),
+      h("span.lt-gap"),
+      canOk && LT.button(t("OK as it is"), { icon: "check", onclick: () => { LT.isOk(list.filter((picture) => LT.needsLook(picture))); clear(); } }),
+      canLeave ? LT.button(t("Leave out"), { key: "X", onclick: () => leave(true) }) : LT.button(t("Use again"), { key: "X", onclick: () => leave(false) }),
+      LT.button(t("Clear"), { kind: "plain", key: "Esc", onclick: clear }),
+    );
+  };
+  const leave = (out) => {
+    LT.leaveOut(chosenPictures(), out);
+    clear();
+  };
+  const clear = () => {
+    chosen.clear();
+    paintChosen();
+  };
+
+  /** Keys of this step: X leaves the chosen out (or takes them back), Esc clears. True when the key was taken. */
+  LT.picturesKey = (event) => {
+    if (!chosen.size) return false;
+    if (event.key === "Escape") clear();
+    else if (event.key.toLowerCase() === "x") leave(chosenPictures().some((picture) => !LT.leftOut().includes(picture.key)));
+    else return false;
+    return true;
+  };
+})();
