@@ -17,10 +17,10 @@ from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
 GRID = 16
-NEAR_BITS = 10
+NEAR_BITS = 16
 """Of the 256 comparisons between neighbouring cells, how many may differ between copies."""
-NEAR_COLOUR = 4.0
-"""Mean difference of the cells' colours (0..255) up to which two pictures are copies."""
+NEAR_COLOUR = 0.06
+"""Mean difference of the cells' colours, as a share of the picture's own contrast, up to which two pictures are copies."""
 FLAT = 2
 """Neighbouring cells count as different in brightness above this, so that noise on flat ground says nothing."""
 
@@ -107,6 +107,7 @@ def _nearest(sign: np.ndarray, cells: np.ndarray, signs: bytearray, seen: Sequen
     distance = np.unpackbits(np.frombuffer(bytes(signs), np.uint8).reshape(-1, sign.size) ^ sign, axis=1).sum(axis=1)
     for place in np.flatnonzero(distance <= NEAR_BITS):
         record, other = seen[place]
-        if float(np.abs(other - cells).mean()) <= NEAR_COLOUR:
+        contrast = min(float(cells.std()), float(other.std())) + 1.0
+        if float(np.abs(other - cells).mean()) <= NEAR_COLOUR * contrast:
             return record
     return None
