@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.messages import Message, say
 from lora_trainer.models.layout import TEXT, UNET, VAE
 
 HEADER_LIMIT = 100 << 20
@@ -86,35 +87,35 @@ def sd1_heads(text_width: int) -> int:
     return CLIP_HEADS.get(text_width, max(1, text_width // 16))
 
 
-def _other_kind(shapes: Mapping[str, Any]) -> str | None:
+def _other_kind(shapes: Mapping[str, Any]) -> Message | None:
     def has(part: str) -> bool:
         return any(part in name for name in shapes)
 
     if any(name.startswith(("lora_unet_", "lora_te")) for name in shapes) or has(".lora_down.") or has(".lora_A."):
-        return "a LoRA, not a checkpoint"
+        return say("a LoRA, not a checkpoint")
     if has("joint_blocks."):
-        return "a Stable Diffusion 3 model"
+        return say("a Stable Diffusion 3 model")
     if has("double_blocks."):
-        return "a Flux model"
+        return say("a Flux model")
     if has("conditioner.embedders.1."):
-        return "an SDXL model"
+        return say("an SDXL model")
     if has("conditioner.embedders.0.model."):
-        return "an SDXL refiner"
+        return say("an SDXL refiner")
     if has("cond_stage_model.model.transformer."):
-        return "a Stable Diffusion 2 model"
+        return say("a Stable Diffusion 2 model")
     first = shapes.get(f"{UNET}input_blocks.0.0.weight")
     if first is None:
         if has("encoder.down.0.") or has("encoder.down_blocks.0."):
-            return "a VAE, not a checkpoint"
-        return "not a Stable Diffusion checkpoint"
+            return say("a VAE, not a checkpoint")
+        return say("not a Stable Diffusion checkpoint")
     if first[1] == 9:
-        return "an inpainting model"
+        return say("an inpainting model")
     if first[1] != 4:
-        return f"a model with {first[1]} input channels"
+        return say("a model with {count} input channels", count=first[1])
     if not any(name.startswith(TEXT) for name in shapes):
-        return "a checkpoint without its text encoder"
+        return say("a checkpoint without its text encoder")
     if not any(name.startswith(VAE) for name in shapes):
-        return "a checkpoint without its VAE"
+        return say("a checkpoint without its VAE")
     return None
 
 
