@@ -8,6 +8,7 @@ from pathlib import Path
 
 import attrs
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from lora_trainer.data.header import UNREADABLE, has_alpha, why_unreadable
@@ -31,7 +32,7 @@ class Look:
 
     reason: Message | None
     opaque: bool = True
-    cells: np.ndarray | None = None
+    cells: NDArray[np.float32] | None = None
 
 
 def verify(record: ImageRecord) -> ImageRecord:
@@ -52,7 +53,7 @@ def look_closer(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
     Yields while it works, so that a caller can show how far it is, and stop. A file that was seen before is not decoded again.
     """
     signs = bytearray()
-    seen: list[tuple[ImageRecord, np.ndarray]] = []
+    seen: list[tuple[ImageRecord, NDArray[np.float32]]] = []
     for record in records:
         record = verify(record)
         cells = _look(record.path).cells if record.usable else None
@@ -92,21 +93,23 @@ def _opaque(path: Path) -> bool:
     with Image.open(path) as image:
         if not has_alpha(image):
             return True
-        return image.convert("RGBA").getchannel("A").getextrema()[0] == 255
+        return bool(image.convert("RGBA").getchannel("A").getextrema()[0] == 255)
 
 
-def _sign(cells: np.ndarray) -> np.ndarray:
+def _sign(cells: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Difference hash: whether each cell is brighter than its left neighbour, as 32 bytes."""
     grey = cells.mean(axis=2)
     return np.packbits(grey[:, 1:] > grey[:, :-1] + FLAT)
 
 
-def _nearest(sign: np.ndarray, cells: np.ndarray, signs: bytearray, seen: Sequence[tuple[ImageRecord, np.ndarray]]) -> ImageRecord | None:
+def _nearest(
+    sign: NDArray[np.uint8], cells: NDArray[np.float32], signs: bytearray, seen: Sequence[tuple[ImageRecord, NDArray[np.float32]]]
+) -> ImageRecord | None:
     if not signs:
         return None
     distance = np.unpackbits(np.frombuffer(bytes(signs), np.uint8).reshape(-1, sign.size) ^ sign, axis=1).sum(axis=1)
     for place in np.flatnonzero(distance <= NEAR_BITS):
-        record, other = seen[place]
+        record, other = seen[int(place)]
         contrast = min(float(cells.std()), float(other.std())) + 1.0
         if float(np.abs(other - cells).mean()) <= NEAR_COLOUR * contrast:
             return record

@@ -61,7 +61,8 @@ def read_header(path: Path) -> Header:
         with Image.open(path) as image:
             turned = orientation(image, path)
             width, height = image.size if turned < 5 else image.size[::-1]
-            found: tuple[Verdict, ...] = ("rotated",) * (turned > 1) + ("transparent",) * has_alpha(image)
+            rotated: tuple[Verdict, ...] = ("rotated",) if turned > 1 else ()
+            found: tuple[Verdict, ...] = (*rotated, "transparent") if has_alpha(image) else rotated
             kind = image.format or ""
     except UnidentifiedImageError:
         return _unidentified(path)

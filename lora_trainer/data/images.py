@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from lora_trainer.data.header import UNREADABLE, has_alpha, refuse_cut_off, upright, why_unreadable
@@ -23,7 +24,7 @@ def open_picture(path: Path, background: tuple[int, int, int] = WHITE) -> Image.
     return _opened(path, background, None)
 
 
-def fitted(record: ImageRecord) -> np.ndarray:
+def fitted(record: ImageRecord) -> NDArray[np.uint8]:
     """Pixels uint8 [height, width, 3] of the record's bucket: resized (Lanczos) and cut. Raises DatasetError naming the file."""
     if record.bucket is None or record.resized is None or record.crop is None:
         raise ValueError(f"{record.key} has no bucket: call buckets.place first")

@@ -72,6 +72,7 @@ def read_pictures(config: TrainConfig) -> Pictures:
             class_tokens=data.class_tokens,
             caption_extension=data.caption_extension,
             leave_out=(),
+            field="validate.data_dir",
         )
         records += [attrs.evolve(record, validation=True, key=f"validation/{record.key}") for record in own.records]
     elif config.validate.fraction:
