@@ -1,0 +1,139 @@
+"""What the wizard knows of machine and pictures (no torch)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.data import buckets, folders, scan
+from lora_trainer.data.records import ImageRecord
+from lora_trainer.train.plan import Machine
+
+GB = 1024.0
+KEPT_GB = 1.2
+"""What host and desktop keep of a card."""
+TFLOPS = {"cpu": 0.05, "cuda": 10.0}
+
+
+@attrs.frozen
+class MachineFacts:
+    """`device` is "cuda" or "cpu"; `total_mb` of the card or of the computer, `free_mb` of it for the run."""
+
+    device: str
+    total_mb: float
+    free_mb: float
+
+    @classmethod
+    def of_card(cls, gigabytes: float) -> MachineFacts:
+        """A CUDA card of that size."""
+        return cls("cuda", gigabytes * GB, max(0.0, gigabytes - KEPT_GB) * GB)
+
+    @classmethod
+    def of(cls, memory: Mapping[str, Any], vram_gb: float | None = None) -> MachineFacts:
+        """From what a host says of its memory, unless a card is named.
+
+        What this process holds counts as free: a run shares the host's model. What others hold makes the card smaller.
+        """
+        if vram_gb:
+            return cls.of_card(vram_gb)
+        total, available = float(memory.get("total_mb") or 0), float(memory.get("free_mb") or 0) + float(memory.get("host_mb") or 0)
+        if str(memory.get("device", "cpu")).lower().startswith("cpu"):
+            return cls("cpu", total, min(available, total))
+        card = min(total, available + KEPT_GB * GB)
+        return cls("cuda", card, max(0.0, card - KEPT_GB * GB))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether there is no GPU."""
+        return self.device == "cpu"
+
+    @property
+    def gigabytes(self) -> float:
+        """Size of the card (or of the computer's memory) as one says it: 8, not 7.996."""
+        return whole(self.total_mb / GB)
+
+    def for_plan(self) -> Machine:
+        """As a plan wants it."""
+        return Machine(self.device, self.free_mb, TFLOPS[self.device])
+
+
+@attrs.frozen
+class Group:
+    """Pictures of one size: how many are trained on, and how often they come in an epoch with the folder's own repeats."""
+
+    pictures: int
+    showings: int
+
+
+@attrs.frozen(eq=False)
+class DatasetFacts:
+    """The usable pictures of a folder, and those of the validation folder where there is one."""
+
+    records: tuple[ImageRecord, ...]
+    held: tuple[ImageRecord, ...] = ()
+
+    @classmethod
+    def read(cls, config: TrainConfig) -> DatasetFacts:
+        """Scans what the config names. Raises DatasetError."""
+        data = config.data
+        found = scan.scan(
+            Path(data.train_data_dir),
+            num_repeats=data.num_repeats,
+            class_tokens=data.class_tokens,
+            caption_extension=data.caption_extension,
+            leave_out=data.leave_out,
+        )
+        if not config.validate.data_dir.strip():
+            return cls(found.used)
+        own = scan.scan(Path(config.validate.data_dir), caption_extension=data.caption_extension, field="validate.data_dir")
+        return cls(found.used, tuple(attrs.evolve(record, key=f"validation/{record.key}", validation=True) for record in own.used))
+
+    @property
+    def images(self) -> int:
+        """How many pictures can be used, those to be held back among them."""
+        return len(self.records)
+
+    @property
+    def captions(self) -> int:
+        """How many of them have a caption file."""
+        return sum(record.has_caption for record in self.records)
+
+    @property
+    def smallest_side(self) -> int:
+        """Pixels of the shortest side of all pictures."""
+        return min((min(record.width, record.height) for record in self.records), default=0)
+
+    @property
+    def folder_repeats(self) -> bool:
+        """Whether the repeats stand in the folders' names (`10_name`), so that data.num_repeats counts for nothing."""
+        return any(folders.numbered_name(record.path.parent.name) for record in self.records)
+
+    def placed(self, config: TrainConfig) -> list[ImageRecord]:
+        """The records as a run with this config has them: repeated, held back, in their buckets."""
+        records = self.records
+        if not self.folder_repeats:
+            records = tuple(attrs.evolve(record, repeats=config.data.num_repeats) for record in records)
+        if config.validate.fraction and not self.held:
+            records = scan.split_validation(records, config.validate.fraction, config.seed)
+        return buckets.place((*records, *self.held), config.data)
+
+    def groups(self, config: TrainConfig) -> tuple[Group, ...]:
+        """The trained pictures by bucket."""
+        pictures: Counter[Any] = Counter()
+        showings: Counter[Any] = Counter()
+        for record in self.placed(config):
+            if not record.validation:
+                pictures[record.bucket] += 1
+                showings[record.bucket] += record.repeats
+        return tuple(Group(pictures[bucket], showings[bucket]) for bucket in sorted(pictures))
+
+
+def whole(number: float, digits: int = 1) -> float:
+    """Rounded, without a point where it is whole."""
+    rounded = round(number, digits)
+    return int(rounded) if rounded == int(rounded) else rounded

@@ -1,0 +1,301 @@
+"""The wizard's rules: each looks at the config as advised so far and yields changes with reasons (no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import attrs
+
+from lora_trainer.config import derive
+from lora_trainer.config.changes import Change, apply_changes, value_at
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.messages import say
+from lora_trainer.models.detect import ModelFacts
+from lora_trainer.train.plan import network_parameters
+from lora_trainer.wizard import amount, vram
+from lora_trainer.wizard.facts import GB, DatasetFacts, Group, MachineFacts, whole
+from lora_trainer.wizard.subjects import Subject
+
+UNET_RATE = 1e-4
+"""For AdamW at alpha = rank / 2; the two belong together."""
+PLENTY, HELD_SHARE, MOST_HELD = 40, 0.1, 20
+MIN_LR_RATIO, WARMUP_PERCENT, MOST_WARMUP = 0.1, 5, 100
+MARKS, FEW_MARKS, MANY_MARKS = 10, 6, 14
+LARGE_SIDE, LARGE_CARD_GB = 768, 12
+
+INSTEAD = {
+    "optimizer.unet_lr": "optimizer.learning_rate",
+    "optimizer.text_encoder_lr": "optimizer.learning_rate",
+    "steps.max_train_epochs": "steps.max_train_steps",
+}
+"""A change of the first takes the second's effect away: it is the user's too where the second is."""
+
+
+@attrs.frozen(eq=False)
+class Situation:
+    """What a rule sees. `groups` are the pictures by bucket, once size and validation stand."""
+
+    config: TrainConfig
+    machine: MachineFacts
+    pictures: DatasetFacts
+    model: ModelFacts | None
+    subject: Subject
+    typed: Collection[str]
+    clip_skip: int | None
+    groups: tuple[Group, ...] = ()
+
+    @property
+    def course(self) -> amount.Course:
+        """Pictures and pictures a step, for counting steps."""
+        return amount.Course(self.groups, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps)
+
+    @property
+    def limits(self) -> vram.Limits:
+        """What the memory allows at the training size."""
+        width, height = derive.resolution(self.config)
+        return vram.limits(self.machine, width * height)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the config as it stands."""
+        return self.course.steps(None if self.pictures.folder_repeats else self.config.data.num_repeats, 1)
+
+    @property
+    def total_steps(self) -> int:
+        """Of the config as it stands."""
+        return derive.train_length(self.config, self.steps_per_epoch)[1]
+
+    def needed_mb(self, checkpointing: bool, batch: int | None = None) -> float:
+        """The plan's estimate with this way of training, the text encoder trained where the memory allows it."""
+        changes = [Change("memory.gradient_checkpointing", checkpointing, say(""))]
+        if derive.trains_unet(self.config):
+            changes.append(Change("optimizer.text_encoder_lr", 1e-5 if self.limits.text_encoder else 0.0, say("")))
+        if batch:
+            changes.append(Change("data.batch_size", batch, say("")))
+        return vram.needed_mb(apply_changes(self.config, changes), self.model, self.machine)
+
+    def is_typed(self, path: str) -> bool:
+        """Whether the user wrote this value, or the one that stands in its place."""
+        other = INSTEAD.get(path, "")
+        return path in self.typed or (other in self.typed and bool(value_at(self.config, other)) and not value_at(self.config, path))
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------------------------
+
+
+def clip_skip(now: Situation) -> Iterator[Change]:
+    """As the WebUI reads the model."""
+    if now.clip_skip is not None:
+        because = say("The WebUI reads the loaded model with clip skip {clip_skip}.", clip_skip=now.clip_skip)
+        yield Change("model.clip_skip", now.clip_skip, because)
+
+
+def resolution(now: Situation) -> Iterator[Change]:
+    """The model's own size; larger where memory and pictures allow. A size that is no square was chosen by somebody: it stays."""
+    width, height = derive.resolution(now.config)
+    native = now.model.native_size if now.model else 512
+    size, because = native, say("The model was made for {native} x {native} pixels.", native=native)
+    gpu, side, known = not now.machine.on_cpu, now.pictures.smallest_side, {"gb": now.machine.gigabytes, "native": native}
+    if gpu and native == 512 and now.machine.total_mb / GB + vram.SLACK_GB >= LARGE_CARD_GB and side >= LARGE_SIDE:
+        size = LARGE_SIDE
+        template = "{gb} GB of VRAM and pictures of at least {side} pixels a side: {size} keeps more of their detail than {native}."
+        because = say(template, side=side, size=size, **known)
+    elif gpu and native > 512 and not vram.rung(now.machine).large_batch:
+        size, because = 512, say("{gb} GB of VRAM are too little for the model's own {native} pixels.", **known)
+    if width == height and now.config.data.bucket_reso_steps <= size:
+        yield Change("data.resolution", size, because)
+
+
+def held_back(now: Situation) -> Iterator[Change]:
+    """A tenth of many pictures for validation, unless it is arranged for."""
+    count = now.pictures.images
+    if count < PLENTY or now.pictures.held or now.config.validate.fraction:
+        return
+    fraction = min(HELD_SHARE, round(MOST_HELD / count, 4))
+    template = "{count} pictures are plenty: the loss of {held} that are held back tells which epoch is best."
+    yield Change("validate.fraction", fraction, say(template, count=count, held=math.floor(count * fraction + 0.5)))
+
+
+# --- memory --------------------------------------------------------------------------------------------------------------------------
+
+
+def rank(now: Situation) -> Iterator[Change]:
+    """What the subject asks for, and the memory allows."""
+    wanted = min(now.subject.rank, now.limits.rank)
+    values = {"rank": wanted, "subject": now.subject.label, "gb": now.machine.gigabytes}
+    asked = apply_changes(now.config, [Change("network.dim", wanted, say(""))])
+    template = "Rank {rank} holds {subject} in a file of about {mb} MB; a higher one learns the pictures by heart sooner."
+    if wanted < now.subject.rank:
+        template = "{gb} GB of VRAM leave room for rank {rank}."
+    yield Change("network.dim", wanted, say(template, mb=whole(network_parameters(asked, now.model) * 2 / 2**20), **values))
+
+
+def alpha(now: Situation) -> Iterator[Change]:
+    """Half the rank."""
+    dim = now.config.network.dim
+    yield Change("network.alpha", dim / 2, say("Half of rank {rank}: the learning rates suggested here belong to that.", rank=dim))
+
+
+def batch_size(now: Situation) -> Iterator[Change]:
+    """The least of what memory, number of pictures and largest group allow."""
+    pictures, limits = now.course.pictures, now.limits
+    by_count = max(1, pictures // 5) if pictures <= 50 else math.ceil(pictures * 0.1)
+    largest = max(group.pictures for group in now.groups)
+    batch = min(limits.batch, by_count, largest)
+    while batch > 1 and not vram.fits(now.needed_mb(not now.machine.on_cpu, batch), now.machine):
+        batch -= 1
+    width, height = derive.resolution(now.config)
+    values = {"batch": batch, "count": pictures, "gb": now.machine.gigabytes, "width": width, "height": height}
+    template = "{gb} GB of VRAM leave room for {batch} pictures of {width} x {height} in a step."
+    if batch == by_count:
+        template = "A step of {batch} suits {count} pictures: a larger one would leave too few steps to learn in."
+    elif batch == largest:
+        template = "The largest group of one size holds {batch} pictures."
+    elif now.machine.on_cpu:
+        template = "Without a GPU more than {batch} pictures in a step save no time, and training is slow ({gb} GB of RAM)."
+    yield Change("data.batch_size", batch, say(template, **values))
+
+
+def checkpointing(now: Situation) -> Iterator[Change]:
+    """Recomputing where the ladder or the estimate asks for it."""
+    without, with_it = now.needed_mb(False), now.needed_mb(True)
+    needed = now.limits.checkpointing or not vram.fits(without, now.machine)
+    template = "With {gb} GB each step recomputes: about {saved} MB less (estimate), a fifth slower, the same result."
+    if not needed:
+        template = "A step needs about {needed} of {free} GB (estimate): recomputing would only cost time."
+    free, saved = whole(now.machine.free_mb / GB), round(without - with_it)
+    because = say(template, gb=now.machine.gigabytes, free=free, saved=saved, needed=whole(without / GB))
+    yield Change("memory.gradient_checkpointing", needed, because)
+
+
+def accumulation(now: Situation) -> Iterator[Change]:
+    """Two pictures make a step where one at a time fits."""
+    batch, count = now.config.data.batch_size, now.course.pictures
+    together = 2 if batch == 1 and count >= 2 else 1
+    template = "Pictures one at a time are unsteady: {together} make a step, without more memory."
+    if together == 1:
+        template = "A step of {batch} is steady enough: none need be collected." if batch > 1 else "There is only {count} picture."
+    yield Change("steps.gradient_accumulation_steps", together, say(template, count=count, together=together, batch=batch))
+
+
+# --- learning ------------------------------------------------------------------------------------------------------------------------
+
+
+def unet_rate(now: Situation) -> Iterator[Change]:
+    """The usual rate, more for larger steps (by their square root, at most double), less for a style."""
+    together, less = now.course.together, now.subject.rate
+    factor = min(2.0, math.sqrt(together))
+    rate = _two_digits(UNET_RATE * factor * less)
+    template = "{usual} is usual with alpha = rank / 2; times {factor} for {together} pictures in a step."
+    if less != 1:
+        template = "{usual} is usual with alpha = rank / 2; times {factor} for {together} pictures in a step, times {less} for {subject}."
+    values = {"usual": _plain(UNET_RATE), "factor": whole(factor, 2), "together": together, "less": less, "subject": now.subject.label}
+    yield Change("optimizer.unet_lr", rate, say(template, **values))
+
+
+def text_encoder_rate(now: Situation) -> Iterator[Change]:
+    """Half of the U-Net's; 0 where the memory is too small for both."""
+    if not now.limits.text_encoder and derive.trains_unet(now.config):
+        because = say("{gb} GB of VRAM: only the U-Net is trained, which is where most is learned.", gb=now.machine.gigabytes)
+        yield Change("optimizer.text_encoder_lr", 0.0, because)
+        return
+    unet = derive.unet_lr(now.config) or UNET_RATE
+    because = say("Half of the U-Net's {rate}: at a higher one the text encoder unlearns other words.", rate=_plain(unet))
+    yield Change("optimizer.text_encoder_lr", _two_digits(unet / 2), because)
+
+
+def exposures(now: Situation) -> Iterator[Change]:
+    """Repeats and epochs. Where the folders' names say the repeats, or the user typed one of the two, the other follows."""
+    config, folder = now.config, now.pictures.folder_repeats
+    own_steps = "steps.max_train_steps" in now.typed and config.steps.max_train_steps
+    own_repeats = "data.num_repeats" in now.typed or own_steps
+    own_epochs = "steps.max_train_epochs" in now.typed and config.steps.max_train_epochs
+    found = amount.choose(
+        now.subject,
+        now.course,
+        repeats=config.data.num_repeats if own_repeats and not own_epochs else None,
+        epochs=config.steps.max_train_epochs if own_epochs and not own_repeats else None,
+        folder=folder,
+    )
+    repeats = whole(now.course.folder_repeats) if folder else found.repeats
+    template = "{repeats} repeats (said by the folder's name) x {epochs} epochs" if folder else "{repeats} repeats x {epochs} epochs"
+    values: dict[str, Any] = {
+        "product": say(template, repeats=repeats, epochs=found.epochs),
+        "seen": whole(found.seen),
+        "count": now.course.pictures,
+        "steps": now.course.steps(found.repeats, found.epochs),
+        "subject": now.subject.label,
+        "few": amount.FEWEST_STEPS,
+        "many": amount.MOST_STEPS,
+    }
+    because = {
+        "": "{product} show each of {count} pictures {seen} times, which is right for {subject}: {steps} steps.",
+        "few": "{product} show each of {count} pictures {seen} times: in fewer than {few} steps too little is learned.",
+        "many": "{product} show each of {count} pictures {seen} times: more than {many} steps gain little.",
+    }[found.bound]
+    if found.repeats is not None:
+        yield Change("data.num_repeats", found.repeats, say(because, **values))
+    yield Change("steps.max_train_epochs", found.epochs, say(because, **values))
+
+
+# --- the course of the run -----------------------------------------------------------------------------------------------------------
+
+
+def schedule(now: Situation) -> Iterator[Change]:
+    """Warm-up, then a cosine that ends at a tenth."""
+    total, percent = now.total_steps, round(MIN_LR_RATIO * 100)
+    yield Change("schedule.type", "cosine", say("Large steps first, small ones towards the end of {steps} steps.", steps=total))
+    template = "The last steps still learn at {percent} % of the rate: measured, the subject comes out surer than with an end at 0."
+    yield Change("schedule.min_lr_ratio", MIN_LR_RATIO, say(template, percent=percent))
+    warmup: int | str = f"{WARMUP_PERCENT}%" if total * WARMUP_PERCENT <= MOST_WARMUP * 100 else MOST_WARMUP
+    wanted = min(MOST_WARMUP, int(WARMUP_PERCENT / 100 * total + 0.5))
+    if derive.warmup_steps(now.config, total) != wanted:
+        template = "The rate rises over the first {warmup} of {steps} steps, while the optimizer learns how strong gradients are."
+        yield Change("schedule.warmup_steps", warmup, say(template, warmup=wanted, steps=total))
+
+
+def intervals(now: Situation) -> Iterator[Change]:
+    """About ten saves, previews and validations, where it would be far fewer or more."""
+    total, epochs = now.total_steps, math.ceil(now.total_steps / now.steps_per_epoch)
+    wanted = {"save": True, "sample": bool(derive.prompts(now.config)), "validate": bool(now.pictures.held or now.config.validate.fraction)}
+    for name in (name for name, used in wanted.items() if used):
+        section = getattr(now.config, name)
+        by_epochs, by_steps = derive.interval_epochs(section), derive.interval_steps(section)
+        marks = (epochs // by_epochs if by_epochs else 0) + (total // by_steps if by_steps else 0)
+        if FEW_MARKS <= marks <= MANY_MARKS:
+            continue
+        unit, length = ("epochs", epochs) if epochs >= FEW_MARKS else ("steps", total)
+        every = max(1, round(length / MARKS))
+        template = {
+            "epochs": "Every {every} of {length} epochs makes {marks}: enough to see where it is best.",
+            "steps": "Every {every} of {length} steps makes {marks}: enough to see where it is best.",
+        }[unit]
+        because = say(template, every=every, length=length, marks=length // every)
+        for other in ("epochs", "steps"):
+            yield Change(f"{name}.every_n_{other}", every if other == unit else 0, because)
+
+
+def _two_digits(number: float) -> float:
+    return float(f"{number:.1e}")
+
+
+def _plain(number: float) -> str:
+    """0.00014, not 1.4e-04."""
+    return f"{number:.8f}".rstrip("0").rstrip(".")
+
+
+PICTURE_RULES = (clip_skip, resolution, held_back)
+TRAINING_RULES = (
+    rank,
+    alpha,
+    batch_size,
+    checkpointing,
+    accumulation,
+    unet_rate,
+    text_encoder_rate,
+    exposures,
+    schedule,
+    intervals,
+)
