@@ -133,8 +133,8 @@ class _Run:
     def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Stepped:
         begin = time.perf_counter()
         trainer, pictures = self.trainer, sum(len(batch) for batch in group)
-        total = torch.zeros((), device=trainer.bundle.device)
         with torch.inference_mode(False), torch.enable_grad():
+            total = torch.zeros((), device=trainer.bundle.device)
             for batch in group:
                 loss = self._batch_loss(batch) / pictures
                 (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()

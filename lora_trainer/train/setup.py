@@ -137,6 +137,7 @@ class Trainer:
             self.checkpointing = None
         self.adapter.detach()
 
+    @torch.inference_mode(False)
     def rebuild(self, source: ModelSource) -> None:
         """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
         self.detach()
@@ -154,6 +155,7 @@ class Trainer:
         return self.cache.get(record, flipped)
 
 
+@torch.inference_mode(False)
 def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
     """Loads the model, makes network, optimizer and caches. Nothing of the host is changed."""
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
