@@ -17,7 +17,7 @@ OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer
 def adamw(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.optim.Optimizer:
     """torch's AdamW (Loshchilov & Hutter 2019), fused where this torch can."""
     try:
-        return torch.optim.AdamW(groups, fused=True, **options)
+        return torch.optim.AdamW([dict(group) for group in groups], fused=True, **options)  # it writes its options into what it is given
     except (RuntimeError, TypeError):  # torch 2.1 has no fused AdamW on the CPU
         return torch.optim.AdamW(groups, foreach=False, **options)
 
