@@ -23,7 +23,7 @@ class ReferenceLoop:
         self.unet, self.alphas, self.latents, self.texts = unet, alphas, latents, texts
         self.dtype = next(unet.parameters()).dtype
         self.lora = [tensor for module in attention_layers(unet) for tensor in add_lora(module, rank)]
-        self.optimizer = torch.optim.AdamW(self.lora, lr=RATE, fused=True)
+        self.optimizer = adamw(self.lora)
         self.turn = 0
 
     def step(self) -> None:
@@ -60,6 +60,14 @@ class ReferenceLoop:
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         return self.unet(noisy.to(self.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[0]
+
+
+def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """Fused where this torch has that for the device (2.1 has not for the CPU)."""
+    try:
+        return torch.optim.AdamW(parameters, lr=RATE, fused=True)
+    except RuntimeError:
+        return torch.optim.AdamW(parameters, lr=RATE, foreach=True)
 
 
 def attention_layers(unet: nn.Module) -> list[nn.Module]:

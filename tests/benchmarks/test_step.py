@@ -38,7 +38,8 @@ def measured(tmp_path, one_thread):
 def test_both_loops_do_two_steps_of_about_the_same_operations(measured):
     shape, ours, reference = measured
     assert [len(times) for times in (*ours.steps, *ours.bare, *reference.steps, *reference.bare)] == [2, 2, 2, 2]
-    assert 2300 < reference.operations <= 2700
+    fused = hasattr(torch.amp, "GradScaler")  # torch 2.1's AdamW is fused on CUDA only, else it reads 384 step counts, twice
+    assert 2300 < reference.operations <= (2700 if fused else 3600)
     assert ours.operations <= reference.operations * 1.05
     assert ours.forward_and_backward > 0
     assert {tuple(row) for row in step.rows(shape, ours, reference)} == {("name", "ours", "reference", "ratio", "unit")}
