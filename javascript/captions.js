@@ -69,7 +69,7 @@
   const buildRight = () => {
     parts.line = h("div.lt-captionline");
     parts.legend = h("div.lt-legend");
-    parts.grid = h("div.lt-captions");
+    parts.grid = h("div.lt-captiongrid");
     parts.more = h("div");
     parts.scroll = h("div.lt-scroll", {}, parts.grid, parts.more);
     LT.fill(parts.right, parts.line, parts.legend, parts.scroll);
@@ -118,7 +118,7 @@
     view.only = "";
     paint();
     const first = parts.grid.querySelector(".lt-hit");
-    if (first) first.closest(".lt-caption").scrollIntoView({ block: "nearest" });
+    if (first) first.closest(".lt-capcard").scrollIntoView({ block: "nearest" });
   };
 
   const paintNext = () => {
@@ -172,6 +172,7 @@
     return pictures;
   };
   const paintCards = () => {
+    if (view.editing) return; // what is being written must not vanish; done when it is saved or cancelled
     const [top, before] = [parts.scroll.scrollTop, drawn];
     drawn = 0;
     LT.fill(parts.grid);
@@ -186,7 +187,7 @@
   };
 
   const card = (picture) => {
-    const element = h("div.lt-caption", { tabindex: 0, "data-key": picture.key, onclick: (event) => !event.target.closest("textarea, button") && edit(picture, element), onkeydown: (event) => event.key === "Enter" && event.target === element && edit(picture, element) });
+    const element = h("div.lt-capcard", { tabindex: 0, "data-key": picture.key, onclick: (event) => !event.target.closest("textarea, button") && edit(picture, element), onkeydown: (event) => event.key === "Enter" && event.target === element && edit(picture, element) });
     fillCard(element, picture);
     return element;
   };
@@ -221,13 +222,16 @@
 
   const edit = (picture, element) => {
     if (element.classList.contains("lt-editing")) return;
-    if (view.editing) view.editing();
+    if (view.editing) {
+      view.editing();
+      element = parts.grid.querySelector(`[data-key="${CSS.escape(picture.key)}"]`) || element;
+    }
     const area = h("textarea", { value: picture.raw || "", spellcheck: "false", rows: 3, "aria-label": t("Caption of {name}", { name: picture.name }) });
-    const cancel = () => { view.editing = null; fillCard(element, picture); };
+    const cancel = () => { view.editing = null; fillCard(element, picture); paintCards(); };
     const save = () => store(picture, area.value.trim(), cancel);
     area.addEventListener("keydown", (event) => {
       event.stopPropagation();
-      if (event.key === "Escape") { cancel(); element.focus(); }
+      if (event.key === "Escape") cancel();
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); save(); }
     });
     area.addEventListener("input", () => fit(area));

@@ -33,7 +33,7 @@
         element,
         h("div.lt-detailhead", {}, suggested && LT.icon("star", "lt-accent"), h("b.lt-bigname", {}, title(cell)), h("span.lt-muted", {}, [suggested && t("suggested"), mine && t("your choice")].filter(Boolean).join(" · ")), h("span.lt-gap"), file && h("span.lt-muted.lt-smaller", {}, `${LT.fileName(file.path)} · ${LT.megabytes(file.bytes / 1048576)}`)),
         h("div.lt-detailbody", {}, h("div.lt-detailpicture", {}, big), h("div.lt-scores", {}, scores(cell), why(cell, suggested), h("span.lt-gap"), beside(cell))),
-        h("div.lt-row.lt-detailfoot", {}, h("span.lt-nophone.lt-row", {}, ["left", "right", "up", "down"].map((way) => LT.key(LT.icon(way))), h("span.lt-muted", {}, t("move in the grid"))), h("span.lt-gap"), h("span.lt-muted", {}, facts)),
+        h("div.lt-row.lt-detailfoot", {}, h("span.lt-nophone.lt-row", {}, ["back", "next", "above", "below"].map((way) => LT.key(LT.icon(way))), h("span.lt-muted", {}, t("move in the grid"))), h("span.lt-gap"), h("span.lt-muted", {}, facts)),
         h("div.lt-answers.lt-detailacts", {}, LT.button(mine ? t("This one is used") : t("Use this one"), { kind: "primary", key: "⏎", onclick: use }), handOver(cell), h("span.lt-gap"), LT.button(t("Make again"), { kind: "plain", onclick: () => LT.ask(t("Make the pictures again?"), h("p", {}, t("All cells are drawn anew.")), [{ label: t("Make again"), kind: "primary" }, { label: t("Cancel") }]).then((answer) => answer === 0 && again()) })),
       );
     };

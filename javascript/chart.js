@@ -100,7 +100,7 @@
     const y = (loss) => plot.bottom - ((loss - low) / (high - low)) * (plot.bottom - plot.top);
     const yRate = (value) => plot.bottom - (value / rateHigh) * (plot.bottom - plot.top);
     const back = (pixel) => from + ((pixel - plot.left) / (plot.right - plot.left)) * (to - from);
-    return { from, to, low, high, plot, x, y, yRate, back, rate, rateHigh, lossTicks: LT.ticks(low, high, Math.round((high - low) / step)), rateTicks: LT.ticks(0, rateHigh, 4), newest, perEpoch: (data.plan && data.plan.steps_per_epoch) || 0 };
+    return { from, to, low, high, plot, x, y, yRate, back, rate, rateHigh, lossTicks: LT.ticks(low, high, Math.round((high - low) / step)), rateTicks: LT.ticks(0, rateHigh, 4), newest, savedLate: LT.numbered(data).some((save) => save.step <= to && x(save.step) > plot.right - 50), perEpoch: (data.plan && data.plan.steps_per_epoch) || 0 };
   };
 
   const lowerBound = (list, value) => {
@@ -139,7 +139,11 @@
   };
 
   const text = (words, x, y, anchor = "start", extra = "") => s("text", { x, y, "text-anchor": anchor, class: extra }, words);
-  const lossLabel = (value, step) => value.toFixed(Math.max(2, Math.min(6, -Math.floor(Math.log10(step) + 1e-9))));
+  const lossLabel = (value, step) => {
+    let places = 2;
+    while (places < 6 && Math.abs(step * 10 ** places - Math.round(step * 10 ** places)) > 1e-6) places += 1;
+    return value.toFixed(places);
+  };
 
   const axes = (scale, width, height) => {
     const { plot } = scale;
@@ -151,11 +155,11 @@
       scale.rateTicks.map((tick) => text(LT.rate(tick), plot.right + 8, scale.yRate(tick) + 4)),
       stepTicks(scale).map((tick) => text(LT.count(tick), scale.x(tick), height - 6, "middle")),
       text(t("loss"), 0, plot.top - 10),
-      text(t("learning rate"), width, plot.top - 10, "end", "lt-ratetext"),
+      text(t("learning rate"), width, plot.top - (scale.savedLate ? 22 : 10), "end", "lt-ratetext"),
     ];
   };
   const stepTicks = (scale) => {
-    const room = Math.max(2, Math.floor((scale.plot.right - scale.plot.left) / 70));
+    const room = Math.max(2, Math.floor((scale.plot.right - scale.plot.left) / 44));
     const each = scale.perEpoch || 0;
     const span = scale.to - scale.from;
     const step = each && span / each <= room * 6 ? each * Math.ceil(span / each / room) : Math.max(1, LT.ticks(0, span, room)[1] || 1);

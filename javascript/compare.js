@@ -75,6 +75,8 @@
     return first ? LT.fileName(first.path).replace(/-(\d{6}|step\d+)\.safetensors$/, "").replace(/\.safetensors$/, "") : "";
   };
   LT.gridName = nameOf;
+  const weightWords = (weight) => (Number.isInteger(weight) ? weight.toFixed(1) : String(weight));
+  LT.weightWords = weightWords;
   const RECIPE = /<lora:[^>]*>/;
   const asked = () => {
     const kept = LT.state.grid[view.id] || {};
@@ -84,7 +86,7 @@
     const plain = (first || words || "").replace(/\s--\w[\s\S]*$/, "").trim();
     const recipe = `<lora:${nameOf()}-NUM:STRENGTH>`;
     const done = view.grid && view.grid.prompt;
-    return { weights: kept.weights || (view.grid && view.grid.weights && view.grid.weights.length ? view.grid.weights.join(" ") : "0.2 0.4 0.6 0.8 1.0"), epochs: kept.epochs || "all", prompt: kept.prompt || done || `${plain} ${recipe}`.trim() };
+    return { weights: kept.weights || (view.grid && view.grid.weights && view.grid.weights.length ? view.grid.weights.map(weightWords).join(" ") : "0.2 0.4 0.6 0.8 1.0"), epochs: kept.epochs || "all", prompt: kept.prompt || done || `${plain} ${recipe}`.trim() };
   };
   const ask = (change) => {
     LT.state.grid[view.id] = { ...(LT.state.grid[view.id] || {}), ...change };
@@ -235,9 +237,6 @@
     ]);
     LT.fill(parts.grid, head, rows);
   };
-  const weightWords = (weight) => (Number.isInteger(weight) ? weight.toFixed(1) : String(weight));
-  LT.weightWords = weightWords;
-
   const lossCell = (loss, low, high) => {
     if (loss === undefined) return h("span");
     const lowest = loss === low;

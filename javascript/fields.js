@@ -48,7 +48,7 @@
 
   const range = (option) => {
     const parts = [];
-    if (option.default !== "" && option.default !== null && !(Array.isArray(option.default) && !option.default.length)) parts.push(t("default {value}", { value: LT.shown(option, option.default) }));
+    if (option.default !== "" && option.default !== null && !(Array.isArray(option.default) && !option.default.length)) parts.push(t("default {value}", { value: option.type === "choice" ? LT.choiceLabel(option.path, option.default) : option.type === "bool" ? (option.default ? t("on") : t("off")) : LT.shown(option, option.default) }));
     if (option.low !== null && option.low !== undefined && option.high !== null && option.high !== undefined) parts.push(t("{low} to {high}", { low: option.low, high: option.high }));
     else if (option.low !== null && option.low !== undefined) parts.push(t("from {low}", { low: option.low }));
     else if (option.above !== null && option.above !== undefined) parts.push(t("above {low}", { low: option.above }));
@@ -149,7 +149,7 @@
       id: path,
       label: label || option.label,
       help: option.help,
-      toml: full && path,
+      toml: full && path.split(".").pop(),
       control: control.element,
       hint: full ? () => range(option) : hint,
       differs: () => LT.differs(path),

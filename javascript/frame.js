@@ -68,6 +68,7 @@
     LT.on("status", paintSilent);
     showStep();
     paintHeader();
+    paintSilent();
     LT.paintSteps();
   };
 
@@ -97,16 +98,16 @@
     const data = LT.runData(run.id);
     return data.ended && data.started ? LT.duration(data.ended - data.started) : run.name;
   };
-  /** What the pill says of a run: [strong words, words behind the dot]. */
+  /** What the pill says of a run: [strong words, words behind the dot]; on a phone "training 58 %" is "58 %". */
   LT.pillWords = (run) => {
     if (!run || run.state === "idle") return [t("idle"), ""];
     if (run.kind === "grid" && LT.active()) return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
     const word = LT.stateWord(run.state);
-    if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run)];
+    if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run), LT.percent(share(run))];
     if (run.state === "caching") return [word, run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
     if (["sampling", "saving", "paused", "stopping"].includes(run.state)) return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, run.state === "paused" ? t("GPU is free") : ""];
     if (run.state === "finished") return [word, took(run)];
-    if (run.state === "failed") return [t("failed at {share}", { share: LT.percent(share(run)) }), (run.problems && run.problems[0] && run.problems[0].message) || run.error || ""];
+    if (run.state === "failed") return [t("failed at {share}", { share: LT.percent(share(run)) }), LT.shortProblem(run)];
     return [word, run.name];
   };
 
@@ -115,10 +116,10 @@
     const run = status && status.run;
     const state = (run && run.state) || "idle";
     const look = LT.STATES[state] || LT.STATES.idle;
-    const [strong, behind] = LT.pillWords(run);
+    const [strong, behind, short] = LT.pillWords(run);
     parts.pill.className = `lt-pill ${look.look}`;
     parts.pill.title = run ? `${run.name} · ${strong} ${behind}` : t("Nothing is being trained.");
-    LT.fill(parts.pill, LT.icon(look.sign), h("b", {}, strong), behind && h("span", {}, "· ", behind));
+    LT.fill(parts.pill, LT.icon(look.sign), short ? h("b", {}, h("span.lt-nophone", {}, strong), h("span.lt-phone", {}, short)) : h("b", {}, strong), behind && h("span", {}, "· ", behind));
     parts.pill.dataset.state = state;
     paintModel(status && status.model);
     paintMemory(status, run);
@@ -138,7 +139,7 @@
 
   const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
   LT.familyName = (family) => FAMILIES[family] || family || "";
-  const predictionName = (prediction) => ({ epsilon: t("epsilon"), v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] || prediction || "";
+  const predictionName = (prediction) => ({ v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] || prediction || "";
 
   const paintModel = (model) => {
     parts.model.hidden = !model;

@@ -39,7 +39,7 @@
     const content = h("div.lt-helpbox", {},
       words().map((line) => h("p", {}, line)),
       h("div.lt-keys", {}, keys().map(([key, what]) => h("div", {}, LT.key(key), h("span", {}, what)))),
-      h("div.lt-answers", {}, LT.button(t("Copy report"), { icon: "copy", onclick: () => { LT.closePanel(); LT.copyReport(); } })),
+      h("div.lt-answers", {}, LT.button(t("Runs…"), { kind: "lt-phone", onclick: () => { LT.closePanel(); LT.openRuns(owner); } }), LT.button(t("Copy report"), { icon: "copy", onclick: () => { LT.closePanel(); LT.copyReport(); } })),
       h("div.lt-hint", {}, t("The report holds versions, settings and the last 100 events, without secrets.")));
     LT.panel(owner, content, { right: true, wide: true });
   };

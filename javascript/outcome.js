@@ -43,8 +43,14 @@
         column("save", "lt-good", t("What was saved"), savedLines(data, step)),
         column("play", "lt-accent", t("What to try"), h("p", {}, first.fix || t("Copy the report and ask for help with it.")), tries(run, first))));
   };
+  const ranOut = (problem) => problem.path === "memory.gradient_checkpointing";
+  /** A failed run's problem in the few words that a pill has room for. */
+  LT.shortProblem = (run) => {
+    const problem = (run.problems || [])[0];
+    return problem ? (ranOut(problem) ? t("out of memory") : problem.message) : run.error || "";
+  };
   const headline = (problem, step, total) => {
-    if (problem.path === "memory.gradient_checkpointing" || /memory/i.test(problem.message)) return total ? t("Out of memory at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Out of memory");
+    if (ranOut(problem)) return total ? t("Out of memory at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Out of memory");
     return total ? t("Failed at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Failed before the first step");
   };
 
@@ -58,7 +64,7 @@
     const lost = step - Math.max(...files.map((save) => save.step));
     return [
       h("p", {}, range, file && [" ", ...LT.rich("Best so far: {file}, validation loss {loss}.", { file: h("b", {}, LT.fileName(file.path).replace(/\.safetensors$/, "")), loss: LT.loss(best.loss) })]),
-      lost > 0 && h("p.lt-muted", {}, LT.tn(lost, "Lost: {n} step.", "Lost: {n} steps.")),
+      lost > 0 && h("p.lt-muted", {}, LT.tn(lost, "Lost: {n} step, {time} of training.", "Lost: {n} steps, {time} of training.", { time: LT.duration(lost * (data.seconds[data.seconds.length - 1] || 0)) })),
     ];
   };
 
@@ -72,7 +78,7 @@
     }
   };
   const tries = (run, problem) => {
-    if (problem.path === "memory.gradient_checkpointing") {
+    if (ranOut(problem)) {
       return h("div.lt-answers", {}, LT.button(t("Turn it on and start again"), { kind: "primary", onclick: () => again(run, { "memory.gradient_checkpointing": true }) }), LT.button(t("Start again as it is"), { onclick: () => again(run, {}) }));
     }
     if (LT.options.has(problem.path)) {
@@ -102,7 +108,7 @@
       const bottom = list.scrollTop + list.clientHeight > list.scrollHeight - 40;
       const turned = drawn === "" || !list.childElementCount;
       drawn = wanted;
-      const warnings = data.warnings ? LT.tn(data.warnings, "{n} warning", "{n} warnings") : t("no warnings");
+      const warnings = data.warnings ? LT.tn(data.warnings, "{n} warning", "{n} warnings") : run.state === "failed" ? "" : t("no warnings");
       head.setAttribute("aria-expanded", String(shown));
       LT.fill(head, LT.icon(shown ? "down" : "right"), h("b", {}, t("Log")), !shown && h("span.lt-muted.lt-clip.lt-nophone", {}, newest(data)), h("span.lt-gap"), h("span.lt-hint", {}, warnings));
       copy.hidden = list.hidden = foot.hidden = !shown;

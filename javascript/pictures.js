@@ -84,12 +84,12 @@
   const folderField = () => {
     const field = h("input.lt-input", { id: "lora_trainer_f_data.train_data_dir", type: "text", spellcheck: "false", autocomplete: "off", placeholder: t("a folder of pictures"), onchange: () => LT.set({ "data.train_data_dir": field.value.trim().replace(/^"(.*)"$/, "$1"), "data.leave_out": undefined }) });
     field.addEventListener("keydown", (event) => event.key === "Enter" && field.blur());
-    const choose = () => LT.pickFolder(LT.folder()).then((path) => path && LT.set({ "data.train_data_dir": path, "data.leave_out": undefined }));
+    LT.chooseFolder = () => LT.pickFolder(LT.folder()).then((path) => path && LT.set({ "data.train_data_dir": path, "data.leave_out": undefined }));
     return LT.fieldFrame({
       id: "data.train_data_dir",
       label: t("Folder"),
       help: LT.options.get("data.train_data_dir").help,
-      control: h("div.lt-withbutton", {}, field, h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: choose }, "…")),
+      control: h("div.lt-withbutton", {}, field, h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: LT.chooseFolder }, "…")),
       hint: () => (LT.seen.pictures ? LT.seen.pictures.understood : ""),
       wrong: () => LT.folder() && (problemAt("data.train_data_dir") || (LT.seen.picturesProblems || [])[0]),
       update: () => document.activeElement !== field && (field.value = LT.folder()),
@@ -174,7 +174,7 @@
       LINES.map(noteLine),
       LT.leftOut().length > 0 && h("button.lt-line-note", { onclick: () => LT.filter("out") }, LT.icon("cross", "lt-muted"), LT.tn(LT.leftOut().length, "{n} left out by you", "{n} left out by you")),
       pictures.warnings.map((warning) => h("div.lt-line-note", {}, LT.icon("warning", "lt-note"), h("span", {}, warning.message || warning))),
-      bars.length > 0 && h("div.lt-buckets", {}, h("div.lt-caption", {}, h("span", {}, t("Sizes in training")), h("span", {}, t("pictures"))),
+      bars.length > 0 && h("div.lt-buckets", {}, h("div.lt-buckethead", {}, h("span", {}, t("Sizes in training")), h("span", {}, t("pictures"))),
         few.map((bucket) => h("div.lt-bucket", {}, h("span", {}, LT.size(bucket.width, bucket.height)), h("i", {}, h("i", { style: { width: `${(100 * bucket.count) / most}%` } })), h("b", {}, LT.count(bucket.count)))),
         rest > 0 && h("div.lt-muted", {}, t("{n} more sizes with {count} pictures", { n: bars.length - few.length, count: LT.count(rest) }))),
       validationLine(pictures),

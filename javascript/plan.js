@@ -96,7 +96,7 @@
     const used = free ? t("{used} of {total}", { used: LT.gigabytes(need), total: LT.megabytes(free) }) : LT.megabytes(need);
     const kept = machine ? machine.total_mb - free : 0;
     return h("div.lt-memoryplan", {},
-      h("div.lt-row", {}, h("span", {}, t("Memory"), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
+      h("div.lt-row", {}, h("span", {}, LT.memoryName(machine && !String(machine.device).startsWith("cpu")), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
       h("div.lt-parts", {},
         split.map(([name, mb], index) => h(`i.part${index % LOOKS.length}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` })),
         total > free && free > 0 && h("i.kept", { style: { left: width(free), width: width(total - free) } }),
@@ -114,11 +114,11 @@
     const plan = LT.seen.plan;
     if (!plan || !plan.memory || plan.memory.fits !== false) return;
     const ways = [];
-    if (!LT.value("memory.gradient_checkpointing")) ways.push({ label: t("turn on gradient checkpointing"), changes: { "memory.gradient_checkpointing": true } });
+    if (!LT.value("memory.gradient_checkpointing")) ways.push({ label: t("Turn on gradient checkpointing"), changes: { "memory.gradient_checkpointing": true } });
     const batch = LT.value("data.batch_size");
-    if (batch > 1) ways.push({ label: t("{n} pictures per step", { n: Math.floor(batch / 2) }), changes: { "data.batch_size": Math.floor(batch / 2), "memory.gradient_checkpointing": true } });
+    if (batch > 1) ways.push({ label: LT.tn(Math.floor(batch / 2), "{n} picture per step", "{n} pictures per step"), changes: { "data.batch_size": Math.floor(batch / 2), "memory.gradient_checkpointing": true } });
     const size = LT.value("data.resolution");
-    if (typeof size === "number" && size > 256) ways.push({ label: t("training size {n}", { n: Math.round((size * 0.75) / 64) * 64 }), changes: { "data.resolution": Math.round((size * 0.75) / 64) * 64, "memory.gradient_checkpointing": true, "data.batch_size": 1 } });
+    if (typeof size === "number" && size > 256) ways.push({ label: t("Training size {n}", { n: Math.round((size * 0.75) / 64) * 64 }), changes: { "data.resolution": Math.round((size * 0.75) / 64) * 64, "memory.gradient_checkpointing": true, "data.batch_size": 1 } });
     newestWay = newestWay || LT.newest(async (all) => {
       for (const one of all) {
         const tried = await check(one.changes).catch(() => null);
@@ -132,7 +132,7 @@
   const wayOut = () =>
     h("div.lt-wayout", {},
       LT.icon("warning"),
-      h("span", {}, way ? t("Will not fit: {what} ({saves}).", { what: way.label, saves: `−${LT.megabytes(way.saves)}` }) : t("Will not fit: a smaller training size or fewer pictures per step need less.")),
+      h("span", {}, way ? t("{what}: then it fits ({saves}).", { what: way.label, saves: `−${LT.megabytes(way.saves)}` }) : t("A smaller training size or fewer pictures per step need less.")),
       way && LT.button(t("Do it"), { kind: "small", onclick: () => LT.set(way.changes) }));
 
   /* ---- what to know before the start ---- */

@@ -8,14 +8,18 @@
 
   /** Short names of prompts: what they do not have in common. */
   LT.promptNames = (prompts, trigger) => {
-    const words = prompts.map((prompt) => bare(prompt).split(/\s+/));
+    const calls = (prompt) => Boolean(trigger) && prompt.includes(trigger);
+    const mixed = prompts.some(calls) && !prompts.every(calls);
+    const split = (prompt) => bare(prompt).split(trigger || "\n").join(" ").split(/[\s,]+/).filter(Boolean);
+    const words = prompts.map(split);
+    const alike = words.filter((list, index) => !mixed || calls(prompts[index]));
+    const end = (list, back) => list[list.length - 1 - back];
     let front = 0;
-    while (prompts.length > 1 && words.every((list) => list.length > front + 1 && list[front] === words[0][front])) front += 1;
+    while (alike.length > 1 && alike.every((list) => list.length > front + 1 && list[front] === alike[0][front])) front += 1;
     let back = 0;
-    while (prompts.length > 1 && words.every((list) => list.length > front + back + 1 && list[list.length - 1 - back] === words[0][words[0].length - 1 - back])) back += 1;
+    while (alike.length > 1 && alike.every((list) => list.length > front + back + 1 && end(list, back) === end(alike[0], back))) back += 1;
     return words.map((list, index) => {
-      const whole = bare(prompts[index]);
-      if (trigger && !whole.includes(trigger) && prompts.some((prompt) => prompt.includes(trigger))) return t("Without trigger");
+      if (mixed && !calls(prompts[index])) return t("Without trigger");
       const rest = list.slice(front, list.length - back).join(" ").replace(/^[,\s]+|[,\s]+$/g, "");
       const name = rest.length > 18 ? `${rest.slice(0, 17)}…` : rest;
       return name ? name[0].toUpperCase() + name.slice(1) : t("Prompt {n}", { n: index + 1 });
@@ -25,7 +29,8 @@
   LT.makePreviews = () => {
     const head = h("div.lt-cardhead");
     const big = h("button.lt-bigpreview", { "aria-label": t("Enlarge"), onclick: () => enlarge() });
-    const facts = h("div.lt-previewfacts");
+    const facts = h("div.lt-previewfacts.lt-nophone");
+    const short = h("span.lt-muted.lt-smaller.lt-phone");
     const strip = h("div.lt-strip", { role: "listbox", "aria-label": t("Previews over the epochs") });
     const empty = h("div.lt-empty");
     const element = h("div.lt-card.lt-previews", { onkeydown: (event) => arrow(event) }, head, h("div.lt-previewbody", {}, big, facts), strip, empty);
@@ -54,12 +59,13 @@
       view.headDrawn = wanted;
       const names = LT.promptNames(prompts.map((prompt) => prompt || ""), ((data.config || {}).data || {}).trigger_word);
       const choices = names.map((label, index) => ({ value: index, label, title: prompts[index] }));
-      LT.fill(head, h("div.lt-title", {}, t("Preview")), h("span.lt-gap"), prompts.length > 1 ? LT.segments(choices, view.prompt, (prompt) => { view.prompt = prompt; view.stripDrawn = ""; paint(view.data); }, { label: t("Prompt"), kind: "lt-smallsegments" }) : prompts.length === 1 && h("span.lt-muted.lt-clip", { title: prompts[0] }, bare(prompts[0])));
+      LT.fill(head, h("div.lt-title", {}, t("Preview")), h("span.lt-gap"), short, prompts.length > 1 ? LT.segments(choices, view.prompt, (prompt) => { view.prompt = prompt; view.stripDrawn = ""; paint(view.data); }, { label: t("Prompt"), kind: "lt-smallsegments" }) : prompts.length === 1 && h("span.lt-muted.lt-clip.lt-nophone", { title: prompts[0] }, bare(prompts[0])));
     };
     const chosen = () => view.list.find((sample) => sample.step === view.chosen) || view.list[view.list.length - 1];
 
     const paintChosen = () => {
       const sample = chosen();
+      short.textContent = [sample.step ? t("epoch {n}", { n: sample.epoch }) : t("before"), t("seed {n}", { n: sample.seed })].join(" · ");
       const source = LT.runFile(view.data.id, sample.path);
       const shown = big.querySelector("img");
       if (!shown) LT.fill(big, h("img", { src: source, alt: bare(sample.prompt) }));
@@ -75,7 +81,7 @@
         fact(t("Weight"), sample.step === 0 ? t("no LoRA") : "1.0"),
         fact(t("Same seed"), sample.seed),
         h("span.lt-gap"),
-        h("div.lt-row", {}, move(-1, t("Earlier"), "left"), move(1, t("Later"), "right")),
+        h("div.lt-row", {}, move(-1, t("Earlier"), "back"), move(1, t("Later"), "next")),
       );
     };
     const step = (by) => {
@@ -100,7 +106,7 @@
       LT.fill(strip, view.list.map(small), coming.map((epoch) => h("span.lt-small.lt-coming", {}, h("i"), h("span", {}, epoch))));
       strip.style.setProperty("--places", Math.min(11, view.list.length + coming.length));
       mark();
-      if (atEnd) strip.scrollLeft = strip.scrollWidth;
+      if (atEnd) strip.querySelector('[aria-selected="true"]').scrollIntoView({ block: "nearest", inline: "end" });
       return null;
     };
     const mark = () => {

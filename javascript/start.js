@@ -32,6 +32,7 @@
     await LT.readPictures();
     LT.readPlan();
     LT.loadRuns();
+    LT.tell(`show ${LT.state.step}`);
     root.dataset.ready = "true";
   };
 

@@ -125,8 +125,7 @@
     const typed = lines.filter((one) => one.typed);
     const count = ticked().length;
     return [
-      h("div.lt-changes", {}, lines.filter((one) => !one.typed).map(line)),
-      typed.length > 0 && h("div.lt-changes.lt-last", {}, typed.map(line)),
+      h("div.lt-changes", {}, lines.filter((one) => !one.typed).map(line), typed.length > 0 && typed.length < lines.length && h("i.lt-rule"), typed.map(line)),
       h("div.lt-answers", {}, LT.button(LT.tn(count, "Use this one", "Use these {n}"), { kind: "primary", disabled: !count, onclick: use }), LT.button(t("Keep mine"), { onclick: () => { lines = null; told(); } })),
     ];
   };

@@ -34,7 +34,8 @@
     parts.empty = h("div.lt-empty");
     parts.bar = h("div.lt-selected");
     parts.scroll = h("div.lt-scroll.lt-thumbscroll", {}, parts.empty, parts.grid);
-    LT.fill(right, h("div.lt-toolbar", {}, parts.filters, h("span.lt-gap"), h("label.lt-size", {}, t("Size"), slider)), parts.scroll, parts.bar);
+    parts.size = h("label.lt-size", {}, t("Size"), slider);
+    LT.fill(right, h("div.lt-toolbar", {}, parts.filters, h("span.lt-gap"), parts.size), parts.scroll, parts.bar);
     resize(LT.state.thumbs);
     parts.grid.addEventListener("click", onClick);
     parts.grid.addEventListener("keydown", onKey);
@@ -67,9 +68,10 @@
 
   const paintEmpty = () => {
     parts.empty.hidden = pictures().length > 0;
+    parts.size.hidden = !parts.empty.hidden;
     if (!parts.empty.hidden) {
       const reading = LT.folder() && !(LT.seen.picturesProblems || []).length;
-      LT.fill(parts.empty, LT.icon(reading ? "search" : "folder"), h("b", {}, reading ? t("Reading the folder…") : t("Choose the folder of your pictures")), !reading && h("span", {}, t("Or drop pictures here. 15 to 40 pictures of one subject are a good beginning.")));
+      LT.fill(parts.empty, LT.icon(reading ? "search" : "folder"), h("b", {}, reading ? t("Reading the folder…") : t("Choose the folder of your pictures")), !reading && h("span", {}, t("Or drop pictures here. 15 to 40 pictures of one subject are a good beginning.")), !reading && LT.button(t("Choose a folder"), { icon: "folder", kind: "primary", onclick: LT.chooseFolder }));
     }
   };
 
@@ -103,7 +105,7 @@
     card.dataset.drawn = drawnAs;
     card.title = [picture.key, picture.reason, picture.caption].filter(Boolean).join("\n");
     card.classList.toggle("lt-unused", !picture.usable);
-    LT.fill(card, h("div.lt-picture", {}, portrait(picture), verdict(picture), h("span.lt-tick", {}, LT.icon("check"))), h("div.lt-name", {}, picture.name), h("div.lt-note", {}, noteOf(picture)));
+    LT.fill(card, h("div.lt-picture", {}, portrait(picture), verdict(picture), h("span.lt-tick", {}, LT.icon("check"))), h("div.lt-name", {}, picture.name), h("div.lt-belowname", {}, noteOf(picture)));
   };
 
   const portrait = (picture) => {

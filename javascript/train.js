@@ -17,7 +17,7 @@
     parts.chart = LT.makeChart();
     parts.verdict = h("div.lt-verdictline");
     const ranges = [{ value: "all", label: t("Whole run") }, { value: "last", label: t("Last 200 steps") }];
-    const range = LT.segments(ranges, "all", (value) => { last = value === "last"; paint(true); }, { label: t("Which steps"), kind: "lt-smallsegments" });
+    const range = LT.segments(ranges, "all", (value) => { last = value === "last"; paint(true); }, { label: t("Which steps"), kind: "lt-smallsegments.lt-nophone" });
     parts.loss = h("div.lt-card.lt-loss", {}, h("div.lt-cardhead", {}, h("div.lt-title", {}, t("Loss")), legend(), h("span.lt-gap"), range), parts.chart.element, parts.verdict);
     parts.previews = LT.makePreviews();
     parts.log = LT.makeLog();
@@ -185,8 +185,8 @@
     if (parts.head.dataset.drawn === wanted) return;
     parts.head.dataset.drawn = wanted;
     const name = live ? (paused ? t("{name} is paused", { name: run.name }) : t("Training {name}", { name: run.name })) : run.name;
-    const separated = facts.flatMap((fact, index) => (index ? [" · ", fact] : [fact]));
-    LT.fill(parts.head, h("b.lt-bigname", {}, name), h("span.lt-muted", {}, separated), h("span.lt-gap"), h("div.lt-runbuttons", {}, buttons));
+    const separated = facts.flatMap((fact, index) => (index ? [fact instanceof Node ? h("span.lt-nophone", {}, " · ") : " · ", fact] : [fact]));
+    LT.fill(parts.head, h("b.lt-bigname", {}, name), h("span.lt-muted.lt-runfacts", {}, separated), h("span.lt-gap"), h("div.lt-runbuttons", {}, buttons));
   };
 
   /* ---- the bar: a segment for each epoch ---- */
@@ -247,12 +247,12 @@
       tile(t("Step"), LT.count(step), "", phase ? `${LT.phaseName(phase)}${run.total ? ` ${LT.count(run.done)} / ${LT.count(run.total)}` : ""}` : t("of {n}", { n: LT.count(plan.total_steps || run.total_steps || 0) })),
       tile(t("Epoch"), step ? LT.count(run.epoch || (tail && tail.epoch) || Math.ceil(step / (each || 1))) : "–", "", plan.epochs ? [t("of {n}", { n: LT.count(plan.epochs) }), live && each ? ` · ${t("{n} of {total} steps", { n: LT.count(inEpoch), total: LT.count(each) })}` : ""] : ""),
       live
-        ? tile(t("Time left"), run.state === "paused" ? t("paused") : left === null || left === undefined ? "–" : LT.duration(left), "", left ? t("ends about {time}", { time: LT.clock(Date.now() / 1000 + left) }) : t("known after some steps"))
+        ? tile(t("Time left"), run.state === "paused" ? t("paused") : left === null || left === undefined ? "–" : LT.duration(left), "", left ? t("ends about {time}", { time: LT.clock(Date.now() / 1000 + left) }) : run.state === "paused" ? "" : t("known after some steps"))
         : tile(t("Time"), LT.duration(took), "", data.ended ? t("ended {time}", { time: LT.date(data.ended) }) : ""),
       tile(t("Loss"), tail ? LT.loss(tail.loss_average) : "–", "", tail ? [h("span.lt-nophone", {}, t("smoothed"), " · "), t("this step {loss}", { loss: LT.loss(tail.loss) })] : ""),
       tile(t("Speed"), speed === null ? "–" : speed >= 100 ? LT.count(speed) : speed.toPrecision(2), speed !== null && t("s per step"), speed ? t("{n} pictures per second", { n: Number((perStep / speed).toPrecision(2)) }) : ""),
       vram
-        ? tile(t("Memory"), LT.gigabytes(vram), "GB", memory && live ? t("{n} GB still free", { n: LT.gigabytes(memory.free_mb) }) : "")
+        ? tile(LT.memoryName(true), LT.gigabytes(vram), "GB", memory && live ? t("{n} GB still free", { n: LT.gigabytes(memory.free_mb) }) : "")
         : tile(t("Memory"), memory ? LT.gigabytes(memory.total_mb - memory.free_mb) : "–", memory && "GB", memory ? t("of the computer · {n} GB still free", { n: LT.gigabytes(memory.free_mb) }) : ""),
     );
   };

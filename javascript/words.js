@@ -81,6 +81,8 @@
   };
   LT.percent = (share) => `${Math.floor(share * 100)}${NARROW}%`;
   LT.size = (width, height) => `${width} × ${height}`;
+  /** "Memory", or in a language that tells the two apart, the GPU's. */
+  LT.memoryName = (gpu) => (gpu && LT.language !== "en" ? LT.t("GPU memory") : LT.t("Memory"));
   /** The last part of a path. */
   LT.fileName = (path) => String(path).split(/[\\/]/).filter(Boolean).pop() || "";
 })();
