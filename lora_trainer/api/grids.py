@@ -1,0 +1,52 @@
+"""Starting an epoch x weight grid, the same from the routes and from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_trainer.control import Control
+from lora_trainer.errors import TrainerError
+from lora_trainer.events import Event
+from lora_trainer.host.base import Host
+from lora_trainer.jobs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from lora_trainer.jobs.job import Work
+
+MOST_CELLS = 1000
+
+
+def check_grid(folder: RunFolder, prompt: str, weights: Sequence[float], epochs: Sequence[int]) -> None:
+    """Raises TrainerError when there is nothing to draw: no file, no weight, an epoch that was not saved."""
+    saved = [file["epoch"] for file in folder.manifest().get("files", []) if not file["final"]]
+    if not saved:
+        raise TrainerError("the run {run} has saved no epoch.", run=folder.id, path="run", fix="Choose a run that has saved files.")
+    if not weights:
+        raise TrainerError("no weight is given.", path="weights", fix="Give some, such as 0.2,0.4,0.6,0.8,1.0")
+    if any(not -10 <= weight <= 10 for weight in weights):
+        raise TrainerError("a weight is outside -10 to 10.", path="weights", fix="Give weights such as 0.2,0.4,0.6,0.8,1.0")
+    if missing := [epoch for epoch in epochs if epoch not in saved]:
+        known = ", ".join(str(epoch) for epoch in saved)
+        raise TrainerError(
+            "epoch {epoch} was not saved by {run}.", epoch=missing[0], run=folder.id, path="epochs", fix="Saved are: {known}.", known=known
+        )
+    if not prompt.strip():
+        raise TrainerError("the prompt is empty.", path="prompt", fix="Write what is to be drawn.")
+    if (count := len(set(weights)) * len(set(epochs or saved))) > MOST_CELLS:
+        raise TrainerError("{count} pictures are too many.", count=count, path="weights", fix="Give fewer weights or epochs.")
+
+
+def new_grid(
+    folder: RunFolder, host: Host, *, prompt: str, weights: Sequence[float], epochs: Sequence[int], out: Path
+) -> tuple[RunFolder, Work]:
+    """The grid's own run folder beside its run's, and its work for a Job. `epochs` empty: all that were saved."""
+    own = RunFolder.create(folder.path.parent, f"{folder.id}-grid", kind="grid", of=folder.id)
+
+    def work(control: Control) -> Generator[Event, None, None]:
+        from lora_trainer.grid.render import render
+
+        yield from render(folder.path, host, prompt, list(weights), list(epochs) or None, control, out)
+
+    return own, work

@@ -1,0 +1,108 @@
+"""Starting a run, the same from the routes and from the command line: places, what would go wrong, folder, work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+
+from lora_trainer.config import derive
+from lora_trainer.config.changes import with_value
+from lora_trainer.config.checks import options
+from lora_trainer.config.files import write_config
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.errors import ConfigError, Problem, TrainerError
+from lora_trainer.events import Event
+from lora_trainer.host.base import Host
+from lora_trainer.jobs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from lora_trainer.jobs.job import Work
+
+
+def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> TrainConfig:
+    """The config with output folder, runs folder and result name filled in where they are empty.
+
+    Runs go to `runs_dir`, else beside the output folder.
+    """
+    output = Path(config.save.output_dir) if config.save.output_dir else host.paths().lora_dir
+    runs = Path(config.save.runs_dir) if config.save.runs_dir else runs_dir or output.parent / "runs"
+    for path, value in (
+        ("save.output_dir", str(output)),
+        ("save.runs_dir", str(runs)),
+        ("save.output_name", derive.output_name(config)),
+    ):
+        config = with_value(config, path, value)
+    return config
+
+
+def problems_before(config: TrainConfig, host: Host) -> list[Problem]:
+    """What would stop the run, found before anything is touched: model, pictures, prompts and names, all at once."""
+    from lora_trainer.train.saving import Names, refuse_overwriting
+    from lora_trainer.train.setup import preview_requests, read_pictures
+
+    names = Names(Path(config.save.output_dir), derive.output_name(config))
+    found: list[Problem] = []
+    looks: dict[str, Callable[[], object]] = {
+        "model.pretrained_model_name_or_path": lambda: check_model(config, host),
+        "data.train_data_dir": lambda: read_pictures(config),
+        "sample.prompts": lambda: preview_requests(config),
+        "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite),
+    }
+    for option, look in looks.items():
+        try:
+            look()
+        except TrainerError as error:
+            found += [problem if problem.path in options() else attrs.evolve(problem, path=option) for problem in error.problems]
+    return found
+
+
+def check_model(config: TrainConfig, host: Host) -> None:
+    """Raises TrainerError when the base model cannot be trained."""
+    if not config.model.pretrained_model_name_or_path and host.name != "standalone":
+        info = host.model_info()
+        if not info.get("trainable", True):
+            raise TrainerError(
+                "{reason}", reason=info.get("reason", ""), path="model.pretrained_model_name_or_path", fix="Load another checkpoint."
+            )
+        return
+    model_path(config, host)
+
+
+def model_path(config: TrainConfig, host: Host) -> Path:
+    """The checkpoint's file, looked at: raises ModelError when it is missing or of a family that cannot be trained."""
+    from lora_trainer.host.base import find_checkpoint
+    from lora_trainer.models.detect import inspect
+
+    value = config.model.pretrained_model_name_or_path
+    info = {} if value else host.model_info()
+    path = find_checkpoint(value, host.checkpoints()) if value else Path(str(info.get("path") or ""))
+    inspect(path)
+    return path
+
+
+def new_folder(config: TrainConfig) -> RunFolder:
+    """The folder of a run that is about to begin, with its config.toml. Raises TrainerError."""
+    folder = RunFolder.create(Path(config.save.runs_dir), derive.output_name(config))
+    write_config(config, folder.config_file)
+    return folder
+
+
+def training(config: TrainConfig, host: Host, folder: RunFolder) -> Work:
+    """The work of a training run, for a Job."""
+
+    def work(control: Control) -> Generator[Event, None, None]:
+        from lora_trainer.train.loop import run
+
+        yield from run(config, host, control, folder.path)
+
+    return work
+
+
+def refuse(problems: list[Problem]) -> None:
+    """Raises ConfigError when there is a problem."""
+    if problems:
+        raise ConfigError(problems)

@@ -1,0 +1,80 @@
+"""Every option of a run with its words in one language, for forms that are drawn from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from lora_trainer.config.build import to_mapping
+from lora_trainer.config.param import Declared, declared
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.messages import translate
+
+SECTIONS = {
+    "": "General",
+    "model": "Model",
+    "data": "Pictures",
+    "network": "Network",
+    "optimizer": "Learning",
+    "schedule": "Course of the learning rate",
+    "steps": "Length",
+    "loss": "Loss",
+    "memory": "Memory",
+    "sample": "Previews",
+    "validate": "Validation",
+    "save": "Saving",
+}
+
+
+def options(language: str) -> list[dict[str, Any]]:
+    """[{"name", "label", "options": [...]}], sections and options in the order of declaration."""
+    sections: dict[str, list[dict[str, Any]]] = {name: [] for name in SECTIONS}
+    for option in declared(TrainConfig):
+        sections.setdefault(option.path.rpartition(".")[0], []).append(_option(option, lambda text: translate(text, language)))
+    return [
+        {"name": name, "label": translate(SECTIONS.get(name, name.capitalize()), language), "options": found}
+        for name, found in sections.items()
+        if found
+    ]
+
+
+def defaults(model: dict[str, Any]) -> dict[str, Any]:
+    """A fresh config as nested plain values, with what the loaded model says: clip skip and training size."""
+    plain = to_mapping(TrainConfig())
+    if model.get("clip_skip") in (1, 2):
+        plain["model"]["clip_skip"] = model["clip_skip"]
+    if model.get("native_size"):
+        plain["data"]["resolution"] = model["native_size"]
+    return plain
+
+
+def _option(option: Declared, translated: Callable[[str], str]) -> dict[str, Any]:
+    known = option.option
+    return {
+        "path": option.path,
+        "label": translated(known.label),
+        "help": translated(known.help),
+        "type": _type(option),
+        "optional": type(None) in get_args(option.type),
+        "default": list(option.default) if isinstance(option.default, tuple) else option.default,
+        "low": known.low,
+        "high": known.high,
+        "above": known.above,
+        "choices": list(known.choices),
+        "kohya": known.kohya,
+        "basic": known.basic,
+        "kind": known.kind,
+        "search": [known.label, option.path, known.kohya or option.path.rpartition(".")[2], translate(known.label, "zh_CN")],
+    }
+
+
+def _type(option: Declared) -> str:
+    if option.option.kind in ("size", "steps"):
+        return option.option.kind
+    if option.option.choices:
+        return "choice"
+    if get_origin(option.type) is tuple:
+        return "list"
+    kinds = get_args(option.type) if get_origin(option.type) in (Union, UnionType) else (option.type,)
+    return str(kinds[0].__name__)

@@ -1,0 +1,59 @@
+"""check and wizard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tomlkit
+from fastapi import Request
+
+from lora_trainer.api import plans
+from lora_trainer.api.answers import body_of, language_of, problem_json, wanted, worded
+from lora_trainer.api.run_routes import config_of
+from lora_trainer.api.state import Api
+from lora_trainer.config.build import build, to_mapping
+
+
+async def check(api: Api, request: Request) -> dict[str, Any]:
+    """POST /check {"config"} or {"toml"} -> the check shape"""
+    return await api.workers.in_thread(_check, api, config_of(await body_of(request)), language_of(request))
+
+
+def _check(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+    api.check_places(mapping)
+    found = plans.check(build(mapping), api.host, runs_dir=api.host.paths().runs_dir)
+    found["problems"] = [problem_json(problem, language) for problem in found["problems"]]
+    found["warnings"] = worded(found["warnings"], language)
+    return found
+
+
+async def wizard(api: Api, request: Request) -> dict[str, Any]:
+    """POST /wizard {"config", "subject", "vram"?, "typed"?} -> {"changes": [...], "plan": {...}}"""
+    body = await body_of(request)
+    subject = wanted(body, "subject", str)
+    vram = wanted(body, "vram", float, 0.0)
+    typed = [str(path) for path in wanted(body, "typed", list, [])]
+    return await api.workers.in_thread(_wizard, api, config_of(body), subject, vram, typed, language_of(request))
+
+
+def _wizard(api: Api, mapping: dict[str, Any], subject: str, vram: float, typed: list[str], language: str) -> dict[str, Any]:
+    api.check_places(mapping)
+    from lora_trainer.wizard.advise import suggest
+
+    config = build(mapping)
+    found = suggest(config, subject=subject, vram_gb=vram or None, host=api.host, typed=typed)
+    return {
+        "changes": [plans.change_json(change, config, found.typed, language) for change in found.changes],
+        "plan": found.plan.to_json(),
+        "notes": [note.text(language) for note in found.notes],
+    }
+
+
+async def convert(api: Api, request: Request) -> dict[str, Any]:
+    """POST /config {"config"} or {"toml"} -> {"config": {...}, "toml": "..."}: what differs from the defaults, checked"""
+    config = build(config_of(await body_of(request)))
+    plain = to_mapping(config, changed_only=True)
+    return {"config": plain, "toml": tomlkit.dumps(plain)}
+
+
+ROUTES = (("POST", "/check", check), ("POST", "/wizard", wizard), ("POST", "/config", convert))

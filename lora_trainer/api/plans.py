@@ -1,0 +1,98 @@
+"""What will happen, and what the wizard suggests, the same from the routes and from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.api.launch import model_path, placed, problems_before
+from lora_trainer.config.changes import Change, value_at
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.errors import TrainerError
+from lora_trainer.host.base import Host
+from lora_trainer.messages import say, translate
+
+if TYPE_CHECKING:
+    from lora_trainer.models.detect import ModelFacts
+    from lora_trainer.train.plan import Machine
+    from lora_trainer.train.setup import Pictures
+
+EMPTY_PLAN: dict[str, Any] = {
+    "images": 0,
+    "buckets": [],
+    "steps_per_epoch": 0,
+    "epochs": 0,
+    "total_steps": 0,
+    "seconds": 0.0,
+    "files": 0,
+    "disk_mb": 0.0,
+    "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
+}
+
+
+def check(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> dict[str, Any]:
+    """The `check` shape; its problems are Problem objects. As much of the plan as the pictures and the model allow."""
+    config = placed(config, host, runs_dir=runs_dir)
+    problems = problems_before(config, host)
+    pictures = _try(lambda: pictures_of(config))
+    facts = _try(lambda: facts_of(config, host))
+    plan = EMPTY_PLAN if pictures is None else _plan(config, pictures, facts, machine_of(host))
+    return {**plan, "problems": problems, "warnings": [] if pictures is None else _warnings(config, pictures)}
+
+
+def change_json(change: Change, config: TrainConfig, typed: Collection[str], language: str) -> dict[str, Any]:
+    """{"path", "label", "value", "old", "because", "typed"}; `typed` where the user wrote the old value."""
+    from lora_trainer.config.checks import options
+
+    old = value_at(config, change.path)
+    plain = {"value": change.value, "old": old}
+    return {
+        "path": change.path,
+        "label": translate(options()[change.path].option.label, language),
+        **{key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()},
+        "because": change.because.text(language),
+        "typed": change.path in typed,
+    }
+
+
+def facts_of(config: TrainConfig, host: Host) -> ModelFacts:
+    """Of the checkpoint that the config means. Raises ModelError."""
+    from lora_trainer.models.detect import inspect
+
+    return inspect(model_path(config, host))
+
+
+def pictures_of(config: TrainConfig) -> Pictures:
+    """The pictures that the config means. Raises DatasetError."""
+    from lora_trainer.train.setup import read_pictures
+
+    return read_pictures(config)
+
+
+def machine_of(host: Host) -> Machine:
+    """What a plan needs to know of the host's device: what the host itself holds there counts as free."""
+    from lora_trainer.wizard import probe
+
+    return probe.machine(host, None).for_plan()
+
+
+def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, machine: Machine) -> dict[str, Any]:
+    from lora_trainer.train.plan import make_plan
+
+    plan: Mapping[str, Any] = make_plan(config, pictures.records, facts, machine).to_json()
+    return dict(plan)
+
+
+def _warnings(config: TrainConfig, pictures: Pictures) -> list[Any]:
+    from lora_trainer.train.setup import early_warnings
+
+    return [{"path": warned.path, "message": warned.message, "fix": say("")} for warned in early_warnings(config, pictures)]
+
+
+def _try(look: Any) -> Any:
+    """What it returns, or None where it raises a TrainerError: problems_before has told of it."""
+    try:
+        return look()
+    except TrainerError:
+        return None

@@ -1,0 +1,86 @@
+"""What all routes share, and the checks that each makes of a path or a run's id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.api.answers import Forbidden, Missing
+from lora_trainer.api.live import Live
+from lora_trainer.api.pictures import Folders
+from lora_trainer.api.work import Workers
+from lora_trainer.host.base import Host
+from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.manager import JobManager
+
+PATH_OPTIONS = (
+    "data.train_data_dir",
+    "validate.data_dir",
+    "model.pretrained_model_name_or_path",
+    "model.vae",
+    "save.output_dir",
+    "save.runs_dir",
+)
+
+
+class Api:
+    """Host, runs and threads behind the routes of one app."""
+
+    def __init__(self, host: Host, manager: JobManager) -> None:
+        self.host = host
+        self.manager = manager
+        self.workers = Workers()
+        self.live = Live(host, manager)
+        self.folders = Folders(self.workers)
+        self.own_captions: set[Path] = set()
+        self._runs: dict[Path, RunFolder] = {}
+
+    def allowed(self, text: str, option: str = "path") -> Path:
+        """The path of a request. Raises Forbidden when it lies outside what may be touched, Missing when it is empty."""
+        if not text.strip() or "\0" in text:
+            raise Missing("no path is given.", path=option, fix="Choose a folder or a file.")
+        path = Path(text).expanduser()
+        if not self.host.paths().allows(path):
+            raise Forbidden(
+                "{place} lies outside the folders that may be used while other computers can reach this WebUI.",
+                place=str(path),
+                path=option,
+                fix="Put it below {root}, or start the WebUI with --lora-trainer-allow-path.",
+                root=str(self.host.paths().allowed_roots[0]),
+            )
+        return path
+
+    def check_places(self, mapping: Mapping[str, Any]) -> None:
+        """Raises Forbidden when a path of a config lies outside what may be touched; known models and their folders may."""
+        paths = self.host.paths()
+        if not paths.allowed_roots:
+            return
+        for option in PATH_OPTIONS:
+            section, _, name = option.partition(".")
+            text = mapping.get(section, {}).get(name) if isinstance(mapping.get(section), Mapping) else None
+            if isinstance(text, str) and text.strip() and not self._known_model(option, text):
+                self.allowed(text, option)
+
+    def _known_model(self, option: str, text: str) -> bool:
+        if not option.startswith("model."):
+            return False
+        if not any(sign in text for sign in "/\\"):
+            return True  # a title, which the host looks up in its own lists
+        known = [checkpoint.path for checkpoint in self.host.checkpoints()] if option != "model.vae" else list(self.host.vaes())
+        return Path(text) in known
+
+    def run_folder(self, run: str) -> RunFolder:
+        """The folder of a run's id. Raises Missing for one that is not there, or that is no name."""
+        latest = self.manager.latest
+        if latest is not None and latest.folder.id == run:
+            return latest.folder
+        path = self.host.paths().runs_dir / run
+        plain = bool(run) and not any(sign in run for sign in "/\\:\0") and run not in (".", "..")
+        if not plain or not (path / "run.json").is_file():
+            raise Missing("there is no run called {run}.", run=run, path="run", fix="Choose a run of the list.")
+        return self._runs.setdefault(path, RunFolder(path))
+
+    def forget(self, folder: RunFolder) -> None:
+        """The folder was deleted."""
+        self._runs.pop(folder.path, None)
