@@ -40,7 +40,7 @@ CUDA_BUILDS = {
     "3.10": (("cu121", 12, 0.0), ("cu118", 0, 0.0)),
 }
 # GB to download and GB on disk, everything together (measured on Linux; CUDA of 3.11 estimated).
-SIZES = {("3.11", "cpu"): (0.5, 1.9), ("3.11", "cuda"): (3.5, 8.0), ("3.10", "cpu"): (0.5, 1.9), ("3.10", "cuda"): (2.7, 5.5)}
+SIZES = {("3.11", "cpu"): (0.5, 1.9), ("3.11", "cuda"): (3.5, 8.0), ("3.10", "cpu"): (0.5, 1.9), ("3.10", "cuda"): (2.9, 5.5)}
 REQUIREMENTS = {"run": ["requirements.txt", "requirements-standalone.txt"]}  # the last one includes those before it
 REQUIREMENTS["test"] = [*REQUIREMENTS["run"], "requirements-test.txt"]
 
@@ -218,7 +218,7 @@ def read_state(folder: Path) -> dict[str, str] | None:
     """What this file noted in the environment; None when it did not make it."""
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:  # cut off while it was written
         return {}
@@ -252,6 +252,7 @@ def pip(folder: Path, *arguments: str) -> None:
     environment = dict(os.environ, PIP_USER="0", PIP_DISABLE_PIP_VERSION_CHECK="1")
     command = [str(program(folder)), "-I", "-m", "pip", "install", *arguments]
     if subprocess.run(command, stdout=sys.stderr, env=environment).returncode:
+        check_disk(folder, (0.1, 0.1))
         raise SetupError(
             "The packages could not be installed; pip says why above.",
             "Check the network (behind a mirror: set PIP_INDEX_URL) and run the same command again: it goes on where it stopped.",
@@ -269,8 +270,8 @@ def is_new_enough(torch_version: str | None) -> bool:
     return len(numbers) == 2 and tuple(map(int, numbers)) >= OLDEST_TORCH
 
 
-def make_folder(folder: Path) -> str:
-    """An empty environment; returns its Python version. The note comes first, so that an interrupted one is known as ours."""
+def make_folder(folder: Path) -> dict[str, str]:
+    """An empty environment; returns its note. The note comes first, so that an interrupted one is known as ours."""
     version, python = find_python()
     share = is_new_enough(torch_of(python))
     say(f"Making {folder} with Python {version} ({python})" + (", with the torch that it has." if share else "."))
@@ -278,12 +279,13 @@ def make_folder(folder: Path) -> str:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    write_state(folder, {"python": version})
+    state = {"python": version, "torch": "shared" if share else "own"}
+    write_state(folder, state)
     command = [python, "-m", "venv", *(["--system-site-packages"] if share else []), str(folder)]
     if subprocess.run(command, stdout=sys.stderr).returncode:
         message = f"{python} could not make {folder}; its own words are above."
         raise SetupError(message, "Name another Python: LORA_TRAINER_PYTHON=/path/to/python3.11")
-    return version
+    return state
 
 
 def remove_halves(folder: Path) -> None:
@@ -297,20 +299,20 @@ def remove_halves(folder: Path) -> None:
 def install(folder: Path, level: str, state: dict[str, str]) -> None:
     """Makes the environment, or goes on with one that was interrupted or is of another version of this project."""
     if state.get("python") in PYTHONS and ask([str(program(folder)), "-I", "-m", "pip", "--version"]) is not None:
-        version = state["python"]
         say(f"Bringing {folder} up to date.")
         remove_halves(folder)
     else:
-        version = make_folder(folder)
+        state = make_folder(folder)
+    version = state["python"]
     python, constraints = str(program(folder)), constraints_file(version)
     torch = torch_of(python)
-    pinned = re.search(r"^torch==(\S+)$", constraints.read_text(encoding="utf-8"), re.MULTILINE)
-    if torch is None:
-        install_torch(folder, version, constraints)
-    elif pinned and torch.split("+")[0] != pinned.group(1):  # the interpreter's own: kept, whatever its version
-        text = constraints.read_text(encoding="utf-8").replace(pinned.group(), f"torch=={torch}")
+    text = constraints.read_text(encoding="utf-8")
+    pinned = f"torch=={torch.split('+')[0]}" in text.split() if torch else False
+    if torch and not pinned and state.get("torch") == "shared":  # kept, whatever its version
         constraints = folder / "constraints.txt"
-        constraints.write_text(text, encoding="utf-8")
+        constraints.write_text(re.sub(r"(?m)^torch==.*", f"torch=={torch}", text), encoding="utf-8")
+    elif not pinned:
+        install_torch(folder, version, constraints)
     pip(folder, "-r", str(requirement_files(level)[-1]), "-c", str(constraints))
     torch = torch_of(python)
     if torch is None:
@@ -321,7 +323,7 @@ def install(folder: Path, level: str, state: dict[str, str]) -> None:
             f"{folder} and run the same command again.",
         )
     levels = ("run", "test") if level == "test" else (level,)
-    write_state(folder, {"python": version, **{name: fingerprint(version, name) for name in levels}})
+    write_state(folder, {**state, **{name: fingerprint(version, name) for name in levels}})
     say(f"Ready: Python {version}, torch {torch}.")
 
 
@@ -357,10 +359,7 @@ def environment(level: str) -> Path:
         )
     if version in PYTHONS and state.get(level) == fingerprint(version, level) and program(folder).exists():
         return folder
-    try:
-        install(folder, level, state)
-    except OSError as error:
-        raise SetupError(f"{error}.", "Free the path or the disk, or choose another one: LORA_TRAINER_VENV=/path/to/folder") from error
+    install(folder, level, state)
     return folder
 
 
@@ -393,6 +392,9 @@ def main(arguments: list[str]) -> int:
         folder = environment("test" if verb in ("test", "tool") or (verb == "setup" and rest) else "run")
     except SetupError as error:
         say(f"{error}\n{error.fix}")
+        return 1
+    except OSError as error:
+        say(f"{error}\nFree the disk or the path, or choose another folder: LORA_TRAINER_VENV=/path/to/folder")
         return 1
     except KeyboardInterrupt:
         say("Stopped. The same command goes on from here.")

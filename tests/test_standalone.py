@@ -205,12 +205,12 @@ def test_test_verb_adds_the_test_packages_and_shows_files_without_encoding(ready
 def test_changed_constraints_bring_the_environment_up_to_date(project: Project) -> None:
     assert project.run("setup").returncode == 0
     constraints = project.folder / "constraints" / f"py{MINE.replace('.', '')}.txt"
-    constraints.write_text(constraints.read_text(encoding="utf-8").replace("gadget==1.0", "gadget==2.0"), encoding="utf-8")
+    constraints.write_text("torch==2.12.0\ngadget==2.0\npytest==9.0\n", encoding="utf-8")
     project.index.asked.clear()
     done = project.run("show")
     assert done.returncode == 0, done.stderr
-    assert project.packages()["gadget"] == "2.0"
-    assert project.index.asked == ["gadget-2.0-py3-none-any.whl"]
+    assert (project.packages()["gadget"], project.packages()["torch"]) == ("2.0", "2.12.0")
+    assert project.index.asked == ["torch-2.12.0-py3-none-any.whl", "gadget-2.0-py3-none-any.whl"]
 
 
 def test_interrupted_install_goes_on_where_it_stopped(project: Project) -> None:
@@ -258,6 +258,8 @@ def test_folder_that_is_no_environment_is_refused(project: Project) -> None:
     done = project.run("show")
     assert done.returncode == 1 and "holds no environment of Python" in done.stderr
     assert (project.venv / "holiday.jpg").exists()
+    done = project.run("show", LORA_TRAINER_VENV=str(project.venv / "holiday.jpg"))
+    assert done.returncode == 1 and "holds no environment of Python" in done.stderr
 
 
 def test_environment_of_another_python_than_the_named_one_is_refused(ready: Project, fake_program) -> None:
@@ -382,6 +384,13 @@ def test_full_temporary_folder_is_named_too(monkeypatch: pytest.MonkeyPatch, tmp
     with pytest.raises(standalone.SetupError, match=r"/small, which needs 2\.7 GB; 0\.1 GB") as caught:
         standalone.check_disk(tmp_path / "venv", (2.7, 5.5))
     assert "TMPDIR=" in caught.value.fix
+
+
+def test_folder_that_cannot_be_written_is_named(project: Project) -> None:
+    (project.folder / "file").touch()
+    done = project.run("show", LORA_TRAINER_VENV=str(project.folder / "file" / "venv"))
+    assert done.returncode == 1 and str(project.folder / "file") in done.stderr and "LORA_TRAINER_VENV=" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_and_wrong_usage_make_no_environment(project: Project) -> None:
