@@ -11,7 +11,6 @@ import importlib.util
 import platform
 import re
 import sys
-import time
 import traceback
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +20,7 @@ from modules import script_callbacks, scripts, shared
 ROOT = Path(scripts.basedir())
 TITLE, ELEMENT = "LoRA Trainer", "lora_trainer"
 STAMP = "stamp_when_loaded"
-started = time.perf_counter()
+BANNER = "padding: 0.75em 1em; border: 2px solid #d97706; border-radius: 6px; font-weight: 600"
 problem = ""  # why the real tab cannot be shown, in the user's words
 details = ""  # what whoever reads the report needs
 
@@ -109,7 +108,7 @@ def fallback_tab():
 
     banner = html.escape(in_words("LoRA Trainer cannot work yet."))
     with gr.Blocks(analytics_enabled=False) as blocks:
-        gr.HTML(f'<div id="lora_trainer_fallback" class="lora-trainer-banner" role="alert">{banner}</div>')
+        gr.HTML(f'<div id="lora_trainer_fallback" style="{BANNER}" role="alert">{banner}</div>')
         gr.Markdown(problem)
         text = gr.Textbox(
             value=report(), label=in_words("Report"), lines=14, interactive=False, show_copy_button=True, elem_id="lora_trainer_report"

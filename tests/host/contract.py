@@ -40,6 +40,7 @@ class World:
         getattr(other, "calculate_shorthash", lambda: None)()  # the host's title of a checkpoint holds its hash once it is known
         self.other = other.title
         write_lora(self.loras / "mark.safetensors", 1)
+        self.host.refresh_networks()
 
     @property
     def modules(self):
@@ -393,7 +394,7 @@ def choice_made_while_a_preview_is_drawn_survives_it(world):
 @check
 def another_vae_chosen_during_the_loan_waits_until_it_ends(world):
     m = world.modules
-    chosen = m.shared.opts.data["sd_vae"]
+    chosen, stored = m.shared.opts.sd_vae, "sd_vae" in m.shared.opts.data
     with untouched(world):
         clean = world.hashes()
         with world.lend() as lease:
@@ -405,6 +406,7 @@ def another_vae_chosen_during_the_loan_waits_until_it_ends(world):
         assert Path(m.sd_vae.loaded_vae_file).name == world.vae
         assert world.hashes() != clean
         world.choose("sd_vae", chosen).join(60)
+        m.shared.opts.data.pop("sd_vae") if not stored else None
 
 
 @check

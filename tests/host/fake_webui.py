@@ -18,6 +18,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from lora_trainer.models.load import clip_tokenizer
+
 MODULES = "shared sd_models sd_vae sd_unet sd_hijack devices call_queue processing scripts cache paths errors script_callbacks launch_utils"
 PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.")
 FLAGS = "ckpt_dir gradio_auth gradio_auth_path api_auth listen share ngrok server_name lowvram no_prompt_history"
@@ -114,7 +116,7 @@ class FakeWebUI(SimpleNamespace):
         held.__dict__.update(is_sd1=True, lowvram=False, image_size=8, sd_checkpoint_info=known[files[0].name])
         held.model, held.first_stage_model = nn.ModuleDict({"diffusion_model": unet}), vae
         held.cond_stage_model = nn.ModuleDict({"wrapped": nn.ModuleDict({"transformer": text})})
-        held.model.__dict__["diffusion_model"], held.cond_stage_model.__dict__["tokenizer"] = unet, None
+        held.model.__dict__["diffusion_model"], held.cond_stage_model.__dict__["tokenizer"] = unet, clip_tokenizer()
         held.cond_stage_model.__dict__["wrapped"] = SimpleNamespace(transformer=text)
         self.shared.sd_model, self.parts = held, (unet, vae, text)
         self.sd_models.model_data = SimpleNamespace(sd_model=held, lock=threading.Lock())

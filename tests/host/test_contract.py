@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.host import contract
+from tests.host import contract, contract_runs
 from tests.host.data_folder import make_data
 from tests.host.fake_webui import FakeWebUI
+
+CHECKS = contract_runs.CHECKS  # those of contract.py too
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +19,14 @@ def fake(data):
     return FakeWebUI(data)
 
 
-@pytest.mark.parametrize("name", contract.CHECKS)
+@pytest.mark.parametrize("name", CHECKS)
 def test_fake_webui(name, fake, data, monkeypatch):
     fake.install(monkeypatch)
-    contract.CHECKS[name](contract.World(data / "models" / "Lora", "zz-other.safetensors", "plain.safetensors"))
+    CHECKS[name](contract.World(data / "models" / "Lora", "zz-other.safetensors", "plain.safetensors"))
 
 
 @pytest.mark.needs_webui
-@pytest.mark.parametrize("name", contract.CHECKS)
+@pytest.mark.parametrize("name", CHECKS)
 def test_real_webui(name, real_webui):
     answer = real_webui.post(f"/lora-trainer-probe/check/{name}", timeout=600)
     assert answer["ok"], answer["error"]

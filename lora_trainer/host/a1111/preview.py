@@ -113,15 +113,17 @@ def _options_kept(overrides: dict[str, Any]) -> Iterator[None]:
     from modules import shared
 
     data, options = shared.opts.data, shared.cmd_opts
-    before = {key: data.get(key, shared.opts.get_default(key)) for key in overrides}
+    before = {key: data[key] for key in overrides if key in data}  # the others stand at their default
     no_history, options.no_prompt_history = options.no_prompt_history, True  # params.txt is the user's last prompt
     try:
         yield
     finally:
         options.no_prompt_history = no_history
         for key, value in overrides.items():
-            if data.get(key) == value:
+            if data.get(key) == value and key in before:
                 data[key] = before[key]
+            elif data.get(key) == value:
+                del data[key]
 
 
 @contextmanager

@@ -1,0 +1,200 @@
+"""What every host promises to a whole training run: checks like those of contract.py, with the real loop on the small model."""
+
+import contextlib
+import shutil
+import threading
+from pathlib import Path
+from unittest.mock import patch
+
+from safetensors.torch import load_file
+
+from lora_trainer import assets
+from lora_trainer.config.build import build
+from lora_trainer.control import Control
+from lora_trainer.train import loop
+from tests.host.contract import CHECKS, check, untouched, wait_for
+
+STEPS = 6
+PHASES = {
+    "loading": "lora_trainer.train.setup.load",
+    "caching": "lora_trainer.train.setup.fill_cache",
+    "training": "lora_trainer.train.loop.picture_losses",
+    "validating": "lora_trainer.train.loop.validation_loss",
+    "saving": "lora_trainer.train.loop.write_lora",
+}
+
+
+def few_pictures(folder):
+    """Three pictures to train on and one to validate with."""
+    for part, count in (("train", 3), ("val", 1)):
+        source = next((assets.toy_pictures() / "crescent" / part).iterdir())
+        target = folder / part / source.name.replace("10_", "1_")
+        target.mkdir(parents=True, exist_ok=True)
+        for path in sorted(source.glob("*.png"))[:count]:
+            shutil.copy(path, target)
+            shutil.copy(path.with_suffix(".txt"), target)
+    return folder
+
+
+class Run:
+    """A run of six steps on the crescent; `at` maps an event's name, or a step's number, to what happens then."""
+
+    def __init__(self, world, name, at=None, **changes):
+        self.world, self.at, self.control, self.events = world, at or {}, Control(), []
+        self.folder = Path(world.host.paths().runs_dir) / name
+        self.output = self.folder / "out"
+        pictures = few_pictures(self.folder / "pictures")
+        self.config = build(
+            {
+                "model": {"pretrained_model_name_or_path": ""},
+                "data": {"train_data_dir": str(pictures / "train"), "resolution": 64, "batch_size": 1, "enable_bucket": False},
+                "network": {"dim": 4, "alpha": 4},
+                "steps": {"max_train_steps": STEPS},
+                "validate": {"data_dir": str(pictures / "val"), "every_n_steps": 3},
+                "save": {"output_dir": str(self.output), "output_name": name, "every_n_steps": 3},
+            }
+            | changes
+        )
+
+    def go(self):
+        with contextlib.closing(loop.run(self.config, self.world.host, self.control, self.folder)) as work:
+            for event in work:
+                self.events.append(event)
+                kind = type(event).__name__.lower()
+                self.at.get(event.step if kind == "stepped" else kind, lambda run: None)(self)
+        return self
+
+    def count(self, kind):
+        return sum(type(event).__name__ == kind for event in self.events)
+
+    def weights(self):
+        """The final file's tensors as bytes, and the run's files gone."""
+        state = load_file(self.output / f"{self.config.save.output_name}.safetensors")
+        return {key: tensor.numpy().tobytes() for key, tensor in state.items()}
+
+
+def previews(**more):
+    prompt = "a sks crescent on a white background --w 64 --h 64 --d 1 --l 5 --s 3"
+    return {"sample": {"prompts": [prompt], "every_n_steps": 2, "sampler": "euler"} | more}
+
+
+@check
+def run_with_previews_gives_the_same_file_as_a_run_without(world):
+    with untouched(world, but=["files"]):
+        plain = Run(world, "plain").go()
+        drawn = Run(world, "drawn", **previews()).go()
+    assert plain.count("Stepped") == drawn.count("Stepped") == STEPS
+    assert (plain.count("Sampled"), drawn.count("Sampled")) == (0, 4)
+    assert plain.weights() == drawn.weights()
+
+
+@check
+def checkpoint_chosen_during_a_run_changes_nothing_and_is_loaded_at_its_end(world):
+    options = world.modules.shared.opts
+    chosen, threads = options.sd_model_checkpoint, []
+
+    def choose(run):
+        threads.append(world.choose("sd_model_checkpoint", world.other))
+
+    with untouched(world, but=["files"]):
+        plain = Run(world, "unswitched", **previews()).go()
+        switched = Run(world, "switched", at={2: choose}, **previews()).go()
+        threads[0].join(60)
+        assert world.loaded().sd_checkpoint_info.title == world.other
+        assert switched.count("Sampled") == 4
+        assert plain.weights() == switched.weights()
+        world.choose("sd_model_checkpoint", chosen).join(60)
+
+
+@check
+def run_stopped_halfway_leaves_the_host_as_it_was(world):
+    with untouched(world, but=["files"]):
+        run = Run(world, "stopped", at={3: lambda run: run.control.command("stop")}, **previews()).go()
+    assert type(run.events[-1]).__name__ == "Stopped"
+    assert run.count("Stepped") == 3
+
+
+@check
+def run_that_raises_in_any_phase_leaves_the_host_as_it_was(world):
+    for phase, target in PHASES.items():
+        with untouched(world, but=["files"]):
+            try:
+                with patch(target, side_effect=MemoryError(phase)):
+                    Run(world, f"raised-{phase}").go()
+            except MemoryError as error:
+                assert str(error) == phase
+            else:
+                raise AssertionError(f"the phase {phase} was never reached")
+
+
+@check
+def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
+    seen = []
+
+    def pause(run):
+        run.control.command("pause")
+
+        def somebody():
+            wait_for(world.queue_is_free)
+            seen.append(world.generate("a ring <lora:mark:1>"))
+            run.control.command("resume")
+
+        threading.Thread(target=somebody).start()
+
+    with untouched(world, but=["files"]):
+        plain = Run(world, "unpaused").go()
+        paused = Run(world, "paused", at={3: pause}, **previews()).go()
+    assert seen
+    assert (paused.count("Paused"), paused.count("Resumed")) == (1, 1)
+    assert plain.weights() == paused.weights()
+
+
+@check
+def run_goes_on_exactly_while_others_draw_between_its_steps(world):
+    threads, drawn = [], []
+
+    def ask(run):
+        threads.append(threading.Thread(target=lambda: drawn.append(world.generate("a ring <lora:mark:1>"))))
+        threads[-1].start()
+        wait_for(lambda: world.host.waiting() or len(drawn) == len(threads))
+
+    with untouched(world, but=["files"]):
+        plain = Run(world, "alone").go()
+        shared = Run(world, "shared", at=dict.fromkeys((1, 3, 4), ask)).go()
+        assert len(drawn) == 3, "they waited for the end of the run"
+        world.generate("a ring")
+    assert plain.weights() == shared.weights()
+
+
+@check
+def run_goes_on_exactly_after_previews_that_crashed(world):
+    txt2img = world.modules.processing.StableDiffusionProcessingTxt2Img
+    original = txt2img.sample
+
+    def crash(p, *args, **kwargs):
+        original(p, *args, **kwargs)
+        raise ValueError("the card fell out")
+
+    with untouched(world, but=["files"]):
+        plain = Run(world, "whole").go()
+        with patch.object(txt2img, "sample", crash):
+            crashed = Run(world, "crashed", **previews()).go()
+    assert crashed.count("Warned") >= 3
+    assert crashed.count("Sampled") == 0
+    assert plain.weights() == crashed.weights()
+
+
+@check
+def trained_file_works_in_the_host_at_once_and_weight_zero_is_the_base(world):
+    run = Run(world, "at-once").go()
+    file = next(run.output.glob("at-once.safetensors"))
+    (world.loras / "at-once.safetensors").write_bytes(file.read_bytes())
+    try:
+        base = world.generate("a red circle")
+        assert world.generate("a red circle<lora:at-once:0>") == base
+        assert world.generate("a red circle<lora:at-once:1>") != base
+    finally:
+        (world.loras / "at-once.safetensors").unlink()
+
+
+__all__ = ["CHECKS"]

@@ -1,0 +1,146 @@
+"""Starts a real WebUI (A1111's tree at LORA_TRAINER_WEBUI_DIR) with a copy of this extension, the probe and the small model.
+
+Its Python is LORA_TRAINER_WEBUI_PYTHON, else the tree's venv or the one beside the tree. Nothing of it is changed: missing packages
+go into a hard-linked copy of its environment.
+"""
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from PIL import Image
+
+from tests.host.data_folder import make_data
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("lora_trainer", "scripts", "javascript", "install.py", "preload.py", "requirements.txt", "style.css")
+FLAGS = (
+    "--api --skip-torch-cuda-test --skip-prepare-environment --no-half --use-cpu all --disable-console-progressbars --no-download-sd-model"
+)
+
+
+class RealWebUI:
+    """A running host. Every request has the given login."""
+
+    def __init__(self, url, process=None, log=None, login=""):
+        self.url, self.process, self.log = url, process, log
+        self.headers = {"Authorization": "Basic " + base64.b64encode(login.encode()).decode()} if login else {}
+
+    def request(self, method, path, content=None, timeout=120, headers=None):
+        body = None if content is None else json.dumps(content).encode()
+        sent = {"Content-Type": "application/json", **self.headers, **(headers or {})}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, body, sent, method=method), timeout=timeout) as answer:
+            text = answer.read()
+            return json.loads(text) if text[:1] in (b"{", b"[", b"n", b'"') else text.decode("utf-8", "replace")
+
+    def get(self, path, **more):
+        return self.request("GET", path, **more)
+
+    def post(self, path, content=None, **more):
+        return self.request("POST", path, content or {}, **more)
+
+    def status_of(self, path, headers=None, method="GET"):
+        """The HTTP status, and the headers of a refusal."""
+        try:
+            self.request(method, path, headers=headers)
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers)
+        return 200, {}
+
+    def draw(self, prompt, seed=3, **more):
+        """txt2img as any program asks for it."""
+        settings = {"width": 64, "height": 64, "steps": 6, "cfg_scale": 5, "sampler_name": "Euler", "scheduler": "Automatic"}
+        answer = self.post("/sdapi/v1/txt2img", settings | {"prompt": prompt, "seed": seed} | more, timeout=600)
+        return Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).convert("RGB")
+
+    def lines(self):
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self):
+        if self.process is not None and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+
+
+def environment(tree):
+    """The host's Python; in a copy of its environment when the extension's packages are missing there."""
+    named = os.environ.get("LORA_TRAINER_WEBUI_PYTHON")
+    places = [Path(named)] if named else [folder / "venv" / "bin" / "python" for folder in (tree, tree.parent)]
+    python = next(path for path in places if path.exists())
+    wanted = [python, "-c", "import attrs, cattrs, diffusers, tomlkit"]
+    if subprocess.run(wanted, capture_output=True, cwd=tree).returncode == 0:
+        return python
+    copy = Path(tempfile.mkdtemp(prefix="lora-trainer-venv-", dir=tree.parent)) / "venv"
+    shutil.copytree(python.parents[1], copy, symlinks=True, copy_function=os.link)
+    return copy / "bin" / "python"
+
+
+def place_extension(data, parts=PARTS):
+    """This checkout and the probe as extensions of a data folder."""
+    for name in parts:
+        source, target = ROOT / name, data / "extensions" / "lora-trainer" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        elif source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    shutil.copytree(Path(__file__).parent / "webui_probe", data / "extensions" / "lora-trainer-probe", dirs_exist_ok=True)
+
+
+def variables(tree, data):
+    mine = {
+        "LORA_TRAINER_CHECKOUT": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "HF_HOME": str(data / "hf"),
+        "GRADIO_ANALYTICS_ENABLED": "False",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",
+    }
+    kept = {key: value for key, value in os.environ.items() if key not in ("COMMANDLINE_ARGS", "PYTHONPATH", "VIRTUAL_ENV")}
+    return kept | mine
+
+
+def install(tree, data, python):
+    """Runs install.py as the host does. Returns its output."""
+    script = data / "extensions" / "lora-trainer" / "install.py"
+    around = variables(tree, data) | {"PYTHONPATH": str(tree), "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run([python, script], cwd=tree, env=around, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def start(tree, data, python, *flags, login=""):
+    """Waits for the line "Startup time"; before it, no request may come (the host would end)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = data / f"host-{port}.log"
+    command = [python, "launch.py", "--data-dir", data, "--port", str(port), *FLAGS.split(), *flags]
+    with log.open("w", encoding="utf-8") as out:
+        process = subprocess.Popen(
+            command, cwd=tree, env=variables(tree, data), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+        )
+    host, end = RealWebUI(f"http://127.0.0.1:{port}", process, log, login), time.monotonic() + 300
+    while "Startup time" not in host.lines():
+        assert process.poll() is None, host.lines()[-3000:]
+        assert time.monotonic() < end, host.lines()[-3000:]
+        time.sleep(0.3)
+    return host
+
+
+def scratch(tree):
+    """A data folder on the tree's disk."""
+    return make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
