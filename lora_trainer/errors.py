@@ -54,7 +54,8 @@ class ConfigError(TrainerError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         problems = tuple(problems)
         first = problems[0]
-        super().__init__(first.message.template, fix=first.fix.template, path=first.path, **first.message.values)
+        values = {key: value for key, value in first.message.values.items() if key != "path"}
+        super().__init__(first.message.template, fix=first.fix.template, path=first.path, **values)
         self.problems = problems
 
 

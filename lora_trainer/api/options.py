@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from lora_trainer.config.build import to_mapping
+from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.param import Declared, declared
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import translate
@@ -41,7 +41,7 @@ def options(language: str) -> list[dict[str, Any]]:
 
 def defaults(model: dict[str, Any]) -> dict[str, Any]:
     """A fresh config as nested plain values, with what the loaded model says: clip skip and training size."""
-    plain = to_mapping(TrainConfig())
+    plain = to_mapping(build({}))
     if model.get("clip_skip") in (1, 2):
         plain["model"]["clip_skip"] = model["clip_skip"]
     if model.get("native_size"):

@@ -46,11 +46,10 @@ class Folders:
     def read(self, config: TrainConfig) -> tuple[Scan, Scan | None]:
         """The scan of the pictures, and of the validation folder where there is one. Raises DatasetError."""
         data = config.data
-        found = self._scan(
-            "data.train_data_dir", data.train_data_dir, data.num_repeats, data.class_tokens, data.caption_extension, data.leave_out
-        )
+        words, extension = data.class_tokens, data.caption_extension
+        found = self._scan("data.train_data_dir", data.train_data_dir, data.num_repeats, words, extension, data.leave_out)
         held = config.validate.data_dir.strip()
-        return found, self._scan("validate.data_dir", held, 1, data.class_tokens, data.caption_extension, ()) if held else None
+        return found, self._scan("validate.data_dir", held, 1, words, extension, ()) if held else None
 
     def _scan(self, field: str, root: str, repeats: int, words: str, extension: str, leave_out: tuple[str, ...]) -> Scan:
         key = (field, root, repeats, words, extension, leave_out, fingerprint(Path(root)) if root.strip() else "")

@@ -94,7 +94,7 @@ def _as_it_ended(folder: RunFolder, known: dict[str, Any], language: str) -> dic
     from lora_trainer.jobs.events_log import last_events
 
     tail = last_events(folder.events_file)
-    stepped = next((line for line in reversed(tail) if line["event"] == "stepped"), {})
+    stepped: dict[str, Any] = next((line for line in reversed(tail) if line["event"] == "stepped"), {})
     problems = [word_problem(problem, language) for problem in (tail[-1].get("problems", []) if tail else [])]
     return {
         **{key: stepped.get(key) for key in ("loss", "loss_average", "lr", "vram_mb")},

@@ -8,33 +8,15 @@ from typing import Any
 
 from lora_trainer.messages import Message, say
 
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
 ORDINARY = {"short": 3_000, "long": 24_000}
 """CLIP's vocabulary is sorted by how often its words were met: whole words before this place are ordinary (up to 3 letters, longer)."""
-RARE = frozenset(
-    [
-        "shs",
-        "sts",
-        "scs",
-        "cpc",
-        "coc",
-        "cic",
-        "msm",
-        "usu",
-        "ici",
-        "lvl",
-        "dii",
-        "muk",
-        "ori",
-        "hru",
-        "rik",
-        "koo",
-        "yos",
-        "wny",
-        "sks",
-        "ohwx",
-    ]
-)
-TAGS = frozenset(["1girl", "1boy", "2girls", "2boys", "solo", "1other", "masterpiece", "chibi", "monochrome"])
+RARE = frozenset(_words("shs sts scs cpc coc cic msm usu ici lvl dii muk ori hru rik koo yos wny sks ohwx"))
+TAGS = frozenset(_words("1girl 1boy 2girls 2boys solo 1other masterpiece chibi monochrome"))
 
 
 class Tokens:

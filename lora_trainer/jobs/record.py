@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ class Record:
 
     def to_json(self, folder: Path) -> dict[str, Any]:
         """The line of events.jsonl. Pictures inside `folder` are named relative to it, so that a run can be moved."""
-        line = {"n": self.n, "time": round(self.time, 3), **to_json(self.event)}
+        line = {"n": self.n, "time": round(self.time, 3), **{key: finite(value) for key, value in to_json(self.event).items()}}
         if line["event"] in ("sampled", "rendered"):
             line["path"] = inside(folder, str(line["path"]))
         return line
+
+
+def finite(value: Any) -> Any:
+    """The value, or None for a number that JSON does not know (NaN, infinity)."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def inside(folder: Path, path: str) -> str:

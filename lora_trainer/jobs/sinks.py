@@ -14,7 +14,7 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.events import Failed, Finished, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record, inside
+from lora_trainer.jobs.record import Record, finite, inside
 
 Sink = Callable[[Record], None]
 
@@ -63,7 +63,7 @@ class ManifestFile:
         event, content = record.event, self.content
         content["started"] = content["started"] or round(record.time, 3)
         if isinstance(event, Stepped):
-            self._loss = event.loss_average
+            self._loss = finite(event.loss_average)
             content["step"], content["epoch"] = event.step, event.epoch
             return
         if isinstance(event, Started):
@@ -74,7 +74,7 @@ class ManifestFile:
         elif isinstance(event, Saved):
             self._saved(event)
         elif isinstance(event, Validated):
-            content["validation"].append({"step": event.step, "epoch": event.epoch, "loss": event.loss})
+            content["validation"].append({"step": event.step, "epoch": event.epoch, "loss": finite(event.loss)})
         elif isinstance(event, Sampled):
             self._sampled(event)
         elif isinstance(event, (Finished, Stopped, Failed)):

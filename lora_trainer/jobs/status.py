@@ -24,6 +24,7 @@ from lora_trainer.events import (
     Validated,
     Warned,
 )
+from lora_trainer.jobs.record import finite
 from lora_trainer.messages import Message
 
 STATES = ("idle", "planning", "caching", "training", "paused", "sampling", "saving", "stopping", "finished", "stopped", "failed")
@@ -93,7 +94,7 @@ class RunStatus:
 
     def to_json(self, language: str = "en") -> dict[str, Any]:
         """Plain values; warning and problems in the reader's language."""
-        plain = {field.name: getattr(self, field.name) for field in attrs.fields(RunStatus) if field.name not in _INNER}
+        plain = {field.name: finite(getattr(self, field.name)) for field in attrs.fields(RunStatus) if field.name not in _INNER}
         plain["warning"] = self.warning.text(language) if self.warning else ""
         plain["problems"] = [word_problem(problem, language) for problem in self.problems]
         plain["error"] = " ".join(f"{problem['message']} {problem['fix']}".strip() for problem in plain["problems"])

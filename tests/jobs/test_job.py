@@ -70,7 +70,7 @@ def test_an_error_with_a_remedy_ends_in_failed_in_the_readers_language(folder):
         "Choose another folder.",
     )
     assert word_problem(problem, "en")["message"] == "here holds no pictures."
-    assert problem["words"]["message"]["values"] == {"folder": "here"}
+    assert problem["words"]["message"]["values"]["folder"] == "here"
     assert "here holds no pictures." in status.to_json()["error"]
 
 
