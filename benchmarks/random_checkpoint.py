@@ -65,7 +65,7 @@ class Widths:
 
 SD15 = Widths()
 TINY = Widths(unet=(32, 64, 64, 64), vae=(32, 32, 32, 32), text=64, text_layers=4)
-"""bench.md's W0: as many layers as Stable Diffusion 1.5 has, and next to no arithmetic in them."""
+"""As many layers as Stable Diffusion 1.5 has, and next to no arithmetic in them."""
 
 
 def parts(widths: Widths, dtype: torch.dtype, seed: int = 0) -> dict[str, dict[str, Tensor]]:
@@ -129,7 +129,7 @@ def main() -> None:
     """Writes the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="bench.md's W0 instead of Stable Diffusion 1.5")
+    parser.add_argument("--tiny", action="store_true", help="the small shape instead of Stable Diffusion 1.5's")
     chosen = parser.parse_args()
     path = write(chosen.path, TINY if chosen.tiny else SD15)
     print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")

@@ -61,13 +61,13 @@ def test_views_are_not_counted():
 
 
 def test_the_command_prints_machine_and_rows(capsys, monkeypatch, one_thread):
-    figures = step.Figures([[2.0]], [[1.5]], 2600), step.Figures([[2.0]], [[1.0]], 2500)
+    figures = step.Figures([[0.2]], [[0.15]], 2600), step.Figures([[0.2]], [[0.1]], 2500)
     monkeypatch.setattr(step, "measure", lambda shape, rounds, folder: figures)
-    step.main(["--shapes", "sd15", "--json"])
+    step.main(["--shapes", "tiny", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert f"torch {torch.__version__}" in said["machine"]
     by_name = {row["name"].rpartition(": ")[2]: row for row in said["rows"]}
-    assert by_name["fixed cost"] == {"name": "SD 1.5, 256 px, fp32: fixed cost", "ours": 0.5, "reference": 1.0, "ratio": 0.5, "unit": "s"}
+    assert by_name["fixed cost"] == {"name": "tiny, 64 px, fp32: fixed cost", "ours": 50.0, "reference": 100.0, "ratio": 0.5, "unit": "ms"}
     assert by_name["operations"]["ratio"] == 1.04
 
 
@@ -103,4 +103,4 @@ def test_a_lora_on_a_model_of_full_size_has_192_and_72_layers(tmp_path):
     assert sum(name.startswith("lora_unet_") for name in layers) == 192
     assert sum(name.startswith("lora_te_text_model_encoder_layers_") for name in layers) == 72
     assert len(tensors) == 3 * (192 + 72)
-    assert sum(tensor.numel() * 2 for tensor in tensors.values()) == pytest.approx(18.87e6, rel=0.005)  # formats.md 5.1
+    assert sum(tensor.numel() * 2 for tensor in tensors.values()) == pytest.approx(18.87e6, rel=0.005)  # the file of sd-scripts
