@@ -70,10 +70,10 @@ class Server:
         self.uvicorn.should_exit = True
         self.thread.join(10)
 
-    def get(self, path, **query):
+    def get(self, path, /, **query):
         return self.client.get(path, params=query)
 
-    def post(self, path, body, **options):
+    def post(self, path, /, body, **options):
         return self.client.post(path, json=body, **options)
 
     def wait_for(self, condition, seconds=120):

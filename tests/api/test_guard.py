@@ -1,0 +1,168 @@
+"""Who may ask, and that the answer comes at once whatever the host is busy with."""
+
+import threading
+import time
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from lora_trainer.api import data_routes, file_routes, plan_routes, run_routes, status_routes
+from lora_trainer.api.routes import mount
+from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.manager import JobManager
+from tests.api.conftest import V1, Server, TestHost, small_config
+from tests.jobs.works import endless_work
+
+EVERY = [
+    (method, path) for module in (status_routes, run_routes, plan_routes, data_routes, file_routes) for method, path, _ in module.ROUTES
+]
+
+
+@pytest.mark.parametrize(("method", "path"), EVERY)
+def test_without_the_login_every_route_answers_401(server, method, path):
+    server.host.password = "secret"
+    address = path.replace("{run}", "moon").replace("{path:path}", "x.png").replace("{name}", "mika")
+    assert server.client.request(method, address.lstrip("/"), json={}).status_code == 401
+    known = server.client.request(method, address.lstrip("/"), json={}, headers={"authorization": "secret"})
+    assert known.status_code != 401
+
+
+@pytest.mark.parametrize(("method", "path"), [(method, path) for method, path in EVERY if method != "GET"])
+def test_a_page_of_another_site_changes_nothing(server, method, path):
+    address = path.replace("{run}", "moon").replace("{name}", "mika").lstrip("/")
+    foreign = server.client.request(method, address, json={}, headers={"Origin": "http://evil.example"})
+    assert foreign.status_code == 403
+    for origin in (server.origin, None):
+        headers = {"Origin": origin} if origin else {}
+        assert server.client.request(method, address, json={}, headers=headers).status_code != 403
+
+
+def test_a_page_behind_a_proxy_is_the_own_page(server):
+    headers = {"Origin": "https://my.example", "X-Forwarded-Host": "my.example"}
+    assert server.post("runs", {"config": {}}, headers=headers).status_code != 403
+    assert server.post("runs", {"config": {}}, headers={"Origin": "null"}).status_code == 403
+
+
+def test_every_handler_is_a_coroutine_so_that_the_hosts_threads_are_not_needed():
+    import inspect
+
+    for module in (status_routes, run_routes, plan_routes, data_routes, file_routes):
+        assert all(inspect.iscoroutinefunction(handler) for _, _, handler in module.ROUTES)
+
+
+def test_the_status_comes_at_once_while_the_host_loads_and_every_thread_works(tmp_path):
+    host = TestHost(tmp_path / "data")
+    host.slow = 3.0
+    server = Server(host)
+    try:
+        waiting = [threading.Thread(target=server.get, args=("options",)) for _ in range(6)]
+        for thread in waiting:
+            thread.start()
+        times = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            assert server.get("status").json()["run"] is None
+            times.append(time.perf_counter() - begun)
+        assert max(times) < 1.0
+        for thread in waiting:
+            thread.join()
+    finally:
+        server.close()
+
+
+def test_an_unchanged_status_is_small_and_a_changed_one_whole(server):
+    server.wait_for(lambda: server.get("status").json()["model"])
+    server.wait_for(lambda: server.get("status", seen=server.get("status").json()["version"]).json().keys() == {"version", "unchanged"})
+    version = server.get("status").json()["version"]
+    folder = RunFolder.create(server.host.paths().runs_dir, "first")
+    server.manager.start(folder, endless_work)
+    server.wait_for(lambda: "run" in server.get("status", seen=version).json())
+    status = server.get("status").json()
+    assert status["run"]["name"] == "first" and status["host"]["name"] == "standalone" and status["memory"]["total_mb"] > 0
+    assert status["model"]["trainable"] is True
+
+
+def test_windows_are_counted_by_the_name_that_each_gives_itself(server):
+    server.get("status", client="a")
+    assert server.get("status", client="b").json()["windows"] == 2
+    assert server.get("status", client="a").json()["windows"] == 2
+
+
+def test_routes_stand_before_an_app_that_answers_everything(tmp_path):
+    app = FastAPI()
+
+    @app.get("/{path:path}")
+    def everything(path: str):
+        return "the page"
+
+    mount(app, TestHost(tmp_path), JobManager())
+    mount(app, TestHost(tmp_path), JobManager())
+    assert len([route for route in app.router.routes if str(route.path).startswith(V1)]) == len(EVERY)
+
+
+def test_a_guard_of_the_caller_is_asked_instead_of_the_host(tmp_path):
+    asked = []
+
+    def guard(request: Request) -> bool:
+        asked.append(request.url.path)
+        return False
+
+    app = FastAPI()
+    mount(app, TestHost(tmp_path), JobManager(), guard)
+    transport = httpx.ASGITransport(app=app)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.get(V1 + "/status")
+
+    import asyncio
+
+    assert asyncio.run(ask()).status_code == 401 and asked == [V1 + "/status"]
+
+
+def test_options_carry_words_bounds_and_defaults(server):
+    found = server.get("options", lang="zh_CN").json()
+    options = {option["path"]: option for section in found["sections"] for option in section["options"]}
+    assert options["network.dim"]["type"] == "int" and options["network.dim"]["low"] == 1 and not options["network.dim"]["label"].isascii()
+    assert options["optimizer.unet_lr"]["type"] == "float" and options["optimizer.unet_lr"]["optional"] is True
+    assert {options[path]["type"] for path in ("data.resolution", "schedule.warmup_steps", "sample.prompts", "schedule.type")} == {
+        "size",
+        "steps",
+        "list",
+        "choice",
+    }
+    assert found["defaults"]["network"]["dim"] == options["network.dim"]["default"]
+    assert found["defaults"]["data"]["resolution"] == 64  # the small model's own size
+    assert [known["loaded"] for known in found["checkpoints"]] == [True]
+    assert server.get("words", lang="zh_CN").json()["Rank"] == options["network.dim"]["label"]
+
+
+def test_check_tells_the_plan_and_what_stands_in_the_way(server, pictures):
+    found = server.post("check", {"config": small_config(pictures, steps__max_train_steps=0, steps__max_train_epochs=2)}).json()
+    assert (found["images"], found["steps_per_epoch"], found["total_steps"], found["problems"]) == (12, 30, 60, [])
+    assert found["memory"]["parts"]["model"] > 0 and found["memory"]["free_mb"] > 0
+    blocked = server.post("check", {"config": small_config("/no/such", network__alpha=9999)})
+    assert blocked.status_code == 400 and blocked.json()["problems"][0]["path"] == "network.alpha"
+    missing = server.post("check", {"config": small_config("/no/such")}).json()
+    assert missing["images"] == 0 and missing["problems"][0]["path"] == "data.train_data_dir"
+    warned = server.post("check", {"config": small_config(pictures, network__alpha=64)}).json()
+    assert "network.alpha" in [warning["path"] for warning in warned["warnings"]] and warned["problems"] == []
+
+
+def test_the_wizard_gives_reasons_and_puts_what_was_typed_last(server, pictures):
+    body = {"config": small_config(pictures, network__dim=128), "subject": "object", "vram": 8, "typed": ["network.dim"]}
+    found = server.post("wizard", body).json()
+    assert found["changes"] and all(change["because"] and change["label"] for change in found["changes"])
+    typed = [change["typed"] for change in found["changes"]]
+    assert typed == sorted(typed) and found["plan"]["total_steps"] > 0
+    assert server.post("wizard", body | {"subject": "dragon"}).status_code == 400
+
+
+def test_a_config_is_written_as_toml_and_read_back(server):
+    config = {"network": {"dim": 8}, "sample": {"prompts": ['a "moon"']}}
+    written = server.post("config", {"config": config}).json()
+    assert written["config"] == config
+    assert server.post("config", {"toml": written["toml"]}).json() == written
+    assert server.post("config", {"toml": "[network]\nrank = 4\n"}).json()["problems"][0]["path"] == "network.rank"
