@@ -120,7 +120,7 @@ def fallback_tab():
 def fail(what: str) -> None:
     """Keeps the exception for the report, and says it in the console."""
     global problem, details
-    problem = in_words("LoRA Trainer could not {what}. Please report this with the text below.", what=what)
+    problem = in_words("LoRA Trainer could not {what}. Please report this with the text below.", what=in_words(what))
     details = traceback.format_exc()
     print(f"LoRA Trainer: could not {what}\n{details}", file=sys.stderr)
 

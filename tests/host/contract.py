@@ -338,7 +338,7 @@ def changed_weight_is_read_from_the_file_again(world):
 def interrupted_preview_is_thrown_away(world):
     import attrs
 
-    long = attrs.evolve(REQUEST, steps=400)
+    long = attrs.evolve(REQUEST, steps=1500)
     with untouched(world), world.lend() as lease:
         for stop in (lambda control: control.command("stop"), lambda control: world.modules.shared.state.interrupt()):
             control = Control()
@@ -346,7 +346,7 @@ def interrupted_preview_is_thrown_away(world):
             timer.start()
             begin = time.monotonic()
             assert lease.preview(long, weights(5), 1.0, control) is None
-            assert time.monotonic() - begin < 4
+            assert time.monotonic() - begin < 20
         assert lease.preview(REQUEST, None, 1.0, Control()) is not None
 
 

@@ -9,6 +9,7 @@ import torch
 
 from lora_trainer.errors import HostBusy, ModelError, TrainerError
 from lora_trainer.host.base import MODEL_FIELD
+from lora_trainer.messages import Message, say
 
 SHARED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -28,7 +29,7 @@ def refusal(sd_model: Any) -> TrainerError | None:
 def _family(sd_model: Any) -> TrainerError | None:
     title = sd_model.sd_checkpoint_info.name_for_extra
     kind = _kind(sd_model)
-    if not kind:
+    if kind is None:
         return None
     return ModelError(
         "the loaded checkpoint {title} is {kind}.",
@@ -39,25 +40,22 @@ def _family(sd_model: Any) -> TrainerError | None:
     )
 
 
-def _kind(sd_model: Any) -> str:
+def _kind(sd_model: Any) -> Message | None:
     """What it is when it is not a plain Stable Diffusion 1.x model."""
     flags = {
-        "is_sd3": "a Stable Diffusion 3 model",
-        "is_ssd": "an SSD-1B model",
-        "is_sdxl": "an SDXL model",
-        "is_sd2": "a Stable Diffusion 2 model",
+        "is_sd3": say("a Stable Diffusion 3 model"),
+        "is_ssd": say("an SSD-1B model"),
+        "is_sdxl": say("an SDXL model"),
+        "is_sd2": say("a Stable Diffusion 2 model"),
     }
     for flag, words in flags.items():
         if getattr(sd_model, flag, False):
             return words
     if not getattr(sd_model, "is_sd1", False):
-        return "not a Stable Diffusion 1.x model"
+        return say("not a Stable Diffusion 1.x model")
     channels = sd_model.model.diffusion_model.in_channels
-    if channels != 4:
-        return {9: "an inpainting model", 8: "an InstructPix2Pix model", 5: "a depth model"}.get(
-            channels, f"a model with {channels} input channels"
-        )
-    return ""
+    special = {9: say("an inpainting model"), 8: say("an InstructPix2Pix model"), 5: say("a depth model"), 4: None}
+    return special.get(channels, say("a model with {count} input channels", count=channels))
 
 
 def _holding(sd_model: Any) -> TrainerError | None:
