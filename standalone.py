@@ -313,7 +313,8 @@ def install(folder: Path, level: str, state: dict[str, str]) -> None:
         constraints.write_text(re.sub(r"(?m)^torch==.*", f"torch=={torch}", text), encoding="utf-8")
     elif not pinned:
         install_torch(folder, version, constraints)
-    pip(folder, "-r", str(requirement_files(level)[-1]), "-c", str(constraints))
+    quiet = [] if sys.stderr.isatty() else ["-q"]
+    pip(folder, "-r", str(requirement_files(level)[-1]), "-c", str(constraints), *quiet)
     torch = torch_of(python)
     if torch is None:
         subprocess.run([python, "-I", "-c", "import torch"], stdout=sys.stderr)
