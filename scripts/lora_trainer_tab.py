@@ -130,9 +130,10 @@ def tabs():
     if not problem:
         try:
             importlib.import_module("lora_trainer.api.routes")  # what the tab lives on: better missed now than when it is open
-            from lora_trainer.ui.tab import build
+            from lora_trainer.host.a1111.paste import register
+            from lora_trainer.ui.blocks import build
 
-            return [(build(host), TITLE, ELEMENT)]
+            return [(build(register), TITLE, ELEMENT)]
         except Exception:
             fail("build its tab")
     return [(fallback_tab(), TITLE, ELEMENT)]
@@ -148,7 +149,7 @@ def app_started(_demo, app) -> None:
         from lora_trainer.jobs.manager import MANAGER
 
         host.app = app
-        mount(app, host, MANAGER, host.authorized)
+        mount(app, host, MANAGER)
         remove_leftovers()
     except Exception:
         fail("add its routes")

@@ -65,9 +65,7 @@ def check_model(config: TrainConfig, host: Host) -> None:
     if not config.model.pretrained_model_name_or_path and host.name != "standalone":
         info = host.model_info()
         if not info.get("trainable", True):
-            raise TrainerError(
-                "{reason}", reason=info.get("reason", ""), path="model.pretrained_model_name_or_path", fix="Load another checkpoint."
-            )
+            raise TrainerError("{reason}", reason=info.get("reason", ""), path="model.pretrained_model_name_or_path")
         return
     model_path(config, host)
 

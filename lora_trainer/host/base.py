@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
-from lora_trainer.errors import ModelError
-from lora_trainer.messages import Message
+from lora_trainer.errors import ModelError, TrainerError
+from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:
     import torch
@@ -186,6 +186,12 @@ class Host(Protocol):
     def lets_through(self) -> bool:
         """Whether a generation runs between two steps instead of waiting for the end."""
         ...
+
+
+def with_remedy(error: TrainerError) -> Message:
+    """What is wrong and what to do about it, in one message."""
+    problem = error.problems[0]
+    return say("{message} {fix}", message=problem.message, fix=problem.fix)
 
 
 def find_checkpoint(value: str, known: Sequence[Checkpoint]) -> Path:

@@ -14,7 +14,7 @@ import attrs
 from lora_trainer import __version__, assets
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.files import file_sha256
-from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint
+from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, with_remedy
 from lora_trainer.host.memory import device_memory
 from lora_trainer.messages import Message
 from lora_trainer.models import detect
@@ -78,11 +78,11 @@ class StandaloneHost:
         empty = {"title": "", "path": "", "family": "", "prediction": "", "clip_skip": 1, "native_size": 512, "trainable": False}
         chosen = next((checkpoint for checkpoint in self.checkpoints() if checkpoint.loaded), None)
         if chosen is None:
-            return empty | {"reason": str(_no_choice())}
+            return empty | {"reason": with_remedy(_no_choice())}
         try:
             facts = detect.inspect(chosen.path)
         except TrainerError as error:
-            return empty | {"title": chosen.title, "path": str(chosen.path), "reason": str(error)}
+            return empty | {"title": chosen.title, "path": str(chosen.path), "reason": with_remedy(error)}
         known = {"family": facts.family, "prediction": facts.prediction, "native_size": facts.native_size, "because": facts.because}
         return empty | known | {"title": chosen.title, "path": str(chosen.path), "trainable": True, "reason": ""}
 

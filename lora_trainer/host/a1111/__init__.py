@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import ModelError
-from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint
+from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint, with_remedy
 from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
@@ -73,13 +73,13 @@ class A1111Host:
         return sd_models.model_data.sd_model
 
     def model_info(self) -> dict[str, Any]:
-        """Of the loaded checkpoint; what cannot be trained has its reason and remedy."""
+        """Of the loaded checkpoint; "reason" is a Message with the remedy where it cannot be trained."""
         from lora_trainer.host.a1111 import model, refuse
 
         loaded = self._loaded()
         problem = refuse.refusal(loaded)
         info: dict[str, Any] = {"title": "", "path": "", "family": "", "prediction": "", "clip_skip": self.clip_skip(), "native_size": 512}
-        info |= {"trainable": problem is None, "reason": "" if problem is None else problem.text(self.language()), "because": ""}
+        info |= {"trainable": problem is None, "reason": "" if problem is None else with_remedy(problem), "because": ""}
         if loaded is None or not hasattr(loaded, "sd_checkpoint_info"):
             return info
         info |= {"title": loaded.sd_checkpoint_info.name_for_extra, "path": loaded.sd_checkpoint_info.filename}
