@@ -30,7 +30,7 @@ def house(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, colour: st
     draw.polygon([(x - size, y - size * 0.1), (x, y - size), (x + size, y - size * 0.1)], fill=colour)
 
 
-THINGS = {"heart": (heart, "magenta"), "arrow": (arrow, "darkgreen"), "house": (house, "saddlebrown")}
+THINGS = {"heart": (heart, "magenta"), "arrow": (arrow, "darkgreen"), "house": (house, "hotpink")}
 
 
 def draw_pictures(folder: Path, thing: str, first: int) -> None:
