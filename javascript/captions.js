@@ -196,7 +196,7 @@
     LT.fill(
       element,
       h("div.lt-picture", {}, h("img", { src: LT.thumbnail(picture.path), alt: "", loading: "lazy", decoding: "async" })),
-      h("div.lt-captiontext", {}, h("div.lt-name", {}, picture.name), h("div.lt-read", {}, readParts(picture.parts)), h("div.lt-foot", {}, h("span", {}, picture.has_caption ? "" : t("no .txt file")), h("span.lt-gap"), tokens(picture))),
+      h("div.lt-captiontext", {}, h("div.lt-name", {}, picture.name), h("div.lt-read", {}, readWords(picture)), h("div.lt-foot", {}, h("span", {}, picture.has_caption ? "" : t("no .txt file")), h("span.lt-gap"), tokens(picture))),
     );
   };
   const tokens = (picture) => h(picture.tokens > picture.limit ? "span.lt-warn" : "span", { title: t("Tokens of the caption; what is over the limit is not read.") }, t("{n} of {limit}", { n: picture.tokens, limit: picture.limit }));
@@ -217,6 +217,7 @@
     });
     return pieces.length ? pieces : h("span.lt-muted", {}, t("(empty)"));
   };
+  const readWords = (picture) => (picture.dropped ? h("span.lt-muted", {}, t("(seen without its caption in this epoch)")) : readParts(picture.parts));
 
   /* ---- editing one ---- */
 

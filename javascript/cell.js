@@ -34,7 +34,7 @@
         h("div.lt-detailhead", {}, suggested && LT.icon("star", "lt-accent"), h("b.lt-bigname", {}, title(cell)), h("span.lt-muted", {}, [suggested && t("suggested"), mine && t("your choice")].filter(Boolean).join(" · ")), h("span.lt-gap"), file && h("span.lt-muted.lt-smaller", {}, `${LT.fileName(file.path)} · ${LT.megabytes(file.bytes / 1048576)}`)),
         h("div.lt-detailbody", {}, h("div.lt-detailpicture", {}, big), h("div.lt-scores", {}, scores(cell), why(cell, suggested), h("span.lt-gap"), beside(cell))),
         h("div.lt-row.lt-detailfoot", {}, h("span.lt-nophone.lt-row", {}, ["back", "next", "above", "below"].map((way) => LT.key(LT.icon(way))), h("span.lt-muted", {}, t("move in the grid"))), h("span.lt-gap"), h("span.lt-muted", {}, facts)),
-        h("div.lt-answers.lt-detailacts", {}, LT.button(mine ? t("This one is used") : t("Use this one"), { kind: "primary", key: "⏎", onclick: use }), handOver(cell), h("span.lt-gap"), LT.button(t("Make again"), { kind: "plain", onclick: () => LT.ask(t("Make the pictures again?"), h("p", {}, t("All cells are drawn anew.")), [{ label: t("Make again"), kind: "primary" }, { label: t("Cancel") }]).then((answer) => answer === 0 && again()) })),
+        h("div.lt-answers.lt-detailacts", {}, LT.button(mine ? t("This one is used") : t("Use this one"), { kind: "primary", key: "⏎", onclick: use }), handOver(cell), h("span.lt-gap"), LT.button(t("Make again"), { kind: "plain", onclick: () => LT.ask(t("Make the pictures again?"), h("p", {}, t("Every cell is drawn anew, with another seed.")), [{ label: t("Make again"), kind: "primary" }, { label: t("Cancel") }]).then((answer) => answer === 0 && again((view.grid.seed || 0) + 1)) })),
       );
     };
     const title = (cell) => t("Epoch {epoch} at {weight}", { epoch: cell.epoch, weight: LT.weightWords(cell.weight) });
@@ -44,22 +44,21 @@
       const found = cell.scores;
       if (!found) return view.grid.best || view.grid.cells.some((one) => one.scores) ? h("div.lt-muted.lt-smaller", {}, t("Not measured: only a shortlist of the likeliest is.")) : null;
       const images = ((LT.runData(view.id).plan || {}).images || 0);
-      const likeness = found.likeness !== undefined ? found.likeness : found.fidelity;
       return [
-        typeof likeness === "number" && bar(t("Likeness"), likeness, LT.tn(images, "how near to your picture", "how near to your {n} pictures"), "run"),
-        typeof found.keeping === "number" && bar(t("Keeps the base"), found.keeping, t("other prompts stay the same"), "teal"),
+        bar(t("Likeness"), found.likeness, LT.tn(images, "how near to your picture", "how near to your {n} pictures"), "run"),
+        bar(t("Keeps the base"), found.keeping, t("other prompts stay the same"), "teal"),
         found.copies && h("div.lt-warn.lt-smaller", {}, LT.icon("warning"), t("Copies a training picture.")),
       ];
     };
     const why = (cell, suggested) => {
       const best = view.grid.best;
-      if (suggested) return h("div.lt-why", {}, h("b", {}, t("Why this one")), h("p", {}, LT.worded(best.because), best.sure === false && ` ${t("Not sure: others are as good.")}`, typeof best.sure === "string" && ` ${best.sure}`));
+      if (suggested) return h("div.lt-why", {}, h("b", {}, t("Why this one")), h("p", {}, best.words ? best.words.map(LT.worded).join(" ") : LT.worded(best.because)));
       if (best) return h("div.lt-why", {}, h("button.lt-link", { onclick: () => choose({ epoch: best.epoch, weight: best.weight }) }, LT.icon("star"), " ", t("Suggested: epoch {epoch} at {weight}", { epoch: best.epoch, weight: LT.weightWords(best.weight) })));
-      const said = view.grid.because || view.grid.verdict || view.grid.message;
+      const said = view.grid.because;
       return said ? h("div.lt-why", {}, h("b", {}, t("No suggestion")), h("p", {}, LT.worded(said))) : null;
     };
     const beside = (cell) => {
-      const nearest = cell.scores && cell.scores.nearest;
+      const { nearest } = cell;
       const base = view.grid.base || (view.grid.cells.find((one) => one.epoch === cell.epoch && one.weight === 0) || {}).image;
       const small = (source, words) => h("figure", {}, h("div.lt-picture", {}, h("img", { src: source, alt: words, loading: "lazy" })), h("figcaption", {}, words));
       return (nearest || base) && h("div.lt-beside", {}, nearest && small(LT.thumbnail(nearest), t("nearest training picture")), base && small(LT.gridImage(base), t("same seed, no LoRA")));
@@ -84,7 +83,7 @@
     const filled = (cell) => withRecipe().replace(/<lora:[^>]*>/, `<lora:${nameOf(cell.epoch)}:${cell.weight}>`);
     const infotext = (text, more = {}) => {
       const grid = view.grid;
-      const pairs = { Steps: grid.steps || 20, Sampler: SAMPLERS[grid.sampler] || grid.sampler || "Euler a", "CFG scale": grid.cfg || 7, Seed: grid.seed === undefined ? 1 : grid.seed, Size: grid.width ? `${grid.width}x${grid.height}` : "512x512", ...more };
+      const pairs = { Steps: grid.steps || 20, Sampler: SAMPLERS[grid.sampler] || grid.sampler || "Euler a", "CFG scale": grid.cfg || 7, Seed: grid.seed === undefined ? 1 : grid.seed, Size: grid.width ? `${grid.width}x${grid.height}` : "512x512", ...(grid.clip_skip > 1 ? { "Clip skip": grid.clip_skip } : {}), ...more };
       const quoted = (value) => (/[,:\n]/.test(String(value)) ? JSON.stringify(String(value)) : value);
       const last = Object.entries(pairs).map(([key, value]) => `${key}: ${quoted(value)}`).join(", ");
       return [text, grid.negative && `Negative prompt: ${grid.negative}`, last].filter(Boolean).join("\n");

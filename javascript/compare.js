@@ -13,7 +13,7 @@
     parts.bar = h("div.lt-gridbar");
     parts.grid = h("div.lt-grid", { role: "grid", "aria-label": t("Epochs and weights") });
     parts.scroll = h("div.lt-scroll.lt-gridscroll", {}, parts.grid);
-    parts.cell = LT.makeCell(view, { choose, again: () => render() });
+    parts.cell = LT.makeCell(view, { choose, again: (seed) => render(seed) });
     parts.body = h("div.lt-comparebody", {}, parts.scroll, parts.cell.element);
     LT.fill(panel, parts.empty, parts.bar, parts.body);
     LT.on("show compare", load);
@@ -108,13 +108,16 @@
     return { weights: weightsOf(now.weights), epochs: choice.epochs, prompt: now.prompt };
   };
 
-  const render = async () => {
+  /** The prompt as the server keeps it: the recipe in front where it has none. */
+  const whole = (prompt) => (RECIPE.test(prompt) ? prompt : `<lora:${nameOf()}-NUM:STRENGTH> ${prompt}`).trim();
+
+  const render = async (seed) => {
     const { weights, epochs, prompt } = wanted();
     view.problem = null;
     view.followed = true;
     view.paces = [];
     try {
-      await LT.post("grid", { run: view.id, prompt, weights, epochs });
+      await LT.post("grid", { run: view.id, prompt, weights, epochs, ...(seed === undefined ? {} : { seed }) });
       await LT.look();
       await readGrid();
     } catch (error) {
@@ -181,8 +184,7 @@
     const { weights, epochs, prompt } = wanted();
     const total = weights.length * epochs.length;
     const live = rendering();
-    const current = view.grid && view.grid.prompt === prompt;
-    const done = current || !view.grid || view.grid.prompt === undefined ? epochs.reduce((sum, epoch) => sum + weights.filter((weight) => cellAt(epoch, weight)).length, 0) : 0;
+    const done = view.grid && view.grid.prompt !== undefined && whole(view.grid.prompt) === whole(prompt) ? epochs.reduce((sum, epoch) => sum + weights.filter((weight) => cellAt(epoch, weight)).length, 0) : 0;
     const missing = total - done;
     const each = pace() || (view.grid && view.grid.seconds) || SECONDS;
     LT.fill(parts.wrong, view.problem && LT.problem(view.problem), !RECIPE.test(prompt) && h("div.lt-hint", {}, LT.icon("warning"), t("Without <lora:…-NUM:STRENGTH> in the prompt the LoRA is put in front of it.")));
@@ -221,6 +223,7 @@
     const isBest = (epoch, weight) => best && best.epoch === epoch && same(best.weight, weight);
     const next = rendering() && nextCell(epochs, weights);
     parts.grid.style.setProperty("--weights", weights.length);
+    parts.grid.style.setProperty("--cell", epochs.length <= 6 && weights.length <= 6 ? "84px" : "54px");
     parts.grid.classList.toggle("lt-noloss", !held.length);
     const head = [h("span.lt-axis", {}, t("weight")), weights.map((weight) => h(`span.lt-axis${same(weight, chosen.weight) ? ".on" : ""}`, {}, weightWords(weight))), held.length > 0 && h("span.lt-axis.lt-lossaxis", {}, t("validation loss"))];
     const rows = epochs.map((epoch) => [

@@ -45,7 +45,7 @@
   const state = { total: 0, done: 0, name: "", failed: 0, stopped: false };
 
   LT.dropZone = () => {
-    const picker = h("input", { type: "file", multiple: true, accept: "image/*,.txt,.caption", style: { display: "none" }, onchange: () => { upload([...picker.files].map((file) => ({ file, folder: "" }))); picker.value = ""; } });
+    const picker = h("input", { type: "file", multiple: true, accept: "image/*,.txt,.caption", style: { display: "none" }, onchange: () => { upload([...picker.files].map((file) => ({ file, path: file.name, folder: "" }))); picker.value = ""; } });
     const zone = h("button.lt-drop", { onclick: () => picker.click() });
     const paint = () => {
       if (state.total) LT.fill(zone, LT.icon("upload"), t("Sending {done} of {total}…", { done: LT.count(state.done), total: LT.count(state.total) }), h("i.lt-sent", { style: { width: `${(100 * state.done) / state.total}%` } }));
@@ -73,19 +73,20 @@
 
   const dropped = async (transfer) => {
     const entries = [...transfer.items].map((item) => item.webkitGetAsEntry && item.webkitGetAsEntry()).filter(Boolean);
-    if (!entries.length) return [...transfer.files].map((file) => ({ file, folder: "" }));
+    if (!entries.length) return [...transfer.files].map((file) => ({ file, path: file.name, folder: "" }));
     const found = [];
-    for (const entry of entries) await walk(entry, "", found);
+    for (const entry of entries) await walk(entry, [], found);
     return found;
   };
-  const walk = async (entry, folder, found) => {
-    if (entry.isFile) found.push({ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), folder });
+  /** Files below an entry; `path` is relative to the dropped folder, so that its folders (`8_mika girl`) keep their names. */
+  const walk = async (entry, above, found) => {
+    if (entry.isFile) found.push({ file: await new Promise((resolve, reject) => entry.file(resolve, reject)), path: [...above.slice(1), entry.name].join("/"), folder: above[0] || "" });
     if (!entry.isDirectory) return;
     const reader = entry.createReader();
     for (;;) {
       const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // at most 100 at once
       if (!some.length) return;
-      for (const inner of some) await walk(inner, folder || entry.name, found);
+      for (const inner of some) await walk(inner, [...above, entry.name], found);
     }
   };
 
@@ -98,18 +99,20 @@
       return;
     }
     const name = safe(wanted.map(({ folder }) => folder).find(Boolean) || LT.state.values["data.trigger_word"] || t("dropped pictures"));
-    const there = await LT.get(`uploads/${encodeURIComponent(name)}`).catch(() => ({ files: [] }));
-    const sizes = new Map((there.files || []).map((file) => [file.name, file.bytes]));
+    const address = `uploads/${encodeURIComponent(name)}`;
+    const there = await LT.get(address).catch(() => ({ files: [], parts: [] }));
+    const begun = new Map((there.parts || []).map((part) => [part.name, part.bytes]));
     Object.assign(state, { total: wanted.length, done: 0, failed: 0 });
     let folder = there.path || "";
     const twice = [];
-    for (const { file } of wanted) {
-      if (sizes.get(file.name) === file.size) twice.push(file.name); // sent before: an upload that was cut off goes on
+    for (const { file, path } of wanted) {
+      if (there.files.some((one) => one.name === path && one.bytes === file.size)) twice.push(path); // sent before: a sending that was cut off goes on
       else {
+        const from = (begun.get(path) || 0) < file.size ? begun.get(path) || 0 : 0;
         try {
-          const answer = await LT.send(`uploads/${encodeURIComponent(name)}?file=${encodeURIComponent(file.name)}`, file);
-          folder = answer.folder || answer.path.replace(/[\\/][^\\/]*$/, "");
-          sizes.set(file.name, file.size);
+          const answer = await LT.send(`${address}?file=${encodeURIComponent(path)}${from ? `&offset=${from}` : ""}`, from ? file.slice(from) : file);
+          folder = answer.folder;
+          if (answer.duplicate) twice.push(path);
         } catch (error) {
           state.failed += 1;
           if (state.failed === 1) LT.complain(error);

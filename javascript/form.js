@@ -54,11 +54,19 @@
     const last = keys.pop();
     keys.reduce((inside, key) => (inside[key] = inside[key] || {}), nested)[last] = value;
   };
+  /** Defaults that come from the loaded model (its size, its clip skip): the server's own differ, so they are sent along. */
+  const fromModel = () => {
+    const found = {};
+    LT.options.forEach((option, path) => {
+      if (!equal(LT.defaultOf(path), option.default)) found[path] = LT.defaultOf(path);
+    });
+    return found;
+  };
   /** The config as nested plain values; `changes` ("path" -> value) are laid over it. */
   LT.config = (changes = {}) => {
     const nested = {};
     const prompts = LT.value("sample.prompts");
-    const values = { ...LT.state.values, ...(prompts && prompts.length ? { "sample.prompts": prompts } : {}), ...changes };
+    const values = { ...fromModel(), ...LT.state.values, ...(prompts && prompts.length ? { "sample.prompts": prompts } : {}), ...changes };
     for (const [path, value] of Object.entries(values)) if (value !== undefined) put(nested, path, value);
     return nested;
   };
@@ -109,9 +117,10 @@
   /** Repeats that the folder's own name gives to every picture (`8_mika girl`), else 0. */
   LT.folderRepeats = () => {
     const pictures = LT.seen.pictures;
-    if (!pictures || !pictures.repeats_from_folder) return 0;
+    if (!pictures) return 0;
     const found = new Set(pictures.pictures.filter((picture) => picture.usable).map((picture) => picture.repeats));
-    return found.size === 1 ? [...found][0] : 0;
+    const [repeats] = found;
+    return found.size === 1 && repeats !== pictures.asked ? repeats : 0;
   };
   LT.epochs = (changes = {}) => {
     const given = "steps.max_train_epochs" in changes ? changes["steps.max_train_epochs"] : LT.value("steps.max_train_epochs");

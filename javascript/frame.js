@@ -101,6 +101,7 @@
   /** What the pill says of a run: [strong words, words behind the dot]; on a phone "training 58 %" is "58 %". */
   LT.pillWords = (run) => {
     if (!run || run.state === "idle") return [t("idle"), ""];
+    if (run.kind === "grid" && run.state === "finished") return [t("grid finished"), ""];
     if (run.kind === "grid" && LT.active()) return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
     const word = LT.stateWord(run.state);
     if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run), LT.percent(share(run))];
@@ -177,7 +178,7 @@
     const memory = status && status.memory;
     parts.memory.hidden = !memory || !memory.total_mb;
     if (parts.memory.hidden) return;
-    const cpu = String(memory.device || "cpu").startsWith("cpu");
+    const cpu = !LT.onGpu(memory.device);
     const used = memory.total_mb - memory.free_mb;
     const active = LT.active();
     const own = active && run.kind !== "grid" && run.state !== "paused" ? Math.min(used, run.vram_mb || used - (memory.host_mb || used)) : 0;

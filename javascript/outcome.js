@@ -6,7 +6,7 @@
 
   LT.outcomeNote = (run, data, live) => {
     if (run.state === "paused") return paused(run, data);
-    if (live) return null;
+    if (live) return waiting();
     if (run.state === "failed" || run.state === "interrupted") return failed(run, data);
     if (run.state === "finished") return finished(data);
     return run.state === "stopped" ? banner("calm", "stop", t("Stopped at step {step} of {total}.", { step: LT.count(data.endedAt || run.step), total: LT.count(run.total_steps) }), filesWords(data)) : null;
@@ -15,8 +15,14 @@
   const banner = (look, sign, strong, more) => h(`div.lt-banner.${look}`, {}, LT.icon(sign), h("div", {}, h("b", {}, strong), more && h("span", {}, " ", more)));
 
   const paused = (run, data) => {
-    const host = data.device && data.device.startsWith("cuda") ? t("The GPU and the model are free: other tabs can draw.") : t("The model is free: other tabs can draw.");
+    const host = LT.onGpu(data.device) ? t("The GPU and the model are free: other tabs can draw.") : t("The model is free: other tabs can draw.");
     return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), `${host} ${t("The run goes on exactly where it stopped.")}${run.paused_because && run.paused_because !== "user" ? ` (${run.paused_because})` : ""}`);
+  };
+
+  /** Generations of the host's other tabs that wait for this run. */
+  const waiting = () => {
+    const count = ((LT.seen.status || {}).host || {}).waiting || 0;
+    return count > 0 && banner("wait", "picture", LT.tn(count, "{n} picture waits to be drawn in another tab.", "{n} pictures wait to be drawn in other tabs."), t("Pause lets them through."));
   };
 
   const filesWords = (data) => {

@@ -91,18 +91,19 @@
     const machine = LT.seen.status && LT.seen.status.memory;
     const total = Math.max(machine ? machine.total_mb : 0, plan.free_mb || 0, need * 1.02);
     const width = (mb) => `${(100 * mb) / total}%`;
+    const short = (mb) => (need < 1024 ? LT.megabytes(mb) : LT.gigabytes(mb));
     const free = plan.free_mb || 0;
     const fits = plan.fits !== false;
-    const used = free ? t("{used} of {total}", { used: LT.gigabytes(need), total: LT.megabytes(free) }) : LT.megabytes(need);
+    const used = free ? t("{used} of {total}", { used: short(need), total: LT.megabytes(free) }) : LT.megabytes(need);
     const kept = machine ? machine.total_mb - free : 0;
     return h("div.lt-memoryplan", {},
-      h("div.lt-row", {}, h("span", {}, LT.memoryName(machine && !String(machine.device).startsWith("cpu")), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
+      h("div.lt-row", {}, h("span", {}, LT.memoryName(machine && LT.onGpu(machine.device)), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
       h("div.lt-parts", {},
         split.map(([name, mb], index) => h(`i.part${index % LOOKS.length}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` })),
         total > free && free > 0 && h("i.kept", { style: { left: width(free), width: width(total - free) } }),
         free > 0 && h("i.line", { style: { left: width(free) } })),
-      h("div.lt-row.lt-partnames", {}, split.map(([name, mb], index) => h("span", {}, h(`i.part${index % LOOKS.length}`), `${partName(name)} ${LT.gigabytes(mb)}`)), h("span.lt-gap"),
-        free > 0 && h("span", {}, kept > 50 ? t("{free} free · {kept} kept by host and desktop", { free: LT.gigabytes(free), kept: LT.gigabytes(kept) }) : t("{free} free", { free: LT.gigabytes(free) }))),
+      h("div.lt-row.lt-partnames", {}, split.map(([name, mb], index) => h("span", {}, h(`i.part${index % LOOKS.length}`), `${partName(name)} ${short(mb)}`)), h("span.lt-gap"),
+        free > 0 && h("span", {}, kept > 50 ? t("{free} free · {kept} kept by host and desktop", { free: LT.megabytes(free), kept: LT.megabytes(kept) }) : t("{free} free", { free: LT.megabytes(free) }))),
       !fits && wayOut(need));
   };
 

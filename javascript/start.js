@@ -6,6 +6,8 @@
 
   const build = async (root) => {
     begun = true;
+    const prose = root.closest(".prose"); // how Gradio dresses the text of an HTML component: margins and colours that are not ours
+    if (prose) prose.classList.remove("prose");
     root.textContent = "";
     try {
       await LT.loadWords();

@@ -7,6 +7,7 @@
   const parts = {};
   let lines = null; // open suggestions: [{path, label, old, value, because, typed, ticked, changes}]
   let before = null; // the form as it was before the last list was used
+  let notes = []; // what the wizard says besides
   let said = "";
   let busy = false;
 
@@ -39,6 +40,7 @@
     try {
       const answer = await LT.post("wizard", { config: LT.config(), subject: LT.state.subject, typed: Object.keys(LT.state.typed) });
       lines = order(answer.changes);
+      notes = answer.notes || [];
       said = "";
       if (!lines.length) {
         lines = null;
@@ -74,6 +76,7 @@
     if (line.path === "times") return typeof value === "number" ? LT.count(value) : value;
     const option = LT.options.get(line.path);
     if (!option) return String(value);
+    if (value === null && /^optimizer\.(unet|text_encoder)_lr$/.test(line.path)) return LT.shown(option, LT.value("optimizer.learning_rate"));
     if (value === null || value === "" || value === undefined) return t("automatic");
     if (option.type === "bool") return value ? t("on") : t("off");
     return option.type === "choice" ? LT.choiceLabel(line.path, value) : LT.shown(option, value).replace(/\n/g, " / ");
@@ -126,6 +129,7 @@
     const count = ticked().length;
     return [
       h("div.lt-changes", {}, lines.filter((one) => !one.typed).map(line), typed.length > 0 && typed.length < lines.length && h("i.lt-rule"), typed.map(line)),
+      notes.length > 0 && h("div.lt-wizardnotes", {}, notes.map((note) => h("div.lt-hint", {}, note))),
       h("div.lt-answers", {}, LT.button(LT.tn(count, "Use this one", "Use these {n}"), { kind: "primary", disabled: !count, onclick: use }), LT.button(t("Keep mine"), { onclick: () => { lines = null; told(); } })),
     ];
   };

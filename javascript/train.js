@@ -135,7 +135,7 @@
   };
   LT.command = command;
 
-  const onGpu = (data) => String(data.device || (LT.seen.status && LT.seen.status.memory && LT.seen.status.memory.device) || "cpu").startsWith("cuda");
+  const onGpu = (data) => LT.onGpu(data.device || (LT.seen.status && LT.seen.status.memory && LT.seen.status.memory.device));
   const askStop = async (run, data) => {
     const saved = LT.numbered(data).length;
     const lines = [
@@ -203,7 +203,7 @@
     const current = Math.min(epochs, Math.max(1, Math.ceil(step / each)));
     const busy = live || over;
     const every = Math.ceil(epochs / 12);
-    const wanted = JSON.stringify([run.id, epochs, step, [...saved], best && best.epoch, run.state]);
+    const wanted = JSON.stringify([run.id, epochs, each, total, step, [...saved], best && best.epoch, run.state]);
     if (parts.bar.dataset.drawn === wanted) return;
     parts.bar.dataset.drawn = wanted;
     const segment = (epoch) => {
@@ -252,7 +252,7 @@
       tile(t("Loss"), tail ? LT.loss(tail.loss_average) : "–", "", tail ? [h("span.lt-nophone", {}, t("smoothed"), " · "), t("this step {loss}", { loss: LT.loss(tail.loss) })] : ""),
       tile(t("Speed"), speed === null ? "–" : speed >= 100 ? LT.count(speed) : speed.toPrecision(2), speed !== null && t("s per step"), speed ? t("{n} pictures per second", { n: Number((perStep / speed).toPrecision(2)) }) : ""),
       vram
-        ? tile(LT.memoryName(true), LT.gigabytes(vram), "GB", memory && live ? t("{n} GB still free", { n: LT.gigabytes(memory.free_mb) }) : "")
+        ? tile(LT.memoryName(onGpu(data)), LT.gigabytes(vram), "GB", memory && live ? t("{n} GB still free", { n: LT.gigabytes(memory.free_mb) }) : "")
         : tile(t("Memory"), memory ? LT.gigabytes(memory.total_mb - memory.free_mb) : "–", memory && "GB", memory ? t("of the computer · {n} GB still free", { n: LT.gigabytes(memory.free_mb) }) : ""),
     );
   };

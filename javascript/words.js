@@ -46,8 +46,8 @@
 
   /** 1320 -> "1 320". */
   LT.count = (value) => grouped(String(Math.round(value)));
-  /** A loss: three places after the point. */
-  LT.loss = (value) => (value === null || value === undefined || !isFinite(value) ? "–" : value >= 10 ? value.toPrecision(3) : value.toFixed(3));
+  /** A loss: three digits that say something. */
+  LT.loss = (value) => (value === null || value === undefined || !isFinite(value) ? "–" : value >= 10 ? value.toPrecision(3) : value >= 0.1 || value === 0 ? value.toFixed(3) : value.toFixed(4));
   /** A learning rate: 1.4e-4. */
   LT.rate = (value, places = 2) => {
     if (value === null || value === undefined || !isFinite(value)) return "–";
@@ -81,6 +81,8 @@
   };
   LT.percent = (share) => `${Math.floor(share * 100)}${NARROW}%`;
   LT.size = (width, height) => `${width} × ${height}`;
+  /** Whether a device as the server names it ("cuda:0", "NVIDIA GeForce …", "CPU", "cpu") is a GPU. */
+  LT.onGpu = (device) => !/^(cpu\b|$)/i.test(String(device || ""));
   /** "Memory", or in a language that tells the two apart, the GPU's. */
   LT.memoryName = (gpu) => (gpu && LT.language !== "en" ? LT.t("GPU memory") : LT.t("Memory"));
   /** The last part of a path. */

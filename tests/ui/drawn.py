@@ -35,7 +35,7 @@ def figure(width: int, height: int, place: str = "sea", learnt: float = 1.0, see
     x, y = width * (0.5 + shift), height * 0.46
 
     def blend(one: tuple[int, int, int], other: tuple[int, int, int]) -> tuple[int, int, int]:
-        return tuple(int(a + (b - a) * learnt) for a, b in zip(one, other))  # type: ignore[return-value]
+        return tuple(int(a + (b - a) * learnt) for a, b in zip(one, other, strict=True))  # type: ignore[return-value]
 
     def ellipse(cx: float, cy: float, rx: float, ry: float, colour: tuple[int, int, int]) -> None:
         draw.ellipse((cx - rx * size, cy - ry * size, cx + rx * size, cy + ry * size), colour)
