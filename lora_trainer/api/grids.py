@@ -39,14 +39,17 @@ def check_grid(folder: RunFolder, prompt: str, weights: Sequence[float], epochs:
 
 
 def new_grid(
-    folder: RunFolder, host: Host, *, prompt: str, weights: Sequence[float], epochs: Sequence[int], out: Path
+    folder: RunFolder, host: Host, *, prompt: str, weights: Sequence[float], epochs: Sequence[int], out: Path, seed: int | None = None
 ) -> tuple[RunFolder, Work]:
-    """The grid's own run folder beside its run's, and its work for a Job. `epochs` empty: all that were saved."""
+    """The grid's own run folder beside its run's, and its work for a Job. `epochs` empty: all that were saved.
+
+    `seed` None: the run's own; another draws every cell anew.
+    """
     own = RunFolder.create(folder.path.parent, f"{folder.id}-grid", kind="grid", of=folder.id)
 
     def work(control: Control) -> Generator[Event, None, None]:
         from lora_trainer.grid.render import render
 
-        yield from render(folder.path, host, prompt, list(weights), list(epochs) or None, control, out)
+        yield from render(folder.path, host, prompt, list(weights), list(epochs) or None, control, out, seed=seed)
 
     return own, work

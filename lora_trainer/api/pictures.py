@@ -145,6 +145,7 @@ def pictures(folders: Folders, config: TrainConfig, language: str) -> dict[str, 
         "validation": {"count": held_back, "source": "folder" if held is not None else "held" if held_back else "none"},
         "warnings": [message.text(language) for message in (*found.warnings, *(held.warnings if held is not None else ()))],
         "trigger": _trigger(folders.tokens, config.data.trigger_word, language),
+        "class_tokens": _class_tokens(used),
     }
 
 
@@ -174,6 +175,12 @@ def _shares(record: ImageRecord) -> list[float]:
         return [0.0, 0.0, 1.0, 1.0]
     (width, height), (left, top, wide, high) = record.resized, record.crop
     return [round(share, 5) for share in (left / width, top / height, (left + wide) / width, (top + high) / height)]
+
+
+def _class_tokens(used: Sequence[ImageRecord]) -> str:
+    """The class words that all pictures share, by the folder's name or the config."""
+    found = {record.class_tokens for record in used}
+    return found.pop() if len(found) == 1 else ""
 
 
 def _trigger(tokens: Tokens, trigger: str, language: str) -> dict[str, Any]:

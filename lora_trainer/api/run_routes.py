@@ -259,12 +259,13 @@ def _grid(api: Api, run: str) -> dict[str, Any]:
 
 
 async def start_grid(api: Api, request: Request) -> Response:
-    """POST /grid {"run", "prompt", "weights", "epochs"?} -> 202 {"run": ID of the grid's run, "of": ID}"""
+    """POST /grid {"run", "prompt", "weights", "epochs"?, "seed"?} -> 202 {"run": ID of the grid's run, "of": ID}"""
     body = await body_of(request)
     run, prompt = wanted(body, "run", str), wanted(body, "prompt", str)
     weights = [_number(weight, "weights") for weight in wanted(body, "weights", list)]
     epochs = [int(_number(epoch, "epochs")) for epoch in wanted(body, "epochs", list, [])]
-    return answer(await api.workers.in_thread(_start_grid, api, run, prompt, weights, epochs), 202)
+    seed = int(_number(body["seed"], "seed")) if body.get("seed") is not None else None
+    return answer(await api.workers.in_thread(_start_grid, api, run, prompt, weights, epochs, seed), 202)
 
 
 def _number(value: Any, key: str) -> float:
@@ -273,13 +274,13 @@ def _number(value: Any, key: str) -> float:
     return float(value)
 
 
-def _start_grid(api: Api, run: str, prompt: str, weights: list[float], epochs: list[int]) -> dict[str, Any]:
+def _start_grid(api: Api, run: str, prompt: str, weights: list[float], epochs: list[int], seed: int | None) -> dict[str, Any]:
     from lora_trainer.api.grids import check_grid, new_grid
 
     api.manager.require_idle()
     folder = api.run_folder(run)
     check_grid(folder, prompt, weights, epochs)
-    own, work = new_grid(folder, api.host, prompt=prompt, weights=weights, epochs=epochs, out=folder.grid)
+    own, work = new_grid(folder, api.host, prompt=prompt, weights=weights, epochs=epochs, out=folder.grid, seed=seed)
     try:
         api.manager.start(own, work)
     except HostBusy:
