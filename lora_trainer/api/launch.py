@@ -42,13 +42,14 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
 def problems_before(config: TrainConfig, host: Host) -> list[Problem]:
     """What would stop the run, found before anything is touched: model, pictures, prompts and names, all at once."""
     from lora_trainer.train.saving import Names, refuse_overwriting
-    from lora_trainer.train.setup import preview_requests, read_pictures
+    from lora_trainer.train.setup import check_optimizer, preview_requests, read_pictures
 
     names = Names(Path(config.save.output_dir), derive.output_name(config))
     found: list[Problem] = []
     looks: dict[str, Callable[[], object]] = {
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "data.train_data_dir": lambda: read_pictures(config),
+        "optimizer.args": lambda: check_optimizer(config),
         "sample.prompts": lambda: preview_requests(config),
         "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite),
     }

@@ -59,6 +59,7 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
     names = Names(Path(config.save.output_dir or host.paths().lora_dir), derive.output_name(config))
     refuse_overwriting(names, config.save.overwrite)
     pictures = setup.read_pictures(config)
+    setup.check_optimizer(config)
     setup.preview_requests(config)
     with host.lease(config.model) as lease:
         plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), Machine(lease.device.type, host.memory()["free_mb"]))
@@ -136,8 +137,9 @@ class _Run:
         with torch.inference_mode(False), torch.enable_grad():
             total = torch.zeros((), device=trainer.bundle.device)
             for batch in group:
-                loss = self._batch_loss(batch) / pictures
-                (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
+                with trainer.adapter.calculating_with(trainer.optimizer.tensors(trainer.precision.autocast)):
+                    loss = self._batch_loss(batch) / pictures
+                    (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
                 total += loss.detach()
             rate = factor(
                 self.config.schedule.type, self.step, self.plan.total_steps, self.plan.warmup_steps, self.config.schedule.min_lr_ratio
@@ -173,9 +175,8 @@ class _Run:
             return picture_losses(trainer.bundle, drawn, trainer.rules).sum()
 
     def _update(self, rate: float) -> float:
-        """Clips the gathered gradient and steps; returns its length before clipping."""
+        """Clips the gradient and steps; returns its length before clipping."""
         optimizer, scaler = self.trainer.optimizer, self.trainer.scaler
-        optimizer.gather()
         if scaler is not None:
             scaler.unscale_(optimizer.inner)
         gradients = optimizer.gradients()

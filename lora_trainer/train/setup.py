@@ -25,7 +25,7 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import FlatOptimizer
+from lora_trainer.optim.optimizers import FlatOptimizer, try_options
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
@@ -182,6 +182,11 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
         requests=preview_requests(config),
     )
     return trainer
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raises TrainerError when the optimizer does not take its arguments."""
+    try_options(config.optimizer.type, derive.optimizer_args(config))
 
 
 def facts_of(checkpoint: Path) -> ModelFacts | None:
