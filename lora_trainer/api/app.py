@@ -1,4 +1,4 @@
-"""An app of our own, for the page that is served without a WebUI."""
+"""An empty app for a page of our own: in a WebUI the host's app is used."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from fastapi import FastAPI
 
 
 def new_app() -> FastAPI:
-    """An empty app without documentation pages."""
+    """Without FastAPI's own pages, which load scripts from the network."""
     return FastAPI(title="LoRA Trainer", docs_url=None, redoc_url=None, openapi_url=None)

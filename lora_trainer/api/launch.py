@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from lora_trainer.config import derive
-from lora_trainer.config.changes import with_value
+from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.checks import options
 from lora_trainer.config.files import write_config
 from lora_trainer.config.schema import TrainConfig
@@ -23,20 +23,30 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
 
 
-def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> TrainConfig:
-    """The config with output folder, runs folder and result name filled in where they are empty.
+READ = (("data", "train_data_dir"), ("validate", "data_dir"), ("model", "pretrained_model_name_or_path"), ("model", "vae"))
 
-    Runs go to `runs_dir`, else beside the output folder.
+
+def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> TrainConfig:
+    """The config with output folder, runs folder and result name filled in where they are empty, and every path absolute.
+
+    Runs go to `runs_dir`, else beside the output folder. So a run's config.toml means the same from any working directory.
     """
     output = Path(config.save.output_dir) if config.save.output_dir else host.paths().lora_dir
-    runs = Path(config.save.runs_dir) if config.save.runs_dir else runs_dir or output.parent / "runs"
-    for path, value in (
-        ("save.output_dir", str(output)),
-        ("save.runs_dir", str(runs)),
-        ("save.output_name", derive.output_name(config)),
-    ):
-        config = with_value(config, path, value)
-    return config
+    runs = Path(config.save.runs_dir) if config.save.runs_dir else runs_dir or output.absolute().parent / "runs"
+    plain = to_mapping(config)
+    plain["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": derive.output_name(config)}
+    for section, name in READ:
+        path = Path(plain[section][name])
+        if plain[section][name].strip() and not path.is_absolute() and _exists(path):
+            plain[section][name] = str(path.absolute())
+    return build(plain)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long: whoever opens it says so
+        return False
 
 
 def problems_before(config: TrainConfig, host: Host) -> list[Problem]:

@@ -61,11 +61,11 @@ def _report(api: Api, run: str) -> str:
     from lora_trainer.jobs.sinks import versions
 
     latest = api.manager.latest
-    lines = [f"host        {api.host.name} {api.host.version}", *versions()]
-    lines += [f"model       {api.live.model}", f"memory      {api.live.memory}"]
+    lines = [f"host         {api.host.name} {api.host.version}", *versions()]
+    lines += [f"model        {api.live.model}", f"memory       {api.live.memory}"]
     folder = api.run_folder(run) if run else latest.folder if latest else None
     if folder is not None:
-        lines += ["", f"run         {folder.id}"]
+        lines += ["", f"run          {folder.id}"]
         for path in (folder.config_file, folder.report_file):
             if path.is_file():
                 lines += ["", f"--- {path.name}", path.read_text(encoding="utf-8").rstrip()]

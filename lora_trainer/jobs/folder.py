@@ -174,11 +174,12 @@ def runs_in(runs_dir: Path) -> list[RunFolder]:
     """Every run's folder, newest first; [] when there is no such folder."""
     if not runs_dir.is_dir():
         return []
-    found = [RunFolder(path) for path in runs_dir.iterdir() if path.is_dir() and _is_run(path)]
+    found = [RunFolder(path) for path in runs_dir.iterdir() if path.is_dir() and is_run(path)]
     return sorted(found, key=lambda folder: folder.about()["created"] or folder.path.stat().st_mtime, reverse=True)
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run."""
     return (path / "run.json").is_file() or (path / "events.jsonl").is_file()
 
 

@@ -137,45 +137,45 @@ class ReportFile:
         event = record.event
         self._begun = self._begun or record.time
         if isinstance(event, Started):
-            self.lines += [f"device      {event.device} {event.dtype}", *_plan_lines(event.plan)]
+            self.lines += [f"device       {event.device} {event.dtype}".rstrip(), *_plan_lines(event.plan)]
         elif isinstance(event, Stepped):
             self._last = event
         elif isinstance(event, Warned):
-            self.lines.append(f"warning     {event.message}")
+            self.lines.append(f"warning      {event.message}")
         elif isinstance(event, Validated):
-            self.lines.append(f"validation  step {event.step}, epoch {event.epoch}: {event.loss:.5f}")
+            self.lines.append(f"validation   step {event.step}, epoch {event.epoch}: {event.loss:.5f}")
         elif isinstance(event, Saved):
-            self.lines.append(f"saved       {event.path}  {event.bytes / 1e6:.1f} MB  sha256 {event.sha256}")
+            self.lines.append(f"saved        {event.path}  {event.bytes / 1e6:.1f} MB  sha256 {event.sha256}")
         elif isinstance(event, (Finished, Stopped, Failed)):
             self._end(event, record.time)
 
     def _end(self, event: Finished | Stopped | Failed, time: float) -> None:
-        head = [f"run         {self.folder.id}", f"outcome     {type(event).__name__.lower()} at step {event.step}"]
-        head.append(f"took        {time - self._begun:.0f} s")
+        head = [f"run          {self.folder.id}", f"outcome      {type(event).__name__.lower()} at step {event.step}"]
+        head.append(f"took         {time - self._begun:.0f} s")
         if self._last:
-            head.append(f"loss        {self._last.loss_average:.5f} (average), {self._last.seconds:.3f} s a step")
+            head.append(f"loss         {self._last.loss_average:.5f} (average), {self._last.seconds:.3f} s a step")
         problems = event.problems if isinstance(event, Failed) else ()
-        tail = [f"problem     {problem['path']} {problem['message']} {problem['fix']}" for problem in problems]
+        tail = [f"problem      {problem['path']} {problem['message']} {problem['fix']}" for problem in problems]
         text = "\n".join([*head, *versions(), *self.lines, *tail, *self.traceback, ""])
         write_atomically(self.folder.report_file, text.encode("utf-8"))
 
 
 def _plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    return [f"plan        {key}: {plan[key]}" for key in ("images", "steps_per_epoch", "epochs", "total_steps") if key in plan]
+    return [f"plan         {key}: {plan[key]}" for key in ("images", "steps_per_epoch", "epochs", "total_steps") if key in plan]
 
 
 def versions() -> list[str]:
     """Lines naming Python, system and the packages that matter, without importing any."""
     from importlib.metadata import PackageNotFoundError, version
 
-    lines = [f"python      {platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"]
+    lines = [f"python       {platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"]
     for name in ("torch", "diffusers", "transformers", "safetensors", "gradio"):
         try:
-            lines.append(f"{name:<11} {version(name)}")
+            lines.append(f"{name:<12} {version(name)}")
         except PackageNotFoundError:
-            lines.append(f"{name:<11} not installed")
+            lines.append(f"{name:<12} not installed")
     own = sys.modules.get("lora_trainer")
-    return [f"trainer     {getattr(own, '__version__', '')}", *lines]
+    return [f"trainer      {getattr(own, '__version__', '')}", *lines]
 
 
 def standard_sinks(folder: RunFolder) -> list[Sink]:

@@ -1,0 +1,65 @@
+"""check CONFIG.toml [--set a.b=c]... [--json]"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lora_trainer.cli.asked import add_json, add_sets, host
+from lora_trainer.cli.out import DONE, WRONG, Out
+from lora_trainer.errors import ConfigError
+from lora_trainer.messages import say
+
+
+def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+    """Adds the verb's words."""
+    parser.add_argument("config", type=Path, metavar="CONFIG.toml", help=out.worded(say("the settings of the run")))
+    add_sets(parser, out)
+    add_json(parser, out)
+
+
+def run(args: argparse.Namespace, out: Out) -> int:
+    """Prints the plan; 2 when something stands in the way of the run."""
+    from lora_trainer.api import plans
+    from lora_trainer.config.files import read_config
+
+    try:
+        found = plans.check(read_config(args.config, args.sets), host())
+    except ConfigError as error:
+        found = {**plans.EMPTY_PLAN, "problems": error.problems, "warnings": []}
+    problems = found["problems"]
+    if found["images"]:
+        tell_plan(found, out)
+    for warning in found["warnings"]:
+        out.note(say("Note: {message}", message=warning["message"]))
+    out.problems(problems)
+    out.document(
+        found
+        | {"problems": [problem.to_json(out.language) for problem in problems]}
+        | {
+            "warnings": [
+                {**warning, "message": out.worded(warning["message"]), "fix": out.worded(warning["fix"])} for warning in found["warnings"]
+            ]
+        }
+    )
+    return WRONG if problems else DONE
+
+
+def tell_plan(plan: dict[str, Any], out: Out) -> None:
+    """The plan in a few lines."""
+    out.line(say("{images} pictures, {held} held back for validation", images=plan["images"], held=plan["validation_images"]))
+    for bucket in plan["buckets"]:
+        out.line(f"  {bucket['width']} x {bucket['height']}: {bucket['count']}")
+    values = {"steps": plan["steps_per_epoch"], "epochs": plan["epochs"], "total": plan["total_steps"]}
+    out.line(say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values))
+    out.line(say("about {minutes} minutes (estimate)", minutes=max(1, round(plan["seconds"] / 60))))
+    out.line(say("{files} files, {mb} MB", files=plan["files"], mb=plan["disk_mb"]))
+    memory = plan["memory"]
+    values = {"needed": memory["needed_mb"], "free": memory["free_mb"]}
+    fits = (
+        "memory: {needed} MB of {free} MB free (estimate)"
+        if memory["fits"]
+        else "memory: {needed} MB are needed, {free} MB are free (estimate): it may not fit"
+    )
+    out.line(say(fits, **values))

@@ -1,0 +1,194 @@
+"""demo [--out DIR] [--set a.b=c]... [--json]: the whole way on the small model that ships with the project"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.cli.asked import add_json, add_sets
+from lora_trainer.cli.out import Out
+from lora_trainer.messages import say
+
+if TYPE_CHECKING:
+    from lora_trainer.config.schema import TrainConfig
+
+PROMPT = "a sks crescent on a white background"
+OPTIONS = "--w 64 --h 64 --d 3 --l 5 --s 20"
+WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)
+SAMPLES = 6
+"""Seeds drawn without and with the result."""
+ENLARGED, GAP = 2, 6
+
+
+def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+    """Adds the verb's words."""
+    folder = say("where everything goes; without: ./demo-out")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help=out.worded(folder))
+    add_sets(parser, out)
+    add_json(parser, out)
+
+
+def run(args: argparse.Namespace, out: Out) -> int:
+    """Trains the crescent, draws samples and the grid, writes the report, and says which cell is best."""
+    from lora_trainer.cli.out import FAILED
+    from lora_trainer.cli.running import exit_status
+
+    begun = time.monotonic()
+    args.out = args.out.absolute()
+    out.note(
+        say(
+            "Trains a crescent that the small model has never seen, then draws it. About three minutes; everything goes to {folder}.",
+            folder=str(args.out),
+        )
+    )
+    config = _config(args.out, args.sets)
+    trained = _train(config, args.out, out)
+    result: dict[str, Any] = {"run": str(trained.folder.path), "outcome": trained.status.outcome, "files": _files(trained), "grid": None}
+    code = exit_status(trained.status)
+    if code == 0:
+        out.note(say("Drawing samples without and with the result"))
+        result["samples"] = _samples(config, trained, args.out)
+        drawn = _grid(trained, args.out, out)
+        code = exit_status(drawn.status)
+        result |= _told(args.out, out)
+        _report(args.out, trained, result, time.monotonic() - begun)
+        for name in ("grid.png", "samples.png", "report.txt"):
+            if code != FAILED:
+                out.line(str(args.out / name))
+        out.line(result["verdict"])
+    out.document(result)
+    return code
+
+
+def _config(folder: Path, sets: Sequence[str]) -> TrainConfig:
+    """The demo's config, also written to demo.toml; a name is taken that no earlier demo used. Raises ConfigError."""
+    from lora_trainer import assets
+    from lora_trainer.config.build import apply_sets, build
+    from lora_trainer.config.files import config_text
+    from lora_trainer.files import write_atomically
+    from lora_trainer.train.saving import Names
+
+    pictures = folder / "pictures"
+    loras = folder / "loras"
+    name, number = "crescent", 2
+    while Names(loras, name).taken():
+        name, number = f"crescent-v{number}", number + 1
+    mapping = {
+        "model": {"pretrained_model_name_or_path": assets.TOY},
+        "data": {
+            "train_data_dir": str(pictures / "train"),
+            "trigger_word": "sks",
+            "resolution": 64,
+            "batch_size": 4,
+            "caption_dropout_rate": 0.1,
+        },
+        "network": {"dim": 8, "alpha": 8},
+        "optimizer": {"learning_rate": 2e-3},
+        "schedule": {"type": "cosine", "warmup_steps": 10, "min_lr_ratio": 0.1},
+        "steps": {"max_train_epochs": 8},
+        "sample": {"prompts": [f"{PROMPT} {OPTIONS}"]},
+        "validate": {"data_dir": str(pictures / "val")},
+        "save": {"output_dir": str(loras), "output_name": name, "runs_dir": str(folder / "runs")},
+    }
+    config = build(apply_sets(mapping, sets))
+    shutil.copytree(assets.toy_pictures() / "crescent", pictures, dirs_exist_ok=True)
+    write_atomically(folder / "demo.toml", config_text(config).encode("utf-8"))
+    return config
+
+
+def _train(config: TrainConfig, folder: Path, out: Out) -> Any:
+    from lora_trainer.api import launch
+    from lora_trainer.cli.asked import host
+    from lora_trainer.cli.running import Console, run_job, tell_end
+    from lora_trainer.jobs.job import Job
+
+    own_host = host()
+    config = launch.placed(config, own_host)
+    launch.refuse(launch.problems_before(config, own_host))
+    run_folder = launch.new_folder(config)
+    job = Job(launch.training(config, own_host, run_folder), run_folder, [Console(out)])
+    run_job(job, out)
+    tell_end(job, out)
+    return job
+
+
+def _files(job: Any) -> list[str]:
+    return [file["path"] for file in job.folder.manifest().get("files", [])]
+
+
+def _samples(config: TrainConfig, job: Any, folder: Path) -> list[str]:
+    """A sheet of the same seeds: without the network above, with it below; and the single pictures."""
+    from PIL import Image
+
+    from lora_trainer.cli.asked import host
+    from lora_trainer.cli.sample import Artist
+    from lora_trainer.host.base import find_checkpoint
+    from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+
+    final = Path(next(file["path"] for file in job.folder.manifest()["files"] if file["final"]))
+    artist = Artist(find_checkpoint(config.model.pretrained_model_name_or_path, host().checkpoints()))
+    request = parse_prompt_line(f"{PROMPT} {OPTIONS}", SampleRequest(""))
+    wide, high = request.width * ENLARGED + GAP, request.height * ENLARGED + GAP
+    sheet = Image.new("RGB", (SAMPLES * wide + GAP, 2 * high + GAP), "#d1d5db")
+    paths = []
+    for row, weight in enumerate((0.0, 1.0)):
+        for column, picture in enumerate(artist.draw_seeds(request, range(1, SAMPLES + 1), [(final, weight)])):
+            path = folder / "samples" / f"weight-{weight:g}-seed-{column + 1}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(path)
+            paths.append(str(path))
+            large = picture.resize((request.width * ENLARGED, request.height * ENLARGED), Image.Resampling.LANCZOS)
+            sheet.paste(large, (column * wide + GAP, row * high + GAP))
+    sheet.save(folder / "samples.png")
+    return [str(folder / "samples.png"), *paths]
+
+
+def _grid(job: Any, folder: Path, out: Out) -> Any:
+    from lora_trainer.api.grids import new_grid
+    from lora_trainer.cli.asked import host
+    from lora_trainer.cli.running import Console, run_job, tell_end
+    from lora_trainer.jobs.job import Job
+
+    name = Path(job.folder.manifest()["files"][-1]["path"]).stem
+    prompt = f"{PROMPT} <lora:{name}-NUM:STRENGTH> {OPTIONS}"
+    own, work = new_grid(job.folder, host(), prompt=prompt, weights=WEIGHTS, epochs=(), out=folder)
+    grid = Job(work, own, [Console(out)])
+    run_job(grid, out)
+    tell_end(grid, out)
+    return grid
+
+
+def _told(folder: Path, out: Out) -> dict[str, Any]:
+    from lora_trainer.cli.grid import read_grid, verdict
+
+    found = read_grid(folder)
+    return {"grid": str(folder / "grid.json"), "best": found["best"], "verdict": verdict(found, out.language)}
+
+
+def _report(folder: Path, job: Any, result: dict[str, Any], seconds: float) -> None:
+    from lora_trainer.files import write_atomically
+
+    manifest = job.folder.manifest()
+    losses = [f"  step {entry['step']:>4}, epoch {entry['epoch']}: {entry['loss']:.4f}" for entry in manifest["validation"]]
+    lines = [
+        "LoRA Trainer: demo",
+        "",
+        result["verdict"],
+        "",
+        f"run        {result['run']}",
+        f"took       {seconds:.0f} s",
+        "pictures   grid.png (epochs x weights), samples.png (above without the network, below with it)",
+        "",
+        "validation loss (pictures that were not trained on)",
+        *losses,
+        "",
+        "files",
+        *(f"  {path}" for path in result["files"]),
+        "",
+        job.folder.report_file.read_text(encoding="utf-8"),
+    ]
+    write_atomically(folder / "report.txt", "\n".join(lines).encode("utf-8"))

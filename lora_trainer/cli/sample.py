@@ -1,0 +1,148 @@
+"""sample --model FILE [--lora FILE[:WEIGHT]]... --prompt TEXT ... --out FILE|DIR"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from lora_trainer.cli.asked import add_json, host, wrong
+from lora_trainer.cli.main import as_wrong_usage
+from lora_trainer.cli.out import DONE, Out
+from lora_trainer.errors import TrainerError
+from lora_trainer.messages import say
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lora_trainer.train.prompts import SampleRequest
+
+SAMPLERS = ("ddim", "euler", "euler_a")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+    """Adds the verb's words."""
+    parser.add_argument("--model", required=True, metavar="FILE", help=out.worded(say("the checkpoint")))
+    lora = say("a LoRA file, with its weight behind a colon; as often as wanted")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=out.worded(lora))
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help=out.worded(say("what is to be drawn")))
+    parser.add_argument("--negative", default="", metavar="TEXT", help=out.worded(say("what is not to be drawn")))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--width", type=int, help=out.worded(say("pixels; without: the model's own size")))
+    parser.add_argument("--height", type=int, help=out.worded(say("pixels; without: the width")))
+    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
+    parser.add_argument("--clip-skip", type=int, choices=(1, 2), default=1)
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE|DIR", help=out.worded(say("a picture file, or a folder for it")))
+    add_json(parser, out)
+
+
+def run(args: argparse.Namespace, out: Out) -> int:
+    """Draws one picture and prints where it is."""
+    from lora_trainer.train.prompts import SampleRequest
+
+    loras = [split_weight(text) for text in args.lora]
+    try:
+        model, facts = _checked(args.model, loras)
+    except TrainerError as error:
+        raise as_wrong_usage(error) from error
+    width = args.width or facts.native_size
+    request = SampleRequest(
+        args.prompt,
+        negative=args.negative,
+        width=_side(width, "--width"),
+        height=_side(args.height or width, "--height"),
+        seed=args.seed,
+        cfg=args.cfg,
+        steps=args.steps,
+        sampler=args.sampler,
+        clip_skip=args.clip_skip,
+    )
+    if not 1 <= args.steps <= 1000:
+        raise wrong("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
+    target = _target(args.out, args.seed)
+    (picture,) = Artist(model).draw_seeds(request, [args.seed], loras)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target)
+    out.line(str(target))
+    out.document(
+        {
+            "file": str(target),
+            "seed": args.seed,
+            "prompt": args.prompt,
+            "loras": [{"file": str(path), "weight": weight} for path, weight in loras],
+        }
+    )
+    return DONE
+
+
+class Artist:
+    """A loaded checkpoint that draws by the trainer's own sampler."""
+
+    def __init__(self, model: Path) -> None:
+        import torch
+
+        from lora_trainer.models.load import load
+        from lora_trainer.models.source import FileSource
+        from lora_trainer.train.runtime import choose_precision
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        source = FileSource(model)
+        self.precision = choose_precision("auto", source, device)
+        self.bundle = load(source, device, self.precision.base)
+
+    def draw_seeds(self, request: SampleRequest, seeds: Iterable[int], loras: list[tuple[Path, float]]) -> Iterator[Image]:
+        """The request at several seeds, with LoRA files at their weights."""
+        from lora_trainer.adapters.files import with_loras
+        from lora_trainer.train.sample import draw
+
+        for seed in seeds:
+            with with_loras(self.bundle, loras):
+                picture = draw(self.bundle, attrs.evolve(request, seed=seed), self.precision, lambda: False)
+            if picture is not None:
+                yield picture
+
+
+def split_weight(text: str) -> tuple[Path, float]:
+    """FILE[:WEIGHT]; a drive letter's colon belongs to the file. Raises ConfigError for a weight that is no number."""
+    head, colon, tail = text.rpartition(":")
+    if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
+        return Path(text), 1.0
+    try:
+        return Path(head), float(tail)
+    except ValueError:
+        raise wrong(
+            "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
+        ) from None
+
+
+def _checked(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
+    from lora_trainer.adapters.files import read_lora
+    from lora_trainer.host.base import find_checkpoint
+    from lora_trainer.models.detect import inspect
+
+    path = find_checkpoint(model, host().checkpoints())
+    facts = inspect(path)
+    for lora, _ in loras:
+        read_lora(lora)
+    return path, facts
+
+
+def _side(value: int, option: str) -> int:
+    if not 64 <= value <= 4096 or value % 8:
+        raise wrong(option, say("{value} pixels cannot be drawn.", value=value), say("Give a multiple of 8 from 64 to 4096."))
+    return value
+
+
+def _target(out: Path, seed: int) -> Path:
+    if out.suffix.lower() in PICTURE_SUFFIXES and not out.is_dir():
+        return out
+    number = 1
+    while (path := out / f"{seed}-{number:03d}.png").exists():
+        number += 1
+    return path

@@ -1,0 +1,48 @@
+"""ui [--port N] [--listen] [--no-browser]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lora_trainer.cli.out import DONE, Out
+from lora_trainer.messages import say
+
+if TYPE_CHECKING:
+    from lora_trainer.host.base import Host
+
+PORT = 7865
+
+
+def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+    """Adds the verb's words."""
+    parser.add_argument("--port", type=int, default=PORT)
+    parser.add_argument(
+        "--listen", action="store_true", help=out.worded(say("let other computers use it; only this folder is open to them"))
+    )
+    allow = say("a folder that may be used too with --listen; as often as wanted")
+    parser.add_argument("--allow-path", type=Path, action="append", default=[], metavar="DIR", help=out.worded(allow))
+    parser.add_argument("--no-browser", action="store_true", help=out.worded(say("do not open a browser")))
+
+
+def run(args: argparse.Namespace, out: Out) -> int:
+    """Serves the tab until Ctrl-C; a run that goes on is stopped and saved first."""
+    from lora_trainer.host.standalone import StandaloneHost
+    from lora_trainer.jobs.manager import MANAGER
+    from lora_trainer.ui.standalone import serve
+
+    address = "0.0.0.0" if args.listen else "127.0.0.1"
+    out.note(say("The tab: {address} (Ctrl-C ends it)", address=f"http://127.0.0.1:{args.port}/"))
+    browser = not args.no_browser and sys.stdout.isatty()
+    host = cast("Host", StandaloneHost(listen=args.listen, allow=args.allow_path))
+    with suppress(KeyboardInterrupt):
+        serve(host, MANAGER, port=args.port, address=address, browser=browser)
+    if (job := MANAGER.current) is not None:
+        out.note(say("Stopping and saving the run {run}. Once more to abort.", run=job.folder.id))
+        job.command("stop")
+        while not job.join(0.5):
+            pass
+    return DONE
