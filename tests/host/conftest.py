@@ -28,8 +28,7 @@ def webui_data(webui_tree, webui_python):
     real.place_extension(data)
     real.install(webui_tree, data, webui_python)
     yield data
-    if not os.environ.get("LORA_TRAINER_WEBUI_KEEP"):
-        shutil.rmtree(data)
+    real.remove(data)
 
 
 @pytest.fixture(scope="session")

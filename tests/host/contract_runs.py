@@ -2,17 +2,19 @@
 
 import contextlib
 import shutil
+import sys
 import threading
 from pathlib import Path
 from unittest.mock import patch
 
+import torch
 from safetensors.torch import load_file
 
 from lora_trainer import assets
 from lora_trainer.config.build import build
 from lora_trainer.control import Control
 from lora_trainer.train import loop
-from tests.host.contract import CHECKS, check, untouched, wait_for
+from tests.host.contract import CHECKS, check, untouched, wait_for  # noqa: F401 - one list for both files
 
 STEPS = 6
 PHASES = {
@@ -197,4 +199,57 @@ def trained_file_works_in_the_host_at_once_and_weight_zero_is_the_base(world):
         (world.loras / "at-once.safetensors").unlink()
 
 
-__all__ = ["CHECKS"]
+REAL_ONLY = {}
+
+
+def only_in_a_real_host(function):
+    REAL_ONLY[function.__name__] = function
+
+
+@only_in_a_real_host
+def conditioning_of_a_caption_equals_the_hosts(world):
+    from modules import shared
+
+    from lora_trainer.models.load import load
+    from lora_trainer.models.text import tokenize
+
+    captions = ["", "a sks crescent on a white background", "photo of one girl, long hair, looking at the viewer, " * 4]
+    with untouched(world), world.lend() as lease:
+        bundle, worst = load(lease.source, lease.device), {}
+        for skip in (1, 2):
+            before = shared.opts.data.get("CLIP_stop_at_last_layers")
+            shared.opts.data["CLIP_stop_at_last_layers"] = skip
+            try:
+                for caption in captions:
+                    with torch.no_grad():
+                        theirs = world.loaded().get_learned_conditioning([caption])[:, :77]
+                        ours = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, [caption]), skip)
+                    if len(bundle.tokenizer(caption)["input_ids"]) <= 77:  # the host goes on in a second piece, training cuts off
+                        worst[skip, caption] = float((theirs - ours).abs().max())
+            finally:
+                shared.opts.data.pop("CLIP_stop_at_last_layers") if before is None else shared.opts.data.update(
+                    CLIP_stop_at_last_layers=before
+                )
+        assert len(worst) >= 4
+        assert max(worst.values()) < 1e-5, worst
+
+
+@only_in_a_real_host
+def small_text_encoder_is_the_one_that_the_host_names(world):
+    """192 + 24 modules of a trained file are known to the host: none is left out, none is in error."""
+    from modules import sd_models
+
+    networks = sys.modules["networks"]
+    run = Run(world, "names").go()
+    target = world.loras / "names.safetensors"
+    target.write_bytes(next(run.output.glob("names.safetensors")).read_bytes())
+    try:
+        world.generate("a red circle<lora:names:1>")
+        network = next(network for network in networks.loaded_networks if network.name == "names")
+        assert len(network.modules) == 192 + 24, len(network.modules)
+        assert not networks.extra_network_lora.errors
+        baked = [layer for layer in sd_models.model_data.sd_model.modules() if getattr(layer, "network_current_names", ())]
+        assert sum(layer.network_layer_name in network.modules for layer in baked) == 192 + 24
+    finally:
+        target.unlink()
+        world.generate("a red circle")

@@ -87,9 +87,18 @@ def environment(tree):
     return copy / "bin" / "python"
 
 
-def place_extension(data, parts=PARTS):
+def remove_extension(data):
+    """Leaves the compiled files of an earlier start, as in life: they are not what is measured."""
+    if (folder := data / "extensions" / "lora-trainer").exists():
+        folder.rename(data / "lora-trainer")
+
+
+def place_extension(data):
     """This checkout and the probe as extensions of a data folder."""
-    for name in parts:
+    if (kept := data / "lora-trainer").exists():
+        kept.rename(data / "extensions" / "lora-trainer")
+        return
+    for name in PARTS:
         source, target = ROOT / name, data / "extensions" / "lora-trainer" / name
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -144,3 +153,9 @@ def start(tree, data, python, *flags, login=""):
 def scratch(tree):
     """A data folder on the tree's disk."""
     return make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
+
+
+def remove(data):
+    """Deletes a scratch data folder, unless it is to be looked at."""
+    if not os.environ.get("LORA_TRAINER_WEBUI_KEEP"):
+        shutil.rmtree(data)

@@ -26,7 +26,7 @@ def test_fake_webui(name, fake, data, monkeypatch):
 
 
 @pytest.mark.needs_webui
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", [*CHECKS, *contract_runs.REAL_ONLY])
 def test_real_webui(name, real_webui):
     answer = real_webui.post(f"/lora-trainer-probe/check/{name}", timeout=600)
     assert answer["ok"], answer["error"]

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.errors import ModelError
+from lora_trainer.errors import HostBusy, ModelError
 from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint, with_remedy
 from lora_trainer.messages import Message
 
@@ -105,11 +105,11 @@ class A1111Host:
         return device_memory(torch.device(devices.device))
 
     def busy_reason(self) -> Message | None:
-        """Why the loaded model cannot be lent."""
+        """Why nothing can be lent in the way that the host holds models, with the remedy."""
         from lora_trainer.host.a1111 import refuse
 
         problem = refuse.refusal(self._loaded())
-        return None if problem is None else problem.problems[0].message
+        return with_remedy(problem) if isinstance(problem, HostBusy) else None
 
     def lease(self, model: ModelConfig) -> AbstractContextManager[Lease]:
         """Lends the loaded model, or loads the one that the config names for as long as the loan lasts."""

@@ -1,6 +1,7 @@
 """Test extension: runs the contract's checks inside of a real WebUI, one a request."""
 
 import asyncio
+import hashlib
 import os
 import sys
 import threading
@@ -10,15 +11,24 @@ import traceback
 from modules import script_callbacks, shared
 
 
-def run(name):
-    sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])  # the tests; the trainer itself is loaded from the extension
+def load():
+    """The checks, from the checkout; the trainer itself is loaded from the extension."""
+    sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])
     try:
         from tests.host import contract, contract_runs
     finally:
         sys.path.pop()
+    return contract, contract_runs.CHECKS | contract_runs.REAL_ONLY
+
+
+def world():
+    return load()[0].World(shared.cmd_opts.lora_dir, "zz-other.safetensors", "plain.safetensors")
+
+
+def run(name):
     begin = time.perf_counter()
     try:
-        contract_runs.CHECKS[name](contract.World(shared.cmd_opts.lora_dir, "zz-other.safetensors", "plain.safetensors"))
+        load()[1][name](world())
     except Exception:
         return {"ok": False, "seconds": time.perf_counter() - begin, "error": traceback.format_exc()}
     return {"ok": True, "seconds": time.perf_counter() - begin}
@@ -33,7 +43,18 @@ def app_started(_demo, app):
             await asyncio.sleep(0.02)
         return answer
 
+    async def weights():
+        return {
+            "chosen": shared.opts.sd_model_checkpoint,
+            "hash": hashlib.sha256(repr(sorted(world().hashes().items())).encode()).hexdigest(),
+        }
+
+    async def reload_ui():
+        shared.state.request_restart()  # what the link at the bottom of the page does
+
     app.add_api_route("/lora-trainer-probe/check/{name}", check, methods=["POST"])
+    app.add_api_route("/lora-trainer-probe/weights", weights, methods=["GET"])
+    app.add_api_route("/lora-trainer-probe/reload-ui", reload_ui, methods=["POST"])
 
 
 script_callbacks.on_app_started(app_started)
