@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mimetypes
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.files import read_config
 from lora_trainer.control import COMMANDS
 from lora_trainer.errors import HostBusy
-from lora_trainer.files import file_sha256, write_atomically
+from lora_trainer.files import file_sha256
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.status import word_message, word_problem
 
@@ -183,22 +182,14 @@ async def use(api: Api, request: Request) -> dict[str, Any]:
 
 
 def _use(api: Api, run: str, epoch: int, weight: float) -> dict[str, Any]:
+    from lora_trainer.grid.choice import use
+
     folder = api.run_folder(run)
-    files = [file for file in folder.manifest().get("files", []) if file["epoch"] == epoch and Path(file["path"]).is_file()]
-    if not files:
+    if not any(file["epoch"] == epoch and Path(file["path"]).is_file() for file in folder.manifest().get("files", [])):
         raise Missing("epoch {epoch} of {run} has no file any more.", epoch=epoch, run=run, path="epoch", fix="Choose another epoch.")
-    weights = Path(next((file for file in files if not file["final"]), files[0])["path"])
-    beside = weights.with_suffix(".json")
-    known: dict[str, Any] = {}
-    if beside.is_file():
-        try:
-            known = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError:  # not ours, or broken: written anew
-            known = {}
-    write_atomically(beside, json.dumps(known | {"preferred weight": weight}, ensure_ascii=False, indent=4).encode("utf-8"))
-    folder.describe(chosen={"epoch": epoch, "weight": weight})
+    kept = use(folder.path, epoch, weight)
     api.host.refresh_networks()
-    return {"file": str(weights), "name": weights.stem, "weight": weight, "prompt": f"<lora:{weights.stem}:{weight:g}>"}
+    return kept
 
 
 async def rename(api: Api, request: Request) -> dict[str, Any]:
