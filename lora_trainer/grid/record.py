@@ -1,0 +1,120 @@
+"""grid.json: what of a grid is drawn and known, written whole after each cell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from lora_trainer.files import write_atomically
+from lora_trainer.grid.rank import Cell, Ranking, Scores
+from lora_trainer.messages import Message
+from lora_trainer.train.prompts import SampleRequest
+
+CELLS = "cells"
+
+
+@attrs.define(eq=False)
+class GridRecord:
+    """The content of grid.json. `folder` is the run's grid/, `out` where a copy goes (the same folder: none).
+
+    Pictures are named relative to the folder of grid.json.
+    """
+
+    folder: Path
+    out: Path
+    prompt: str
+    request: SampleRequest
+    weights: Sequence[float]
+    epochs: Sequence[int]
+    cells: list[dict[str, Any]] = attrs.field(factory=list)
+    base: str | None = None
+    ranking: Ranking | None = None
+    not_ranked: Message | None = None
+    seconds: float | None = None
+
+    def add(self, epoch: int, weight: float, prompt: str, picture: Path, nearest: Path | None) -> None:
+        """One drawn cell."""
+        self.cells.append(
+            {
+                "epoch": epoch,
+                "weight": weight,
+                "prompt": prompt,
+                "image": self.place(picture),
+                "scores": None,
+                "nearest": str(nearest) if nearest else None,
+            }
+        )
+
+    def place(self, picture: Path) -> str:
+        """The name of a picture in grid.json; where there is a copy of that, the picture is copied too."""
+        name = f"{CELLS}/{picture.name}"
+        if self.out != self.folder:
+            (self.out / CELLS).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, self.out / name)
+        return name
+
+    def scored(self, scores: Sequence[Scores]) -> None:
+        """Puts numbers on the cells that were measured."""
+        by_cell: dict[Cell, Scores] = {score.cell: score for score in scores}
+        for cell in self.cells:
+            score = by_cell.get((cell["epoch"], cell["weight"]))
+            cell["scores"] = None if score is None else _plain(score)
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole document."""
+        ranking = self.ranking
+        best = None
+        if ranking is not None and ranking.best is not None:
+            best = {
+                "epoch": ranking.best.epoch,
+                "weight": ranking.best.weight,
+                "because": _sentence(ranking.because),
+                "sure": ranking.sure,
+                "margin": None if ranking.margin is None else round(min(ranking.margin, 99.0), 2),
+                "words": [message.to_json() for message in ranking.because],
+            }
+        said = self.not_ranked if self.not_ranked is not None else _told(ranking)
+        return {
+            "cells": self.cells,
+            "best": best,
+            "sentence": "" if said is None else str(said),
+            "because": None if said is None else said.to_json(),
+            "overtrained": None if ranking is None else ranking.overtrained,
+            "prompt": self.prompt,
+            "negative": self.request.negative,
+            "weights": list(self.weights),
+            "epochs": list(self.epochs),
+            "base": self.base,
+            "seed": self.request.seed,
+            "steps": self.request.steps,
+            "cfg": self.request.cfg,
+            "sampler": self.request.sampler,
+            "width": self.request.width,
+            "height": self.request.height,
+            "clip_skip": self.request.clip_skip,
+            "seconds": self.seconds,
+        }
+
+    def write(self) -> None:
+        """Writes grid.json, and its copy."""
+        content = json.dumps(self.to_json(), ensure_ascii=False, indent=1).encode("utf-8")
+        for folder in dict.fromkeys((self.folder, self.out)):
+            write_atomically(folder / "grid.json", content)
+
+
+def _told(ranking: Ranking | None) -> Message | None:
+    return ranking.because[0] if ranking is not None and ranking.best is None else None
+
+
+def _sentence(messages: Sequence[Message]) -> str:
+    return " ".join(map(str, messages))
+
+
+def _plain(score: Scores) -> dict[str, Any]:
+    values = attrs.asdict(score, filter=lambda field, _: field.name not in ("epoch", "weight"))
+    return {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
