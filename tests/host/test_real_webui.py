@@ -22,7 +22,7 @@ from tests.host.contract_runs import few_pictures
 pytestmark = pytest.mark.needs_webui
 V1 = "/lora-trainer/v1"
 TAG = re.compile("<lora:[^>]+>")
-PROMPT = "a sks crescent on a white background"
+PROMPT = "a red circle on a black background"
 
 
 def config(name, count, **more):
