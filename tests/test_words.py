@@ -25,6 +25,11 @@ RAISED = {
     "MissingPackage",
     "OutOfMemory",
     "TrainingError",
+    "Refused",
+    "Forbidden",
+    "Missing",
+    "Conflict",
+    "TooLarge",
 }
 TERMS = re.compile(
     r"LoRA|U-Net|VAE|AdamW|Alpha|DDIM|Euler|Min-SNR|gamma|TOML|JSON|SD|XL|Flux|GPU|CPU|GB|MB|CLIP|X/Y/Z|txt2img|ID|Trainer|WebUI|epsilon|Esc|RAM|"

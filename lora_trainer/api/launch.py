@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,6 +62,8 @@ def problems_before(config: TrainConfig, host: Host) -> list[Problem]:
         "data.train_data_dir": lambda: read_pictures(config),
         "optimizer.args": lambda: check_optimizer(config),
         "sample.prompts": lambda: preview_requests(config),
+        "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
+        "save.runs_dir": lambda: check_folder(Path(config.save.runs_dir)),
         "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite),
     }
     for option, look in looks.items():
@@ -69,6 +72,13 @@ def problems_before(config: TrainConfig, host: Host) -> list[Problem]:
         except TrainerError as error:
             found += [problem if problem.path in options() else attrs.evolve(problem, path=option) for problem in error.problems]
     return found
+
+
+def check_folder(folder: Path) -> None:
+    """Raises TrainerError when a folder is not there and cannot be made, or may not be written; makes nothing."""
+    place = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise TrainerError("{place} is no folder that may be written to.", place=str(place), fix="Choose another folder.")
 
 
 def check_model(config: TrainConfig, host: Host) -> None:

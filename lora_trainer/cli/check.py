@@ -57,9 +57,7 @@ def tell_plan(plan: dict[str, Any], out: Out) -> None:
     out.line(say("{files} files, {mb} MB", files=plan["files"], mb=plan["disk_mb"]))
     memory = plan["memory"]
     values = {"needed": memory["needed_mb"], "free": memory["free_mb"]}
-    fits = (
-        "memory: {needed} MB of {free} MB free (estimate)"
-        if memory["fits"]
-        else "memory: {needed} MB are needed, {free} MB are free (estimate): it may not fit"
-    )
-    out.line(say(fits, **values))
+    if memory["fits"]:
+        out.line(say("memory: {needed} MB of {free} MB free (estimate)", **values))
+    else:
+        out.line(say("memory: {needed} MB are needed, {free} MB are free (estimate): it may not fit", **values))

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
         check_grid(folder, args.prompt, weights, epochs)
     except TrainerError as error:
         raise as_wrong_usage(error) from error
-    target = args.out or folder.grid
+    target = (args.out or folder.grid).absolute()
     own, work = new_grid(folder, host(), prompt=args.prompt, weights=weights, epochs=epochs, out=target)
     job = Job(work, own, [Console(out)])
     status = run_job(job, out)

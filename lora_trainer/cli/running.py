@@ -27,7 +27,7 @@ PHASES = {
     "training": say("Training"),
     "sampling": say("Drawing previews"),
     "validating": say("Validating"),
-    "saving": say("Saving"),
+    "saving": say("Saving files"),
     "rendering": say("Drawing the grid"),
     "ranking": say("Ranking"),
 }

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     )
     if not 1 <= args.steps <= 1000:
         raise wrong("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
-    target = _target(args.out, args.seed)
+    target = _target(args.out.absolute(), args.seed)
     (picture,) = Artist(model).draw_seeds(request, [args.seed], loras)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target)
