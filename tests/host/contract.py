@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -418,6 +419,18 @@ def pause_gives_the_host_to_the_user_and_resume_takes_it_as_it_was(world):
         assert world.hashes() != clean
         assert lease.resume() is source
         assert world.hashes() == clean
+        assert not world.queue_is_free()
+
+
+@check
+def model_that_cannot_be_brought_back_is_named_and_the_run_stays_paused(world):
+    broken = {"unet.input_blocks.0.0.bias": 0}
+    with untouched(world), world.lend() as lease:
+        lease.pause()
+        with patch("lora_trainer.host.a1111.model.weights_of", return_value=broken):
+            raises(HostBusy, lease.resume, lease.title, "Resume")
+        assert world.queue_is_free()
+        assert isinstance(lease.resume(), LiveSource)
         assert not world.queue_is_free()
 
 

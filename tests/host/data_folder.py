@@ -3,11 +3,15 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lora_trainer import assets
+from lora_trainer.models.load import clip_tokenizer
 
+PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.")
 TEXT_ENCODER = {
     "model_type": "clip_text_model",
     "vocab_size": 49408,
@@ -50,3 +54,37 @@ def clip_folder(data: Path) -> Path:
         shutil.copytree(assets.clip_vocabulary(), folder)
         (folder / "config.json").write_text(json.dumps(TEXT_ENCODER), encoding="utf-8")
     return folder
+
+
+def tree(state):
+    """Modules named as the keys say, holding those tensors."""
+    root = nn.Module()
+    for key, tensor in state.items():
+        *path, leaf = key.split(".")
+        place = root
+        for part in path:
+            place = place._modules.setdefault(part, nn.Module())
+        place.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+    return root
+
+
+def tensors_of(file, prefix):
+    state = {key.removeprefix(prefix): tensor.float() for key, tensor in load_file(file).items() if key.startswith(prefix)}
+    return {key.replace("token_embedding.", "token_embedding.wrapped."): tensor for key, tensor in state.items()}
+
+
+def model_of(file):
+    """A model with a host's attributes and the tensors of a checkpoint file."""
+    unet, vae, text = (tree(tensors_of(file, prefix)) for prefix in PREFIXES)
+    unet.__dict__.update(in_channels=4, num_heads=8)
+    text.config = SimpleNamespace(num_attention_heads=4, hidden_size=64, num_hidden_layers=4)
+    held = nn.Module()
+    held.first_stage_model, held.model, held.cond_stage_model = vae, nn.Module(), nn.Module()
+    held.model.diffusion_model, held.cond_stage_model.wrapped, held.cond_stage_model.tokenizer = unet, nn.Module(), clip_tokenizer()
+    held.cond_stage_model.wrapped.transformer = text
+    return held
+
+
+def info_of(file):
+    """A host's entry of a checkpoint."""
+    return SimpleNamespace(filename=str(file), title=file.name, sha256=None, model_name=file.stem, name_for_extra=file.stem)

@@ -5,7 +5,7 @@ import pytest
 
 from lora_trainer.host.a1111.queue import Turn
 from tests.host.contract import wait_for
-from tests.host.fake_webui import FIFOLock
+from tests.host.fifo_lock import FIFOLock
 
 
 @pytest.fixture
