@@ -71,6 +71,7 @@ LIGHT = {"vae": TINY.vae, "text_layers": 1}
 """Pictures and captions are encoded once, before the steps: a small VAE and one layer of text do."""
 SHAPES = {
     "tiny": Shape("tiny, 64 px, fp32", TINY, 64, torch.float32, 60),
+    "tiny-bf16": Shape("tiny, 64 px, bf16", TINY, 64, torch.bfloat16, 60),
     "sd15": Shape("SD 1.5, 256 px, fp32", attrs.evolve(SD15, **LIGHT), 256, torch.float32, 5),
     "sd15-bf16": Shape("SD 1.5, 256 px, bf16", attrs.evolve(SD15, **LIGHT), 256, torch.bfloat16, 5),
 }
@@ -204,16 +205,18 @@ def bare(source: LiveSource, latents: Tensor, texts: Tensor) -> tuple[Callable[[
     bundle, precision = load(source, CPU), choose_precision("auto", source, CPU)
     adapter = LoraAdapter(bundle, rank=RANK, alpha=RANK, parts=["unet"])
     adapter.attach(bundle)
+    leaves = [tensor.detach().to(bundle.dtype).requires_grad_() for tensor in adapter.parameters()["unet"]]
     timesteps, towards = torch.tensor([500]), torch.ones_like(latents, dtype=bundle.dtype)
 
     def forward_and_backward() -> None:
-        with computing(precision, CPU, grad=True):
-            predicted = bundle.family.denoise(bundle, latents.to(bundle.dtype), timesteps, texts)
-        predicted.backward(towards)
+        with adapter.calculating_with([leaves]):
+            with computing(precision, CPU, grad=True):
+                predicted = bundle.family.denoise(bundle, latents.to(bundle.dtype), timesteps, texts)
+            predicted.backward(towards)
 
     def forget() -> None:
-        for parameter in adapter.parameters()["unet"]:
-            parameter.grad = None
+        for leaf in leaves:
+            leaf.grad = None
 
     return forward_and_backward, forget
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Pair:
         down = torch.empty(rank, weight.shape[1], *tail).uniform_(-bound, bound, generator=generator)
         self.down = nn.Parameter(down.to(weight.device))
         self.up = nn.Parameter(torch.zeros(weight.shape[0], rank, *tail, device=weight.device))
+        self.used: tuple[Tensor, Tensor] = (self.down, self.up)
 
     @property
     def scale(self) -> float:
@@ -62,6 +64,19 @@ class LoraAdapter:
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """Trainable tensors by part."""
         return {part: [tensor for pair in pairs.values() for tensor in (pair.down, pair.up)] for part, pairs in self.pairs.items()}
+
+    @contextmanager
+    def calculating_with(self, tensors: Iterable[Sequence[Tensor]]) -> Iterator[None]:
+        """Layers use these instead of `parameters()` (same order, equal values, any format) while the block runs."""
+        for pairs, given in zip(self.pairs.values(), tensors, strict=True):
+            for pair, down, up in zip(pairs.values(), given[::2], given[1::2], strict=True):
+                pair.used = (down, up)
+        try:
+            yield
+        finally:
+            for pairs in self.pairs.values():
+                for pair in pairs.values():
+                    pair.used = (pair.down, pair.up)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`NAME.alpha`, `NAME.lora_down.weight`, `NAME.lora_up.weight`; float32, detached."""
@@ -99,16 +114,18 @@ class LoraAdapter:
         if isinstance(module, nn.Linear):
 
             def linear(x: Tensor) -> Tensor:
+                down, up = pair.used
                 rows = x.reshape(-1, x.shape[-1])
                 base = functional.linear(rows, weight, bias)  # type: ignore[arg-type]
-                inner = functional.linear(rows, pair.down)
-                return torch.addmm(base, inner, pair.up.t(), alpha=pair.scale * self.multiplier).view(*x.shape[:-1], -1)
+                inner = functional.linear(rows, down)
+                return torch.addmm(base, inner, up.t(), alpha=pair.scale * self.multiplier).view(*x.shape[:-1], -1)
 
             return linear
 
         def pointwise(x: Tensor) -> Tensor:
+            down, up = pair.used
             base = functional.conv2d(x, weight, bias)  # type: ignore[arg-type]
-            inner = functional.conv2d(functional.conv2d(x, pair.down), pair.up)
+            inner = functional.conv2d(functional.conv2d(x, down), up)
             return torch.add(base, inner, alpha=pair.scale * self.multiplier)
 
         return pointwise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import torch
@@ -37,49 +38,55 @@ def try_options(name: str, options: Mapping[str, Any]) -> None:
         ) from error
 
 
-class FlatOptimizer:
-    """An element-wise optimizer over one flat float32 buffer per group; the parameters become views of it.
+class FlatGroup:
+    """The parameters of one learning rate in one flat float32 buffer, equal shapes side by side; the parameters become views of it."""
 
-    `groups` holds (parameters, learning rate) pairs. What a batch calculates with is cut from the buffers by `tensors`, so that
-    its gradients come back into them whole: one operation for all, not one or two for each tensor.
+    def __init__(self, parameters: Sequence[nn.Parameter], rate: float) -> None:
+        self.rate = rate
+        order = sorted(range(len(parameters)), key=lambda number: tuple(parameters[number].shape))
+        self._blocks = [(len(list(same)), shape) for shape, same in groupby(parameters[number].shape for number in order)]
+        self._places = sorted(range(len(order)), key=order.__getitem__)
+        self.buffer = nn.Parameter(torch.cat([parameters[number].detach().reshape(-1) for number in order]))
+        with torch.no_grad():
+            for parameter, view in zip(parameters, self.tensors(self.buffer.dtype), strict=True):
+                parameter.data = view
+
+    def tensors(self, dtype: torch.dtype) -> list[Tensor]:
+        """The parameters in their own order, cut from the buffer in so few operations that each costs next to nothing."""
+        blocks = self.buffer.to(dtype).split([count * shape.numel() for count, shape in self._blocks])
+        cut = [block.view(count, *shape).unbind() for block, (count, shape) in zip(blocks, self._blocks, strict=True)]
+        tensors = list(chain.from_iterable(cut))
+        return [tensors[place] for place in self._places]
+
+
+class FlatOptimizer:
+    """An optimizer that works element by element, over one flat buffer for each of the (parameters, learning rate) pairs.
+
+    What a batch calculates with comes from `tensors`, so that its gradients arrive in the buffers whole: a handful of operations
+    instead of several for each of hundreds of matrices.
     """
 
     def __init__(self, name: str, groups: Sequence[tuple[Sequence[nn.Parameter], float]], options: Mapping[str, Any]) -> None:
-        self.shapes = [[parameter.shape for parameter in parameters] for parameters, _ in groups]
-        self.rates = [rate for _, rate in groups]
-        self.buffers = [self._flattened(parameters) for parameters, _ in groups]
-        made = [{"params": [buffer], "lr": rate} for buffer, rate in zip(self.buffers, self.rates, strict=True)]
+        self.groups = [FlatGroup(parameters, rate) for parameters, rate in groups]
+        made = [{"params": [group.buffer], "lr": group.rate} for group in self.groups]
         self.inner = OPTIMIZERS[name].make(made, options)
 
     def tensors(self, dtype: torch.dtype | None = None) -> list[list[Tensor]]:
-        """Each group's parameters for one forward and backward, in `dtype` (None: float32); gradients add up in the buffers."""
-        made = []
-        for buffer, shapes in zip(self.buffers, self.shapes, strict=True):
-            pieces = buffer.to(dtype or buffer.dtype).split([shape.numel() for shape in shapes])
-            made.append([piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)])
-        return made
+        """Each group's parameters for one forward and backward, in `dtype` (None: float32); their gradients add up in the buffers."""
+        return [group.tensors(dtype or group.buffer.dtype) for group in self.groups]
 
     def gradients(self) -> list[Tensor]:
         """The flat gradients, one per group."""
-        return [buffer.grad for buffer in self.buffers if buffer.grad is not None]
+        return [group.buffer.grad for group in self.groups if group.buffer.grad is not None]
 
     def step(self, factor: float) -> None:
         """One step at `factor` times each group's rate; gradients are dropped after it."""
-        for group, rate in zip(self.inner.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
+        for made, group in zip(self.inner.param_groups, self.groups, strict=True):
+            made["lr"] = group.rate * factor
         self.inner.step()
         self.drop()
 
     def drop(self) -> None:
         """Forgets the gradients."""
-        for buffer in self.buffers:
-            buffer.grad = None
-
-    @staticmethod
-    def _flattened(parameters: Sequence[nn.Parameter]) -> nn.Parameter:
-        buffer = nn.Parameter(torch.cat([parameter.detach().reshape(-1) for parameter in parameters]))
-        start = 0
-        for parameter in parameters:
-            parameter.data = buffer.data[start : start + parameter.numel()].view(parameter.shape)
-            start += parameter.numel()
-        return buffer
+        for group in self.groups:
+            group.buffer.grad = None

@@ -154,7 +154,7 @@ class _Run:
             epoch=self.epoch,
             loss=loss_value,
             loss_average=sum(self.recent) / len(self.recent),
-            lr=trainer.optimizer.rates[0] * rate,
+            lr=trainer.optimizer.groups[0].rate * rate,
             grad_norm=norm,
             seconds=time.perf_counter() - begin,
             vram_mb=round(vram_mb(trainer.bundle.device), 1),

@@ -36,22 +36,39 @@ def test_schedules_are_those_of_diffusers(name):
 
 def test_one_flat_buffer_steps_as_separate_tensors_do():
     torch.manual_seed(0)
-    shapes = [(3, 5), (7,), (2, 2, 1, 1)]
+    shapes = [(3, 5), (7,), (3, 5), (2, 2, 1, 1), (7,)]
     flat = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     apart = [nn.Parameter(parameter.detach().clone()) for parameter in flat]
-    ours = FlatOptimizer("AdamW", [(flat[:2], 1e-2), (flat[2:], 5e-3)], {"weight_decay": 0.1})
-    theirs = torch.optim.AdamW([{"params": apart[:2], "lr": 1e-2}, {"params": apart[2:], "lr": 5e-3}], weight_decay=0.1)
+    ours = FlatOptimizer("AdamW", [(flat[:3], 1e-2), (flat[3:], 5e-3)], {"weight_decay": 0.1})
+    theirs = torch.optim.AdamW([{"params": apart[:3], "lr": 1e-2}, {"params": apart[3:], "lr": 5e-3}], weight_decay=0.1)
     for _ in range(5):
-        for ps, optimizer in ((flat, None), (apart, theirs)):
-            sum((parameter**2).sum() * (number + 1) for number, parameter in enumerate(ps)).backward()
-            if optimizer is None:
-                ours.gather()
-                ours.step(1.0)
-            else:
-                optimizer.step()
-                optimizer.zero_grad()
+        for _ in range(2):  # two batches make a step
+            for tensors in ([tensor for group in ours.tensors() for tensor in group], apart):
+                sum((tensor**2).sum() * (number + 1) for number, tensor in enumerate(tensors)).backward()
+        ours.step(1.0)
+        theirs.step()
+        theirs.zero_grad()
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(flat, apart, strict=True))
-    assert all(parameter.grad is None for parameter in flat)
+    assert ours.gradients() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_batch_calculates_with_are_the_parameters_in_its_number_format(dtype):
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((2, 3), (4, 2), (2, 3))]
+    values = [parameter.detach().clone() for parameter in parameters]
+    (tensors,) = FlatOptimizer("AdamW", [(parameters, 1e-2)], {}).tensors(dtype)
+    assert all(torch.equal(tensor, value.to(dtype)) for tensor, value in zip(tensors, values, strict=True))
+    assert all(torch.equal(parameter, value) for parameter, value in zip(parameters, values, strict=True))
+
+
+def test_gradients_arrive_whole_and_in_float32_also_where_a_parameter_was_not_used():
+    parameters = [nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4))]
+    optimizer = FlatOptimizer("AdamW", [(parameters, 1e-2)], {})
+    ((used, _),) = optimizer.tensors(torch.bfloat16)
+    (used * 3).sum().backward()
+    (gradient,) = optimizer.gradients()
+    assert gradient.dtype == torch.float32
+    assert sorted(gradient.tolist()) == [0.0] * 4 + [3.0] * 6
 
 
 def test_a_choice_that_does_not_exist_names_the_nearest():
