@@ -14,6 +14,7 @@ from benchmarks.random_checkpoint import TINY
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
+from lora_trainer.optim.optimizers import FlatOptimizer
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.runtime import choose_precision, computing
 from lora_trainer.train.step import Batch, LossRules, picture_losses
@@ -32,18 +33,21 @@ def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
     precision = choose_precision("auto", source, CPU)
     bundle = load(source, CPU, precision.base)
     adapter = LoraAdapter(bundle, rank=5, alpha=5.0, parts=("unet", "text_encoder"))
+    groups = [(parameters, 1e-3) for parameters in adapter.parameters().values()]
+    optimizer = FlatOptimizer("AdamW", groups, {})
     adapter.attach(bundle)
     if checkpointing:
         Checkpointing(bundle.unet, bundle.text_encoder)
     saved: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor)
+    with hooks, adapter.calculating_with(optimizer.tensors(precision.autocast)):
         with computing(precision, CPU, grad=True):
             words = bundle.family.encode_text(bundle, torch.arange(77).unsqueeze(0), 1)
             # 16 x 24: no activation happens to have a weight's shape
             batch = Batch(torch.randn(1, 4, 16, 24), torch.randn(1, 4, 16, 24), torch.tensor([300]), words)
             loss = picture_losses(bundle, batch, LossRules()).sum()
         loss.backward()
-    assert all(pair.up.grad is not None for pairs in adapter.pairs.values() for pair in pairs.values())
+    assert [bool(gradient.any()) for gradient in optimizer.gradients()] == [True, True]
     return saved
 
 
