@@ -31,7 +31,8 @@
 
   /** A preview prompt that holds what is learnt, until the user writes one. */
   const suggestedPrompts = () => {
-    const words = [LT.state.values["data.trigger_word"], LT.classWords()].filter(Boolean).join(" ");
+    const trigger = LT.state.values["data.trigger_word"] || "", known = LT.classWords();
+    const words = known.startsWith(trigger) ? known : [trigger, known].filter(Boolean).join(" ");
     return words ? [words] : LT.defaultOf("sample.prompts") || [];
   };
   LT.classWords = () => LT.state.values["data.class_tokens"] || (LT.seen.pictures && LT.seen.pictures.class_tokens) || "";

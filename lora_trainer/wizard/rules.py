@@ -257,24 +257,26 @@ def schedule(now: Situation) -> Iterator[Change]:
 
 
 def intervals(now: Situation) -> Iterator[Change]:
-    """About ten saves, previews and validations, where it would be far fewer or more."""
+    """About ten saves, previews and validations, where it would be far fewer or more: by epochs, whose numbers the grid reads."""
     total, epochs = now.total_steps, math.ceil(now.total_steps / now.steps_per_epoch)
     wanted = {"save": True, "sample": bool(derive.prompts(now.config)), "validate": bool(now.pictures.held or now.config.validate.fraction)}
+    every = max(1, round(epochs / MARKS))
+    template = "Every {every} of {length} epochs makes {marks}: enough to see where it is best."
+    because = say(template, every=every, length=epochs, marks=epochs // every)
     for name in (name for name, used in wanted.items() if used):
         section = getattr(now.config, name)
         by_epochs, by_steps = derive.interval_epochs(section), derive.interval_steps(section)
         marks = (epochs // by_epochs if by_epochs else 0) + (total // by_steps if by_steps else 0)
         if FEW_MARKS <= marks <= MANY_MARKS:
             continue
-        unit, length = ("epochs", epochs) if epochs >= FEW_MARKS else ("steps", total)
-        every = max(1, round(length / MARKS))
-        template = {
-            "epochs": "Every {every} of {length} epochs makes {marks}: enough to see where it is best.",
-            "steps": "Every {every} of {length} steps makes {marks}: enough to see where it is best.",
-        }[unit]
-        because = say(template, every=every, length=length, marks=length // every)
-        for other in ("epochs", "steps"):
-            yield Change(f"{name}.every_n_{other}", every if other == unit else 0, because)
+        if by_epochs != every:
+            yield Change(f"{name}.every_n_epochs", every, because)
+        # where an epoch is long, files between their ends too; else none by steps
+        between = round(total / MARKS) if name == "save" and epochs < FEW_MARKS and total >= amount.FEWEST_STEPS else 0
+        if by_steps != between:
+            long = "An epoch is long: every {every} of {length} steps makes {marks} files more to choose from."
+            reason = say(long, every=between, length=total, marks=total // between) if between else because
+            yield Change(f"{name}.every_n_steps", between, reason)
 
 
 def _two_digits(number: float) -> float:

@@ -192,7 +192,7 @@ def test_about_ten_files_come_whatever_the_number_of_epochs(make_folder: MakeFol
     found = suggestion(make_folder(count, name), "object", sample={"prompts": ["a sks"]})
     assert not 8 <= found.config_after.steps.max_train_epochs <= 12
     assert 7 <= found.plan.files - 1 <= 13
-    assert found.config_after.sample.every_n_epochs == found.config_after.save.every_n_epochs
+    assert derive.interval_epochs(found.config_after.save) >= 1  # the grid reads the numbers of epochs
     assert suggest(found.config_after, subject="object", vram_gb=24).changes == ()
 
 
