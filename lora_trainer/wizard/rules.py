@@ -269,10 +269,10 @@ def intervals(now: Situation) -> Iterator[Change]:
         marks = (epochs // by_epochs if by_epochs else 0) + (total // by_steps if by_steps else 0)
         if FEW_MARKS <= marks <= MANY_MARKS:
             continue
-        if by_epochs != every:
-            yield Change(f"{name}.every_n_epochs", every, because)
         # where an epoch is long, files between their ends too; else none by steps
         between = round(total / MARKS) if name == "save" and epochs < FEW_MARKS and total >= amount.FEWEST_STEPS else 0
+        if by_epochs != every or (between and section.every_n_epochs is None):
+            yield Change(f"{name}.every_n_epochs", every, because)
         if by_steps != between:
             long = "An epoch is long: every {every} of {length} steps makes {marks} files more to choose from."
             reason = say(long, every=between, length=total, marks=total // between) if between else because
