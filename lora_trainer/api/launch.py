@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from lora_trainer.api.pace import work_key
 from lora_trainer.config import derive
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.checks import options
@@ -50,8 +51,11 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def problems_before(config: TrainConfig, host: Host) -> list[Problem]:
-    """What would stop the run, found before anything is touched: model, pictures, prompts and names, all at once."""
+def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig], object] | None = None) -> list[Problem]:
+    """What would stop the run, found before anything is touched: model, pictures, prompts and names, all at once.
+
+    `read` reads the pictures where somebody has a quicker way than reading the folder again.
+    """
     from lora_trainer.train.saving import Names, refuse_overwriting
     from lora_trainer.train.setup import check_optimizer, preview_requests, read_pictures
 
@@ -59,7 +63,7 @@ def problems_before(config: TrainConfig, host: Host) -> list[Problem]:
     found: list[Problem] = []
     looks: dict[str, Callable[[], object]] = {
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
-        "data.train_data_dir": lambda: read_pictures(config),
+        "data.train_data_dir": lambda: (read or read_pictures)(config),
         "optimizer.args": lambda: check_optimizer(config),
         "sample.prompts": lambda: preview_requests(config),
         "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
@@ -106,6 +110,7 @@ def model_path(config: TrainConfig, host: Host) -> Path:
 def new_folder(config: TrainConfig) -> RunFolder:
     """The folder of a run that is about to begin, with its config.toml. Raises TrainerError."""
     folder = RunFolder.create(Path(config.save.runs_dir), derive.output_name(config))
+    folder.describe(work=work_key(config))
     write_config(config, folder.config_file)
     return folder
 

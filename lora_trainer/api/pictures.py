@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_trainer.api.tokens import Tokens
 from lora_trainer.api.work import Workers
@@ -22,6 +22,9 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.scan import Scan, scan, split_validation
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
+
+if TYPE_CHECKING:
+    from lora_trainer.train.setup import Pictures
 
 TO_LOOK_AT = {"broken", "not-a-picture", "too-small", "small", "copy"}
 CROPPED = 0.9
@@ -41,6 +44,7 @@ class Folders:
         self.tokens = Tokens()
         self._lock = threading.Lock()
         self._scans: dict[tuple[Any, ...], Scan] = {}
+        self._trained: tuple[Any, Pictures | None] = (None, None)
         self._looking: dict[tuple[Any, ...], Future[Any]] = {}
 
     def read(self, config: TrainConfig) -> tuple[Scan, Scan | None]:
@@ -50,6 +54,20 @@ class Folders:
         found = self._scan("data.train_data_dir", data.train_data_dir, data.num_repeats, words, extension, data.leave_out)
         held = config.validate.data_dir.strip()
         return found, self._scan("validate.data_dir", held, 1, words, extension, ()) if held else None
+
+    def trained(self, config: TrainConfig) -> Pictures:
+        """The pictures as a run with this config reads them. Raises DatasetError."""
+        from lora_trainer.train.setup import read_pictures
+
+        places = [fingerprint(Path(text)) if text.strip() else "" for text in (config.data.train_data_dir, config.validate.data_dir)]
+        key = (config.data, config.validate, config.seed, *places)
+        with self._lock:
+            if key == self._trained[0] and self._trained[1] is not None:
+                return self._trained[1]
+        found = read_pictures(config)
+        with self._lock:
+            self._trained = (key, found)
+        return found
 
     def _scan(self, field: str, root: str, repeats: int, words: str, extension: str, leave_out: tuple[str, ...]) -> Scan:
         key = (field, root, repeats, words, extension, leave_out, fingerprint(Path(root)) if root.strip() else "")

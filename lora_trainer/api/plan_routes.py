@@ -21,7 +21,7 @@ async def check(api: Api, request: Request) -> dict[str, Any]:
 
 def _check(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     api.check_places(mapping)
-    found = plans.check(build(mapping), api.host, runs_dir=api.host.paths().runs_dir)
+    found = plans.check(build(mapping), api.host, runs_dir=api.host.paths().runs_dir, read=api.folders.trained)
     found["problems"] = [problem_json(problem, language) for problem in found["problems"]]
     found["warnings"] = worded(found["warnings"], language)
     return found

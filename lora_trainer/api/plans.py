@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.api.launch import model_path, placed, problems_before
+from lora_trainer.api.pace import measured_step
 from lora_trainer.config.changes import Change, value_at
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
@@ -31,13 +33,18 @@ EMPTY_PLAN: dict[str, Any] = {
 }
 
 
-def check(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> dict[str, Any]:
+def check(
+    config: TrainConfig, host: Host, *, runs_dir: Path | None = None, read: Callable[[TrainConfig], Pictures] | None = None
+) -> dict[str, Any]:
     """The `check` shape; its problems are Problem objects. As much of the plan as the pictures and the model allow."""
     config = placed(config, host, runs_dir=runs_dir)
-    problems = problems_before(config, host)
-    pictures = _try(lambda: pictures_of(config))
+    read = lru_cache(maxsize=1)(read or pictures_of)
+    problems = problems_before(config, host, read)
+    pictures = _try(lambda: read(config))
     facts = _try(lambda: facts_of(config, host))
     plan = EMPTY_PLAN if pictures is None else _plan(config, pictures, facts, machine_of(host))
+    if (seconds := measured_step(config, Path(config.save.runs_dir))) is not None:
+        plan = plan | {"seconds": round(seconds * plan["total_steps"], 1), "seconds_measured": True}
     return {**plan, "problems": problems, "warnings": [] if pictures is None else _warnings(config, pictures)}
 
 
@@ -90,7 +97,7 @@ def _warnings(config: TrainConfig, pictures: Pictures) -> list[Any]:
     return [{"path": warned.path, "message": warned.message, "fix": say("")} for warned in early_warnings(config, pictures)]
 
 
-def _try(look: Any) -> Any:
+def _try(look: Callable[[], Any]) -> Any:
     """What it returns, or None where it raises a TrainerError: problems_before has told of it."""
     try:
         return look()

@@ -14,6 +14,7 @@ from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
 
+THUMBNAILS_KEPT = 20_000
 PATH_OPTIONS = (
     "data.train_data_dir",
     "validate.data_dir",
@@ -35,6 +36,7 @@ class Api:
         self.folders = Folders(self.workers)
         self.own_captions: set[Path] = set()
         self._runs: dict[Path, RunFolder] = {}
+        self.workers.later(lambda: forget_old(host.paths().cache_dir / "thumbnails"))
 
     def allowed(self, text: str, option: str = "path") -> Path:
         """The path of a request. Raises Forbidden when it lies outside what may be touched, Missing when it is empty."""
@@ -84,3 +86,10 @@ class Api:
     def forget(self, folder: RunFolder) -> None:
         """The folder was deleted."""
         self._runs.pop(folder.path, None)
+
+
+def forget_old(thumbnails: Path) -> None:
+    """Deletes the oldest thumbnails above 20 000."""
+    known = sorted((path.stat().st_mtime, path) for path in thumbnails.rglob("*.jpg"))
+    for _, path in known[: max(0, len(known) - THUMBNAILS_KEPT)]:
+        path.unlink(missing_ok=True)

@@ -56,8 +56,11 @@ class ManifestFile:
             "samples": [],
             "validation": [],
             "best": None,
+            "step_seconds": None,
         }
         self._loss: float | None = None
+        self._seconds = 0.0
+        self._steps = 0
 
     def __call__(self, record: Record) -> None:
         event, content = record.event, self.content
@@ -65,6 +68,8 @@ class ManifestFile:
         if isinstance(event, Stepped):
             self._loss = finite(event.loss_average)
             content["step"], content["epoch"] = event.step, event.epoch
+            self._seconds, self._steps = self._seconds + event.seconds, self._steps + 1
+            content["step_seconds"] = round(self._seconds / self._steps, 4)
             return
         if isinstance(event, Started):
             content["total_steps"] = int(event.plan.get("total_steps") or 0)

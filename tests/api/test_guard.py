@@ -11,9 +11,10 @@ from starlette.requests import Request
 from lora_trainer.api import data_routes, file_routes, plan_routes, run_routes, status_routes
 from lora_trainer.api.routes import mount
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.manager import JobManager
 from tests.api.conftest import V1, Server, TestHost, small_config
-from tests.jobs.works import endless_work
+from tests.jobs.works import endless_work, small_work
 
 EVERY = [
     (method, path) for module in (status_routes, run_routes, plan_routes, data_routes, file_routes) for method, path, _ in module.ROUTES
@@ -149,6 +150,22 @@ def test_check_tells_the_plan_and_what_stands_in_the_way(server, pictures):
     assert missing["images"] == 0 and missing["problems"][0]["path"] == "data.train_data_dir"
     warned = server.post("check", {"config": small_config(pictures, network__alpha=64)}).json()
     assert "network.alpha" in [warning["path"] for warning in warned["warnings"]] and warned["problems"] == []
+
+
+def test_the_time_is_measured_where_the_same_work_was_done_before(server, pictures):
+    from lora_trainer.api.pace import work_key
+    from lora_trainer.config.build import build
+
+    def asked(**changes):
+        return server.post("check", {"config": small_config(pictures, **changes)}).json()
+
+    assert "seconds_measured" not in asked()
+    folder = RunFolder.create(server.host.paths().runs_dir, "moon")
+    folder.describe(work=work_key(build(small_config(pictures))))
+    Job(small_work(folder), folder).run()
+    found = asked(steps__max_train_steps=100)
+    assert found["seconds_measured"] is True and found["seconds"] == 1.0  # 100 steps of the 0.01 s that its events tell
+    assert "seconds_measured" not in asked(data__batch_size=8)
 
 
 def test_the_wizard_gives_reasons_and_puts_what_was_typed_last(server, pictures):
