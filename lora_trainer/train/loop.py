@@ -18,7 +18,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.data import order
-from lora_trainer.errors import TrainerError, TrainingError
+from lora_trainer.errors import HostBusy, TrainerError, TrainingError
 from lora_trainer.events import (
     Event,
     Finished,
@@ -34,7 +34,7 @@ from lora_trainer.events import (
     Validated,
     Warned,
 )
-from lora_trainer.host.base import Host, Lease
+from lora_trainer.host.base import Host, Lease, with_remedy
 from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import say
 from lora_trainer.optim.schedules import factor
@@ -236,9 +236,19 @@ class _Run:
         self.trainer.release()
         self.lease.pause()
         yield Paused(self.step)
-        self.control.wait_while_paused()
-        self.trainer.rebuild(self.lease.resume())
-        yield Resumed(self.step)
+        while True:
+            self.control.wait_while_paused()
+            if self.control.stopping:  # the host stays with its user: what is saved now does not need it
+                return
+            try:
+                source = self.lease.resume()
+            except HostBusy as busy:
+                yield Warned(with_remedy(busy))
+                self.control.command("pause")
+            else:
+                self.trainer.rebuild(source)
+                yield Resumed(self.step)
+                return
 
     def _follow_source(self) -> None:
         """The host may have had to read the model anew while somebody else generated."""
@@ -324,8 +334,9 @@ class _Run:
             self.trainer.rebuild(self.lease.source)
 
     def _write_temporary(self, path: Path) -> None:
-        """The weights as they are, for the host's own pipeline."""
-        write_lora(path, self.trainer.adapter.state_dict(), metadata.moment(self.shared_words, step=self.step, epoch=self.epoch), "float")
+        """The weights as they would be saved, so that the preview is what the file will draw."""
+        words = metadata.moment(self.shared_words, step=self.step, epoch=self.epoch)
+        write_lora(path, self.trainer.adapter.state_dict(), words, self.config.save.precision)
 
     def _sample_path(self, index: int) -> Path:
         return self.folder / "samples" / f"{self.names.name}_{self.step:06d}_{index:02d}.png"

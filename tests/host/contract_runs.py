@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from lora_trainer import assets
 from lora_trainer.config.build import build
 from lora_trainer.control import Control
+from lora_trainer.errors import HostBusy
+from lora_trainer.host.a1111.lease import A1111Lease
 from lora_trainer.train import loop
 from tests.host.contract import CHECKS, check, untouched, wait_for  # noqa: F401 - one list for both files
 
@@ -149,6 +151,53 @@ def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
     assert seen
     assert (paused.count("Paused"), paused.count("Resumed")) == (1, 1)
     assert plain.weights() == paused.weights()
+
+
+@check
+def run_stopped_in_a_pause_saves_what_it_has_and_leaves_the_host_to_its_user(world):
+    def pause(run):
+        run.control.command("pause")
+        threading.Timer(0.5, run.control.command, ["stop"]).start()
+
+    def busy(run):
+        lock = world.modules.call_queue.queue_lock
+        assert lock.acquire(blocking=False)
+        run.at["stopped"] = lambda run: lock.release()  # somebody draws until after the end of the run
+
+    with untouched(world, but=["files"]):
+        run = Run(world, "left", at={3: pause, "paused": busy}).go()
+    assert type(run.events[-1]).__name__ == "Stopped"
+    assert (run.output / "left-step00000003.safetensors").exists()
+
+
+@check
+def run_whose_model_cannot_come_back_stays_paused_and_says_so(world):
+    tries = []
+
+    def pause(run):
+        run.control.command("pause")
+        threading.Timer(0.2, run.control.command, ["resume"]).start()
+
+    def second(run):
+        if not run.count("Paused"):
+            return
+        tries.append(str(run.events[-1].message))
+        threading.Timer(0.5, run.control.command, ["resume"]).start()
+
+    take_back = A1111Lease._take_back
+
+    def refuse_once(lease):
+        if not tries:
+            raise HostBusy("the checkpoint is gone.", fix="Load it.")
+        take_back(lease)
+
+    with untouched(world, but=["files"]):
+        plain = Run(world, "calm").go()
+        with patch.object(A1111Lease, "_take_back", refuse_once):
+            run = Run(world, "stubborn", at={3: pause, "warned": second}).go()
+    assert tries == ["the checkpoint is gone. Load it."]
+    assert (run.count("Paused"), run.count("Resumed")) == (1, 1)
+    assert plain.weights() == run.weights()
 
 
 @check

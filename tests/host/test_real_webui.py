@@ -31,7 +31,7 @@ def config(name, count, **more):
         "data": {"train_data_dir": str(pictures), "resolution": 64, "batch_size": 2, "enable_bucket": False},
         "network": {"dim": 4, "alpha": 4},
         "steps": {"max_train_steps": count},
-        "save": {"output_name": name, "precision": "float"},
+        "save": {"output_name": name},
     } | more
 
 
