@@ -35,7 +35,7 @@ class Job:
         self.work = work
         self.folder = folder
         self.control = control or Control(folder.control_file)
-        self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"])
+        self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"], of=about["of"])
         self.error: BaseException | None = None
         self.asked = ""
         self._sinks: list[Sink] = [*standard_sinks(folder), *sinks]

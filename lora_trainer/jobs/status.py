@@ -50,6 +50,8 @@ class RunStatus:
     id: str
     name: str
     kind: str = "train"
+    of: str = ""
+    """The run that a grid belongs to."""
     state: str = "planning"
     phase: str = ""
     done: int = 0
