@@ -16,7 +16,8 @@ from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy
 from lora_trainer.host.a1111.lease import A1111Lease
 from lora_trainer.train import loop
-from tests.host.contract import CHECKS, check, untouched, wait_for  # noqa: F401 - one list for both files
+from tests.host import contract_lending, contract_previews, contract_turns  # noqa: F401 - their checks join the list
+from tests.host.contract import CHECKS, check, untouched, wait_for  # noqa: F401 - the list of all
 
 STEPS = 6
 PHASES = {
@@ -135,11 +136,8 @@ def run_that_raises_in_any_phase_leaves_the_host_as_it_was(world):
 def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
     seen = []
 
-    def pause(run):
-        run.control.command("pause")
-
+    def draw(run):
         def somebody():
-            wait_for(world.queue_is_free)
             seen.append(world.generate("a ring <lora:mark:1>"))
             run.control.command("resume")
 
@@ -147,7 +145,7 @@ def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
 
     with untouched(world, but=["files"]):
         plain = Run(world, "unpaused").go()
-        paused = Run(world, "paused", at={3: pause}, **previews()).go()
+        paused = Run(world, "paused", at={3: lambda run: run.control.command("pause"), "paused": draw}, **previews()).go()
     assert seen
     assert (paused.count("Paused"), paused.count("Resumed")) == (1, 1)
     assert plain.weights() == paused.weights()
@@ -155,18 +153,15 @@ def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
 
 @check
 def run_stopped_in_a_pause_saves_what_it_has_and_leaves_the_host_to_its_user(world):
-    def pause(run):
-        run.control.command("pause")
-        threading.Timer(0.5, run.control.command, ["stop"]).start()
-
     def busy(run):
+        threading.Timer(0.3, run.control.command, ["stop"]).start()
         lock = world.modules.call_queue.queue_lock
         assert lock.acquire(blocking=False)
         run.at["stopped"] = lambda run: lock.release()  # somebody draws until after the end of the run
 
     with untouched(world, but=["files"]):
-        run = Run(world, "left", at={3: pause, "paused": busy}).go()
-    assert type(run.events[-1]).__name__ == "Stopped"
+        run = Run(world, "left", at={3: lambda run: run.control.command("pause"), "paused": busy}).go()
+    assert (run.count("Paused"), run.count("Resumed"), run.count("Stopped")) == (1, 0, 1)
     assert (run.output / "left-step00000003.safetensors").exists()
 
 
@@ -174,15 +169,13 @@ def run_stopped_in_a_pause_saves_what_it_has_and_leaves_the_host_to_its_user(wor
 def run_whose_model_cannot_come_back_stays_paused_and_says_so(world):
     tries = []
 
-    def pause(run):
-        run.control.command("pause")
-        threading.Timer(0.2, run.control.command, ["resume"]).start()
+    def resume(run):
+        threading.Timer(0.3, run.control.command, ["resume"]).start()
 
-    def second(run):
-        if not run.count("Paused"):
-            return
-        tries.append(str(run.events[-1].message))
-        threading.Timer(0.5, run.control.command, ["resume"]).start()
+    def again(run):
+        if run.count("Paused"):
+            tries.append(str(run.events[-1].message))
+            resume(run)
 
     take_back = A1111Lease._take_back
 
@@ -194,8 +187,8 @@ def run_whose_model_cannot_come_back_stays_paused_and_says_so(world):
     with untouched(world, but=["files"]):
         plain = Run(world, "calm").go()
         with patch.object(A1111Lease, "_take_back", refuse_once):
-            run = Run(world, "stubborn", at={3: pause, "warned": second}).go()
-    assert tries == ["the checkpoint is gone. Load it."]
+            run = Run(world, "stubborn", at={3: lambda run: run.control.command("pause"), "paused": resume, "warned": again}).go()
+    assert tries == ["the checkpoint is gone. Load it."], tries
     assert (run.count("Paused"), run.count("Resumed")) == (1, 1)
     assert plain.weights() == run.weights()
 
