@@ -41,7 +41,7 @@ from lora_trainer.optim.schedules import factor
 from lora_trainer.train import metadata, setup
 from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
 from lora_trainer.train.prompts import SampleRequest
-from lora_trainer.train.runtime import computing, vram_mb
+from lora_trainer.train.runtime import choose_precision, computing, vram_mb
 from lora_trainer.train.sample import draw
 from lora_trainer.train.saving import Names, refuse_overwriting, write_side_files
 from lora_trainer.train.step import noisy_batch, picture_losses
@@ -63,8 +63,9 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
     setup.preview_requests(config)
     with host.lease(config.model) as lease:
         plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), Machine(lease.device.type, host.memory()["free_mb"]))
-        yield Started(plan.to_json(), str(lease.device), "", 1)
-        yield from setup.early_warnings(config, pictures)
+        precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
+        yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), 1)
+        yield from setup.early_warnings(config, pictures, lease.checkpoint)
         run = _Run(config, host, control, folder, names, plan, lease, setup.prepare(config, pictures, lease))
         run.trainer.attach()
         try:

@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.schema import TrainConfig
@@ -211,9 +212,16 @@ def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
     yield from trainer.cache.fill(trainer.pictures.records, flip=trainer.config.data.flip_aug, control=control)
 
 
-def early_warnings(config: TrainConfig, pictures: Pictures) -> list[Warned]:
+def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
     """What the user should know before the first step."""
     found = [Warned(message) for message in pictures.warnings]
+    if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
+        found.append(
+            Warned(
+                say("No base model is chosen: this trains the small model that ships for trying things out; its LoRA fits no other."),
+                "model.pretrained_model_name_or_path",
+            )
+        )
     if config.network.alpha > config.network.dim:
         found.append(
             Warned(
