@@ -29,15 +29,19 @@
   /** Remembers the state in this browser, a moment later. */
   LT.keep = () => {
     window.clearTimeout(saving);
-    saving = window.setTimeout(LT.keepNow, 150);
+    saving = window.setTimeout(keepNow, 150);
   };
-  LT.keepNow = () => {
+  const keepNow = () => {
+    window.clearTimeout(saving);
+    saving = 0;
     try {
       window.localStorage.setItem(KEPT, JSON.stringify(LT.state));
     } catch (error) {
       /* storage full or forbidden: the page works without */
     }
   };
+
+  window.addEventListener("pagehide", () => saving && keepNow());
 
   const listeners = {};
   /** Calls `listen(data)` at each `LT.tell(name, data)`. */

@@ -35,10 +35,13 @@
     put(element, children);
     return element;
   };
-  /** Puts these children in place of what is there. */
+  /** Puts these children in place of what is there. What would look the same stays: a click that has begun and the focus
+      of the keyboard must not be lost because a second has passed. (Fields hold what no comparison of elements sees.) */
   LT.fill = (element, ...children) => {
-    element.replaceChildren();
-    put(element, children);
+    const fresh = document.createDocumentFragment();
+    put(fresh, children);
+    const same = fresh.childNodes.length === element.childNodes.length && [...fresh.childNodes].every((child, index) => child.isEqualNode(element.childNodes[index]));
+    if (!same || fresh.querySelector("input, select, textarea")) element.replaceChildren(fresh);
     return element;
   };
 

@@ -42,7 +42,7 @@
     const total = run.total_steps || (data.plan && data.plan.total_steps) || 0;
     const where = [data.ended && LT.clockSeconds(data.ended), data.last && t("epoch {n}", { n: data.last.epoch }), total && LT.percent(step / total)].filter(Boolean).join(" · ");
     const column = (sign, look, title, ...lines) => h("div", {}, LT.icon(sign, look), h("div", {}, h("b", {}, title), lines));
-    return h("div.lt-failedcard", {},
+    return h("div.lt-failedcard", { "data-run": run.id },
       h("div.lt-failedhead", {}, LT.icon("cross"), h("b", {}, headline(first, step, total)), h("span.lt-gap"), h("span", {}, where)),
       h("div.lt-failedbody", {},
         column("warning", "lt-bad", t("What happened"), problems.length ? problems.map((problem) => h("p", {}, problem.message)) : h("p", {}, first.message)),

@@ -67,7 +67,7 @@
     const open = () => { LT.closePanel(); LT.openRun(run.id); LT.go(["pictures", "captions", "settings"].includes(LT.state.step) ? "train" : LT.state.step); };
     const live = LT.active() && LT.active().id === run.id;
     const act = (label, work, kind = "small") => LT.button(label, { kind, onclick: work });
-    return h("div.lt-runline", { "aria-current": run.id === shown },
+    return h("div.lt-runline", { "aria-current": run.id === shown, "data-run": run.id },
       h("button.lt-run", { onclick: open }, LT.icon(look.sign, `lt-${look.look}`), h("span.lt-runname", {}, h("b", {}, run.name), h("span.lt-muted", {}, facts.join(" · ")))),
       h("span.lt-runacts", {}, act(t("Clone settings"), () => LT.cloneRun(run)), act(t("Rename…"), () => rename(run, list)), !live && act(t("Delete…"), () => remove(run, list), "small.bad")));
   };

@@ -15,7 +15,7 @@
     parts.card = h("div.lt-card.lt-suggest");
     LT.fill(right, h("div.lt-scroll", {}, parts.card, LT.buildPlan()), LT.buildStart());
     LT.on("form", () => { said = ""; paint(); });
-    LT.on("pictures", paint);
+    LT.on("pictures", () => lines || paint());
     paint();
   };
 

@@ -75,6 +75,16 @@ class World:
         self.asked: list[tuple[str, str, Any]] = []
         self.looks = 0
 
+    def path_of(self, number: int) -> str:
+        """Path of a picture by its number."""
+        return str(picture(number)["path"])
+
+    def write_caption(self, path: str, text: str) -> str:
+        """Keeps a caption; returns the old one."""
+        old = self.captions.get(path, picture(int(path.split("/")[4]))["caption"])
+        self.captions[path] = text
+        return str(old)
+
     # -- pictures
 
     def pictures(self, config: dict[str, Any]) -> dict[str, Any]:

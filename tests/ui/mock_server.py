@@ -160,9 +160,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "captions":
             self.send(world.caption_list(config))
         elif path == "caption":
-            old = world.captions.get(body["path"], "")
-            world.captions[body["path"]] = body["text"]
-            self.send({"old": old})
+            self.send({"old": world.write_caption(body["path"], body["text"])})
         elif path == "check":
             plan = world.plan(config)
             self.send(plan, status=200 if "images" in plan else 400)

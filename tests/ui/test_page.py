@@ -1,0 +1,416 @@
+"""The page in states that the small machine does not reach at will: made-up answers, real Chromium."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .made_up import World
+
+Page = Callable[..., Any]
+STEPS = ["pictures", "captions", "settings", "train", "compare"]
+
+
+def asked(world: World, path: str) -> list[Any]:
+    """Bodies of what was sent to a route."""
+    return [body for _, route, body in world.asked if route == path]
+
+
+# 1 Pictures
+
+
+def test_pictures_that_need_a_look_are_counted_until_they_were_looked_at(mika: Page):
+    page = mika("pictures")
+    badge = page.locator("#lora_trainer_step_pictures .lt-badge")
+    assert badge.inner_text() == "3"
+    page.get_by_role("button", name="Look at these 3").click()
+    assert page.locator(".lt-thumb").count() == 3
+    page.get_by_role("button", name="These 3 are OK as they are").click()
+    assert badge.count() == 0
+    page.reload()
+    page.wait_for_selector("[data-ready=true]")
+    assert badge.count() == 0
+
+
+def test_x_leaves_the_chosen_pictures_out_and_takes_them_back(mika: Page, made_up: tuple[str, World]):
+    page = mika("pictures")
+    page.locator(".lt-thumb").nth(0).click()
+    page.locator(".lt-thumb").nth(3).click(modifiers=["Shift"])
+    assert page.locator(".lt-selected b").first.inner_text() == "4 selected"
+    page.keyboard.press("x")
+    page.wait_for_function("LoraTrainer.seen.pictures.counts.left_out === 5")
+    assert asked(made_up[1], "pictures")[-1]["config"]["data"]["leave_out"] == [f"mika_0{n}.jpg" for n in (1, 2, 3, 4)]
+    page.locator(".lt-thumb").nth(1).click()
+    page.keyboard.press("x")
+    page.wait_for_function("LoraTrainer.seen.pictures.counts.left_out === 4")
+
+
+def test_held_back_pictures_are_asked_for_by_number(mika: Page):
+    page = mika("pictures")
+    page.locator(".lt-validation .lt-link").click()
+    page.get_by_role("radio", name="Held back").click()
+    field = page.get_by_label("Pictures held back")
+    field.fill("5")
+    field.press("Enter")
+    assert page.evaluate("Math.round(LoraTrainer.value('validate.fraction') * 33)") == 5
+
+
+def test_a_wrong_folder_is_said_beside_its_field_and_stops_the_start(mika: Page):
+    page = mika("pictures", values={"data.train_data_dir": "/nowhere"})
+    field = page.locator('[data-path="data.train_data_dir"]')
+    field.locator(".lt-problem").wait_for()
+    assert "/nowhere is not a folder. Choose the folder that holds the pictures." in field.inner_text()
+    page.keyboard.press("3")
+    assert page.locator("#lora_trainer_start").is_disabled()
+    assert "/nowhere is not a folder" in page.locator(".lt-blocked").inner_text()
+
+
+def test_two_thousand_pictures_scroll_without_a_gap_of_a_tenth_of_a_second(mika: Page):
+    page = mika("pictures", "many")
+    page.wait_for_function("document.querySelectorAll('.lt-thumb').length === 2000", timeout=20_000)
+    page.wait_for_timeout(500)
+    gaps = [page.evaluate(SCROLL) for _ in range(3)]  # the shortest of three: the machine has other things to do too
+    assert min(gaps) < 100
+
+
+SCROLL = """async () => {
+    const box = document.querySelector('.lt-thumbscroll');
+    const frame = () => new Promise(requestAnimationFrame);
+    let longest = 0, before = await frame();
+    for (let step = 0; step < 40; step += 1) {
+        box.scrollTop += 400;
+        const now = await frame();
+        longest = Math.max(longest, now - before);
+        before = now;
+    }
+    return longest;
+}"""
+
+
+# 2 Captions
+
+
+def test_an_edited_caption_is_stored_and_can_be_undone(mika: Page, made_up: tuple[str, World]):
+    page = mika("captions")
+    card = page.locator(".lt-capcard").nth(2)
+    before = card.locator(".lt-read").inner_text()
+    card.click()
+    text = card.locator("textarea")
+    old = text.input_value()
+    text.fill("girl, under water")
+    text.press("Enter")
+    page.get_by_text("under water", exact=False).first.wait_for()
+    assert asked(made_up[1], "caption") == [{"path": made_up[1].path_of(3), "text": "girl, under water"}]
+    page.get_by_role("button", name="Undo").last.click()
+    page.wait_for_function("before => document.querySelectorAll('.lt-capcard .lt-read')[2].innerText === before", arg=before)
+    assert asked(made_up[1], "caption")[1]["text"] == old
+
+
+def test_escape_leaves_the_caption_as_it_was(mika: Page, made_up: tuple[str, World]):
+    page = mika("captions")
+    card = page.locator(".lt-capcard").nth(2)
+    card.click()
+    card.locator("textarea").fill("something else")
+    page.keyboard.press("Escape")
+    assert card.locator("textarea").count() == 0
+    assert asked(made_up[1], "caption") == []
+
+
+def test_a_tag_shows_where_it_stands(mika: Page):
+    page = mika("captions")
+    page.locator(".lt-tag", has_text="beach").click()
+    count = int(page.locator(".lt-tag[aria-pressed=true] b").inner_text())
+    assert page.locator(".lt-hit").count() == count
+    page.get_by_role("button", name="Only “beach”").click()
+    assert page.locator(".lt-capcard").count() == count
+
+
+# 3 Settings
+
+
+def test_suggestions_change_nothing_until_they_are_used_and_one_undo_takes_them_back(mika: Page):
+    page = mika("settings")
+    before = page.evaluate("JSON.stringify(LoraTrainer.config())")
+    page.get_by_role("button", name="Suggest settings").click()
+    rank = page.locator('[data-path="network.dim"]')
+    rank.locator(".lt-pending").wait_for()
+    assert rank.locator(".lt-pending").inner_text() == "16"
+    assert rank.locator("input").input_value() == "32"
+    assert page.evaluate("JSON.stringify(LoraTrainer.config())") == before
+    page.get_by_role("button", name="Use these").click()
+    assert rank.locator("input").input_value() == "16"
+    page.locator(".lt-suggesthead").get_by_role("button", name="Undo").click()
+    assert rank.locator("input").input_value() == "32"
+    assert page.evaluate("JSON.stringify(LoraTrainer.config())") == before
+
+
+def test_what_the_user_typed_is_offered_last_and_unticked(mika: Page):
+    page = mika("settings")
+    page.get_by_role("button", name="Suggest settings").click()
+    page.locator(".lt-change").first.wait_for()
+    ticks = page.locator(".lt-change").evaluate_all(
+        "lines => lines.map(line => [line.querySelector('input').checked, line.className.includes('lt-typed')])"
+    )
+    assert ticks == sorted(ticks, key=lambda tick: tick[1])
+    assert all(ticked != typed for ticked, typed in ticks)
+    last = page.locator(".lt-change").last.inner_text()
+    assert "but you typed" in last
+
+
+def test_repeats_and_epochs_are_one_amount(mika: Page):
+    page = mika("settings")
+    field = page.locator('[data-path="times"] input')
+    assert field.input_value() == "80"
+    field.fill("120")
+    field.press("Enter")
+    assert page.evaluate("[LoraTrainer.value('data.num_repeats'), LoraTrainer.epochs()]") == [12, 10]
+    assert "= 10 epochs × 12" in page.locator('[data-path="times"]').inner_text()
+
+
+def test_what_does_not_fit_names_the_change_that_makes_it_fit_and_does_it(mika: Page):
+    page = mika("settings", "nofit")
+    page.get_by_role("button", name="Do it").wait_for()
+    assert "Turn on gradient checkpointing: then it fits" in page.locator(".lt-wayout").inner_text()
+    page.get_by_role("button", name="Do it").click()
+    page.locator(".lt-memoryplan", has_text="✓ fits").or_(page.locator(".lt-memoryplan b.lt-good")).wait_for()
+    assert page.evaluate("LoraTrainer.value('memory.gradient_checkpointing')") is True
+
+
+def test_a_problem_of_the_server_stands_beside_its_field(mika: Page):
+    page = mika("settings")
+    field = page.locator('[data-path="data.batch_size"]')
+    field.locator("input").fill("two")
+    field.locator("input").press("Enter")
+    field.locator(".lt-problem").wait_for()
+    assert "Pictures per step must be a whole number" in field.inner_text()
+    assert page.locator("#lora_trainer_start").is_disabled()
+
+
+@pytest.mark.parametrize("words", ["network_dim", "dim", "Rank", "网络维度"])
+def test_a_setting_is_found_by_label_toml_name_kohya_name_and_chinese(mika: Page, words: str):
+    page = mika("settings")
+    page.keyboard.press("/")
+    page.keyboard.type(words)
+    page.locator('.lt-form code:text-is("dim")').wait_for()
+
+
+def test_the_model_that_cannot_be_trained_is_said_with_its_reason(mika: Page):
+    page = mika("settings", "refused")
+    page.locator(".lt-model.bad").wait_for()
+    assert "This is an SDXL model; SD 1.x can be trained here." in page.locator(".lt-blocked").inner_text()
+    assert page.locator("#lora_trainer_start").is_disabled()
+
+
+# 4 Train
+
+
+def test_the_chart_of_ten_thousand_steps_opens_at_once(mika: Page):
+    page = mika("train", "long")
+    page.wait_for_function("LoraTrainer.runData('mika').steps.length === 10000")
+    took = page.evaluate(
+        """async () => {
+            const frame = () => new Promise(requestAnimationFrame);
+            LoraTrainer.go('settings');
+            await frame();
+            const before = performance.now();
+            LoraTrainer.go('train');
+            LoraTrainer.tell('run');
+            await frame(); await frame();
+            return performance.now() - before;
+        }"""
+    )
+    assert took < 500
+    assert page.locator(".lt-smoothline").get_attribute("d").count("L") > 300
+
+
+def test_the_chart_s_values_can_be_read_with_the_pointer(mika: Page):
+    page = mika("train", "training")
+    page.wait_for_function("LoraTrainer.runData('mika').steps.length === 766")
+    box = page.locator(".lt-chart").bounding_box()
+    page.mouse.move(box["x"] + 34 + (box["width"] - 84) * 0.4, box["y"] + 100)
+    tip = page.locator(".lt-tip").inner_text()
+    assert "Step 528 · end of epoch 4" in tip
+    assert all(word in tip for word in ("smoothed", "this step", "validation", "learning rate"))
+
+
+def test_stop_asks_whether_to_save(mika: Page, made_up: tuple[str, World]):
+    page = mika("train", "training")
+    page.get_by_role("button", name="Stop…").click()
+    page.keyboard.press("Escape")
+    assert page.get_by_role("dialog").count() == 0
+    page.get_by_role("button", name="Stop…").click()
+    page.get_by_role("button", name="Stop and save").click()
+    page.locator(".lt-banner.good").wait_for()
+    assert asked(made_up[1], "runs/mika/control") == [{"command": "stop"}]
+
+
+def test_a_paused_run_says_that_the_gpu_is_free_and_goes_on(mika: Page, made_up: tuple[str, World]):
+    page = mika("train", "training")
+    page.get_by_role("button", name="Pause and free the GPU").click()
+    page.locator(".lt-banner.wait").wait_for()
+    assert page.locator(".lt-pill").get_attribute("data-state") == "paused"
+    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Pause and free the GPU").wait_for()
+    assert asked(made_up[1], "runs/mika/control") == [{"command": "pause"}, {"command": "resume"}]
+
+
+def test_a_failed_run_offers_the_one_thing_to_try_and_does_it(mika: Page, made_up: tuple[str, World]):
+    page = mika("train", "failed")
+    page.locator(".lt-failedcard").wait_for()
+    said = page.locator(".lt-failedcard").inner_text()
+    assert "Out of memory at step 838" in said
+    assert "6 files, epochs 1 to 6. Best so far: mika-000006" in said
+    page.get_by_role("button", name="Turn it on and start again").click()
+    page.get_by_role("button", name="Stop…").wait_for()
+    sent = asked(made_up[1], "runs")[0]["config"]
+    assert sent["memory"]["gradient_checkpointing"] is True
+    assert sent["data"]["train_data_dir"] == "D:\\photos\\mika"
+
+
+def test_the_page_finds_the_run_again_in_a_second_window_and_after_a_reload(mika: Page, open_page: Page, made_up: tuple[str, World]):
+    page = mika("train", "training")
+    page.reload()
+    other = open_page(made_up[0])
+    for one in (page, other):
+        one.wait_for_function("document.querySelector('.lt-pill').innerText.includes('58')", timeout=2000)
+        one.locator(".lt-pill").click()
+        assert one.locator(".lt-bigname").first.inner_text() == "Training mika"
+
+
+def test_a_server_that_does_not_answer_is_said_and_found_again(mika: Page):
+    page = mika("train", "training")
+    page.route("**/lora-trainer/v1/status*", lambda route: route.abort())
+    page.locator(".lt-silent").wait_for(timeout=15_000)
+    page.unroute("**/lora-trainer/v1/status*")
+    page.locator(".lt-silent").wait_for(state="hidden", timeout=15_000)
+
+
+def test_the_tab_asks_nothing_while_nobody_can_see_it(mika: Page, made_up: tuple[str, World]):
+    page = mika("pictures")
+    page.evaluate("document.getElementById('tab_lora_trainer').style.display = 'none'")
+    page.wait_for_timeout(1200)
+    before = made_up[1].looks
+    page.wait_for_timeout(3000)
+    assert made_up[1].looks == before
+    page.evaluate("document.getElementById('tab_lora_trainer').style.display = ''")
+    page.wait_for_timeout(1500)
+    assert made_up[1].looks > before
+
+
+# 5 Compare
+
+
+def test_arrow_keys_move_in_the_grid_and_enter_keeps_the_file(mika: Page, made_up: tuple[str, World]):
+    page = mika("compare", "grid")
+    head = page.locator(".lt-detail .lt-bigname")
+    head.wait_for()
+    assert head.inner_text() == "Epoch 6 at 0.8"
+    page.locator(".lt-cell[aria-selected=true]").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert head.inner_text() == "Epoch 7 at 1.0"
+    page.keyboard.press("Enter")
+    page.get_by_text("This one is used").wait_for()
+    assert asked(made_up[1], "runs/mika/use") == [{"epoch": 7, "weight": 1.0}]
+
+
+def test_the_host_s_page_gets_the_whole_grid_as_infotext(mika: Page):
+    page = mika("compare", "grid")
+    pasted = """which => new Promise(done => document.getElementById(`lora_trainer_${which}_button`)
+        .addEventListener('click', () => done(document.querySelector(`#lora_trainer_${which}_text textarea`).value)))"""
+    page.get_by_role("button", name="Open as X/Y/Z plot").wait_for()
+    page.evaluate(f"window.plotted = ({pasted})('plot'); window.sent = ({pasted})('txt2img'); null")
+    page.get_by_role("button", name="Open as X/Y/Z plot").click()
+    assert page.evaluate("window.plotted").splitlines() == [
+        "photo of <lora:mika-NUM:STRENGTH> sks mika, by the sea",
+        "Steps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1337, Size: 512x512, Script: X/Y/Z plot, "
+        'X Type: [LoRA Trainer] Weight, X Values: "0.2,0.4,0.6,0.8,1", Y Type: [LoRA Trainer] Epoch, '
+        'Y Values: "000001,000002,000003,000004,000005,000006,000007,000008,000009,000010"',
+    ]
+    page.get_by_role("button", name="Send to txt2img").click()
+    assert page.evaluate("window.sent").startswith("photo of <lora:mika-000006:0.8> sks mika, by the sea\n")
+
+
+def test_a_grid_shows_its_cells_as_they_come_and_can_be_stopped(mika: Page, made_up: tuple[str, World]):
+    page = mika("compare", "grid")
+    page.evaluate("LoraTrainer.openRun('mika')")
+    made_up[1].scenario = "halfgrid"
+    page.wait_for_function("document.querySelectorAll('.lt-cell img').length === 23", timeout=8000)
+    assert "23 of 50 pictures" in page.locator(".lt-gridcount").inner_text()
+    page.locator(".lt-drawing").wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.wait_for_timeout(300)
+    assert asked(made_up[1], "runs/mika-grid/control") == [{"command": "stop"}]
+
+
+# the frame
+
+
+@pytest.mark.parametrize("scenario", ["idle", "training", "grid"])
+@pytest.mark.parametrize("width", [390, 768, 1024, 1440])
+def test_no_step_is_wider_than_the_window(mika: Page, scenario: str, width: int):
+    page = mika("pictures", scenario, width=width, height=844)
+    for step in STEPS:
+        page.evaluate("step => LoraTrainer.go(step)", step)
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, step
+
+
+def test_the_digits_go_through_the_steps_but_not_while_writing(mika: Page):
+    page = mika("pictures")
+    for number, step in enumerate(STEPS, start=1):
+        page.keyboard.press(str(number))
+        assert page.locator(f"#lora_trainer_{step}").is_visible()
+    page.keyboard.press("1")
+    field = page.locator('[id="lora_trainer_f_data.trigger_word"]')
+    field.click()
+    page.keyboard.type("3")
+    assert page.locator("#lora_trainer_pictures").is_visible()
+    assert field.input_value().endswith("3")
+
+
+def test_every_button_can_be_reached_with_the_keyboard_and_shows_the_focus(mika: Page):
+    page = mika("settings")
+    page.keyboard.press("/")
+    seen = set()
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+    assert {"lora_trainer_f_times", "lora_trainer_f_network.dim", "lora_trainer_f_optimizer.type"} <= seen
+    outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+
+
+def test_nothing_moves_where_less_motion_is_wished(open_page: Page, made_up: tuple[str, World]):
+    made_up[1].scenario = "halfgrid"
+    page = open_page(f"{made_up[0]}?__scenario=halfgrid", reduced_motion="reduce")
+    page.evaluate("LoraTrainer.openRun('mika'); LoraTrainer.go('compare')")
+    page.locator(".lt-drawing").wait_for()
+    assert page.locator(".lt-drawing").evaluate("cell => getComputedStyle(cell).animationName") == "none"
+
+
+@pytest.mark.parametrize("theme", ["", "dark"])
+def test_words_stand_out_from_their_ground(mika: Page, theme: str):
+    page = mika("train", "training", theme=theme)
+    page.wait_for_timeout(600)
+    script = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
+    assert page.evaluate(script) == []
+
+
+def test_scripts_do_nothing_on_a_page_without_the_tab(open_page: Page, made_up: tuple[str, World]):
+    page = open_page(made_up[0])
+    page.route(
+        "**/*", lambda route: route.fulfill(body=page.url and "<!doctype html><p>another page</p>", content_type="text/html"), times=1
+    )
+    scripts = page.evaluate("[...document.scripts].map(script => script.src).filter(Boolean)")
+    before = len(made_up[1].asked), made_up[1].looks
+    page.goto(made_up[0] + "empty")
+    names = set(page.evaluate("Object.keys(window)"))
+    for script in scripts:
+        page.add_script_tag(url=script)
+    page.wait_for_timeout(500)
+    assert set(page.evaluate("Object.keys(window)")) - names == {"LoraTrainer"}
+    assert (len(made_up[1].asked), made_up[1].looks - before[1]) == (before[0], 0)
