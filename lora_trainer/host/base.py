@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from lora_trainer.config.schema import ModelConfig
     from lora_trainer.control import Control
-    from lora_trainer.models.detect import ModelFacts
     from lora_trainer.models.source import ModelSource
 
 MODEL_FIELD = "model.pretrained_model_name_or_path"
@@ -97,16 +96,6 @@ class Lease(Protocol):
     @property
     def sha256(self) -> str:
         """Hex hash of the whole checkpoint file."""
-        ...
-
-    @property
-    def facts(self) -> ModelFacts:
-        """Family, prediction, widths of the model."""
-        ...
-
-    @property
-    def free_mb(self) -> int:
-        """Memory that the device has left now."""
         ...
 
     def preview(

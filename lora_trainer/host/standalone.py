@@ -171,16 +171,6 @@ class FileLease:
         return self.vae.name if self.vae else ""
 
     @cached_property
-    def facts(self) -> detect.ModelFacts:
-        """Told from the file's header."""
-        return detect.inspect(self.checkpoint)
-
-    @property
-    def free_mb(self) -> int:
-        """What the device has left."""
-        return int(device_memory(self.device)["free_mb"])
-
-    @cached_property
     def sha256(self) -> str:
         """Read once, when somebody asks."""
         return file_sha256(self.checkpoint)

@@ -21,7 +21,8 @@ def lending_copies_nothing_and_changes_nothing(world):
         assert "text_model.embeddings.token_embedding.weight" in source.text_state
         assert not world.queue_is_free()
         assert len(lease.sha256) == 64
-        assert lease.facts.family == "sd1" and lease.facts.native_size == 64
+        info = world.host.model_info()
+        assert (info["family"], info["native_size"], info["path"]) == ("sd1", 64, str(lease.checkpoint))
 
 
 @check

@@ -1,5 +1,6 @@
 """Whose turn it is: pauses, choices made meanwhile, others' pictures between two steps."""
 
+import contextlib
 import threading
 import time
 from pathlib import Path
@@ -73,6 +74,32 @@ def model_that_cannot_be_brought_back_is_named_and_the_run_stays_paused(world):
         assert world.queue_is_free()
         assert isinstance(lease.resume(), LiveSource)
         assert not world.queue_is_free()
+
+
+@check
+def checkpoint_whose_file_is_gone_is_named_and_the_host_keeps_what_it_has(world):
+    chosen = world.modules.shared.opts.data["sd_model_checkpoint"]
+    with untouched(world):
+        with world.lend() as lease:
+            lease.pause()
+            world.choose("sd_model_checkpoint", world.other).join(60)
+            with moved_away(lease.checkpoint):
+                raises(HostBusy, lease.resume, lease.title, "Resume")
+                assert world.loaded().sd_checkpoint_info.title == world.other
+                assert world.generate("the host still draws")
+            assert world.queue_is_free()
+            lease.resume()
+        world.choose("sd_model_checkpoint", chosen).join(60)
+
+
+@contextlib.contextmanager
+def moved_away(path):
+    away = path.with_suffix(".away")
+    path.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(path)
 
 
 @check

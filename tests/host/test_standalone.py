@@ -32,7 +32,6 @@ def test_small_model_serves_where_there_is_no_other(tmp_path, place, toy_checkpo
         assert lease.source == FileSource(toy_checkpoint)
         assert lease.source is lease.resume()
         assert lease.sha256 == file_sha256(toy_checkpoint)
-        assert lease.facts.native_size == 64
         assert not lease.own_previews and not lease.breathe()
         with pytest.raises(TrainerError):
             lease.preview(None, None, 1.0, None)

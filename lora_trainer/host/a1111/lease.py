@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -17,14 +17,14 @@ from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.a1111.refuse import refusal
 from lora_trainer.host.base import PictureRequest
 from lora_trainer.host.fingerprint import changed
-from lora_trainer.host.memory import device_memory
-from lora_trainer.models.detect import ModelFacts
 from lora_trainer.models.source import LiveSource, ModelSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from lora_trainer.control import Control
+
+TO_RESUME = "Load {title} in the WebUI again, then press Resume."
 
 
 @contextmanager
@@ -56,13 +56,13 @@ def _refuse_when(loaded_is_wanted: bool, sd_model: Any) -> None:
 
 
 def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> A1111Lease:
-    from modules import sd_models, sd_vae, shared
+    from modules import sd_models, shared
 
     load_checkpoint(checkpoint or sd_models.select_checkpoint())
     sd_model = sd_models.model_data.sd_model
     if (problem := refusal(sd_model)) is not None:
         raise problem
-    vae = sd_vae.resolve_vae(sd_model.sd_checkpoint_info.filename).vae if vae_file == "" else vae_file
+    vae = sd_vae_of_choice() if vae_file == "" else vae_file
     load_vae(sd_model, vae)
     held.wipe(sd_model)
     pin = held.Pin(
@@ -94,37 +94,53 @@ def _give_back(turn: Turn) -> None:
 
 
 def _load_choice() -> None:
+    from modules import sd_models
+
+    load_checkpoint(sd_models.select_checkpoint())
+    load_vae(sd_models.model_data.sd_model, sd_vae_of_choice())
+
+
+def sd_vae_of_choice() -> str | None:
+    """The VAE's file that the user's settings mean for the loaded checkpoint; None is the checkpoint's own."""
     from modules import sd_models, sd_vae
 
-    try:
-        sd_models.reload_model_weights()
-        if sd_models.model_data.sd_model is not None:
-            sd_vae.reload_vae_weights(sd_models.model_data.sd_model)
-    except Exception as error:
-        raise ModelError(
-            "the checkpoint or VAE that is chosen in the WebUI could not be loaded ({reason}).",
-            reason=str(error) or type(error).__name__,
-            fix="Choose another one.",
-        ) from error
+    return cast("str | None", sd_vae.resolve_vae(sd_models.model_data.sd_model.sd_checkpoint_info.filename).vae)
 
 
 def load_checkpoint(info: Any, *, anew: bool = False) -> None:
-    """Loads it unless it is loaded, without touching the user's choice in the options; moves it back onto the device."""
+    """Loads it unless it is loaded, without touching the user's choice in the options; moves it back onto the device.
+
+    Raises ModelError. The host gives its old model up before it looks for the new one's file, so that is looked for first.
+    """
     from modules import devices, sd_models
 
     sd_model = sd_models.model_data.sd_model
     if anew or sd_model is None or sd_model.sd_checkpoint_info.filename != info.filename:
-        with sd_models.SkipWritingToConfig():
+        with _told(info.model_name, Path(info.filename)), sd_models.SkipWritingToConfig():
             sd_models.reload_model_weights(info=info, forced_reload=anew)
     elif next(sd_model.parameters()).device.type != torch.device(devices.device).type:
         sd_models.send_model_to_device(sd_model)
 
 
 def load_vae(sd_model: Any, vae_file: str | None) -> None:
-    """Loads that VAE unless it is loaded; None is the checkpoint's own."""
+    """Loads that VAE unless it is loaded; None is the checkpoint's own. Raises ModelError."""
     from modules import sd_vae
 
-    sd_vae.reload_vae_weights(sd_model, vae_file=vae_file)
+    if sd_vae.loaded_vae_file != vae_file:
+        path = Path(vae_file or sd_model.sd_checkpoint_info.filename)
+        with _told(path.name, path):
+            sd_vae.reload_vae_weights(sd_model, vae_file=vae_file)
+
+
+@contextmanager
+def _told(name: str, path: Path) -> Iterator[None]:
+    """What the host raises while it loads a file, told with the file's name."""
+    try:
+        path.stat()
+        yield
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise ModelError("the WebUI could not load {name} ({reason}).", name=name, reason=reason, fix="Choose another one.") from error
 
 
 class A1111Lease:
@@ -154,21 +170,6 @@ class A1111Lease:
         if not self._pin.checkpoint.sha256:
             self._pin.checkpoint.sha256 = file_sha256(self.checkpoint)
         return str(self._pin.checkpoint.sha256)
-
-    @property
-    def facts(self) -> ModelFacts:
-        """What the plan wants to know of the model."""
-        from modules import sd_models
-
-        return held.facts_of(sd_models.model_data.sd_model)
-
-    @property
-    def free_mb(self) -> int:
-        """What the device has left, the host's own cache counted as free."""
-        from modules import devices
-
-        devices.torch_gc()
-        return int(device_memory(self.device)["free_mb"])
 
     def preview(
         self, request: PictureRequest, write_weights: Callable[[Path], None] | None, weight: float, control: Control
@@ -216,39 +217,52 @@ class A1111Lease:
         """The lent model, loaded, clean and bit for bit as it was; read from its file when something has changed it."""
         from modules import sd_models
 
-        load_checkpoint(self._pin.checkpoint)
-        sd_model = self._cleaned()
-        if self._differing(sd_model):
-            held.wipe(sd_model, thoroughly=True)
-        if self._differing(sd_model):
-            self._read_anew()
-            sd_model = sd_models.model_data.sd_model
-        if different := self._differing(sd_model):
+        try:
+            different = self._restore()
+        except ModelError as error:
+            reason = error.problems[0].message
+            raise HostBusy("training cannot go on: {reason}", reason=reason, title=self.title, fix=TO_RESUME) from error
+        if different:
             raise HostBusy(
                 "the checkpoint {title} is not what it was when training began ({count} tensors differ, the first is {name}).",
                 title=self.title,
                 count=len(different),
                 name=different[0],
-                fix="Load {title} in the WebUI again, then press Resume.",
+                fix=TO_RESUME,
             )
+        sd_model = sd_models.model_data.sd_model
         if not isinstance(self.source, LiveSource) or not held.same_storages(self.source, sd_model):
             self.source = held.live_source(sd_model)
             self.device = self._device()
 
-    def _cleaned(self) -> Any:
+    def _restore(self) -> list[str]:
+        """Tries one means after the other; names of the tensors that differ in spite of them all."""
         from modules import sd_models
 
-        sd_model = sd_models.model_data.sd_model
-        load_vae(sd_model, self._pin.vae_file)
-        held.wipe(sd_model)
-        return sd_model
+        different: list[str] = []
+        for means in (self._clean, self._clean_thoroughly, self._read_anew):
+            means()
+            weights = held.weights_of(sd_models.model_data.sd_model, self._pin.vae_dtype)
+            different = changed(self._pin.weights, weights)
+            if not different:
+                break
+        return different
 
-    def _differing(self, sd_model: Any) -> list[str]:
-        return changed(self._pin.weights, held.weights_of(sd_model, self._pin.vae_dtype))
+    def _clean(self) -> None:
+        from modules import sd_models
+
+        load_checkpoint(self._pin.checkpoint)
+        load_vae(sd_models.model_data.sd_model, self._pin.vae_file)
+        held.wipe(sd_models.model_data.sd_model)
+
+    def _clean_thoroughly(self) -> None:
+        from modules import sd_models
+
+        held.wipe(sd_models.model_data.sd_model, thoroughly=True)
 
     def _read_anew(self) -> None:
         from modules import devices
 
         devices.dtype_vae = self._pin.vae_dtype
         load_checkpoint(self._pin.checkpoint, anew=True)
-        self._cleaned()
+        self._clean()
