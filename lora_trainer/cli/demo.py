@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
 
 PROMPT = "a sks crescent on a white background"
-OPTIONS = "--w 64 --h 64 --d 3 --l 5 --s 20"
+OPTIONS = "--w 64 --h 64 --d 9 --l 5 --s 20"
 WEIGHTS = (0.2, 0.4, 0.6, 0.8, 1.0)
 SAMPLES = 6
 """Seeds drawn without and with the result."""
