@@ -85,13 +85,17 @@ class Lease(Protocol):
     All methods are called in the thread that entered the `with`.
     """
 
-    source: ModelSource
     device: torch.device
-    title: str
     checkpoint: Path
     clip_skip: int
-    vae_title: str
     own_previews: bool
+
+    @property
+    def source(self) -> ModelSource: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def vae_title(self) -> str: ...
 
     @property
     def sha256(self) -> str:
