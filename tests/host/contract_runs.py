@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from unittest.mock import patch
 
+import attrs
 import torch
 from safetensors.torch import load_file
 
@@ -17,7 +18,7 @@ from lora_trainer.errors import HostBusy
 from lora_trainer.host.a1111.lease import A1111Lease
 from lora_trainer.train import loop
 from tests.host import contract_lending, contract_previews, contract_turns  # noqa: F401 - their checks join the list
-from tests.host.contract import CHECKS, check, untouched, wait_for  # noqa: F401 - the list of all
+from tests.host.contract import CHECKS, REQUEST, check, untouched, wait_for  # noqa: F401 - the list of all
 
 STEPS = 6
 PHASES = {
@@ -274,6 +275,13 @@ def conditioning_of_a_caption_equals_the_hosts(world):
                 )
         assert len(worst) >= 4
         assert max(worst.values()) < 1e-5, worst
+
+
+@only_in_a_real_host
+def frozen_settings_do_not_keep_a_preview_from_being_drawn(world):
+    options = world.modules.shared.cmd_opts
+    with untouched(world), world.lend() as lease, patch.object(options, "freeze_settings", True):
+        assert lease.preview(attrs.evolve(REQUEST, clip_skip=2), None, 1.0, Control()) is not None
 
 
 @only_in_a_real_host

@@ -106,15 +106,16 @@ def _bare(picture: Image) -> Image:
 def _options_kept(overrides: dict[str, Any]) -> Iterator[None]:
     """The user's options afterwards, those included that were chosen while the picture was drawn.
 
-    The host's own restoring writes the old values over such a choice, loads the VAE that belongs to them, and fails under
-    --freeze-settings. So the VAE is not among the overrides (nothing loads another one while the queue is ours), and what
-    is changed here is put back only where it still is what we put there.
+    The host's own setting fails under --freeze-settings; its restoring writes the old values over such a choice and loads the
+    VAE that belongs to them. So the overrides stand in the options before it looks, the VAE is not among them (nothing loads
+    another one while the queue is ours), and each is put back only where it still is what we put there.
     """
     from modules import shared
 
     data, options = shared.opts.data, shared.cmd_opts
     before = {key: data[key] for key in overrides if key in data}  # the others stand at their default
     no_history, options.no_prompt_history = options.no_prompt_history, True  # params.txt is the user's last prompt
+    data.update(overrides)
     try:
         yield
     finally:
