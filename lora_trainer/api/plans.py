@@ -45,7 +45,7 @@ def check(
     plan = EMPTY_PLAN if pictures is None else _plan(config, pictures, facts, machine_of(host))
     if (seconds := measured_step(config, Path(config.save.runs_dir))) is not None:
         plan = plan | {"seconds": round(seconds * plan["total_steps"], 1), "seconds_measured": True}
-    return {**plan, "problems": problems, "warnings": [] if pictures is None else _warnings(config, pictures)}
+    return {**plan, "problems": problems, "warnings": [] if pictures is None else _warnings(config, pictures, host)}
 
 
 def change_json(change: Change, config: TrainConfig, typed: Collection[str], language: str) -> dict[str, Any]:
@@ -91,10 +91,11 @@ def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, mac
     return dict(plan)
 
 
-def _warnings(config: TrainConfig, pictures: Pictures) -> list[Any]:
+def _warnings(config: TrainConfig, pictures: Pictures, host: Host) -> list[Any]:
     from lora_trainer.train.setup import early_warnings
 
-    return [{"path": warned.path, "message": warned.message, "fix": say("")} for warned in early_warnings(config, pictures)]
+    checkpoint = _try(lambda: model_path(config, host)) or Path()
+    return [{"path": warned.path, "message": warned.message, "fix": say("")} for warned in early_warnings(config, pictures, checkpoint)]
 
 
 def _try(look: Callable[[], Any]) -> Any:
