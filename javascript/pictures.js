@@ -106,11 +106,20 @@
     { value: "scenery", label: t("Scenery") },
   ];
 
+  /** Takes a field's text over while it is written, and at once when the field is left. */
+  const asTyped = (path, field) => {
+    const take = () => {
+      const text = field().value.trim() || undefined;
+      if (text !== LT.state.values[path]) LT.set({ [path]: text });
+    };
+    return { oninput: LT.later(take, 300), onchange: take };
+  };
+
   const buildLeft = () => {
     const subject = LT.segments(subjects(), LT.state.subject, (value) => { LT.state.subject = value; LT.keep(); LT.tell("subject"); }, { label: t("What is it?"), kind: "lt-equal" });
-    const trigger = h("input.lt-input", { id: "lora_trainer_f_data.trigger_word", type: "text", spellcheck: "false", autocomplete: "off", oninput: LT.later(() => LT.set({ "data.trigger_word": trigger.value.trim() || undefined }), 300) });
+    const trigger = h("input.lt-input", { id: "lora_trainer_f_data.trigger_word", type: "text", spellcheck: "false", autocomplete: "off", ...asTyped("data.trigger_word", () => trigger) });
     const tokens = h("span.lt-inside");
-    const words = h("input.lt-input", { id: "lora_trainer_f_data.class_tokens", type: "text", spellcheck: "false", autocomplete: "off", oninput: LT.later(() => LT.set({ "data.class_tokens": words.value.trim() || undefined }), 300) });
+    const words = h("input.lt-input", { id: "lora_trainer_f_data.class_tokens", type: "text", spellcheck: "false", autocomplete: "off", ...asTyped("data.class_tokens", () => words) });
     parts.summary = h("div.lt-card.lt-summary");
     parts.next = h("div.lt-next");
     const tokenWords = () => {
@@ -175,7 +184,7 @@
       h("div.lt-title", {}, LT.tn(counts.used, "{n} picture will be used", "{n} pictures will be used")),
       LINES.map(noteLine),
       LT.leftOut().length > 0 && h("button.lt-line-note", { onclick: () => LT.filter("out") }, LT.icon("cross", "lt-muted"), LT.tn(LT.leftOut().length, "{n} left out by you", "{n} left out by you")),
-      pictures.warnings.map((warning) => h("div.lt-line-note", {}, LT.icon("warning", "lt-note"), h("span", {}, warning.message || warning))),
+      [...new Set(pictures.warnings)].map((warning) => h("div.lt-line-note", {}, LT.icon("warning", "lt-note"), h("span", {}, warning))),
       bars.length > 0 && h("div.lt-buckets", {}, h("div.lt-buckethead", {}, h("span", {}, t("Sizes in training")), h("span", {}, t("pictures"))),
         few.map((bucket) => h("div.lt-bucket", {}, h("span", {}, LT.size(bucket.width, bucket.height)), h("i", {}, h("i", { style: { width: `${(100 * bucket.count) / most}%` } })), h("b", {}, LT.count(bucket.count)))),
         rest > 0 && h("div.lt-muted", {}, t("{n} more sizes with {count} pictures", { n: bars.length - few.length, count: LT.count(rest) }))),

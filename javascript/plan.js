@@ -162,7 +162,9 @@
     if (model && model.trainable === false && !LT.value("model.pretrained_model_name_or_path")) return { text: model.reason, label: t("Choose another"), go: () => LT.showOption("model.pretrained_model_name_or_path") };
     const [problem, ...others] = LT.problems();
     if (problem && problem.proposal) return { text: problem.message, more: others.length, label: t("Call it {name}", { name: problem.proposal }), go: () => LT.set({ "save.output_name": problem.proposal }) };
-    if (problem) return { text: `${problem.message} ${problem.fix || ""}`, more: others.length, label: t("Show it"), go: () => LT.showOption(problem.path) };
+    const text = problem && `${problem.message} ${problem.fix || ""}`.trim();
+    if (problem && !LT.options.has(problem.path)) return { text, label: t("Try again"), go: LT.readPlan };
+    if (problem) return { text, more: others.length, label: t("Show it"), go: () => LT.showOption(problem.path) };
     if (!LT.seen.plan) return { text: checking ? t("Counting the steps…") : t("The plan is not known yet."), label: "", go: null };
     return null;
   };

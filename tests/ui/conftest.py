@@ -116,6 +116,7 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        self.root = root
         self.manager = JobManager()
         self.address = f"http://127.0.0.1:{port}/"
         app = create_app(StandaloneHost(root), self.manager)
