@@ -201,6 +201,12 @@
   };
   const tokens = (picture) => h(picture.tokens > picture.limit ? "span.lt-warn" : "span", { title: t("Tokens of the caption; what is over the limit is not read.") }, t("{n} of {limit}", { n: picture.tokens, limit: picture.limit }));
 
+  /** The trigger word stands out also where the caption holds it already. */
+  const withTrigger = (text) => {
+    const trigger = LT.value("data.trigger_word");
+    const at = trigger ? text.toLowerCase().indexOf(trigger.toLowerCase()) : -1;
+    return at < 0 ? text : [text.slice(0, at), h("b.lt-accent", {}, text.slice(at, at + trigger.length)), text.slice(at + trigger.length)];
+  };
   const readParts = (captionParts) => {
     const pieces = [];
     let shuffling = false;
@@ -213,7 +219,7 @@
       const hit = view.tag && (view.unit === "tags" ? part.text === view.tag : part.text.split(/\s+/).includes(view.tag));
       if (part.kind === "trigger") pieces.push(h("b.lt-accent", {}, part.text));
       else if (part.kind === "class") pieces.push(h("u", {}, part.text));
-      else pieces.push(hit ? h("b.lt-accent.lt-hit", {}, part.text) : part.text);
+      else pieces.push(hit ? h("b.lt-accent.lt-hit", {}, part.text) : withTrigger(part.text));
     });
     return pieces.length ? pieces : h("span.lt-muted", {}, t("(empty)"));
   };

@@ -1,0 +1,176 @@
+"""The five steps in Chromium on the small model: the real page, the real routes, a real run and grid."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Server
+
+Page = Callable[..., Any]
+
+
+@pytest.fixture
+def pictures(toy_pictures: Path, tmp_path: Path) -> Path:
+    """Twelve crescents with captions in one folder, one of them cut off in the middle of its file; four beside it for validation."""
+    folder = tmp_path / "crescents"
+    folder.mkdir()
+    for file in (toy_pictures / "crescent" / "train").rglob("*.*"):
+        shutil.copy(file, folder / file.name)
+    shutil.copytree(toy_pictures / "crescent" / "val", tmp_path / "crescents-val")
+    broken = (folder / "03.png").read_bytes()
+    (folder / "12.png").write_bytes(broken[: len(broken) // 2])
+    return folder
+
+
+def state(page: Any) -> Any:
+    """State of the run that the page shows."""
+    return page.evaluate("(LoraTrainer.seen.status.run || {}).state")
+
+
+@pytest.mark.slow
+def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+
+    # 1 Pictures: the server-side picker, the verdicts, the words
+    page.get_by_role("button", name="Choose a folder").first.click()
+    page.evaluate("folder => LoraTrainer.set({'data.train_data_dir': folder})", str(pictures))
+    page.get_by_role("button", name="Cancel").click()
+    page.locator(".lt-thumb").nth(12).wait_for(timeout=30_000)
+    page.locator(".lt-verdict.bad", has_text="broken").wait_for(timeout=30_000)
+    page.locator('[id="lora_trainer_f_data.trigger_word"]').fill("sks crescent")
+    page.get_by_role("radio", name="Object").click()
+    page.locator(".lt-inside", has_text="tokens").wait_for(timeout=90_000)  # the tokenizer is loaded now
+    assert "12 pictures will be used" in page.locator(".lt-summary").inner_text()
+    page.locator(".lt-thumb", has_text="broken").click()
+    page.keyboard.press("x")
+    page.locator("#lora_trainer_step_pictures .lt-good").wait_for(timeout=15_000)
+
+    # 2 Captions: read as the model reads them, one edited and undone
+    page.keyboard.press("2")
+    card = page.locator(".lt-capcard").first
+    card.wait_for(timeout=15_000)
+    assert "12 of 12 have captions" in page.locator(".lt-captionline").inner_text()
+    assert card.locator(".lt-accent").inner_text() == "sks crescent"
+    caption = pictures / "00.txt"
+    before = caption.read_text(encoding="utf-8")
+    card.click()
+    card.locator("textarea").fill("sks crescent, a moon")
+    card.locator("textarea").press("Enter")
+    page.get_by_text("a moon").first.wait_for(timeout=15_000)
+    assert caption.read_text(encoding="utf-8").strip() == "sks crescent, a moon"
+    page.locator(".lt-toast").get_by_role("button", name="Undo").click()
+    page.wait_for_function("!document.querySelector('.lt-captiongrid').innerText.includes('a moon')", timeout=15_000)
+    assert caption.read_text(encoding="utf-8").strip() == before.strip()
+
+    # 3 Settings: the wizard's list, the live plan, one wrong value beside its field
+    page.keyboard.press("3")
+    page.get_by_role("button", name="Suggest settings").click()
+    page.locator(".lt-change").first.wait_for(timeout=60_000)
+    page.get_by_role("button", name="Use these").click()
+    page.get_by_role("button", name="Suggest settings").click()
+    page.get_by_text("Nothing to change").wait_for(timeout=60_000)
+    rank = page.locator('[data-path="network.dim"]')
+    rank.locator("input").fill("0")
+    rank.locator("input").press("Enter")
+    rank.locator(".lt-problem").wait_for(timeout=15_000)
+    assert page.locator("#lora_trainer_start").is_disabled()
+    changes = {
+        "network.dim": 4,
+        "network.alpha": 4,
+        "data.num_repeats": 1,
+        "data.batch_size": 4,
+        "steps.max_train_epochs": 3,
+        "validate.data_dir": str(pictures.parent / "crescents-val"),
+        "sample.prompts": ["a sks crescent on a white background --s 4 --d 1"],
+        "save.output_name": "moon",
+    }
+    page.evaluate("changes => LoraTrainer.set(changes)", changes)
+    page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.total_steps === 9", timeout=30_000)
+    page.locator("#lora_trainer_start:not(:disabled)").click(timeout=30_000)
+
+    # 4 Train: a reload and a second window in the middle, then to the end
+    page.locator(".lt-trainall").wait_for(timeout=60_000)
+    page.reload()
+    page.wait_for_selector("[data-ready=true]", timeout=30_000)
+    assert page.locator(".lt-pill").get_attribute("data-state") != "idle"
+    other = open_page(f"{real.address}?__lang=zh-CN")
+    other.locator(".lt-pill").click()
+    assert "moon" in other.locator(".lt-bigname").first.inner_text()
+    page.wait_for_function("['finished', 'failed'].includes((LoraTrainer.seen.status.run || {}).state)", timeout=300_000)
+    assert state(page) == "finished"
+    page.locator(".lt-banner.good").wait_for(timeout=15_000)
+    assert page.evaluate("LoraTrainer.runData('moon').steps") == list(range(1, 10))
+    assert page.locator(".lt-small img").count() == 4  # before training, and after each epoch
+    assert page.locator(".lt-bigpreview img").evaluate("picture => picture.naturalWidth") == 64
+    assert "已完成" in other.locator(".lt-pill").inner_text()
+    other.close()
+
+    # 5 Compare: the grid appears cell by cell, the star has its reason, the choice is stored
+    page.get_by_role("button", name="Compare the 3 files").click()
+    page.locator("#lora_trainer_weights").fill("0.5 1")
+    page.get_by_role("button", name="Render", exact=True).click()
+    page.wait_for_function("document.querySelectorAll('.lt-cell img').length > 0", timeout=120_000)
+    page.wait_for_function("document.querySelectorAll('.lt-cell img').length === 6 && !LoraTrainer.active()", timeout=400_000)
+    page.locator(".lt-why").wait_for(timeout=15_000)
+    page.locator(".lt-cell").nth(3).click()
+    page.keyboard.press("Enter")
+    page.get_by_text("This one is used").wait_for(timeout=15_000)
+    beside = next(real.root.rglob("moon-000002.json"))
+    assert json.loads(beside.read_text(encoding="utf-8"))["preferred weight"] == 1.0
+    assert page.get_by_role("button", name="Copy prompt").is_visible()  # no txt2img page here to send it to
+
+    # the run menu
+    page.locator(".lt-runbutton").click()
+    page.locator(".lt-runline", has_text="moon").get_by_role("button", name="Clone settings").click()
+    page.wait_for_function("LoraTrainer.state.step === 'settings' && LoraTrainer.value('network.dim') === 4", timeout=15_000)
+
+
+def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+    page.evaluate("folder => LoraTrainer.set({'data.train_data_dir': folder, 'network.dim': 24})", str(pictures))
+    page.keyboard.press("3")
+    page.get_by_role("button", name="Export").click()
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as a TOML file").click()
+    text = Path(saved.value.path()).read_text(encoding="utf-8")
+    assert "dim = 24" in text
+    page.get_by_role("button", name="Import…").click()
+    page.get_by_label("TOML of a config").fill("[network]\ndim = 0\n")
+    page.get_by_role("button", name="Use these settings").click()
+    page.locator(".lt-dialog .lt-problem").wait_for()
+    assert "network.dim" in page.locator(".lt-dialog").inner_text()
+    page.get_by_label("TOML of a config").fill(text.replace("dim = 24", "dim = 12"))
+    page.get_by_role("button", name="Use these settings").click()
+    page.locator(".lt-dialog").wait_for(state="detached")
+    assert page.evaluate("[LoraTrainer.value('network.dim'), LoraTrainer.folder()]") == [12, str(pictures)]
+
+
+def test_dropped_pictures_are_stored_and_read(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+    page.evaluate("LoraTrainer.set({'data.trigger_word': 'moon pictures'})")
+    files = [str(pictures / name) for name in ("00.png", "00.txt", "01.png")]
+    with page.expect_file_chooser() as chooser:
+        page.locator(".lt-drop").click()
+    chooser.value.set_files(files)
+    page.locator(".lt-thumb").nth(1).wait_for(timeout=30_000)
+    stored = next(real.root.rglob("uploads")) / "moon pictures"
+    assert sorted(file.name for file in stored.iterdir()) == ["00.png", "00.txt", "01.png"]
+    with page.expect_file_chooser() as chooser:
+        page.locator(".lt-drop").click()
+    chooser.value.set_files(files[:1])
+    page.get_by_text("00.png was there already.").wait_for()
+
+
+def test_the_picker_walks_through_the_server_s_folders(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+    page.evaluate("folder => { LoraTrainer.picked = LoraTrainer.pickFolder(folder); }", str(pictures.parent))
+    page.get_by_role("button", name="crescents 13 pictures").click()
+    page.locator(".lt-path", has_text="crescents").wait_for()
+    page.get_by_role("button", name="Use this folder").click()
+    assert page.evaluate("LoraTrainer.picked") == str(pictures)
