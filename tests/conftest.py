@@ -11,9 +11,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+import signal
+
 import pytest
 
 from lora_trainer import assets
+
+# started in the background of a script, Ctrl-C is ignored, and every process that a test starts would inherit that
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXCUSED = pytest.StashKey[bool]()
 
