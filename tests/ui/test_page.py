@@ -68,6 +68,7 @@ def test_a_wrong_folder_is_said_beside_its_field_and_stops_the_start(mika: Page)
     assert "/nowhere is not a folder" in page.locator(".lt-blocked").inner_text()
 
 
+@pytest.mark.slow  # measures frames: only on a machine that does nothing else
 def test_two_thousand_pictures_scroll_without_a_gap_of_a_tenth_of_a_second(mika: Page):
     page = mika("pictures", "many")
     page.wait_for_function("document.querySelectorAll('.lt-thumb').length === 2000", timeout=20_000)
