@@ -21,6 +21,8 @@ import standalone
 from tests.package_index import PackageIndex, clean_environment
 
 ROOT = Path(standalone.__file__).parent
+BARE = str(Path(sys.base_prefix) / ("python.exe" if os.name == "nt" else f"bin/python{sys.version_info[0]}.{sys.version_info[1]}"))
+"""The interpreter below this environment: it has no torch of its own, which would be taken over."""
 MINE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 TORCH = "1 + 1\n__version__ = {version!r}\n"
 PROGRAM = """
@@ -75,7 +77,7 @@ class Project:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         (folder / "home").mkdir()
-        self.environment = clean_environment(index, HOME=str(folder / "home"), LORA_TRAINER_PYTHON=sys.executable)
+        self.environment = clean_environment(index, HOME=str(folder / "home"), LORA_TRAINER_PYTHON=BARE)
         # a package that only PYTHONPATH holds is not one of the environment
         shutil.unpack_archive(index.folder / "gadget-1.0-py3-none-any.whl", folder / "elsewhere", "zip")
         self.environment["PYTHONPATH"] = str(folder / "elsewhere")
