@@ -10,12 +10,12 @@ from lora_trainer.grid.rank import PROMPTS
 OWN = 2
 EVERYDAY = (
     "a red circle on a white background",
-    "a photo of a dog",
-    "a blue square on a black background",
     "a portrait of an old man",
+    "a blue square on a black background",
+    "a landscape with mountains",
     "a green triangle on a gray background",
     "a yellow cross on a blue background",
-    "a landscape with mountains",
+    "a photo of a dog",
     "a bowl of fruit on a table",
 )
 """Shapes that even the small model draws, and what everybody draws."""
@@ -23,38 +23,34 @@ NOUN = "picture"
 
 
 def everyday_prompts(captions: Sequence[str], trigger: str, class_words: str) -> list[str]:
-    """Eight prompts without the trigger: two of the run's own captions with the trigger taken out, the rest from a fixed list.
+    """Eight prompts without the trigger: two of the run's own captions without their subject, the rest from a fixed list.
 
-    The own ones tell whether the network also changes what stands around the subject, and its class ("a woman on a beach").
-
-    Where a caption lacks the class word, it takes the trigger's place. Without a trigger word the class words are taken for it (a
-    folder called "10_sks cat" names both); captions that hold neither are not used: they might be the concept itself.
+    The own ones tell whether the network also changes what stands around the subject ("a picture on a beach").
     """
-    own: dict[str, None] = {}
-    for caption in captions:
-        if (text := without_trigger(caption, trigger, class_words)) is not None:
-            own.setdefault(text)
+    own = dict.fromkeys(text for caption in captions if (text := without_subject(caption, trigger, class_words)) is not None)
     texts = list(own)
-    picked = [texts[number * len(texts) // OWN] for number in range(OWN)] if len(texts) > OWN else texts
+    picked = [texts[(2 * number + 1) * len(texts) // (2 * OWN)] for number in range(OWN)] if len(texts) > OWN else texts
     return list(dict.fromkeys([*picked, *EVERYDAY]))[:PROMPTS]
 
 
-def without_trigger(caption: str, trigger: str, class_words: str) -> str | None:
-    """The caption without the trigger; None when it does not hold it or nothing else is left."""
-    taken_out = trigger.strip() or class_words.strip()
-    if not taken_out:
+def without_subject(caption: str, trigger: str, class_words: str) -> str | None:
+    """The caption with "picture" where trigger and class words stood; None when it held neither, or nothing else is left.
+
+    Class words may hold the trigger (a folder called "10_sks cat" names both). A caption without either is not used: it might
+    be the concept itself.
+    """
+    trigger = trigger.strip()
+    words = _word(trigger).sub(" ", class_words).strip() if trigger else class_words.strip()
+    named = bool(words) and _word(words).search(caption) is not None
+    if (trigger and not _word(trigger).search(caption)) or not (trigger or named):
         return None
-    subject = _cut(class_words, taken_out).strip() if trigger.strip() else ""
-    held = re.compile(rf"(?<!\w){re.escape(taken_out)}(?!\w)", re.IGNORECASE)
-    if not held.search(caption):
-        return None
-    has_subject = bool(subject) and re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", caption, re.IGNORECASE) is not None
-    text = _tidy(held.sub("" if has_subject else subject or NOUN, caption))
-    return text if text and text not in (subject, NOUN) else None
+    text = _word(trigger).sub(" " if named else NOUN, caption) if trigger else caption
+    text = _tidy(_word(words).sub(NOUN, text) if named else text)
+    return text if text and text != NOUN else None
 
 
-def _cut(words: str, part: str) -> str:
-    return re.sub(rf"(?<!\w){re.escape(part)}(?!\w)", "", words, flags=re.IGNORECASE)
+def _word(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<!\w){re.escape(words)}(?!\w)", re.IGNORECASE)
 
 
 def _tidy(text: str) -> str:

@@ -79,7 +79,8 @@ def split_tags(prompt: str) -> tuple[str, list[tuple[str, float]]]:
 
 
 def _weight(found: re.Match[str]) -> float:
-    parts = [part.partition("=")[2] or part for part in (found.group(2) or "1").split(":")]
+    written = "1" if found.group(2) is None else found.group(2)
+    parts = [part.partition("=")[2] or part for part in written.split(":")]
     try:
         weights = {float(part) for part in parts}
     except ValueError:
