@@ -31,7 +31,7 @@ class Shell:
     def __call__(self, *words: object, **environment: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "lora_trainer", *map(str, words)]
         encoding = environment.get("PYTHONIOENCODING", "utf-8").partition(":")[0]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment(**environment), capture_output=True, timeout=300, check=False)
+        done = subprocess.run(command, cwd=self.folder, env=self.environment(**environment), capture_output=True, timeout=580, check=False)
         done.stdout, done.stderr = (stream.decode(encoding) for stream in (done.stdout, done.stderr))
         return done
 
