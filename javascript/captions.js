@@ -195,7 +195,7 @@
     element.classList.remove("lt-editing");
     LT.fill(
       element,
-      h("div.lt-picture", {}, h("img", { src: LT.thumbnail(picture.path), alt: "", loading: "lazy", decoding: "async" })),
+      h("div.lt-picture", {}, LT.portrait(picture.path)),
       h("div.lt-captiontext", {}, h("div.lt-name", {}, picture.name), h("div.lt-read", {}, readWords(picture)), h("div.lt-foot", {}, h("span", {}, picture.has_caption ? "" : t("no .txt file")), h("span.lt-gap"), tokens(picture))),
     );
   };

@@ -26,9 +26,12 @@
     const chart = { element: box, data: null, live: false, last: false, hover: null };
     let scale = null;
 
+    let drawn = "";
     chart.paint = (data, { live = false, last = false } = {}) => {
       Object.assign(chart, { data, live, last });
-      draw();
+      const wanted = [data.id, data.next, Boolean(data.config), live, last].join(" ");
+      if (wanted !== drawn) draw();
+      drawn = box.clientWidth ? wanted : "";
     };
     new ResizeObserver(() => chart.data && draw()).observe(box);
 

@@ -63,8 +63,14 @@
     });
     return found;
   };
+  /** Pictures that were found damaged when they were decoded: the step says that they are left out, so they are. */
+  const damaged = () => {
+    const found = (LT.seen.pictures ? LT.seen.pictures.pictures : []).filter((picture) => !picture.usable && picture.notes.includes("broken"));
+    return found.length ? { "data.leave_out": [...new Set([...LT.leftOut(), ...found.map((picture) => picture.key)])] } : {};
+  };
+  LT.config = (changes = {}) => LT.configAsEntered({ ...damaged(), ...changes });
   /** The config as nested plain values; `changes` ("path" -> value) are laid over it. */
-  LT.config = (changes = {}) => {
+  LT.configAsEntered = (changes = {}) => {
     const nested = {};
     const prompts = LT.value("sample.prompts");
     const values = { ...fromModel(), ...LT.state.values, ...(prompts && prompts.length ? { "sample.prompts": prompts } : {}), ...changes };

@@ -63,6 +63,7 @@
     LT.panels = parts.panels;
     LT.on("step", showStep);
     LT.on("status", paintHeader);
+    LT.on("data", paintHeader);
     ["status", "pictures", "captions", "plan", "looked", "run", "runs"].forEach((name) => LT.on(name, LT.paintSteps));
     LT.on("silent", paintSilent);
     LT.on("status", paintSilent);

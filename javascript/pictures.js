@@ -54,7 +54,7 @@
     parts.left.classList.add("lt-reading");
     try {
       const asked = LT.value("data.num_repeats");
-      const answer = await newest(LT.config());
+      const answer = await newest(LT.configAsEntered());
       if (!answer) return;
       LT.seen.pictures = { ...answer, asked };
       if (answer.looking && answer.looking.done < answer.looking.total) window.setTimeout(LT.readPictures, 1500); // the rest is being decoded

@@ -27,6 +27,7 @@
     LT.buildTrain(LT.panels.train);
     LT.buildCompare(LT.panels.compare);
     LT.startKeys();
+    LT.startBanner();
     LT.startPolling();
     fit(root);
     window.addEventListener("resize", () => fit(root));

@@ -108,11 +108,15 @@
     LT.fill(card, h("div.lt-picture", {}, portrait(picture), verdict(picture), h("span.lt-tick", {}, LT.icon("check"))), h("div.lt-name", {}, picture.name), h("div.lt-belowname", {}, noteOf(picture)));
   };
 
+  /** The small picture of a file; a torn one where it cannot be drawn. */
+  LT.portrait = (path) => {
+    const picture = h("img", { src: LT.thumbnail(path), alt: "", loading: "lazy", decoding: "async", draggable: "false" });
+    picture.addEventListener("error", () => picture.replaceWith(h("span.lt-broken", {}, LT.icon("tear"))));
+    return picture;
+  };
   const portrait = (picture) => {
     if (picture.notes.includes("broken") || picture.notes.includes("not-a-picture")) return h("span.lt-broken", {}, LT.icon("tear"));
-    const picked = h("img", { src: LT.thumbnail(picture.path), alt: "", loading: "lazy", decoding: "async", draggable: "false" });
-    picked.addEventListener("error", () => picked.replaceWith(h("span.lt-broken", {}, LT.icon("tear"))));
-    return [picked, picture.usable && picture.kept <= CROPPED + 0.0005 && cropFrame(picture)];
+    return [LT.portrait(picture.path), picture.usable && picture.kept <= CROPPED + 0.0005 && cropFrame(picture)];
   };
   /** The part that the bucket keeps, as a frame over the picture; what is cut off is dark. */
   const cropFrame = (picture) => {

@@ -17,7 +17,7 @@
     parts.chart = LT.makeChart();
     parts.verdict = h("div.lt-verdictline");
     const ranges = [{ value: "all", label: t("Whole run") }, { value: "last", label: t("Last 200 steps") }];
-    const range = LT.segments(ranges, "all", (value) => { last = value === "last"; paint(true); }, { label: t("Which steps"), kind: "lt-smallsegments.lt-nophone" });
+    const range = LT.segments(ranges, "all", (value) => { last = value === "last"; paint(); }, { label: t("Which steps"), kind: "lt-smallsegments.lt-nophone" });
     parts.loss = h("div.lt-card.lt-loss", {}, h("div.lt-cardhead", {}, h("div.lt-title", {}, t("Loss")), legend(), h("span.lt-gap"), range), parts.chart.element, parts.verdict);
     parts.previews = LT.makePreviews();
     parts.log = LT.makeLog();
@@ -50,12 +50,12 @@
   const refresh = async () => {
     const id = LT.shownId();
     if (LT.state.step !== "train") return;
-    if (!id) return paint(true);
-    const fresh = !LT.runData(id).next;
-    if (fresh) paint(true);
+    if (!id) return paint();
+    paint(); // what the status says now; the events behind it may take a moment
     try {
       await LT.readOn(id);
-      paint(true);
+      LT.tell("data");
+      paint();
     } catch (error) {
       if (!(error instanceof LT.Refused)) throw error;
       if (error.status === 404 && LT.state.run === id) LT.openRun(null);
@@ -247,7 +247,7 @@
       tile(t("Step"), LT.count(step), "", phase ? `${LT.phaseName(phase)}${run.total ? ` ${LT.count(run.done)} / ${LT.count(run.total)}` : ""}` : t("of {n}", { n: LT.count(plan.total_steps || run.total_steps || 0) })),
       tile(t("Epoch"), step ? LT.count(run.epoch || (tail && tail.epoch) || Math.ceil(step / (each || 1))) : "–", "", plan.epochs ? [t("of {n}", { n: LT.count(plan.epochs) }), live && each ? ` · ${t("{n} of {total} steps", { n: LT.count(inEpoch), total: LT.count(each) })}` : ""] : ""),
       live
-        ? tile(t("Time left"), run.state === "paused" ? t("paused") : left === null || left === undefined ? "–" : LT.duration(left), "", left ? t("ends about {time}", { time: LT.clock(Date.now() / 1000 + left) }) : run.state === "paused" ? "" : t("known after some steps"))
+        ? tile(t("Time left"), run.state === "paused" ? t("paused") : left === null || left === undefined ? "–" : LT.duration(left), "", run.state === "paused" ? "" : left ? t("ends about {time}", { time: LT.clock(Date.now() / 1000 + left) }) : t("known after some steps"))
         : tile(t("Time"), LT.duration(took), "", data.ended ? t("ended {time}", { time: LT.date(data.ended) }) : ""),
       tile(t("Loss"), tail ? LT.loss(tail.loss_average) : "–", "", tail ? [h("span.lt-nophone", {}, t("smoothed"), " · "), t("this step {loss}", { loss: LT.loss(tail.loss) })] : ""),
       tile(t("Speed"), speed === null ? "–" : speed >= 100 ? LT.count(speed) : speed.toPrecision(2), speed !== null && t("s per step"), speed ? t("{n} pictures per second", { n: Number((perStep / speed).toPrecision(2)) }) : ""),

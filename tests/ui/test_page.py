@@ -253,7 +253,7 @@ def test_a_paused_run_says_that_the_gpu_is_free_and_goes_on(mika: Page, made_up:
     page.get_by_role("button", name="Pause and free the GPU").click()
     page.locator(".lt-banner.wait").wait_for()
     assert page.locator(".lt-pill").get_attribute("data-state") == "paused"
-    page.get_by_role("button", name="Go on").click()
+    page.get_by_role("button", name="Go on", exact=True).click()
     page.get_by_role("button", name="Pause and free the GPU").wait_for()
     assert asked(made_up[1], "runs/mika/control") == [{"command": "pause"}, {"command": "resume"}]
 
@@ -299,6 +299,20 @@ def test_the_tab_asks_nothing_while_nobody_can_see_it(mika: Page, made_up: tuple
     page.evaluate("document.getElementById('tab_lora_trainer').style.display = ''")
     page.wait_for_timeout(1500)
     assert made_up[1].looks > before
+
+
+def test_the_txt2img_page_says_that_training_runs_and_pauses_it_for_a_picture(mika: Page, made_up: tuple[str, World]):
+    page = mika("pictures", "training")
+    page.evaluate("document.getElementById('txt2img_generate').onclick = () => { window.generated = LoraTrainer.active().state; }")
+    banner = page.locator("#lora_trainer_banner")
+    banner.wait_for()
+    assert "mika is being trained" in banner.inner_text()
+    banner.get_by_role("button", name="Pause and generate").click()
+    page.wait_for_function("window.generated === 'paused'", timeout=8000)
+    banner.get_by_role("button", name="Go on training").click()
+    banner.get_by_text("is being trained").wait_for()
+    made_up[1].scenario = "finished"
+    banner.wait_for(state="detached", timeout=8000)
 
 
 # 5 Compare
