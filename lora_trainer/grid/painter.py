@@ -42,7 +42,10 @@ class Picture:
 
 @attrs.define(eq=False)
 class Painter:
-    """Draws for one grid. The model is built when it is first needed, and anew when the host had to read it again."""
+    """Draws for one grid. The model is built when it is first needed, and anew when the host had to read it again.
+
+    `networks` is the run's output folder: other networks that the prompt names are looked for there, then in the host's LoRA folder.
+    """
 
     host: Host
     control: Control
@@ -50,6 +53,7 @@ class Painter:
     recipe: Recipe
     request: SampleRequest
     folder: Path
+    networks: Path
     _bundle: ModelBundle | None = None
     _source: ModelSource | None = None
     _precision: Precision | None = None
@@ -102,8 +106,7 @@ class Painter:
 
     def _by_sampler(self, file: GridFile | None, weight: float) -> tuple[Image.Image, Tensor] | None:
         words, others = split_tags(self.recipe.without())
-        folders = [*([file.path.parent] if file else []), self.host.paths().lora_dir]
-        loras = [(find_lora(name, folders), strength) for name, strength in others]
+        loras = [(find_lora(name, [self.networks, self.host.paths().lora_dir]), strength) for name, strength in others]
         if file is not None:
             loras.append((file.path, weight))
         latents = self.latents([attrs.evolve(self.request, prompt=words)], loras)

@@ -60,7 +60,7 @@ def render(
     )
     yield from (Warned(warning) for warning in found.warnings)
     with host.lease(config.model) as lease:
-        painter = Painter(host, control, lease, recipe, request, record.folder / CELLS)
+        painter = Painter(host, control, lease, recipe, request, record.folder / CELLS, rows[0].path.parent)
         work = _Work(config, painter, found, rows, record)
         yield from work.draw()
         if not control.stopping:

@@ -73,6 +73,17 @@ def test_what_is_drawn_is_not_drawn_again(trained: TrainedRun):
     assert not any(event.cached for event in rendered(drawn(trained, prompt=PROMPT + " --d 6", weights=[1.0], epochs=[2])))
 
 
+def test_other_networks_of_the_prompt_count(trained: TrainedRun):
+    shutil.copyfile(trained.lora(3), trained.loras / "light.safetensors")
+    drawn(trained, weights=[1.0], epochs=[1])
+    alone = Image.open(trained.folder.grid / grid_json(trained.folder.grid)["cells"][0]["image"]).tobytes()
+    drawn(trained, prompt=PROMPT + " <lora:light:0.5>", weights=[1.0], epochs=[1])
+    found = grid_json(trained.folder.grid)
+    assert Image.open(trained.folder.grid / found["cells"][0]["image"]).tobytes() != alone
+    with pytest.raises(TrainerError, match="shadow"):
+        drawn(trained, prompt=PROMPT + " <lora:shadow:0.5>", weights=[1.0], epochs=[1])
+
+
 def test_weight_zero_is_the_picture_without_the_network(trained: TrainedRun):
     drawn(trained, weights=[0.0, 1.0], epochs=[3])
     found = grid_json(trained.folder.grid)
