@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -25,6 +26,9 @@ NEAR_COLOUR = 0.06
 FLAT = 2
 """Neighbouring cells count as different in brightness above this, so that noise on flat ground says nothing."""
 
+AT_ONCE = 4
+"""Pictures decoded at the same time, where nobody wants to see how far it is."""
+
 
 @attrs.frozen(eq=False)
 class Look:
@@ -45,6 +49,12 @@ def verify(record: ImageRecord) -> ImageRecord:
     if seen.opaque and "transparent" in record.notes:
         return attrs.evolve(record, notes=tuple(note for note in record.notes if note != "transparent"))
     return record
+
+
+def verified(records: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
+    """Each record verified, in order, several at once."""
+    with ThreadPoolExecutor(AT_ONCE, "lora-trainer-look") as pool:
+        return tuple(pool.map(verify, records))
 
 
 def look_closer(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:

@@ -43,7 +43,7 @@ from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
 from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import choose_precision, computing, vram_mb
 from lora_trainer.train.sample import draw
-from lora_trainer.train.saving import Names, refuse_overwriting, write_side_files
+from lora_trainer.train.saving import Names, claimed, refuse_overwriting, write_side_files
 from lora_trainer.train.step import noisy_batch, picture_losses
 from lora_trainer.train.validate import validation_loss
 
@@ -61,7 +61,7 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
     pictures = setup.read_pictures(config)
     setup.check_optimizer(config)
     setup.preview_requests(config)
-    with host.lease(config.model) as lease:
+    with host.lease(config.model) as lease, claimed(names, config.save.overwrite):
         plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), Machine(lease.device.type, host.memory()["free_mb"]))
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), 1)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
-from lora_trainer.errors import ConfigError, Problem
+from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.files import write_atomically
+from lora_trainer.jobs.alive import process_alive, process_mark
 from lora_trainer.messages import say
 
 
@@ -61,6 +64,52 @@ def refuse_overwriting(names: Names, overwrite: bool) -> None:
             )
         ]
     )
+
+
+@contextmanager
+def claimed(names: Names, overwrite: bool) -> Iterator[None]:
+    """Holds a run's file names, so that no other run of this machine writes them meanwhile.
+
+    Raises TrainerError when another run holds them, ConfigError when files of the name came since somebody last looked.
+    """
+    claim, own = names.folder / f".{names.name}.running", f"{os.getpid()} {process_mark(os.getpid())}"
+    try:
+        names.folder.mkdir(parents=True, exist_ok=True)
+        if _left_behind(claim):
+            claim.unlink(missing_ok=True)
+        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError as error:
+        raise TrainerError(
+            "another run is writing files named {name} in {folder}.",
+            name=names.name,
+            folder=str(names.folder),
+            path="save.output_name",
+            fix="Wait until it has ended, or use another name.",
+        ) from error
+    except OSError as error:
+        raise TrainerError(
+            "{folder} cannot be written ({reason}).",
+            folder=str(names.folder),
+            reason=error.strerror or error,
+            path="save.output_dir",
+            fix="Choose a folder that you may write to.",
+        ) from error
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(own)
+        refuse_overwriting(names, overwrite)
+        yield
+    finally:
+        claim.unlink(missing_ok=True)
+
+
+def _left_behind(claim: Path) -> bool:
+    """Whether the run that made it is dead. One that is just being written belongs to somebody alive."""
+    try:
+        pid, _, mark = claim.read_text(encoding="utf-8").partition(" ")
+        return bool(pid) and not process_alive(int(pid), mark)
+    except (OSError, ValueError):
+        return False
 
 
 def write_side_files(weights: Path, *, trigger: str, description: str, preview: Path | None) -> None:

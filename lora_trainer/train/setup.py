@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data import buckets, captions, scan
+from lora_trainer.data import buckets, captions, closer, scan
 from lora_trainer.data.cache import LatentCache
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError, ModelError, TrainingError
@@ -35,6 +35,8 @@ from lora_trainer.train.sample import encode
 from lora_trainer.train.step import LossRules
 
 RELEASED: Any = None
+NAMED = 5
+"""Files that are not used and named one by one."""
 ONE_TOKEN = 64
 """Pictures of at most this side are one single token in the middle block, whose attention then has nothing to choose."""
 MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
@@ -56,7 +58,10 @@ class Pictures:
 
 
 def read_pictures(config: TrainConfig) -> Pictures:
-    """Scans, holds back and places the pictures. Raises DatasetError when none can be trained on."""
+    """Scans, decodes, holds back and places the pictures. Raises DatasetError when none can be trained on.
+
+    A picture that cannot be decoded to its end is left out here, before steps are counted, as the tab shows it.
+    """
     data = config.data
     found = scan.scan(
         Path(data.train_data_dir),
@@ -65,7 +70,7 @@ def read_pictures(config: TrainConfig) -> Pictures:
         caption_extension=data.caption_extension,
         leave_out=data.leave_out,
     )
-    records, warnings = list(found.records), list(found.warnings)
+    records, warnings = list(closer.verified(found.records)), list(found.warnings)
     if config.validate.data_dir:
         own = scan.scan(
             Path(config.validate.data_dir),
@@ -75,7 +80,8 @@ def read_pictures(config: TrainConfig) -> Pictures:
             leave_out=(),
             field="validate.data_dir",
         )
-        records += [attrs.evolve(record, validation=True, key=f"validation/{record.key}") for record in own.records]
+        own_records = closer.verified(own.records)
+        records += [attrs.evolve(record, validation=True, key=f"validation/{record.key}") for record in own_records]
     elif config.validate.fraction:
         records = list(scan.split_validation(tuple(records), config.validate.fraction, config.seed))
     placed = buckets.place([record for record in records if record.usable], data)
@@ -90,7 +96,7 @@ def read_pictures(config: TrainConfig) -> Pictures:
         tuple(record for record in placed if not record.validation),
         tuple(record for record in placed if record.validation),
         rules,
-        tuple(warnings),
+        (*warnings, *_not_used(records)),
     )
     if not pictures.trained:
         raise DatasetError(
@@ -104,6 +110,15 @@ def read_pictures(config: TrainConfig) -> Pictures:
             fix="Write a trigger word, or put a .txt caption beside each picture.",
         )
     return pictures
+
+
+def _not_used(records: Sequence[ImageRecord]) -> Iterator[Message]:
+    """What is wrong with each file that is not trained on, unless the user left it out; the first few by name."""
+    wrong = [record for record in records if not record.usable and record.reason is not None and "left-out" not in record.notes]
+    for record in wrong[:NAMED]:
+        yield say("{file} is not used: {why}", file=record.key, why=record.reason)
+    if len(wrong) > NAMED:
+        yield say("{count} more files are not used.", count=len(wrong) - NAMED)
 
 
 @attrs.define(eq=False)

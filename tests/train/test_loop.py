@@ -7,6 +7,7 @@ import gc
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -267,6 +268,36 @@ def test_a_second_run_of_the_same_name_overwrites_nothing(tmp_path: Path):
         events_of(config, tmp_path)
     assert caught.value.problems[0].path == "save.output_name"
     assert {path.name: path.read_bytes() for path in (tmp_path / "loras").iterdir()} == before
+
+
+def test_two_runs_at_once_never_write_files_of_one_name(tmp_path: Path):
+    first = run(small_config(tmp_path), StandaloneHost(tmp_path), Control(), tmp_path / "first")
+    with contextlib.closing(first):
+        assert isinstance(next(first), Started)
+        with pytest.raises(TrainerError, match="small") as refused:
+            events_of(small_config(tmp_path), tmp_path)
+        assert refused.value.problems[0].path == "save.output_name"
+    assert list((tmp_path / "loras").iterdir()) == []
+    assert isinstance(events_of(small_config(tmp_path), tmp_path)[-1], Finished)
+
+
+def test_the_claim_of_a_killed_run_holds_nobody_up(tmp_path: Path):
+    (tmp_path / "loras").mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    (tmp_path / "loras" / ".small.running").write_text(f"{dead.pid} 1", encoding="utf-8")
+    assert isinstance(events_of(small_config(tmp_path), tmp_path)[-1], Finished)
+
+
+def test_a_picture_damaged_behind_its_header_is_named_and_left_out_of_plan_and_run(tmp_path: Path):
+    pictures = tmp_path / "pictures"
+    shutil.copytree(assets.toy_pictures() / "crescent" / "train", pictures)
+    whole = sorted(pictures.rglob("*.png"))
+    whole[1].write_bytes(whole[1].read_bytes()[:-400])
+    events = events_of(small_config(tmp_path, data__train_data_dir=str(pictures), data__batch_size=4), tmp_path)
+    assert isinstance(events[0], Started) and events[0].plan["images"] == len(whole) - 1
+    assert [event.message.text("en") for event in events if isinstance(event, Warned) and whole[1].name in event.message.text("en")]
+    assert isinstance(events[-1], Finished) and events[-1].step == 12
 
 
 def test_pictures_without_any_words_are_refused(tmp_path: Path):
