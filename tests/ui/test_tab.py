@@ -131,7 +131,6 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
     page.wait_for_function("LoraTrainer.state.step === 'settings' && LoraTrainer.value('network.dim') === 4", timeout=15_000)
 
 
-@pytest.mark.slow  # passes alone, fails now and then in a whole run: to be looked into
 def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pictures: Path):
     page = open_page(f"{real.address}?__lang=en")
     page.evaluate("folder => LoraTrainer.set({'data.train_data_dir': folder, 'network.dim': 24})", str(pictures))
@@ -148,7 +147,8 @@ def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pic
     assert "network.dim" in page.locator(".lt-dialog").inner_text()
     page.get_by_label("TOML of a config").fill(text.replace("dim = 24", "dim = 12"))
     page.get_by_role("button", name="Use these settings").click()
-    page.locator(".lt-dialog").wait_for(state="detached")
+    page.get_by_text("The settings of the file stand in the form.").wait_for(timeout=15_000)
+    assert page.locator(".lt-dialog").count() == 0
     assert page.evaluate("[LoraTrainer.value('network.dim'), LoraTrainer.folder()]") == [12, str(pictures)]
 
 
