@@ -129,7 +129,6 @@ def tabs():
     """The tab, or the fallback."""
     if not problem:
         try:
-            importlib.import_module("lora_trainer.api.routes")  # what the tab lives on: better missed now than when it is open
             from lora_trainer.host.a1111.paste import register
             from lora_trainer.ui.blocks import build
 
@@ -177,6 +176,9 @@ try:
         from lora_trainer.host.detect import detect
 
         host = detect()
+    if not problem:  # read now, not when the tab is built: by then the host loads its model beside, and everything takes thrice as long
+        importlib.import_module("lora_trainer.api.routes")
+        importlib.import_module("lora_trainer.ui.blocks")
 except Exception:
     fail("start")
 

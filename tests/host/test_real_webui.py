@@ -228,9 +228,15 @@ def test_folders_outside_the_data_folder_are_refused_on_the_network(guarded, tmp
     assert refused.value.code == 403
 
 
+TIMED = ("load scripts", "create ui", "gradio launch", "app_started_callback")
+
+
 @pytest.mark.slow
 def test_start_takes_at_most_a_third_of_a_second_longer(webui_tree, webui_python):
-    """By the host's own numbers (scripts and ui), median of five with and five without, in turn."""
+    """By the host's own numbers, scripts to launch, median of five with and five without, in turn.
+
+    The launch counts too: Python's one full collection, 0.3 s among that many objects, falls either into it or into "create ui".
+    """
     data, seconds = real.scratch(webui_tree), {True: [], False: []}
     for _ in range(5):
         for present in (True, False):
@@ -238,7 +244,7 @@ def test_start_takes_at_most_a_third_of_a_second_longer(webui_tree, webui_python
             host = real.start(webui_tree, data, webui_python)
             records = host.get("/internal/profile-startup")["records"]
             host.stop()
-            seconds[present].append(sum(records.get(name, 0) for name in ("load scripts", "create ui", "app_started_callback")))
+            seconds[present].append(sum(records.get(name, 0) for name in TIMED))
     real.remove(data)
     more = statistics.median(seconds[True]) - statistics.median(seconds[False])
     assert more <= 0.3, f"start with {seconds[True]}, without {seconds[False]}: {more:+.3f} s"
