@@ -19,8 +19,8 @@ class ImageRecord:
     """One picture, or one file that is taken for one (`usable` False, `reason` says why).
 
     `key` is its path inside the folder that the user gave, with "/": the identity from which captions, noise and order are drawn.
-    `width` and `height` are after EXIF rotation. `bucket`, `resized` (sizes) and `crop` (left, top, width, height in the resized
-    picture) are set by buckets.place.
+    `width` and `height` are after EXIF rotation; where the user chose a `frame` they are the frame's. `bucket`, `resized` (sizes) and
+    `crop` (left, top, width, height in the resized picture) are set by buckets.place.
     """
 
     path: Path
@@ -38,6 +38,18 @@ class ImageRecord:
     bucket: tuple[int, int] | None = None
     resized: tuple[int, int] | None = None
     crop: tuple[int, int, int, int] | None = None
+    subset: int = 0
+    """Place in Pictures.subsets: the rules that differ per folder."""
+    dataset: int = 0
+    """Place in Pictures.datasets: training size, pictures per step, buckets."""
+    is_reg: bool = False
+    frame: tuple[float, float, float, float] | None = None
+    """The part that the user chose: left, top, right, bottom as shares 0..1 of the upright picture."""
+    mask_path: Path | None = None
+    alpha_mask: bool = False
+    """Whether the picture's own transparency is its mask."""
+    interpolation: str = ""
+    """How it is resized, in sd-scripts' words; "" is lanczos."""
 
     @property
     def has_caption(self) -> bool:
