@@ -17,7 +17,7 @@ from lora_trainer.errors import Problem
 from lora_trainer.messages import Message
 
 FREE_TEXT = ("prompt", "prompts")
-PATHS = ("folder", "checkpoint", "vae", "name", "hidden")
+PATHS = ("folder", "file", "checkpoint", "vae", "name", "hidden")
 _SHARE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
 
 

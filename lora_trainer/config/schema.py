@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import attrs
+
 from lora_trainer.config.param import param, part, section
 
 Size = int | tuple[int, int]
 Steps = int | str
+
+
+@attrs.frozen
+class SubsetConfig:
+    """One table of [[data.subsets]]: the names and values that it gives; what it does not give is [data]'s (config.subsets)."""
+
+    given: tuple[tuple[str, Any], ...] = ()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value that the table gives, else `default`."""
+        return dict(self.given).get(name, default)
 
 
 @section
@@ -34,6 +49,24 @@ class ModelConfig:
 class DataConfig:
     train_data_dir: str = param(
         "", "Folder", "A folder of pictures, a folder of `N_name class` folders, or one such folder.", basic=True, kind="folder"
+    )
+    reg_data_dir: str = param(
+        "",
+        "Regularisation folder",
+        "Pictures of what the subject is in general (`1_girl`), so that the model does not forget it; shown as often as the others.",
+        kind="folder",
+    )
+    in_json: str = param(
+        "",
+        "Metadata file",
+        "A JSON file with captions and tags of the pictures, as sd-scripts' tools write it. Its names are looked for in the folder.",
+        kind="file",
+    )
+    dataset_config: str = param(
+        "",
+        "Dataset file",
+        "sd-scripts' dataset TOML: several folders, each with its own options. The folders above are not used then.",
+        kind="file",
     )
     trigger_word: str = param(
         "",
@@ -109,6 +142,9 @@ class DataConfig:
     )
     flip_aug: bool = param(
         False, "Mirror at random", "Half of the times a picture is seen mirrored. Not for subjects whose left and right differ."
+    )
+    subsets: tuple[SubsetConfig, ...] = param(
+        (), "Folders with their own options", "Tables [[data.subsets]]: image_dir, and whatever differs there from [data].", kind="hidden"
     )
 
 
@@ -214,6 +250,13 @@ class StepsConfig:
 
 @section
 class LossConfig:
+    prior_loss_weight: float = param(
+        1.0,
+        "Weight of regularisation",
+        "How much regularisation pictures count beside the others. 0: they are not used.",
+        low=0.0,
+        high=100.0,
+    )
     min_snr_gamma: float = param(
         0.0, "Min-SNR gamma", "Weighs nearly clean pictures less (Hang et al. 2023). 5 is usual; 0 is off.", low=0.0, high=100.0
     )
