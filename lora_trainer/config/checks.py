@@ -157,6 +157,22 @@ def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Probl
 
 
 def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    if config.model.max_token_length not in (75, 150, 225):
+        yield (
+            ("model.max_token_length",),
+            problem(
+                "model.max_token_length", "{value} tokens cannot be read.", "Take 75, 150 or 225.", value=config.model.max_token_length
+            ),
+        )
+    if not config.data.caption_separator:
+        yield (
+            ("data.caption_separator",),
+            problem(
+                "data.caption_separator",
+                "there is nothing between the parts of captions.",
+                'Write for example data.caption_separator = ",".',
+            ),
+        )
     ending = config.data.caption_extension
     if ending and not re.fullmatch(r"\.?[\w-]+", ending):
         yield (

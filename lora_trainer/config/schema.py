@@ -43,6 +43,13 @@ class ModelConfig:
         low=1,
         high=2,
     )
+    max_token_length: int = param(
+        75,
+        "Caption length",
+        "Tokens of a caption that are read: 75, 150 or 225. The WebUI cuts long prompts at other places, so short captions do best.",
+        low=75,
+        high=225,
+    )
 
 
 @section
@@ -139,6 +146,50 @@ class DataConfig:
     )
     caption_dropout_rate: float = param(
         0.0, "Drop captions", "Share of times that a picture is seen without its caption.", low=0.0, high=1.0
+    )
+    caption_dropout_every_n_epochs: int = param(
+        0, "Drop captions every n epochs", "In each n-th epoch all pictures are seen without their captions. 0: never.", low=0, high=100000
+    )
+    caption_tag_dropout_rate: float = param(
+        0.0,
+        "Drop tags",
+        "Share of times that each comma-separated part is left out, except those kept in front and the trigger word.",
+        low=0.0,
+        high=1.0,
+    )
+    caption_prefix: str = param(
+        "",
+        "Put in front",
+        "Stands before every caption, with a space between. It is shuffled with the rest unless its parts are kept in front.",
+    )
+    caption_suffix: str = param("", "Put behind", "Stands behind every caption, with a space between.")
+    caption_separator: str = param(",", "Separator", "What stands between the parts of a caption that are shuffled or dropped.")
+    keep_tokens_separator: str = param(
+        "",
+        "Mark of kept parts",
+        "For example |||: what stands before it in a caption is kept in front, what stands behind a second one is kept at the end. "
+        "It counts instead of the number of parts, where parts are shuffled or dropped.",
+    )
+    secondary_separator: str = param(
+        "",
+        "Second separator",
+        "For example ;;;: parts that it joins are shuffled and dropped as one, and read with the usual separator between.",
+    )
+    enable_wildcard: bool = param(
+        False,
+        "Lines and {a|b}",
+        "Of several lines in a caption one is drawn, and one of the words in {red|blue}; {{ and }} are plain brackets. "
+        "The first line gets what is put in front, the last what is put behind. Off: the first line is read.",
+    )
+    token_warmup_min: int = param(
+        1, "Parts at first", "How many parts behind the kept ones are read at the first step, when captions grow.", low=0, high=1000
+    )
+    token_warmup_step: float = param(
+        0.0,
+        "Growing captions",
+        "Captions grow to their full length until this step; below 1 it is a share of all steps. 0: whole from the beginning.",
+        low=0.0,
+        high=10_000_000.0,
     )
     flip_aug: bool = param(
         False, "Mirror at random", "Half of the times a picture is seen mirrored. Not for subjects whose left and right differ."
