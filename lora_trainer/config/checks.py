@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_trainer.config.names import problem_of_name, slug
 from lora_trainer.config.param import Declared, declared
+from lora_trainer.config.pictures import face_range, frame_of, varying
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import Problem
 from lora_trainer.messages import Message
@@ -151,9 +152,54 @@ def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Probl
                 "Give one of them a rate, for example unet_lr = 0.0001.",
             ),
         )
+    yield from _check_pictures(config)
     yield from _check_captions(config)
     yield from _check_validation(config)
     yield from _check_optimizer_args(config)
+
+
+def _check_pictures(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    data = config.data
+    faces = data.face_crop_aug_range
+    if faces and face_range(faces) is None:
+        yield (
+            ("data.face_crop_aug_range",),
+            problem(
+                "data.face_crop_aug_range",
+                "{value} is not a range of two numbers from 1 up.",
+                'Write for example "2.0,4.0".',
+                value=shown(faces),
+            ),
+        )
+    for name in varying(data) if data.cache_latents else ():
+        yield (
+            (f"data.{name}", "data.cache_latents"),
+            problem(
+                f"data.{name}",
+                "pictures are different each time with this, so they cannot be kept encoded (data.cache_latents).",
+                "Set data.cache_latents = false, or switch this off.",
+            ),
+        )
+    if faces and data.random_crop:
+        yield (
+            ("data.face_crop_aug_range", "data.random_crop"),
+            problem(
+                "data.face_crop_aug_range",
+                "the face decides what is cut, so it cannot be cut at random too (data.random_crop).",
+                "Set data.random_crop = false, or leave data.face_crop_aug_range empty.",
+            ),
+        )
+    for text in data.crops:
+        if frame_of(text) is None:
+            yield (
+                ("data.crops",),
+                problem(
+                    "data.crops",
+                    "{value} is not of the form key=left,top,right,bottom with shares from 0 to 1.",
+                    "Choose the part of the picture again, or take the entry out.",
+                    value=shown(text),
+                ),
+            )
 
 
 def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:

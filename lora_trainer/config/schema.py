@@ -132,7 +132,26 @@ class DataConfig:
     )
     bucket_no_upscale: bool = param(False, "Never enlarge", "Pictures smaller than the training size keep their own size.")
     cache_latents: bool = param(
-        True, "Keep pictures encoded", "Each picture is encoded once and kept in memory: faster, and the VAE is not needed while training."
+        True, "Keep pictures encoded", "Each picture is encoded once and kept: faster, and the VAE is not needed while training."
+    )
+    cache_latents_to_disk: bool = param(
+        True,
+        "Keep them for later runs",
+        "Encoded pictures are kept on disk, named after what they hold: a later run begins at once, and a changed picture, VAE or size is "
+        "encoded anew. Off: in memory only.",
+    )
+    vae_batch_size: int = param(
+        1,
+        "Pictures encoded together",
+        "More is faster on a GPU and needs more memory. With 1 a kept picture equals one that is encoded anew in every bit.",
+        low=1,
+        high=64,
+    )
+    npz_caches: bool = param(
+        False,
+        "Use sd-scripts' caches",
+        "Reads the .npz files that sd-scripts left beside pictures, where they are newer than the picture and fit in size. They do not say "
+        "which VAE made them: one is compared with this one.",
     )
     shuffle_caption: bool = param(
         False, "Shuffle tags", "Mixes the comma-separated parts of a caption anew each time, behind those that are kept in front."
@@ -193,6 +212,57 @@ class DataConfig:
     )
     flip_aug: bool = param(
         False, "Mirror at random", "Half of the times a picture is seen mirrored. Not for subjects whose left and right differ."
+    )
+    color_aug: bool = param(
+        False,
+        "Vary colours",
+        "A third of the times hue or brightness is changed a little. Pictures then cannot be kept encoded.",
+    )
+    random_crop: bool = param(
+        False,
+        "Cut at random",
+        "What does not fit the group's shape is cut at a random place instead of the middle. Pictures then cannot be kept encoded.",
+    )
+    face_crop_aug_range: str = param(
+        "",
+        "Face crop range",
+        'For example "2.0,4.0": cuts around the face, between 2 and 4 times its size. The file name gives its middle and size, '
+        "NAME_x_y_width_height. Pictures then cannot be kept encoded.",
+    )
+    alpha_mask: bool = param(
+        False, "Transparency is a mask", "What is transparent in a picture is not learned; a picture without transparency counts whole."
+    )
+    mask_dir: str = param(
+        "",
+        "Folder of masks",
+        "Pictures with the same names: white is learned, black is not, grey partly.",
+        kohya="conditioning_data_dir",
+        kind="folder",
+    )
+    masks_beside: bool = param(
+        False, "Masks beside pictures", "A file NAME-masklabel.png beside a picture is its mask: white is learned, black is not."
+    )
+    mask_threshold: float = param(
+        0.0, "Mask threshold", "Above 0: a mask is all or nothing, and what is brighter than this share counts whole.", low=0.0, high=1.0
+    )
+    mask_min_value: float = param(
+        0.0,
+        "Weight outside masks",
+        "What lies outside masks counts this much; a little keeps the model from drawing nonsense there.",
+        low=0.0,
+        high=1.0,
+    )
+    resize_interpolation: str = param(
+        "lanczos",
+        "Resizing",
+        "How pictures are brought to their size.",
+        choices=("lanczos", "area", "bicubic", "cubic", "bilinear", "linear", "box", "nearest"),
+    )
+    crops: tuple[str, ...] = param(
+        (),
+        "Chosen parts",
+        "The part of a picture that is trained on: key=left,top,right,bottom as shares from 0 to 1. The file is not changed.",
+        kind="hidden",
     )
     subsets: tuple[SubsetConfig, ...] = param(
         (), "Folders with their own options", "Tables [[data.subsets]]: image_dir, and whatever differs there from [data].", kind="hidden"

@@ -9,11 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from lora_trainer.data.frames import frame_box
 from lora_trainer.data.header import UNREADABLE, has_alpha, refuse_cut_off, upright, why_unreadable
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
 
 WHITE = (255, 255, 255)
+INTERPOLATIONS = {
+    "": Image.Resampling.LANCZOS,
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "linear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "cubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+    "box": Image.Resampling.BOX,
+}
+"""sd-scripts' words for how pictures are resized."""
 
 
 def open_picture(path: Path, background: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -25,10 +38,16 @@ def open_picture(path: Path, background: tuple[int, int, int] = WHITE) -> Image.
 
 
 def fitted(record: ImageRecord) -> NDArray[np.uint8]:
-    """Pixels uint8 [height, width, 3] of the record's bucket: resized (Lanczos) and cut. Raises DatasetError naming the file."""
+    """Pixels uint8 [height, width, 3] of the record's bucket: its frame, resized and cut. Raises DatasetError naming the file."""
+    return np.asarray(into_bucket(open_picture(record.path), record), dtype=np.uint8)
+
+
+def into_bucket(picture: Image.Image, record: ImageRecord) -> Image.Image:
+    """The part of an upright picture that its record chose, resized and cut to its bucket. Raises DatasetError when it has another size."""
     if record.bucket is None or record.resized is None or record.crop is None:
         raise ValueError(f"{record.key} has no bucket: call buckets.place first")
-    picture = open_picture(record.path)
+    if record.frame is not None:
+        picture = picture.crop(frame_box(record.frame, picture.size))
     if picture.size != (record.width, record.height):
         raise DatasetError(
             "{file} has changed since the folder was read: {width} x {height} pixels now.",
@@ -39,9 +58,9 @@ def fitted(record: ImageRecord) -> NDArray[np.uint8]:
             fix="Start again.",
         )
     if picture.size != record.resized:
-        picture = picture.resize(record.resized, Image.Resampling.LANCZOS)
+        picture = picture.resize(record.resized, INTERPOLATIONS[record.interpolation])
     left, top, width, height = record.crop
-    return np.asarray(picture.crop((left, top, left + width, top + height)), dtype=np.uint8)
+    return picture.crop((left, top, left + width, top + height))
 
 
 def thumbnail(path: Path, size: int = 256) -> bytes:

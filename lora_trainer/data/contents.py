@@ -1,0 +1,97 @@
+"""What is in a file, by its hash: read once, then known by its size and times as long as these stay."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+Stamp = tuple[int, int, int, int]
+FRESH = 2_000_000_000
+"""Nanoseconds for which a changed file is not believed to be known: some file systems count time in steps of two seconds."""
+AT_ONCE = 500
+
+
+class Contents:
+    """Hashes (32 bytes) of files, kept in a database in `folder`; without a folder, or where it fails, each is read anew."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._file = None if folder is None else folder / "contents.sqlite"
+        self._known: dict[Path, tuple[Stamp, bytes]] = {}
+        self._new: dict[Path, tuple[Stamp, bytes]] = {}
+
+    def look_up(self, paths: Iterable[Path]) -> None:
+        """Fetches what is known of many files at once."""
+        wanted = {os.fsencode(path.absolute()): path for path in paths if path not in self._known}
+        with self._database() as database:
+            for name, *stamp, digest in _rows(database, list(wanted)):
+                self._known[wanted[name]] = ((stamp[0], stamp[1], stamp[2], stamp[3]), digest)
+
+    def known(self, path: Path, stamp: Stamp) -> bytes | None:
+        """The hash, if the file has not been touched since it was read."""
+        found = self._known.get(path)
+        return found[1] if found is not None and found[0] == stamp else None
+
+    def digest(self, path: Path) -> tuple[Stamp, bytes]:
+        """The file's stamp and hash. Raises OSError."""
+        stamp = stamp_of(path)
+        if found := self.known(path, stamp):
+            return stamp, found
+        with path.open("rb") as file:
+            sha256 = hashlib.sha256()
+            while block := file.read(1 << 20):
+                sha256.update(block)
+        if time.time_ns() - max(stamp[1], stamp[2]) > FRESH:
+            self._known[path] = self._new[path] = (stamp, sha256.digest())
+        return stamp, sha256.digest()
+
+    def save(self) -> None:
+        """Writes down what was read since the last time."""
+        new, self._new = self._new, {}
+        if not new:
+            return
+        rows = [(os.fsencode(path.absolute()), *stamp, digest) for path, (stamp, digest) in new.items()]
+        with self._database() as database:
+            database.execute("BEGIN IMMEDIATE")
+            database.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?, ?)", rows)
+            database.execute("COMMIT")
+
+    @contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """The database. What fails inside is left out, and nothing is kept from then on: that only costs time."""
+        with suppress(sqlite3.Error):
+            with closing(self._connected()) as database:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS contents"
+                    " (path BLOB PRIMARY KEY, size INT, changed INT, moved INT, number INT, digest BLOB) WITHOUT ROWID"
+                )
+                yield database
+            return
+        self._file = None
+
+    def _connected(self) -> sqlite3.Connection:
+        try:
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                return sqlite3.connect(self._file, timeout=10, isolation_level=None)
+        except (sqlite3.Error, OSError):
+            self._file = None
+        return sqlite3.connect(":memory:", isolation_level=None)
+
+
+def _rows(database: sqlite3.Connection, names: list[bytes]) -> Iterator[tuple[Any, ...]]:
+    for start in range(0, len(names), AT_ONCE):
+        part = names[start : start + AT_ONCE]
+        marks = ",".join("?" * len(part))
+        yield from database.execute(f"SELECT path, size, changed, moved, number, digest FROM contents WHERE path IN ({marks})", part)
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Size, time of change, time of renaming (on Windows: of creation) and number of a file. Raises OSError."""
+    state = path.stat()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & (2**63 - 1)
