@@ -104,6 +104,9 @@ def place(records: Iterable[ImageRecord], data: DataConfig) -> list[ImageRecord]
             placed.append(record)
             continue
         size = (record.width, record.height)
+        if (named := record.train_resolution) and data.enable_bucket and named[0] * named[1] <= resolution[0] * resolution[1]:
+            placed.append(_with(record, covering(size, named)))
+            continue
         if size not in known:
             if not data.enable_bucket:
                 known[size] = covering(size, resolution)

@@ -73,6 +73,17 @@ def understand(root: Path, num_repeats: int, field: str) -> Layout:
     raise DatasetError("{folder} holds no pictures.", path=field, folder=str(root), fix="Choose the folder that holds the pictures.")
 
 
+def alone(root: Path, num_repeats: int, field: str) -> Layout:
+    """One folder whose pictures lie directly in it; its name says nothing. Raises DatasetError where it holds none."""
+    root = _checked(root, field)
+    own = _pictures(root, field)
+    if not own:
+        raise DatasetError(
+            "{folder} holds no pictures directly.", path=field, folder=str(root), fix="Give the folder that the pictures themselves lie in."
+        )
+    return Layout((Subset(root, "", num_repeats, ""),), say("A folder of pictures ({count}).", count=len(own)), ())
+
+
 def numbered_name(name: str) -> tuple[int, str] | None:
     """(repeats, words) of a folder called `N_words`, split at the first underscore as in sd-scripts; None for another name."""
     found = re.fullmatch(r"\s*(\d{1,6})_(.*)", name, re.DOTALL)

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import attrs
+
 from lora_trainer.data.records import ImageRecord
 
 
@@ -18,41 +20,83 @@ class Item(NamedTuple):
     repeat: int
 
 
-def epoch_batches(records: Sequence[ImageRecord], *, batch_size: int, seed: int, epoch: int) -> list[tuple[Item, ...]]:
-    """All batches of an epoch: each trained picture `repeats` times, one bucket in a batch, the last batch of a bucket may be smaller."""
-    groups: dict[tuple[int, int], list[Item]] = {}
+def epoch_batches(records: Sequence[ImageRecord], *, batch_size: int | Sequence[int], seed: int, epoch: int) -> list[tuple[Item, ...]]:
+    """All batches of an epoch: each trained picture `repeats` times, one bucket of one dataset in a batch.
+
+    `batch_size` is one for all, or one for each dataset. The last batch of a bucket may be smaller.
+    """
+    groups: dict[Group, list[Item]] = {}
     for index, record in enumerate(records):
         if _is_trained(record):
-            items = groups.setdefault(_bucket(record), [])
+            items = groups.setdefault(_group(record), [])
             items.extend(Item(index, repeat) for repeat in range(record.repeats))
     batches: list[tuple[Item, ...]] = []
-    for bucket in sorted(groups):
-        items = groups[bucket]
-        random.Random(f"order|{seed}|{epoch}|{bucket[0]}x{bucket[1]}").shuffle(items)
-        batches.extend(tuple(items[start : start + batch_size]) for start in range(0, len(items), batch_size))
+    for group in sorted(groups):
+        dataset, (width, height) = group
+        items, size = groups[group], _size(batch_size, dataset)
+        random.Random(f"order|{seed}|{epoch}|{width}x{height}" + (f"|{dataset}" if dataset else "")).shuffle(items)
+        batches.extend(tuple(items[start : start + size]) for start in range(0, len(items), size))
     random.Random(f"batches|{seed}|{epoch}").shuffle(batches)
     return batches
 
 
-def batches_per_epoch(records: Iterable[ImageRecord], batch_size: int) -> int:
+def batches_per_epoch(records: Iterable[ImageRecord], batch_size: int | Sequence[int]) -> int:
     """Number of batches of every epoch, without drawing them."""
-    showings: Counter[tuple[int, int]] = Counter()
+    showings: Counter[Group] = Counter()
     for record in records:
         if _is_trained(record):
-            showings[_bucket(record)] += record.repeats
-    return sum(math.ceil(count / batch_size) for count in showings.values())
+            showings[_group(record)] += record.repeats
+    return sum(math.ceil(count / _size(batch_size, dataset)) for (dataset, _), count in showings.items())
 
 
-def steps_per_epoch(records: Iterable[ImageRecord], batch_size: int, accumulation: int = 1) -> int:
+def steps_per_epoch(records: Iterable[ImageRecord], batch_size: int | Sequence[int], accumulation: int = 1) -> int:
     """Optimizer steps of every epoch: accumulation never crosses its end, so the last step may hold fewer batches."""
     return math.ceil(batches_per_epoch(records, batch_size) / accumulation)
+
+
+def balanced(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """The records with the repeats of regularisation pictures set so that they are shown as often as the others of their dataset.
+
+    sd-scripts' rule: each one its own repeats, in order, until the sum is reached; what is then still missing is spread evenly over
+    them. Those that come too late, and those of a dataset without other pictures, get 0 repeats.
+    """
+    wanted: Counter[int] = Counter()
+    places: dict[int, list[int]] = {}
+    for place, record in enumerate(records):
+        if _is_trained(record) and record.is_reg:
+            places.setdefault(record.dataset, []).append(place)
+        elif _is_trained(record):
+            wanted[record.dataset] += record.repeats
+    found = list(records)
+    for dataset, own in places.items():
+        for place, repeats in zip(own, _shares([records[place].repeats for place in own], wanted[dataset]), strict=True):
+            found[place] = attrs.evolve(records[place], repeats=repeats)
+    return found
+
+
+def _shares(repeats: Sequence[int], wanted: int) -> list[int]:
+    """How often each is shown so that the sum is `wanted`."""
+    shares = []
+    left = wanted
+    for own in repeats:
+        shares.append(min(own, left))
+        left -= shares[-1]
+    more, rest = divmod(left, len(shares))
+    return [share + more + (1 if place < rest else 0) for place, share in enumerate(shares)]
+
+
+Group = tuple[int, tuple[int, int]]
 
 
 def _is_trained(record: ImageRecord) -> bool:
     return record.usable and not record.validation
 
 
-def _bucket(record: ImageRecord) -> tuple[int, int]:
+def _group(record: ImageRecord) -> Group:
     if record.bucket is None:
         raise ValueError(f"{record.key} has no bucket: call buckets.place first")
-    return record.bucket
+    return record.dataset, record.bucket
+
+
+def _size(batch_size: int | Sequence[int], dataset: int) -> int:
+    return batch_size if isinstance(batch_size, int) else batch_size[dataset]

@@ -48,6 +48,8 @@ class ImageRecord:
     mask_path: Path | None = None
     alpha_mask: bool = False
     """Whether the picture's own transparency is its mask."""
+    train_resolution: tuple[int, int] | None = None
+    """The group that a metadata file names for it."""
     interpolation: str = ""
     """How it is resized, in sd-scripts' words; "" is lanczos."""
 

@@ -13,8 +13,10 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.data.captions import first_line, read_caption
-from lora_trainer.data.folders import CAPTION_SUFFIXES, Subset, file_index, is_picture, other_media, understand, visible_files
+from lora_trainer.data.describe import Source
+from lora_trainer.data.folders import CAPTION_SUFFIXES, Subset, alone, file_index, is_picture, other_media, understand, visible_files
 from lora_trainer.data.header import read_header
+from lora_trainer.data.metadata_json import Entry, read_metadata
 from lora_trainer.data.records import ImageRecord, natural_key, stable
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
@@ -63,16 +65,104 @@ def scan(
     `class_tokens` replaces the folders' words; `leave_out` holds keys; `field` is the option that named the folder.
     Raises DatasetError where nothing can be trained on.
     """
-    layout = understand(root, num_repeats, field)
-    endings = (f".{caption_extension.lstrip('.').lower()}",) if caption_extension.strip(". ") else CAPTION_SUFFIXES
-    left_out, seen = {stable(key) for key in leave_out}, _Seen()
+    ending = f".{caption_extension.lstrip('.').lower()}" if caption_extension.strip(". ") else ""
+    return scan_source(
+        Source(
+            field,
+            str(root),
+            num_repeats=num_repeats,
+            class_tokens=class_tokens,
+            endings=(ending,) if ending else (),
+            leave_out=tuple(leave_out),
+        )
+    )
+
+
+def scan_source(source: Source) -> Scan:
+    """All pictures of one source. Raises DatasetError where none of them can be trained on."""
+    if source.metadata_file:
+        return _scan_metadata(source)
+    root = Path(source.folder)
+    layout = understand(root, source.num_repeats, source.field) if source.whole else alone(root, source.num_repeats, source.field)
+    left_out, seen = {stable(key) for key in source.leave_out}, _Seen()
     records: list[ImageRecord] = []
     for subset in layout.subsets:
-        records.extend(_records(subset, class_tokens, endings, left_out, seen))
+        records.extend(_records(subset, source, left_out, seen))
     records.sort(key=lambda record: natural_key(record.key))
     if not any(record.usable for record in records):
-        _refuse(root, records, field)
-    return Scan(tuple(records), layout.understood, (*layout.warnings, *_warnings(records, seen, endings, class_tokens)))
+        _refuse(root, records, source.field)
+    return Scan(tuple(records), layout.understood, (*layout.warnings, *_warnings(records, seen, source)))
+
+
+def _scan_metadata(source: Source) -> Scan:
+    file = Path(source.metadata_file)
+    folder = Path(source.folder) if source.folder.strip() else None
+    entries = read_metadata(file, folder, source.separator, source.field)
+    left_out, seen = {stable(key) for key in source.leave_out}, _Seen()
+    missing = [entry.name for entry in entries if entry.path is None]
+    known: dict[Path, ImageRecord] = {}
+    for entry in entries:
+        if entry.path is not None and entry.path not in known:
+            known[entry.path] = _entry(entry, source, file, left_out, seen)
+    records = sorted(known.values(), key=lambda record: natural_key(record.key))
+    if not any(record.usable for record in records):
+        if missing:
+            raise DatasetError(
+                "none of the pictures that {file} names is there, the first is {name}.",
+                path=source.field,
+                file=str(file),
+                name=missing[0],
+                fix="Choose the folder that they lie in (image_dir).",
+            )
+        _refuse(file, records, source.field)
+    warnings = list(_warnings(records, seen, source))
+    if missing:
+        warnings.append(
+            say(
+                "Pictures that {file} names and that are not there ({count}): {names}",
+                file=file.name,
+                count=len(missing),
+                names=_names(missing),
+            )
+        )
+    if folder is not None and (without := _without_entry(folder, known)):
+        warnings.append(
+            say(
+                "Pictures without an entry in {file}; they are not used ({count}): {names}",
+                file=file.name,
+                count=len(without),
+                names=_names(without),
+            )
+        )
+    return Scan(tuple(records), say("A metadata file with {count} pictures: {file}", count=len(records), file=file.name), tuple(warnings))
+
+
+def _entry(entry: Entry, source: Source, file: Path, left_out: Collection[str], seen: _Seen) -> ImageRecord:
+    path = entry.path or Path(entry.name)
+    key = stable(f"{source.prefix}{_inside(path, source.folder)}")
+    record = ImageRecord(path, key, 0, 0, repeats=source.num_repeats, class_tokens=source.class_tokens.strip() or source.words)
+    if key in left_out:
+        return attrs.evolve(record, usable=False, notes=("left-out",), reason=say("Left out by you."))
+    return attrs.evolve(
+        _measured(record, seen),
+        caption_path=file if entry.caption else None,
+        caption=entry.caption,
+        train_resolution=entry.train_resolution,
+    )
+
+
+def _inside(path: Path, folder: str) -> str:
+    """The path inside the folder, else with its own folder's name in front."""
+    if folder.strip() and path.is_relative_to(folder):
+        return path.relative_to(folder).as_posix()
+    return f"{path.parent.name}/{path.name}"
+
+
+def _without_entry(folder: Path, known: Collection[Path]) -> list[str]:
+    try:
+        return [name for name in visible_files(folder) if is_picture(name) and folder / name not in known]
+    except OSError:
+        return []
 
 
 def split_validation(records: Sequence[ImageRecord], fraction: float, seed: int) -> tuple[ImageRecord, ...]:
@@ -89,28 +179,36 @@ def split_validation(records: Sequence[ImageRecord], fraction: float, seed: int)
     return tuple(attrs.evolve(record, validation=True) if record.key in held and record.usable else record for record in records)
 
 
-def _records(subset: Subset, class_tokens: str, endings: tuple[str, ...], left_out: Collection[str], seen: _Seen) -> Iterator[ImageRecord]:
+def _records(subset: Subset, source: Source, left_out: Collection[str], seen: _Seen) -> Iterator[ImageRecord]:
     names = visible_files(subset.folder)
     exact, any_case = file_index(names)
+    words = source.class_tokens.strip() or subset.words or source.words.strip()
+    endings = source.endings or CAPTION_SUFFIXES
     for name in names:
-        path, key = subset.folder / name, stable(f"{subset.prefix}{name}")
-        record = ImageRecord(path, key, 0, 0, repeats=subset.repeats, class_tokens=class_tokens.strip() or subset.words)
+        path, key = subset.folder / name, stable(f"{source.prefix}{subset.prefix}{name}")
+        record = ImageRecord(path, key, 0, 0, repeats=subset.repeats, class_tokens=words)
         if key in left_out:
             yield attrs.evolve(record, usable=False, notes=("left-out",), reason=say("Left out by you."))
         elif is_picture(name):
-            yield _picture(record, exact, any_case, endings, seen)
+            yield _picture(record, exact, any_case, endings, seen, source.every_line)
         elif other_media(name):
             reason = say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=path.suffix)
             yield attrs.evolve(record, usable=False, notes=("not-a-picture",), reason=reason)
 
 
-def _picture(record: ImageRecord, exact: Collection[str], any_case: dict[str, str], endings: tuple[str, ...], seen: _Seen) -> ImageRecord:
+def _measured(record: ImageRecord, seen: _Seen) -> ImageRecord:
     header = read_header(record.path)
-    record = attrs.evolve(
-        record, width=header.width, height=header.height, notes=header.notes, usable=header.reason is None, reason=header.reason
-    )
     if header.format and not _suffix_fits(record.path.suffix.lower(), header.format):
         seen.wrong_suffix.append(record.key)
+    return attrs.evolve(
+        record, width=header.width, height=header.height, notes=header.notes, usable=header.reason is None, reason=header.reason
+    )
+
+
+def _picture(
+    record: ImageRecord, exact: Collection[str], any_case: dict[str, str], endings: tuple[str, ...], seen: _Seen, every_line: bool
+) -> ImageRecord:
+    record = _measured(record, seen)
     beside = [found for ending in endings if (found := _beside(record.path.name, ending, exact, any_case))]
     if not beside:
         if any(_beside(record.path.name, ending, exact, any_case) for ending in CAPTION_SUFFIXES):
@@ -126,7 +224,7 @@ def _picture(record: ImageRecord, exact: Collection[str], any_case: dict[str, st
         return record
     if not first_line(caption):
         seen.empty.append(record.key)
-    elif len([line for line in caption.splitlines() if line.strip()]) > 1:
+    elif not every_line and len([line for line in caption.splitlines() if line.strip()]) > 1:
         seen.several_lines.append(record.key)
     return attrs.evolve(record, caption_path=caption_path, caption=caption)
 
@@ -157,7 +255,7 @@ def _refuse(root: Path, records: Sequence[ImageRecord], field: str) -> None:
     )
 
 
-def _warnings(records: Iterable[ImageRecord], seen: _Seen, endings: tuple[str, ...], class_tokens: str) -> Iterator[Message]:
+def _warnings(records: Iterable[ImageRecord], seen: _Seen, source: Source) -> Iterator[Message]:
     used = [record for record in records if record.usable]
     captioned = [record for record in used if record.has_caption]
     told = [
@@ -174,12 +272,12 @@ def _warnings(records: Iterable[ImageRecord], seen: _Seen, endings: tuple[str, .
         yield say(
             "Pictures whose captions have another ending than {ending}; they are not used ({count}): {names}",
             count=len(seen.other_ending),
-            ending=endings[0],
+            ending=source.endings[0],
             names=_names(seen.other_ending),
         )
     if captioned and len(captioned) < len(used):
         yield say("{count} of {all} pictures have a caption.", count=len(captioned), all=len(used))
-    words = {record.class_tokens for record in captioned if record.class_tokens} if not class_tokens.strip() else set()
+    words = {record.class_tokens for record in captioned if record.class_tokens} if not source.class_tokens.strip() else set()
     if words:
         yield say(
             "There are captions: the folder's words ({words}) are not used for these pictures. A trigger word is put in front of captions.",
