@@ -1,18 +1,23 @@
-"""Captions: read in whatever encoding they were written, put together with the trigger word, shuffled and dropped.
+"""Captions: put together with the trigger word, drawn, shuffled and dropped in sd-scripts' order.
 
-Everything here is a pure function of (seed, epoch, picture, repeat): batch size, resume and device change nothing.
+Put in front and behind, dropped whole, one line and one word of each {a|b}, the trigger word, parted, cut while captions grow,
+shuffled, parts dropped, joined with ", ", second separator. Everything is a pure function of (seed, epoch, picture, repeat), and
+of the step where captions grow: batch size, resume and device change nothing.
 """
 
 from __future__ import annotations
 
-import codecs
+import math
 import random
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import attrs
 
+from lora_trainer.config.schema import DataConfig
+from lora_trainer.data.decoding import decoded
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import write_atomically
@@ -20,12 +25,21 @@ from lora_trainer.files import write_atomically
 Kind = Literal["trigger", "class", "kept", "shuffled", "plain"]
 
 
+class Part(NamedTuple):
+    """A piece of a caption. `before` stands in front of it: all pieces, each behind its `before`, are the caption."""
+
+    text: str
+    kind: Kind
+    before: str = ""
+
+
 @attrs.frozen
 class CaptionRules:
-    """How captions are put together.
+    """How captions are put together; the fields follow sd-scripts' options of the same meaning.
 
     `keep_tokens` counts the parts in front that shuffling leaves in place, the trigger word among them; the trigger word stays in
-    front even where it is 0. `class_tokens` wins over the folder's words.
+    front even where it is 0, and no part that holds it is dropped. `class_tokens` wins over the folder's words.
+    `token_warmup_step` below 1 is a share of all steps.
     """
 
     trigger_word: str = ""
@@ -34,41 +48,72 @@ class CaptionRules:
     shuffle: bool = False
     dropout_rate: float = 0.0
     separator: str = ","
+    prefix: str = ""
+    suffix: str = ""
+    keep_tokens_separator: str = ""
+    secondary_separator: str = ""
+    wildcard: bool = False
+    tag_dropout_rate: float = 0.0
+    dropout_every_n_epochs: int = 0
+    token_warmup_min: int = 1
+    token_warmup_step: float = 0.0
+
+    @property
+    def parted(self) -> bool:
+        """Whether captions are taken apart at all; else they are read as they were written."""
+        return self.shuffle or self.token_warmup_step > 0 or self.tag_dropout_rate > 0
+
+    @property
+    def varied(self) -> bool:
+        """Whether a picture's caption may differ from one time to the next."""
+        return self.parted or self.wildcard or self.dropout_rate > 0 or self.dropout_every_n_epochs > 0
+
+
+def rules_from(data: DataConfig) -> CaptionRules:
+    """The rules that the options of [data] give."""
+    return CaptionRules(
+        trigger_word=data.trigger_word,
+        class_tokens=data.class_tokens,
+        keep_tokens=data.keep_tokens,
+        shuffle=data.shuffle_caption,
+        dropout_rate=data.caption_dropout_rate,
+        separator=data.caption_separator,
+        prefix=data.caption_prefix,
+        suffix=data.caption_suffix,
+        keep_tokens_separator=data.keep_tokens_separator,
+        secondary_separator=data.secondary_separator,
+        wildcard=data.enable_wildcard,
+        tag_dropout_rate=data.caption_tag_dropout_rate,
+        dropout_every_n_epochs=data.caption_dropout_every_n_epochs,
+        token_warmup_min=data.token_warmup_min,
+        token_warmup_step=data.token_warmup_step,
+    )
 
 
 def caption_of(record: ImageRecord, rules: CaptionRules) -> str:
-    """The caption in its own order: the trigger word in front where it is missing; "trigger class" where there is no caption file."""
-    trigger = rules.trigger_word.strip()
-    if not record.has_caption:
-        words = _class_words(record, rules)
-        return words if holds(words, trigger) else f"{trigger} {words}".strip()
-    text = first_line(record.caption)
-    if holds(text, trigger):
-        return text
-    return f"{trigger}{rules.separator} {text}" if text else trigger
+    """The caption without any chance: whole, in its own order, of several lines or words the first; for validation and lists."""
+    return _joined(_composed(record, rules, None))
 
 
-def drawn_caption(record: ImageRecord, rules: CaptionRules, *, seed: int, epoch: int, repeat: int) -> str:
-    """The caption as the model reads it this time: perhaps dropped (""), perhaps shuffled behind the kept parts."""
-    if not (rules.shuffle or rules.dropout_rate):
-        return caption_of(record, rules)
-    draw = _draw(record, seed, epoch, repeat)
-    if draw.random() < rules.dropout_rate:
-        return ""
-    if not (rules.shuffle and record.has_caption):
-        return caption_of(record, rules)
-    return ", ".join(text for text, _ in _shuffled(_split(record, rules), draw))
+def drawn_caption(
+    record: ImageRecord, rules: CaptionRules, *, seed: int, epoch: int, repeat: int, step: int = 0, total_steps: int = 0
+) -> str:
+    """The caption as the model reads it this time; `epoch` counts from 1, `step` is the number of steps done before."""
+    return _joined(_composed(record, rules, _Moment(record.key, seed, epoch, repeat, step, total_steps)))
 
 
-def parts(record: ImageRecord, rules: CaptionRules, *, seed: int | None = None, epoch: int = 1, repeat: int = 0) -> list[tuple[str, Kind]]:
-    """The caption's parts with what each is; in their own order, or with `seed` as drawn_caption gives them ([] when dropped)."""
-    found = _split(record, rules)
-    if seed is None:
-        return found
-    draw = _draw(record, seed, epoch, repeat)
-    if draw.random() < rules.dropout_rate:
-        return []
-    return _shuffled(found, draw)
+def parts(
+    record: ImageRecord,
+    rules: CaptionRules,
+    *,
+    seed: int | None = None,
+    epoch: int = 1,
+    repeat: int = 0,
+    step: int = 0,
+    total_steps: int = 0,
+) -> list[Part]:
+    """The pieces of caption_of, or with `seed` those of drawn_caption ([] when dropped), each with what it is."""
+    return _composed(record, rules, None if seed is None else _Moment(record.key, seed, epoch, repeat, step, total_steps))
 
 
 def holds(text: str, trigger: str) -> bool:
@@ -81,9 +126,14 @@ def holds(text: str, trigger: str) -> bool:
     return re.search(before + word + behind, text.casefold()) is not None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a caption file that are not empty."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def first_line(text: str) -> str:
-    """The first line that is not empty: as sd-scripts reads a caption file."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    """The first line that is not empty: what is read of a caption file where lines are not drawn."""
+    return next(iter(lines_of(text)), "")
 
 
 def read_caption(path: Path) -> str:
@@ -107,89 +157,165 @@ def write_caption(path: Path, text: str) -> str:
     return old
 
 
-def decoded(data: bytes) -> str:
-    """UTF-8, UTF-16 by its mark or its zero bytes, else whichever of GB 18030, Shift JIS and Windows-1252 gives usual letters."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", "replace")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" not in text:
-        return text
-    if b"\0" in data:
-        return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", "replace").strip("\ufeff\0")
-    return _decoded_legacy(data)
+@attrs.frozen
+class _Moment:
+    """When a picture is seen: what its caption is drawn from."""
+
+    key: str
+    seed: int
+    epoch: int
+    repeat: int
+    step: int
+    total_steps: int
+
+    def draw(self, purpose: str) -> random.Random:
+        """Numbers of their own for each purpose, so that no option changes what another one draws."""
+        return random.Random(f"{purpose}|{self.seed}|{self.epoch}|{self.repeat}|{self.key}")
 
 
-def _decoded_legacy(data: bytes) -> str:
-    runs = re.findall(rb"[\x80-\xff]+", data)
-    candidates = [("gb18030", _is_usual_chinese), ("cp932", _is_usual_japanese)]
-    best, best_share = "", 0.5
-    if max(map(len, runs)) > 1:  # letters with accents and typographic quotes stand alone, Chinese and Japanese never do
-        for encoding, usual in candidates:
-            try:
-                text = data.decode(encoding)
-            except UnicodeDecodeError:
-                continue
-            foreign = [sign for sign in text if ord(sign) > 127]
-            share = sum(map(usual, foreign)) / len(foreign)
-            if share > best_share:
-                best, best_share = text, share
-    if best:
-        return best
-    try:
-        return data.decode("cp1252")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+def _composed(record: ImageRecord, rules: CaptionRules, moment: _Moment | None) -> list[Part]:
+    trigger = "" if record.is_reg else rules.trigger_word.strip()
+    draw = moment.draw("caption") if moment and (rules.shuffle or rules.dropout_rate > 0) else None
+    dropped = draw is not None and draw.random() < rules.dropout_rate
+    if dropped or (moment and rules.dropout_every_n_epochs and moment.epoch % rules.dropout_every_n_epochs == 0):
+        return []
+    text = _drawn_text(_around(record, rules, trigger), rules, moment)
+    if not holds(text, trigger):
+        text = f"{trigger}{rules.separator} {text}" if text else trigger
+    if rules.parted:
+        found = _mixed(text, trigger, rules, draw, moment)
+    else:
+        found = _as_written(text, trigger, rules)
+    if not record.has_caption:
+        found = [piece for part in found for piece in _told_apart(part, trigger, _class_words(record, rules))]
+    if rules.secondary_separator:
+        old, new = rules.secondary_separator, rules.separator
+        found = [Part(part.text.replace(old, new), part.kind, part.before.replace(old, new)) for part in found]
+    return found
 
 
-def _is_usual_chinese(sign: str) -> bool:
-    try:
-        return len(sign.encode("gb2312")) == 2
-    except UnicodeEncodeError:
-        return False
+def _joined(found: Sequence[Part]) -> str:
+    return "".join(part.before + part.text for part in found)
 
 
-def _is_usual_japanese(sign: str) -> bool:
-    code = ord(sign)
-    return 0x3000 <= code < 0x3100 or 0x4E00 <= code < 0xA000 or 0xFF00 <= code < 0xFF61
+def _around(record: ImageRecord, rules: CaptionRules, trigger: str) -> str:
+    """The written caption, or trigger and class words, with prefix and suffix; several lines where one is to be drawn."""
+    if record.has_caption:
+        words = "\n".join(lines_of(record.caption)) if rules.wildcard else first_line(record.caption)
+    else:
+        words = _class_words(record, rules)
+        if not holds(" ".join((rules.prefix, words, rules.suffix)), trigger):
+            words = f"{trigger} {words}".strip()
+    return " ".join(text for text in (rules.prefix, words, rules.suffix) if text)
 
 
 def _class_words(record: ImageRecord, rules: CaptionRules) -> str:
     return (rules.class_tokens or record.class_tokens).strip()
 
 
-def _split(record: ImageRecord, rules: CaptionRules) -> list[tuple[str, Kind]]:
-    trigger = rules.trigger_word.strip()
-    whole = caption_of(record, rules)
-    if not record.has_caption:
-        if trigger and whole.casefold().startswith(trigger.casefold()):
-            rest = whole[len(trigger) :].strip()
-            return [(whole[: len(trigger)], "trigger"), *([(rest, "class")] if rest else [])]  # type: ignore[list-item]
-        return [(whole, "class")] if whole else []
-    texts = [part.strip() for part in whole.split(rules.separator)]
-    texts = [text for text in texts if text]
-    added = len([part for part in trigger.split(rules.separator) if part.strip()]) if not holds(first_line(record.caption), trigger) else 0
-    leading = added or int(bool(trigger and texts and holds(texts[0], trigger)))
-    keep = max(rules.keep_tokens, leading)
-    behind: Kind = "shuffled" if rules.shuffle else "plain"
-    in_front: Kind = "kept" if rules.shuffle else "plain"
+def _drawn_text(text: str, rules: CaptionRules, moment: _Moment | None) -> str:
+    """One of the lines, and in it one of the words between { | }; without a moment the first of each."""
+    if not rules.wildcard or not ("\n" in text or "{" in text or "}" in text):
+        return text
+    draw = moment.draw("wildcard") if moment else None
 
-    def kind(place: int, text: str) -> Kind:
-        if place < added or (trigger and text.casefold() == trigger.casefold() and place < max(keep, 1)):
-            return "trigger"
-        return in_front if place < keep else behind
+    def one(choices: list[str]) -> str:
+        return draw.choice(choices) if draw else choices[0]
 
-    return [(text, kind(place, text)) for place, text in enumerate(texts)]
+    if "\n" in text:
+        text = one(text.split("\n"))
+    opening, closing = (sign for sign in _unused(text, 2))
+    text = text.replace("{{", opening).replace("}}", closing)
+    text = re.sub(r"\{([^}]+)\}", lambda found: one(found.group(1).split("|")), text)
+    return text.replace(opening, "{").replace(closing, "}")
 
 
-def _shuffled(found: list[tuple[str, Kind]], draw: random.Random) -> list[tuple[str, Kind]]:
-    front = [part for part in found if part[1] != "shuffled"]
-    behind = [part for part in found if part[1] == "shuffled"]
-    draw.shuffle(behind)
-    return front + behind
+def _unused(text: str, count: int) -> list[str]:
+    """Signs that the text does not hold."""
+    return [sign for sign in map(chr, range(0xE000, 0xE000 + len(text) + count)) if sign not in text][:count]
 
 
-def _draw(record: ImageRecord, seed: int, epoch: int, repeat: int) -> random.Random:
-    return random.Random(f"caption|{seed}|{epoch}|{repeat}|{record.key}")
+def _tags(text: str, separator: str) -> list[str]:
+    return [part.strip() for part in text.split(separator) if part.strip()]
+
+
+def _leading(texts: Sequence[str], trigger: str, separator: str) -> int:
+    """How many of the first parts are the trigger word's own place."""
+    own = _tags(trigger, separator)
+    return len(own) if own and holds(separator.join(texts[: len(own)]), separator.join(own)) else 0
+
+
+def _mixed(text: str, trigger: str, rules: CaptionRules, draw: random.Random | None, moment: _Moment | None) -> list[Part]:
+    """The parts of a caption, cut, shuffled and dropped behind those that are kept."""
+    mark = rules.keep_tokens_separator
+    last: list[str] = []
+    if mark and mark in text:
+        front, _, rest = text.partition(mark)
+        rest, _, end = rest.partition(mark)
+        first, free, last = _tags(front, rules.separator), _tags(rest, rules.separator), _tags(end, rules.separator)
+    else:
+        free = _tags(text, rules.separator)
+        first, free = free[: rules.keep_tokens], free[rules.keep_tokens :]
+    held = _leading([*first, *free], trigger, rules.separator) - len(first)
+    if held > 0:
+        first, free = [*first, *free[:held]], free[held:]
+    if moment:
+        safe = _tags(trigger, rules.separator)
+        count = _length_at(len(free), rules, moment)
+        free = [part for place, part in enumerate(free) if place < count or any(holds(part, word) for word in safe)]
+        if rules.shuffle and draw:
+            draw.shuffle(free)
+        if rules.tag_dropout_rate > 0:
+            chance = moment.draw("tags")
+            kept = [(part, chance.random() >= rules.tag_dropout_rate) for part in free]
+            free = [part for part, stays in kept if stays or any(holds(part, word) for word in safe)]
+    in_front, behind = _kinds(rules)
+    own = {word.casefold() for word in _tags(trigger, rules.separator)}
+    found: list[tuple[str, Kind]] = [(part, "trigger" if part.casefold() in own else in_front) for part in first]
+    found += [(part, behind) for part in free] + [(part, in_front) for part in last]
+    return [Part(part, kind, ", " if place else "") for place, (part, kind) in enumerate(found)]
+
+
+def _length_at(count: int, rules: CaptionRules, moment: _Moment) -> int:
+    """How many of `count` parts are read at this step: from token_warmup_min to all of them, in a straight line."""
+    end = rules.token_warmup_step
+    if end < 1:
+        end = math.floor(end * moment.total_steps)
+    if moment.step >= end:
+        return count
+    return math.floor(moment.step * ((count - rules.token_warmup_min) / end)) + rules.token_warmup_min
+
+
+def _as_written(text: str, trigger: str, rules: CaptionRules) -> list[Part]:
+    """The parts of a caption that is read as it was written, with all that stands between and behind them."""
+    found: list[tuple[str, str]] = []
+    between = ""
+    for number, segment in enumerate(text.split(rules.separator)):
+        between += rules.separator if number else ""
+        if part := segment.strip():
+            begin = segment.index(part)
+            found.append((part, between + segment[:begin]))
+            between = segment[begin + len(part) :]
+        else:
+            between += segment
+    own = {word.casefold() for word in _tags(trigger, rules.separator)}
+    kept = max(rules.keep_tokens, _leading([part for part, _ in found], trigger, rules.separator))
+    pieces = [
+        Part(part, "trigger" if place < kept and part.casefold() in own else "plain", before) for place, (part, before) in enumerate(found)
+    ]
+    return [*pieces, Part("", "plain", between)] if between else pieces
+
+
+def _kinds(rules: CaptionRules) -> tuple[Kind, Kind]:
+    """What the parts in front and those behind are called."""
+    return ("kept", "shuffled") if rules.shuffle else ("plain", "plain")
+
+
+def _told_apart(part: Part, trigger: str, words: str) -> list[Part]:
+    """A part of a picture's class words: the trigger word in front as a piece of its own."""
+    head, rest = part.text[: len(trigger)], part.text[len(trigger) :]
+    if trigger and head.casefold() == trigger.casefold() and (not rest or rest[0].isspace()):
+        pieces = [Part(head, "trigger", part.before)]
+        behind = rest.strip()
+        return [*pieces, Part(behind, "class", rest[: len(rest) - len(rest.lstrip())])] if behind else pieces
+    return [part._replace(kind="class")] if part.text and part.text in words else [part]

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.data.captions import CaptionRules, caption_of, decoded, drawn_caption, holds, parts, read_caption, write_caption
+from lora_trainer.config.build import build
+from lora_trainer.data.captions import CaptionRules, caption_of, drawn_caption, holds, parts, read_caption, rules_from, write_caption
+from lora_trainer.data.decoding import decoded
 from lora_trainer.errors import DatasetError
 
+from .caption_table import CASES, OURS, Case
 from .conftest import record
 
 TAGS = "1girl, smile, red hair, outdoors, looking at viewer, hat"
@@ -19,6 +22,25 @@ TAGS = "1girl, smile, red hair, outdoors, looking at viewer, hat"
 
 def drawn(caption, rules, *, seed=1, epoch=1, repeat=0, key="a.png"):
     return drawn_caption(record(key, caption=caption), rules, seed=seed, epoch=epoch, repeat=repeat)
+
+
+# --- the written table ---
+
+
+def readings(one: Case, count: int) -> set[str]:
+    """What is read of a case at `count` showings."""
+    known = {"class_tokens": one.words} if one.caption is None else {"caption": one.caption}
+    rules, at = CaptionRules(**one.options), {"epoch": 1, **one.at}
+    return {drawn_caption(record(**known), rules, seed=3, repeat=repeat, **at) for repeat in range(count)}
+
+
+@pytest.mark.parametrize("one", [*CASES, *OURS], ids=str)
+def test_a_caption_is_read_as_the_table_says(one):
+    assert readings(one, 5 if len(one.read) == 1 else 150) == set(one.read)
+
+
+def test_the_table_holds_what_was_promised():
+    assert len({str(one) for one in CASES}) >= 60
 
 
 # --- trigger and class words ---
@@ -131,23 +153,95 @@ def test_another_process_draws_the_same():
 
 def test_parts_tell_what_each_is():
     rules = CaptionRules("sks", keep_tokens=2, shuffle=True)
-    assert parts(record(caption="a, b, c"), rules) == [("sks", "trigger"), ("a", "kept"), ("b", "shuffled"), ("c", "shuffled")]
-    assert parts(record(caption="a, b"), CaptionRules()) == [("a", "plain"), ("b", "plain")]
-    assert parts(record(class_tokens="girl"), CaptionRules("sks")) == [("sks", "trigger"), ("girl", "class")]
-    assert parts(record(class_tokens="girl"), CaptionRules()) == [("girl", "class")]
+    kinds = [("sks", "trigger", ""), ("a", "kept", ", "), ("b", "shuffled", ", "), ("c", "shuffled", ", ")]
+    assert parts(record(caption="a, b, c"), rules) == kinds
+    assert parts(record(caption="a,b"), CaptionRules()) == [("a", "plain", ""), ("b", "plain", ",")]
+    assert parts(record(class_tokens="girl"), CaptionRules("sks")) == [("sks", "trigger", ""), ("girl", "class", " ")]
+    assert parts(record(class_tokens="girl"), CaptionRules()) == [("girl", "class", "")]
     assert parts(record(), CaptionRules()) == []
 
 
-words = st.text("abc 画,é", max_size=30)
+words = st.text("ab 画,|{}\n;é", max_size=30)
+shares = st.sampled_from([0.0, 0.4, 1.0])
+many_rules = st.builds(
+    CaptionRules,
+    trigger_word=st.sampled_from(["", "sks", "a", "sks, x"]),
+    class_tokens=st.sampled_from(["", "girl", "a {b|c}, girl"]),
+    keep_tokens=st.integers(0, 3),
+    shuffle=st.booleans(),
+    dropout_rate=shares,
+    separator=st.sampled_from([",", ";", "|"]),
+    prefix=st.sampled_from(["", "p,", "a |||"]),
+    suffix=st.sampled_from(["", ", s ||| z"]),
+    keep_tokens_separator=st.sampled_from(["", "|||"]),
+    secondary_separator=st.sampled_from(["", ";;"]),
+    wildcard=st.booleans(),
+    tag_dropout_rate=shares,
+    dropout_every_n_epochs=st.integers(0, 3),
+    token_warmup_min=st.integers(0, 3),
+    token_warmup_step=st.sampled_from([0.0, 0.5, 5.0]),
+)
 
 
-@given(words, st.sampled_from(["", "sks", "a", "sks, x"]), st.integers(0, 4), st.booleans(), st.integers(0, 5))
-def test_parts_are_the_caption_that_is_trained_on(caption, trigger, keep, shuffle, epoch):
-    rules, one = CaptionRules(trigger, keep_tokens=keep, shuffle=shuffle), record(caption=caption)
-    final = drawn_caption(one, rules, seed=1, epoch=epoch, repeat=0)
-    shown = [text for text, _ in parts(one, rules, seed=1, epoch=epoch)]
-    assert [part.strip() for part in final.split(",") if part.strip()] == shown
-    assert holds(final, trigger)
+@given(words, st.booleans(), many_rules, st.integers(1, 4), st.integers(0, 12))
+def test_parts_are_the_caption_that_is_trained_on(caption, written, rules, epoch, step):
+    one = record(caption=caption) if written else record(class_tokens=caption.replace("\n", ""))
+    moment = {"seed": 1, "epoch": epoch, "repeat": 1, "step": step, "total_steps": 12}
+    final = drawn_caption(one, rules, **moment)
+    assert "".join(part.before + part.text for part in parts(one, rules, **moment)) == final
+    assert "".join(part.before + part.text for part in parts(one, rules)) == caption_of(one, rules)
+    if rules.trigger_word in ("sks", "a") and not rules.secondary_separator:
+        assert final == "" or holds(final, rules.trigger_word)
+
+
+@given(words, many_rules)
+def test_a_caption_that_cannot_vary_never_does(caption, rules):
+    if not rules.varied:
+        read = {drawn(caption, rules, seed=seed, epoch=seed, repeat=seed) for seed in range(5)}
+        assert read == {caption_of(record(caption=caption), rules)}
+
+
+def test_no_option_changes_what_another_one_draws():
+    long = ", ".join(f"tag{number}" for number in range(12))
+    for epoch in range(1, 20):
+        whole = drawn(long, CaptionRules(shuffle=True), epoch=epoch).split(", ")
+        thinned = drawn(long, CaptionRules(shuffle=True, tag_dropout_rate=0.5), epoch=epoch).split(", ")
+        assert thinned == [tag for tag in whole if tag in thinned]
+        assert drawn("{x}, " + long, CaptionRules(shuffle=True, wildcard=True), epoch=epoch) == drawn(
+            "x, " + long, CaptionRules(shuffle=True), epoch=epoch
+        )
+
+
+def test_parts_are_dropped_as_often_as_asked_for():
+    left = sum(len(drawn(TAGS, CaptionRules(tag_dropout_rate=0.25), epoch=epoch).split(", ")) for epoch in range(500))
+    assert 0.70 < left / (500 * 6) < 0.80
+
+
+def test_pictures_of_the_class_get_no_trigger_word():
+    assert caption_of(record(class_tokens="girl", is_reg=True), CaptionRules("sks")) == "girl"
+    assert drawn_caption(record(caption="smile", is_reg=True), CaptionRules("sks"), seed=1, epoch=1, repeat=0) == "smile"
+
+
+def test_each_option_of_the_config_reaches_the_rules():
+    data = {
+        "trigger_word": "sks",
+        "class_tokens": "girl",
+        "keep_tokens": 2,
+        "shuffle_caption": True,
+        "caption_dropout_rate": 0.1,
+        "caption_separator": ";",
+        "caption_prefix": "p",
+        "caption_suffix": "s",
+        "keep_tokens_separator": "|||",
+        "secondary_separator": ";;;",
+        "enable_wildcard": True,
+        "caption_tag_dropout_rate": 0.2,
+        "caption_dropout_every_n_epochs": 3,
+        "token_warmup_min": 4,
+        "token_warmup_step": 5.0,
+    }
+    wanted = CaptionRules("sks", "girl", 2, True, 0.1, ";", "p", "s", "|||", ";;;", True, 0.2, 3, 4, 5.0)
+    assert rules_from(build({"data": data}).data) == wanted
 
 
 # --- files ---
