@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tomlkit
 from fastapi import Request
 
 from lora_trainer.api import plans
@@ -12,6 +11,9 @@ from lora_trainer.api.answers import body_of, language_of, problem_json, wanted,
 from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
 from lora_trainer.config.build import build, to_mapping
+from lora_trainer.config.files import config_text
+from lora_trainer.config.importing import import_text
+from lora_trainer.config.schema import TrainConfig
 
 
 async def check(api: Api, request: Request) -> dict[str, Any]:
@@ -50,10 +52,19 @@ def _wizard(api: Api, mapping: dict[str, Any], subject: str, vram: float, typed:
 
 
 async def convert(api: Api, request: Request) -> dict[str, Any]:
-    """POST /config {"config"} or {"toml"} -> {"config": {...}, "toml": "..."}: what differs from the defaults, checked"""
-    config = build(config_of(await body_of(request)))
-    plain = to_mapping(config, changed_only=True)
-    return {"config": plain, "toml": tomlkit.dumps(plain)}
+    """POST /config {"config"}, or {"toml"}: a config of ours or of another trainer -> {"config", "toml", "imported"}
+
+    What differs from the defaults, checked; `imported` says of another trainer's keys what became of each (null for our own).
+    """
+    body = await body_of(request)
+    if "toml" not in body:
+        return _converted(build(config_of(body)))
+    found = import_text(wanted(body, "toml", str))  # files that it names are not opened: the text may come from anywhere
+    return {**_converted(found.config), "imported": found.to_json(language_of(request)) if found.kind != "own" or found.notes else None}
+
+
+def _converted(config: TrainConfig) -> dict[str, Any]:
+    return {"config": to_mapping(config, changed_only=True), "toml": config_text(config, changed_only=True), "imported": None}
 
 
 ROUTES = (("POST", "/check", check), ("POST", "/wizard", wizard), ("POST", "/config", convert))

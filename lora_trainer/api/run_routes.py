@@ -16,6 +16,7 @@ from lora_trainer.api.answers import Conflict, Missing, Refused, answer, body_of
 from lora_trainer.api.state import Api
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.files import read_config
+from lora_trainer.config.versions import migrated
 from lora_trainer.control import COMMANDS
 from lora_trainer.errors import HostBusy
 from lora_trainer.files import file_sha256
@@ -43,7 +44,7 @@ def config_of(body: dict[str, Any]) -> dict[str, Any]:
     if "toml" not in body:
         return dict(wanted(body, "config", dict))
     try:
-        return dict(tomlkit.parse(wanted(body, "toml", str)).unwrap())
+        return migrated(tomlkit.parse(wanted(body, "toml", str)).unwrap())[0]
     except TOMLKitError as error:
         raise Refused("the TOML cannot be read ({reason}).", reason=str(error), path="toml", fix="Correct that line.") from error
 

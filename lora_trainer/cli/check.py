@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     from lora_trainer.config.files import read_config
 
     try:
-        found = plans.check(read_config(args.config, args.sets), host())
+        found = plans.check(read_config(args.config, args.sets, out.note), host())
     except ConfigError as error:
         found = {**plans.EMPTY_PLAN, "problems": error.problems, "warnings": []}
     problems = found["problems"]

@@ -18,6 +18,8 @@ VERBS: dict[str, Message] = {
     "demo": say("Train a small model on twelve pictures, draw samples and the grid: no GPU needed."),
     "train": say("Train as a config says."),
     "check": say("Say what would happen: steps, groups, memory, problems. Trains nothing."),
+    "import": say("Bring settings of another trainer into this one's form; every key is taken, or listed with the reason."),
+    "prepare": say("Look through pictures before training."),
     "wizard": say("Suggest settings for pictures, subject and card, each with its reason."),
     "sample": say("Draw a picture with a model and LoRA files."),
     "grid": say("Draw a run's epochs by weights and say which is best."),
@@ -25,6 +27,9 @@ VERBS: dict[str, Message] = {
     "runs": say("List the runs."),
     "ui": say("Open the tab in a browser, without a WebUI."),
 }
+
+MODULES = {"import": "importing"}
+"""Verbs whose module cannot have their name."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace, out: Out) -> int:
     try:
-        return int(importlib.import_module(f"lora_trainer.cli.{args.verb}").run(args, out))
+        return int(_module(args.verb).run(args, out))
     except TrainerError as error:
         out.problems(error.problems)
         out.document({"problems": [problem.to_json(out.language) for problem in error.problems]})
@@ -83,8 +88,12 @@ def parser(out: Out) -> Parser:
     for name, description in VERBS.items():
         verb = verbs.add_parser(name, help=out.worded(description), description=out.worded(description))
         verb.add_argument("--lang", choices=("en", "zh_CN"), help=out.worded(say("language of messages; else the system's")))
-        importlib.import_module(f"lora_trainer.cli.{name}").arguments(verb, out)
+        _module(name).arguments(verb, out)
     return top
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"lora_trainer.cli.{MODULES.get(verb, verb)}")
 
 
 def as_wrong_usage(error: TrainerError) -> ConfigError:

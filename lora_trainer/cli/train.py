@@ -26,7 +26,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     from lora_trainer.jobs.job import Job
 
     own_host = host()
-    config = launch.placed(read_config(args.config, args.sets), own_host)
+    config = launch.placed(read_config(args.config, args.sets, out.note), own_host)
     launch.refuse(launch.problems_before(config, own_host))
     folder = launch.new_folder(config)
     job = Job(launch.training(config, own_host, folder), folder, [Console(out)])

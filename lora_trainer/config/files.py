@@ -4,31 +4,45 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
 
+from lora_trainer.config import versions
 from lora_trainer.config.build import apply_sets, build, to_mapping
 from lora_trainer.config.checks import problem
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError
 from lora_trainer.files import write_atomically
+from lora_trainer.messages import Message
 
-INPUTS = ("data.train_data_dir", "validate.data_dir", "model.pretrained_model_name_or_path", "model.vae")
+INPUTS = (
+    "data.train_data_dir",
+    "data.reg_data_dir",
+    "data.in_json",
+    "data.dataset_config",
+    "validate.data_dir",
+    "model.pretrained_model_name_or_path",
+    "model.vae",
+)
+TABLE_INPUTS = ("image_dir", "metadata_file", "mask_dir")
 OUTPUTS = ("save.output_dir", "save.runs_dir")
 
 
-def read_config(path: Path, sets: Iterable[str] = ()) -> TrainConfig:
-    """The config of a TOML file with `sets` ("a.b=c") put over it.
+def read_config(path: Path, sets: Iterable[str] = (), tell: Callable[[Message], object] = lambda note: None) -> TrainConfig:
+    """The config of a TOML file with `sets` ("a.b=c") put over it. `tell` hears what of an older file was brought to today's form.
 
     A relative folder or file to read that does not exist from the working directory but does beside the TOML is taken from there.
     Raises ConfigError that names the file, the line, or every wrong setting.
     """
     path = Path(path)
-    mapping = apply_sets(read_toml(path), sets)
+    values, notes = versions.migrated(read_toml(path))
+    for note in notes:
+        tell(note)
+    mapping = apply_sets(values, sets)
     return build(_with_places(mapping, path.parent))
 
 
@@ -63,9 +77,9 @@ def write_config(config: TrainConfig, path: Path, *, template: Path | None = Non
     write_atomically(Path(path), text.encode("utf-8"))
 
 
-def config_text(config: TrainConfig) -> str:
-    """The whole config as TOML; options that are empty (None) are left out."""
-    return tomlkit.dumps(_without_none(to_mapping(config)))
+def config_text(config: TrainConfig, *, changed_only: bool = False) -> str:
+    """The config as TOML, with the version of its form in front; options that are empty (None) are left out."""
+    return tomlkit.dumps({versions.KEY: versions.VERSION, **_without_none(to_mapping(config, changed_only=changed_only))}).rstrip() + "\n"
 
 
 def _text_of(path: Path) -> str:
@@ -106,11 +120,20 @@ def _with_places(mapping: Mapping[str, Any], beside: Path) -> dict[str, Any]:
         section, _, name = path.partition(".")
         text = found[section].get(name) if isinstance(found.get(section), dict) else None
         if isinstance(text, str) and text.strip() and not any(ord(sign) < 32 for sign in text):
-            found[section][name] = _placed(text, beside if path in INPUTS else None)
+            found[section][name] = found_beside(text, beside if path in INPUTS else None)
+    tables = found["data"].get("subsets") if isinstance(found.get("data"), dict) else None
+    if isinstance(tables, list):
+        found["data"]["subsets"] = [_table_with_places(table, beside) if isinstance(table, Mapping) else table for table in tables]
     return found
 
 
-def _placed(text: str, beside: Path | None) -> str:
+def _table_with_places(table: Mapping[str, Any], beside: Path) -> dict[str, Any]:
+    places = {name: table[name] for name in TABLE_INPUTS if isinstance(table.get(name), str) and table[name].strip()}
+    return {**table, **{name: found_beside(text, beside) for name, text in places.items() if not any(ord(sign) < 32 for sign in text)}}
+
+
+def found_beside(text: str, beside: Path | None) -> str:
+    """The path with `~` opened; a relative one that exists only in the folder `beside` is taken from there."""
     if text.startswith("~"):
         text = os.path.expanduser(text)  # noqa: PTH111  (Path.expanduser raises for an unknown user)
     place = Path(text)
@@ -127,7 +150,7 @@ def _without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(config: TrainConfig, document: tomlkit.TOMLDocument) -> str:
-    full, changed = to_mapping(config), to_mapping(config, changed_only=True)
+    full, changed = {versions.KEY: versions.VERSION, **to_mapping(config)}, to_mapping(config, changed_only=True)
     _merge(document, full, changed)
     return tomlkit.dumps(document)
 

@@ -263,3 +263,13 @@ def test_losses_that_are_no_numbers_stay_valid_json(server):
     server.manager.start(folder, work).join(10)
     texts = [server.get(path).text for path in ("runs/nan/events", "status", "runs/nan")]
     assert not any("NaN" in text or "Infinity" in text for text in texts)
+
+
+def test_settings_of_another_trainer_are_taken_with_a_reason_for_each_key_that_is_not(server):
+    text = '{"LoRA_type": "Standard", "network_dim": 24, "xformers": true, "frob": 1}'
+    answer = server.post("config", {"toml": text}, headers={"X-Language": "zh_CN"}).json()
+    assert answer["config"]["network"] == {"dim": 24} and "dim = 24" in answer["toml"]
+    imported = answer["imported"]
+    assert (imported["kind"], imported["keys"], len(imported["taken"])) == ("kohya_ss", 4, 2)
+    assert [left["key"] for left in imported["left"]] == ["xformers", "frob"] and "sd-scripts" in imported["left"][1]["why"]
+    assert server.post("config", {"toml": answer["toml"]}).json() == answer | {"imported": None}

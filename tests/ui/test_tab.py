@@ -141,11 +141,11 @@ def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pic
     text = Path(saved.value.path()).read_text(encoding="utf-8")
     assert "dim = 24" in text
     page.get_by_role("button", name="Import…").click()
-    page.get_by_label("TOML of a config").fill("[network]\ndim = 0\n")
+    page.get_by_label("Text of a settings file").fill("[network]\ndim = 0\n")
     page.get_by_role("button", name="Use these settings").click()
     page.locator(".lt-dialog .lt-problem").wait_for()
     assert "network.dim" in page.locator(".lt-dialog").inner_text()
-    page.get_by_label("TOML of a config").fill(text.replace("dim = 24", "dim = 12"))
+    page.get_by_label("Text of a settings file").fill(text.replace("dim = 24", "dim = 12"))
     page.get_by_role("button", name="Use these settings").click()
     page.get_by_text("The settings of the file stand in the form.").wait_for(timeout=15_000)
     assert page.locator(".lt-dialog").count() == 0

@@ -1,0 +1,272 @@
+"""Keys under the names of sd-scripts' command line, brought to our options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import attrs
+
+from lora_trainer.config.build import build
+from lora_trainer.config.checks import options
+from lora_trainer.config.importing.reasons import CONV, EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason
+from lora_trainer.config.importing.result import Filled, Left, Taken
+from lora_trainer.config.importing.values import brought, is_empty, number
+from lora_trainer.errors import ConfigError
+from lora_trainer.messages import Message, say
+
+ADAM = ("adam", "adamw", "adamw8bit", "pagedadamw", "pagedadamw8bit", "pagedadamw32bit")
+"""Optimizers whose rates and arguments fit AdamW."""
+RATES = ("learning_rate", "unet_lr", "text_encoder_lr")
+Read = Callable[[str], "str | None"]
+Options = list[tuple[str, Any]]
+
+
+@attrs.frozen
+class Key:
+    """A key as it stands in the file (`key`), its name in sd-scripts (`name`), its value in sd-scripts' terms."""
+
+    key: str
+    name: str
+    value: Any
+    shown: Any = None
+    why: Message | None = None
+    """Set where it is known already that it is left."""
+
+
+def translate_keys(
+    keys: Iterable[Key], read: Read, defaults: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Taken], list[Left], list[Filled]]:
+    """(nested values, taken, left, filled). `read` gives the text of a file that a key names, or None."""
+    keys = list(keys)
+    given = {key.name: key.value for key in keys if key.why is None and not is_empty(key.value)}
+    flat: dict[str, Any] = {}
+    origin: dict[str, Key] = {}
+    left: list[Left] = []
+    for key in keys:
+        found = key.why or _options_of(key, given, read)
+        if isinstance(found, Message):
+            left.append(Left(key.key, _shown(key), found))
+            continue
+        for path, value in found:
+            flat[path] = value
+            origin[path] = key
+    flat = _without_wrong(flat, origin, left)
+    became: dict[str, list[str]] = {}
+    for path in flat:
+        became.setdefault(origin[path].key, []).append(path)
+    taken = [Taken(key.key, _shown(key), tuple(became[key.key])) for key in keys if key.key in became]
+    told = {one.key for one in (*taken, *left)}
+    left += [Left(key.key, _shown(key), say("Another key of the file decides it.")) for key in keys if key.key not in told]
+    filled = [Filled(path, value) for path, value in defaults.items() if path in options() and path not in flat]
+    return nested(flat | {one.path: one.value for one in filled}), taken, left, filled
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted paths as tables."""
+    found: dict[str, Any] = {}
+    for path, value in flat.items():
+        section, _, name = path.rpartition(".")
+        place = found.setdefault(section, {}) if section else found
+        place[name] = value
+    return found
+
+
+@lru_cache(maxsize=1)
+def paths() -> dict[str, str]:
+    """sd-scripts' name of each option -> its path."""
+    found: dict[str, str] = {}
+    for path, option in options().items():
+        found.setdefault(option.option.kohya or path.rpartition(".")[2], path)
+    return found
+
+
+def _shown(key: Key) -> Any:
+    return key.value if key.shown is None else key.shown
+
+
+def _options_of(key: Key, given: Mapping[str, Any], read: Read) -> Options | Message:
+    if is_empty(key.value):
+        return EMPTY
+    if key.name in SPECIAL:
+        return SPECIAL[key.name](key.value, given, read)
+    path = paths().get(key.name)
+    if path is None:
+        return reason(key.name, key.value)
+    return [(path, brought(key.value, options()[path]))]
+
+
+def _without_wrong(flat: dict[str, Any], origin: Mapping[str, Key], left: list[Left]) -> dict[str, Any]:
+    """The values without those that our own checks refuse; each of these is listed with what is wrong with it."""
+    while flat:
+        try:
+            build(nested(flat))
+        except ConfigError as error:
+            wrong = {path: found for found in error.problems for path in flat if found.path == path or found.path.startswith(path + "[")}
+            if not wrong:
+                raise
+            for path, found in wrong.items():
+                if path in flat:
+                    left.append(Left(origin[path].key, _shown(origin[path]), say("Not taken: {why}", why=found.message)))
+                    flat = {other: value for other, value in flat.items() if origin[other] is not origin[path]}
+        else:
+            break
+    return flat
+
+
+# --- keys that are more than one value under another name ----------------------------------------------------------------------------
+
+
+def _optimizer_name(given: Mapping[str, Any]) -> str:
+    if given.get("optimizer_type"):
+        return str(given["optimizer_type"])
+    return "AdamW8bit" if given.get("use_8bit_adam") else "Lion" if given.get("use_lion_optimizer") else "AdamW"
+
+
+def _known_optimizer(name: str) -> str | None:
+    return next((choice for choice in options()["optimizer.type"].option.choices if choice.lower() == name.lower()), None)
+
+
+def _optimizer(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    name = _optimizer_name(given)
+    if value is False:
+        return OFF
+    if (choice := _known_optimizer(name)) is not None:
+        return [("optimizer.type", choice)]
+    if name.lower() in ADAM:
+        return say("{name} is not here yet: AdamW takes its place, with the same rates and more memory.", name=name)
+    return say("{name} is not here yet: AdamW takes its place, at its own rates.", name=name)
+
+
+def _of_optimizer(name: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """A rate, or arguments: taken where they mean the same to the optimizer that is here."""
+
+    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+        optimizer = _optimizer_name(given)
+        if _known_optimizer(optimizer) is None and optimizer.lower() not in ADAM:
+            return say("It belongs to the optimizer {name}, which is not here yet.", name=optimizer)
+        if name != "optimizer_args" and isinstance(value, list):
+            value = value[0]
+        found: Options = [(paths()[name], brought(value, options()[paths()[name]]))]
+        return found
+
+    return take
+
+
+def _only(other: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+        return [(paths()[other], 0.0)] if value in (True, "true", "True") else OFF
+
+    return take
+
+
+def _scheduler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    name = str(value)
+    if name == "constant_with_warmup":
+        return [("schedule.type", "constant")]
+    if name == "cosine_with_restarts" and number(given.get("lr_scheduler_num_cycles", 1)) <= 1 and name not in _schedules():
+        return [("schedule.type", "cosine")]
+    return [("schedule.type", name)] if name in _schedules() else say("The schedule {name} is not here yet.", name=name)
+
+
+def _schedules() -> tuple[str, ...]:
+    return options()["schedule.type"].option.choices
+
+
+def _cycles(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    path = paths().get("lr_scheduler_num_cycles")
+    if path is not None:
+        return [(path, brought(value, options()[path]))]
+    return OFF if number(value) <= 1 or given.get("lr_scheduler") != "cosine_with_restarts" else NOT_YET
+
+
+def _warmup(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    if given.get("lr_scheduler", "constant") == "constant" and number(value):
+        return say("sd-scripts warms nothing up with the schedule constant.")
+    share = isinstance(value, float) and 0 < value < 1
+    if isinstance(value, str) and not value.strip().endswith("%"):
+        share = "." in value and 0 < number(value) < 1
+        value = number(value)
+    return [("schedule.warmup_steps", f"{value * 100:g}%" if share else value if isinstance(value, str) else int(value))]
+
+
+def _network(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    name = str(value)
+    if name in ("networks.lora", "lora"):
+        return [("network.type", "lora")]
+    known = {"networks.dylora": "dylora"}.get(name, name)
+    if known in options()["network.type"].option.choices:
+        return [("network.type", known)]
+    return say("The network {name} is not here yet: a plain LoRA takes its place.", name=name)
+
+
+def _sample_prompts(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    """The prompts themselves, or the text file that holds them."""
+    text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    if text.lower().endswith((".txt", ".json", ".toml")) and "\n" not in text:
+        if not text.lower().endswith(".txt"):
+            return say("Prompts from {file} are not read here: write them into sample.prompts.", file=text)
+        content = read(text)
+        if content is None:
+            return say("The prompt file {file} cannot be read from here: write its prompts into sample.prompts.", file=text)
+        text = content
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+    return [("sample.prompts", lines)] if lines else EMPTY
+
+
+def _sampler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    name = str(value).removeprefix("k_")
+    if name in options()["sample.sampler"].option.choices:
+        return [("sample.sampler", name)]
+    return say("The sampler {name} is not here yet: previews are drawn with {default}.", name=value, default="ddim")
+
+
+def _model_format(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return ITSELF if value == "safetensors" else SAFETENSORS
+
+
+def _conv(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return CONV if given.get("network_module", "networks.lora") == "networks.lora" else NOT_YET
+
+
+def _caption_ending(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    if "caption_extension" in given and value == given.get("caption_extention"):
+        return say("caption_extension wins.")
+    return [("data.caption_extension", str(value))]
+
+
+def _clip_skip(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return OFF if number(value) == 0 else [("model.clip_skip", brought(value, options()["model.clip_skip"]))]
+
+
+def _token_length(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    path = paths().get("max_token_length")
+    if path is None:
+        return OFF if number(value) == 75 else NOT_YET
+    value = 225 if number(value) == 255 else value  # one program offers 255, which sd-scripts does not know
+    return [(path, brought(value, options()[path]))]
+
+
+SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] = {
+    "optimizer_type": _optimizer,
+    "use_8bit_adam": _optimizer,
+    "use_lion_optimizer": _optimizer,
+    "optimizer_args": _of_optimizer("optimizer_args"),
+    **{name: _of_optimizer(name) for name in RATES},
+    "network_train_unet_only": _only("text_encoder_lr"),
+    "network_train_text_encoder_only": _only("unet_lr"),
+    "lr_scheduler": _scheduler,
+    "lr_scheduler_num_cycles": _cycles,
+    "lr_restart_cycles": _cycles,
+    "lr_warmup_steps": _warmup,
+    "network_module": _network,
+    "conv_dim": _conv,
+    "conv_alpha": _conv,
+    "sample_prompts": _sample_prompts,
+    "sample_sampler": _sampler,
+    "save_model_as": _model_format,
+    "caption_extention": _caption_ending,
+    "clip_skip": _clip_skip,
+    "max_token_length": _token_length,
+}

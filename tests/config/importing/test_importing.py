@@ -1,0 +1,190 @@
+"""Settings of other trainers: every key of a file is taken or listed with its reason, and what is taken means the same here."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import tomlkit
+
+from lora_trainer.config.build import build
+from lora_trainer.config.files import config_text, read_config
+from lora_trainer.config.importing import Imported, import_file, import_text
+from lora_trainer.config.importing.programs import flattened
+from lora_trainer.config.importing.reasons import REASONS, UNKNOWN
+from lora_trainer.errors import ConfigError
+
+HERE = Path(__file__).parent
+FILES = {
+    "kohya_ss.json": "kohya_ss",
+    "sd_scripts.toml": "sd-scripts",
+    "lora_scripts.toml": "lora-scripts",
+    "lora_scripts_page.toml": "lora-scripts",
+    "concepts.json": "dreambooth",
+}
+
+
+def why(found: Imported, key: str) -> str:
+    """The reason for which the key was left; "" where it was taken."""
+    return next((left.why.text() for left in found.left if left.key == key), "")
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES.items())
+def test_every_key_of_a_file_is_taken_once_or_left_with_a_reason(name: str, kind: str):
+    text = (HERE / name).read_text(encoding="utf-8")
+    content = json.loads(text) if name.endswith(".json") else tomlkit.parse(text).unwrap()
+    if isinstance(content, list):
+        given = [f"[{place}].{key}" for place, one in enumerate(content) for key in one]
+    else:
+        given = [key for key, _ in flattened(content)]
+    found = import_file(HERE / name)
+    assert found.kind == kind
+    assert sorted([taken.key for taken in found.taken] + [left.key for left in found.left]) == sorted(given)
+    assert all(taken.paths for taken in found.taken) and all(left.why.text() for left in found.left)
+    assert found.keys == len(given)
+    strange = [left.key for left in found.left if left.why == UNKNOWN]
+    assert strange == (["training.frobnicate"] if name == "sd_scripts.toml" else [])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_is_written_is_read_back_as_it_was_imported(name: str, tmp_path: Path):
+    found = import_file(HERE / name)
+    out = tmp_path / "config.toml"
+    out.write_text(config_text(found.config, changed_only=True), encoding="utf-8")
+    assert read_config(out) == found.config
+
+
+def test_a_kohya_ss_file_keeps_its_meaning():
+    found = import_file(HERE / "kohya_ss.json")
+    config = found.config
+    assert config.model.pretrained_model_name_or_path == "D:/models/v1-5.safetensors" and config.model.clip_skip == 2
+    assert config.data.train_data_dir == "D:/work/图片" and config.data.resolution == (512, 768)
+    assert (config.data.batch_size, config.data.keep_tokens, config.data.bucket_reso_steps) == (2, 1, 64)
+    assert config.data.bucket_no_upscale and config.data.shuffle_caption and config.data.max_bucket_reso == 2048
+    assert (config.network.dim, config.network.alpha) == (32, 16)
+    assert (config.optimizer.unet_lr, config.optimizer.text_encoder_lr, config.optimizer.args) == (1e-4, 5e-5, "weight_decay=0.05")
+    assert config.schedule.type == "cosine" and config.schedule.warmup_steps == "10%"
+    assert (config.steps.max_train_epochs, config.steps.gradient_accumulation_steps) == (8, 2)
+    assert config.sample.prompts == ("photo of mika --w 512 --h 768 --d 7", "mika at the beach --n blurry")
+    assert (config.seed, config.loss.min_snr_gamma, config.loss.noise_offset) == (1234, 5, 0.05)
+    assert "AdamW takes its place" in why(found, "optimizer")
+    assert why(found, "multires_noise_iterations") == "Not possible here yet."
+
+
+def test_an_sd_scripts_file_keeps_its_meaning_and_what_sd_scripts_does_by_itself():
+    found = import_file(HERE / "sd_scripts.toml")
+    config = found.config
+    assert config.steps.max_train_steps == 800 and config.steps.max_train_epochs == 0
+    assert config.schedule.type == "constant" and config.schedule.warmup_steps == "10%"
+    assert config.optimizer.text_encoder_lr == 0 and config.optimizer.args == "weight_decay=0.01 betas=.9,.999"
+    assert config.sample.prompts == ("a photo of mika --d 1", "mika by the sea") and config.sample.sampler == "euler"
+    assert config.data.resolution == 512 and config.data.enable_bucket is False
+    assert "data.enable_bucket" in {filled.path for filled in found.filled}
+    assert config.save.every_n_steps == 200 and config.save.every_n_epochs is None
+    assert config.data.reg_data_dir == "class"
+
+
+def test_rates_of_an_optimizer_that_is_not_here_are_not_given_to_another():
+    found = import_file(HERE / "lora_scripts.toml")
+    assert found.config.optimizer.unet_lr is None and "Lion" in why(found, "optimizer.unet_lr")
+    assert "Lion" in why(found, "optimizer.optimizer_type")
+
+
+def test_previews_that_a_page_keeps_in_eight_keys_become_one_line():
+    config = import_file(HERE / "lora_scripts_page.toml").config
+    assert config.sample.prompts == ("1girl, aki --n blurry --w 512 --h 768 --l 7 --d 2333 --s 24",)
+    assert config.optimizer.args == "weight_decay=0.02" and config.optimizer.unet_lr == 1e-4
+
+
+def test_concepts_become_folders_with_their_class_pictures():
+    found = import_file(HERE / "concepts.json")
+    folders = [dict(subset.given) for subset in found.config.data.subsets]
+    assert [folder["image_dir"] for folder in folders] == ["/data/mika", "/data/girls", "/data/dog"]
+    assert folders[0]["caption_prefix"] == "photo of sks girl,"
+    assert folders[1]["is_reg"] is True and folders[1]["class_tokens"] == "photo of a girl"
+    assert folders[2]["class_tokens"] == "a zwx dog"
+    assert found.config.sample.prompts == ("photo of sks girl at the sea --n blurry --d 42 --l 7.5 --s 20",)
+    assert "no folder of pictures" in why(found, "[2].instance_prompt")
+
+
+def test_a_single_concept_is_a_plain_folder_with_trigger_and_class():
+    text = '[{"instance_data_dir": "/data/mika", "instance_prompt": "sks girl", "instance_token": "sks", "class_token": "girl"}]'
+    config = import_text(text).config
+    assert (config.data.train_data_dir, config.data.trigger_word, config.data.class_tokens) == ("/data/mika", "sks", "girl")
+    assert config.data.subsets == ()
+
+
+def test_a_value_that_is_not_possible_is_left_and_the_rest_is_taken():
+    found = import_text('{"LoRA_type": "Standard", "network_dim": 4096, "network_alpha": 1, "max_resolution": "512,650", "epoch": "many"}')
+    assert found.config.network.alpha == 1 and found.config.network.dim == build({}).network.dim
+    assert "too large" in why(found, "network_dim") and "multiple of 8" in why(found, "max_resolution")
+    assert "whole number" in why(found, "epoch")
+
+
+def test_two_values_that_exclude_each_other_do_not_stop_the_import():
+    found = import_text('unet_lr = 0\ntext_encoder_lr = 0\nnetwork_module = "networks.lora"\nv2 = false\n')
+    assert found.keys == 4 and len(found.left) >= 2
+    assert build(found.values) == found.config
+
+
+def test_epochs_of_a_kohya_file_that_counts_steps_do_not_win():
+    found = import_text('{"LoRA_type": "Standard", "epoch": 1, "max_train_steps": 900, "max_train_epochs": 0}')
+    assert (found.config.steps.max_train_epochs, found.config.steps.max_train_steps) == (0, 900)
+    assert why(found, "epoch") == "max_train_steps wins."
+
+
+def test_rates_of_zero_in_kohya_ss_mean_the_learning_rate_when_both_are_and_untrained_when_one_is():
+    both = import_text('{"LoRA_type": "Standard", "learning_rate": 2e-4, "unet_lr": 0, "text_encoder_lr": 0}').config
+    assert (both.optimizer.learning_rate, both.optimizer.unet_lr, both.optimizer.text_encoder_lr) == (2e-4, None, None)
+    one = import_text('{"LoRA_type": "Standard", "unet_lr": 1e-4, "text_encoder_lr": 0}').config
+    assert one.optimizer.text_encoder_lr == 0
+
+
+def test_our_own_config_is_recognised_and_its_mistakes_are_still_named():
+    assert import_text('[data]\ntrain_data_dir = "x"\n[network]\ndim = 8\n').kind == "own"
+    with pytest.raises(ConfigError, match=r"network\.dim"):
+        _ = import_text("[network]\ndim = 0\n").config
+
+
+def test_a_dataset_toml_is_named_by_the_config(tmp_path: Path):
+    file = tmp_path / "data.toml"
+    file.write_text('[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = "x"\n', encoding="utf-8")
+    assert import_file(file).config.data.dataset_config == str(file)
+
+
+def test_a_file_that_a_text_names_is_not_opened_unless_the_caller_allows_it(tmp_path: Path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("my password", encoding="utf-8")
+    found = import_text(f'network_module = "networks.lora"\nxformers = true\nsample_prompts = "{secret.as_posix()}"\n')
+    assert found.config.sample.prompts == () and "cannot be read" in why(found, "sample_prompts")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"a": ', "not valid JSON"),
+        ("x = = 1", "not valid TOML"),
+        ("[1, 2]", "no file of settings"),
+        ('{"frob": 1}', "no file of settings"),
+        ('"text"', "not valid TOML"),
+    ],
+)
+def test_what_is_no_settings_file_is_refused_with_the_reason(text: str, told: str):
+    with pytest.raises(ConfigError, match=told):
+        import_text(text)
+
+
+def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path):
+    binary = tmp_path / "model.json"
+    binary.write_bytes(b"\x80\x81\xff")
+    for path in (tmp_path / "none.json", binary, tmp_path):
+        with pytest.raises(ConfigError, match=re.escape(path.name)):
+            import_file(path)
+
+
+def test_no_reason_is_written_for_a_key_that_is_an_option_here_under_the_same_name():
+    """The table is looked at only where no option has the name, so that an option that comes later is taken by itself."""
+    found = import_text('network_module = "networks.lora"\nprior_loss_weight = 0.5\n')
+    assert "prior_loss_weight" in REASONS and found.config.loss.prior_loss_weight == 0.5
