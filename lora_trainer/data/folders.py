@@ -22,6 +22,8 @@ OTHER_MEDIA = frozenset(
     | {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".zip", ".rar", ".7z"}
 )
 CAPTION_SUFFIXES = (".txt", ".caption")
+MASK = "-masklabel"
+"""NAME-masklabel.png is the mask of NAME.png, never a picture of its own."""
 MANY_REPEATS = 500
 
 
@@ -103,9 +105,13 @@ def other_media(name: str) -> bool:
 
 
 def visible_files(folder: Path) -> list[str]:
-    """Names of the files in natural order, hidden ones left out."""
+    """Names of the files in natural order, hidden ones and masks of others left out."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not _hidden(entry.name) and entry.is_file()]
+    masks = {name for name in names if Path(name).stem.casefold().endswith(MASK)}
+    if masks:
+        pictures = {Path(name).stem.casefold() for name in names}
+        names = [name for name in names if name not in masks or Path(name).stem.casefold().removesuffix(MASK) not in pictures]
     return sorted(names, key=natural_key)
 
 

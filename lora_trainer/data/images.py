@@ -84,7 +84,7 @@ def _opened(path: Path, background: tuple[int, int, int], draft: int | None) -> 
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             image.load()
-            return _on_background(_in_srgb(_in_8_bit(upright(image))), background)
+            return _on_background(_in_srgb(in_8_bit(upright(image))), background)
     except UNREADABLE as error:
         raise DatasetError(
             "{file} cannot be read: {why}",
@@ -95,7 +95,7 @@ def _opened(path: Path, background: tuple[int, int, int], draft: int | None) -> 
         ) from error
 
 
-def _in_8_bit(image: Image.Image) -> Image.Image:
+def in_8_bit(image: Image.Image) -> Image.Image:
     """Greyscale of 16 or 32 bit or of floats as 8 bit; other modes as they are."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image, dtype=np.float64)
