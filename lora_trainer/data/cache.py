@@ -97,7 +97,7 @@ class LatentCache:
             yield Progress(done)
         try:
             for group, pixels in self._read_ahead(missing, control):
-                if not all(self._present(one, look=True) for one in group):  # another process may have been faster
+                if not all(self._there(one) for one in group):  # the content was known, or another process was faster
                     yield from self._keep_group(group, self._encoded(group, pixels))
                 for record, _ in group:
                     left[id(record)] -= 1
@@ -136,22 +136,38 @@ class LatentCache:
         if self._disk is not None:
             self._disk.store.close()
 
-    def _present(self, wanted: Wanted, *, look: bool = False) -> bool:
+    def _present(self, wanted: Wanted) -> bool:
+        """Whether the latents are known to be there, without reading the picture."""
+        record, flipped = wanted
+        if self._disk is not None:
+            stamp = _stamp_of(record)
+            if (digest := self._disk.contents.known(record.path, stamp)) is not None:
+                self._name_on_disk(record, flipped, stamp, digest)
+        return self._there(wanted, look=False)
+
+    def _there(self, wanted: Wanted, *, look: bool = True) -> bool:
         record, flipped = wanted
         name = _name(record, flipped)
         if name in self._kept:
             return True
-        if self._disk is None:
+        if self._disk is None or name not in self._keys:
             return False
-        if name not in self._keys:
-            try:
-                stamp, digest = self._disk.contents.digest(record.path)
-            except OSError as error:
-                raise _unread(record, error) from error
-            self._stamps[name], self._keys[name] = stamp, self._disk.key(record, flipped, digest)
         if look:
             self._disk.store.look_again(_shape(record))
         return self._disk.store.has(_shape(record), self._keys[name])
+
+    def _name_on_disk(self, record: ImageRecord, flipped: bool, stamp: Stamp, digest: bytes) -> None:
+        if self._disk is not None:
+            name = _name(record, flipped)
+            self._stamps[name], self._keys[name] = stamp, self._disk.key(record, flipped, digest)
+
+    def _load(self, record: ImageRecord, flipped: bool) -> tuple[tuple[Stamp, bytes] | None, Tensor]:
+        """What is in the file, and its pixels; called in other threads. Raises DatasetError."""
+        try:
+            content = self._disk.contents.digest(record.path) if self._disk is not None else None
+        except OSError as error:
+            raise _unread(record, error) from error
+        return content, pixels_of(record, flipped)
 
     def _keep_group(self, group: Sequence[Wanted], latents: Sequence[Tensor]) -> Iterator[Event]:
         for (record, flipped), latent in zip(group, latents, strict=True):
@@ -171,14 +187,18 @@ class LatentCache:
         groups = list(_groups(missing, self._batch))
         ahead = max(1, READ_AHEAD // self._batch)
         with ThreadPoolExecutor(2, "lora-trainer-read") as pool:
-            coming: list[list[Future[Tensor]]] = []
+            coming: list[list[Future[tuple[tuple[Stamp, bytes] | None, Tensor]]]] = []
             try:
                 for number, group in enumerate(groups):
                     for later in groups[number + len(coming) : number + ahead]:
-                        coming.append([pool.submit(pixels_of, record, flipped) for record, flipped in later])
+                        coming.append([pool.submit(self._load, record, flipped) for record, flipped in later])
                     if control.stopping:
                         return
-                    yield group, [future.result() for future in coming.pop(0)]
+                    loaded = [future.result() for future in coming.pop(0)]
+                    for (record, flipped), (content, _) in zip(group, loaded, strict=True):
+                        if content is not None:
+                            self._name_on_disk(record, flipped, *content)
+                    yield group, [pixels for _, pixels in loaded]
             finally:
                 for futures in coming:
                     for future in futures:
@@ -283,6 +303,13 @@ def _untouched(path: Path, stamp: Stamp) -> bool:
         return stamp_of(path) == stamp
     except OSError:
         return False
+
+
+def _stamp_of(record: ImageRecord) -> Stamp:
+    try:
+        return stamp_of(record.path)
+    except OSError as error:
+        raise _unread(record, error) from error
 
 
 def _unread(record: ImageRecord, error: OSError) -> DatasetError:

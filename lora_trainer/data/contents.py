@@ -63,25 +63,36 @@ class Contents:
 
     @contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """The database. What fails inside is left out, and nothing is kept from then on: that only costs time."""
-        with suppress(sqlite3.Error):
-            with closing(self._connected()) as database:
-                database.execute(
-                    "CREATE TABLE IF NOT EXISTS contents"
-                    " (path BLOB PRIMARY KEY, size INT, changed INT, moved INT, number INT, digest BLOB) WITHOUT ROWID"
-                )
-                yield database
-            return
-        self._file = None
+        """The database; one in memory where there is none. What fails inside is left out: that only costs time."""
+        with closing(self._connected()) as database, suppress(sqlite3.Error):
+            yield database
 
     def _connected(self) -> sqlite3.Connection:
-        try:
-            if self._file is not None:
+        for _ in range(2):
+            if self._file is None:
+                break
+            try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                return sqlite3.connect(self._file, timeout=10, isolation_level=None)
-        except (sqlite3.Error, OSError):
-            self._file = None
-        return sqlite3.connect(":memory:", isolation_level=None)
+                return _opened(str(self._file))
+            except sqlite3.OperationalError:  # locked for long, or a folder that may not be written
+                self._file = None
+            except (sqlite3.Error, OSError):  # damaged: it is made anew
+                with suppress(OSError):
+                    self._file.unlink()
+        return _opened(":memory:")
+
+
+def _opened(place: str) -> sqlite3.Connection:
+    database = sqlite3.connect(place, timeout=10, isolation_level=None)
+    try:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS contents"
+            " (path BLOB PRIMARY KEY, size INT, changed INT, moved INT, number INT, digest BLOB) WITHOUT ROWID"
+        )
+    except sqlite3.Error:
+        database.close()
+        raise
+    return database
 
 
 def _rows(database: sqlite3.Connection, names: list[bytes]) -> Iterator[tuple[Any, ...]]:
