@@ -74,7 +74,16 @@ def _defaults(config: Any) -> SampleRequest:
     if previews:
         return attrs.evolve(previews[0], prompt="")
     width, height = derive.resolution(config)
-    return SampleRequest("", width=width, height=height, seed=config.seed, sampler=config.sample.sampler, clip_skip=config.model.clip_skip)
+    model = config.model
+    return SampleRequest(
+        "",
+        width=width,
+        height=height,
+        seed=config.seed,
+        sampler=config.sample.sampler,
+        clip_skip=model.clip_skip,
+        max_token_length=model.max_token_length,
+    )
 
 
 def _asked(prompt: str, name: str, defaults: SampleRequest, seed: int | None) -> tuple[Recipe, SampleRequest]:

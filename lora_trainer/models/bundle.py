@@ -16,7 +16,7 @@ class Family(Protocol):
     latent_scale: float
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Tensor:
-        """Token ids [batch, 77] -> what the U-Net reads [batch, 77, width]."""
+        """Token ids [batch, 77 * n] -> what the U-Net reads [batch, 75 * n + 2, width]."""
         ...
 
     def denoise(self, bundle: ModelBundle, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Captions to token ids."""
+"""Captions to token ids, and long captions to what the U-Net reads."""
 
 from __future__ import annotations
 
@@ -9,14 +9,31 @@ import torch
 from torch import Tensor
 
 LENGTH = 77
+READ = LENGTH - 2
+"""Tokens of a caption that CLIP reads at once, between its start and end token."""
 
 
-def tokenize(tokenizer: Any, captions: Sequence[str]) -> Tensor:
-    """Token ids [len(captions), 77], cut at 75 tokens and filled up with the end token."""
-    ids = tokenizer(list(captions), truncation=True, padding="max_length", max_length=LENGTH)["input_ids"]
-    return torch.tensor(ids, dtype=torch.long)
+def tokenize(tokenizer: Any, captions: Sequence[str], limit: int = READ) -> Tensor:
+    """Token ids [len(captions), 77 * limit / 75], cut at `limit` tokens (75, 150 or 225) and filled up with the end token.
+
+    Longer captions are cut every 75 tokens, without regard to words, and each piece stands between start and end token: as
+    sd-scripts does for Stable Diffusion 1.
+    """
+    ids = tokenizer(list(captions), truncation=True, padding="max_length", max_length=limit + 2)["input_ids"]
+    whole = torch.tensor(ids, dtype=torch.long).reshape(len(ids), limit + 2)
+    pieces = whole[:, 1:-1].reshape(len(ids), -1, READ)
+    ends = whole[:, None, [0, -1]].expand(-1, pieces.shape[1], -1)
+    return torch.cat([ends[..., :1], pieces, ends[..., 1:]], dim=2).flatten(1)
+
+
+def joined(hidden: Tensor, count: int) -> Tensor:
+    """Hidden states [count * pieces, 77, width] of pieces as [count, 75 * pieces + 2, width]: one start, all tokens, one end."""
+    if hidden.shape[0] == count:
+        return hidden
+    pieces = hidden.reshape(count, -1, LENGTH, hidden.shape[-1])
+    return torch.cat([pieces[:, 0, :1], pieces[:, :, 1:-1].flatten(1, 2), pieces[:, -1, -1:]], dim=1)
 
 
 def count_tokens(tokenizer: Any, text: str) -> int:
-    """Tokens of a text without start and end; more than 75 are cut off in training."""
+    """Tokens of a text without start and end; what is over the limit is cut off in training."""
     return len(tokenizer(text)["input_ids"]) - 2

@@ -1,8 +1,8 @@
-"""Captions to what the U-Net reads: kept while the text encoder is frozen, computed with gradients while it learns."""
+"""Captions to what the U-Net reads: encoded ahead while the text encoder is frozen, in each step with gradients while it learns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,34 +11,104 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.text import tokenize
 from lora_trainer.train.runtime import Precision, computing
 
+ROWS = 16
+"""Captions of one batch. The shape never changes: with another one a device may add up in another order."""
+MEMORY = 512 * 2**20
+"""Bytes that encoded captions may take."""
+
 
 class Captions:
-    """Encodes captions for one run. A frozen encoder reads each caption once, alone, so that batching changes no bit."""
+    """Encodes captions for one run.
 
-    def __init__(self, precision: Precision, clip_skip: int, trained: bool) -> None:
-        self.precision, self.clip_skip, self.trained = precision, clip_skip, trained
+    A frozen encoder reads each caption once, and what comes out does not depend on when, nor on the captions beside it: one that was
+    encoded ahead trains bit for bit what one encoded in its own step trains. Where a batch costs hardly more than one caption (CUDA),
+    each is read in a full batch; elsewhere alone, and in batches as soon as one has given the same bits as its captions alone.
+    """
+
+    def __init__(self, precision: Precision, clip_skip: int, trained: bool, max_token_length: int = 75) -> None:
+        self.precision, self.clip_skip, self.trained, self.max_token_length = precision, clip_skip, trained, max_token_length
         self._ids: dict[str, Tensor] = {}
         self._encoded: dict[str, Tensor] = {}
+        self._batches_agree: bool | None = None
 
     def encode(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
-        """[n, 77, width] for captions; call it inside the step's own precision scope."""
+        """[n, tokens + 2, width] for captions; call it inside the step's own precision scope."""
         if self.trained:
             ids = torch.stack([self._tokens(bundle, caption) for caption in captions]).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip)
-        return torch.stack([self._frozen(bundle, caption) for caption in captions])
+        self.fill(bundle, self.missing(captions))
+        return torch.stack([self._encoded[caption] for caption in captions]).to(bundle.device)
+
+    def missing(self, captions: Iterable[str]) -> list[str]:
+        """Those that are still to be encoded, each once; none while the encoder learns."""
+        return [] if self.trained else [caption for caption in dict.fromkeys(captions) if caption not in self._encoded]
+
+    def fill(self, bundle: ModelBundle, captions: Sequence[str]) -> None:
+        """Encodes captions and keeps them in ordinary memory."""
+        for start in range(0, len(captions), ROWS):
+            some = captions[start : start + ROWS]
+            read = self._in_full_batch if self.always_full(bundle) else self._alone
+            for caption, encoded in zip(some, read(bundle, some), strict=True):
+                self._encoded[caption] = encoded.clone()
+
+    @staticmethod
+    def always_full(bundle: ModelBundle) -> bool:
+        """Whether full batches are what captions are compared with here; else captions read alone."""
+        return bundle.device.type == "cuda"
+
+    def forget_others(self, captions: Iterable[str]) -> None:
+        """Drops what is kept of other captions than these."""
+        self._encoded = {caption: self._encoded[caption] for caption in captions if caption in self._encoded}
 
     def forget(self) -> None:
-        """Drops what was kept of captions that may not come again; called between epochs when captions vary."""
-        self._encoded.clear()
+        """Drops all."""
+        self._encoded = {}
+
+    def room(self) -> int:
+        """How many different captions may be kept at a time."""
+        one = next(iter(self._encoded.values()), None)
+        return MEMORY // (one.numel() * one.element_size()) if one is not None else MEMORY // (4 * 1024 * (self.max_token_length + 2))
 
     def _tokens(self, bundle: ModelBundle, caption: str) -> Tensor:
         if caption not in self._ids:
-            self._ids[caption] = tokenize(bundle.tokenizer, [caption])[0]
+            self._ids[caption] = tokenize(bundle.tokenizer, [caption], self.max_token_length)[0]
         return self._ids[caption]
 
-    def _frozen(self, bundle: ModelBundle, caption: str) -> Tensor:
-        if caption not in self._encoded:
-            with computing(self.precision, bundle.device, grad=False):
-                ids = self._tokens(bundle, caption).unsqueeze(0).to(bundle.device)
-                self._encoded[caption] = bundle.family.encode_text(bundle, ids, self.clip_skip)[0]
-        return self._encoded[caption]
+    def _in_full_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
+        """Read with the last caption repeated up to ROWS; one by one where the place in the batch would change bits."""
+        filled = [*captions, *captions[-1:] * (ROWS - len(captions))]
+        if self._batches_agree is None:
+            turned = self._read(bundle, [*filled[1:], filled[0]])
+            self._batches_agree = torch.equal(self._read(bundle, filled), turned.roll(1, 0))
+        return self._read(bundle, filled)[: len(captions)] if self._batches_agree else self._one_by_one(bundle, captions)
+
+    def _alone(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
+        """As if each was read alone; the first full batch is read both ways, which tells whether batches may be used."""
+        if len(captions) == ROWS and self._batches_agree:
+            return self._read(bundle, captions)
+        alone = self._one_by_one(bundle, captions)
+        if len(captions) == ROWS and self._batches_agree is None:
+            self._batches_agree = torch.equal(self._read(bundle, captions), alone)
+        return alone
+
+    def _one_by_one(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
+        return torch.cat([self._read(bundle, [caption]) for caption in captions])
+
+    def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
+        """[len(captions), tokens + 2, width], in ordinary memory."""
+        with computing(self.precision, bundle.device, grad=False):
+            ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
+            return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()
+
+
+def reach(showings: Iterable[Sequence[str]], room: int) -> tuple[list[str], int]:
+    """The different captions of as many batches as fit into `room` captions, at least one, and how many batches that are."""
+    found: dict[str, None] = {}
+    count = 0
+    for texts in showings:
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if count and new and len(found) + len(new) > room:
+            break
+        found.update(dict.fromkeys(new))
+        count += 1
+    return list(found), count

@@ -14,7 +14,7 @@ SAMPLERS = ("ddim", "euler", "euler_a")
 
 @attrs.frozen
 class SampleRequest:
-    """One picture to draw: sides in pixels (multiples of 8), `cfg` guidance, `steps` of the sampler."""
+    """One picture to draw: sides in pixels (multiples of 8), `cfg` guidance, `steps` of the sampler, tokens that are read."""
 
     prompt: str
     negative: str = ""
@@ -25,6 +25,7 @@ class SampleRequest:
     steps: int = 20
     sampler: str = "ddim"
     clip_skip: int = 1
+    max_token_length: int = 75
 
 
 def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:

@@ -61,7 +61,7 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
     latents = latents * float(scheduler.init_noise_sigma)
     words = [request.negative for request in requests] + [request.prompt for request in requests]
     with computing(precision, bundle.device, grad=False):
-        conditioning = encode_texts(bundle, words, first.clip_skip)
+        conditioning = encode_texts(bundle, words, first.clip_skip, first.max_token_length)
     for timestep in scheduler.timesteps:
         if stopping():
             return None
@@ -74,10 +74,11 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
     return latents
 
 
-def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int) -> Tensor:
+def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Tensor:
     """What the U-Net reads for some texts, each text encoded once."""
     unique = list(dict.fromkeys(texts))
-    encoded = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, unique).to(bundle.device), clip_skip)
+    ids = tokenize(bundle.tokenizer, unique, max_token_length).to(bundle.device)
+    encoded = bundle.family.encode_text(bundle, ids, clip_skip)
     return encoded[[unique.index(text) for text in texts]]
 
 

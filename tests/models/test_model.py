@@ -99,6 +99,40 @@ def test_tokens_are_counted_as_clip_does_and_cut_at_75():
     assert tokenize(tokenizer, [""]).tolist() == [[49406] + [49407] * 76]
 
 
+@pytest.mark.parametrize(("limit", "pieces"), [(75, 1), (150, 2), (225, 3)])
+@pytest.mark.parametrize("count", [0, 3, 75, 76, 150, 160, 225, 300])
+def test_long_captions_are_cut_every_75_tokens_between_start_and_end(limit, pieces, count):
+    tokenizer = clip_tokenizer()
+    text = " ".join(["cat"] * count)
+    (cat,) = tokenizer("cat")["input_ids"][1:-1]
+    found = tokenize(tokenizer, [text, "dog"], limit)
+    assert found.shape == (2, 77 * pieces)
+    filled = [cat] * min(count, limit) + [49407] * (limit - min(count, limit))
+    wanted = [token for start in range(0, limit, 75) for token in (49406, *filled[start : start + 75], 49407)]
+    assert found[0].tolist() == wanted
+
+
+@pytest.mark.parametrize("clip_skip", [1, 2])
+def test_what_is_read_of_the_pieces_stands_between_one_start_and_one_end(bundle, clip_skip):
+    ids = tokenize(bundle.tokenizer, [" ".join(["red cat"] * 100), "a star"], 225)
+    with torch.no_grad():
+        read = bundle.family.encode_text(bundle, ids, clip_skip)
+        for number in range(2):
+            pieces = [
+                bundle.family.encode_text(bundle, ids[number : number + 1, start : start + 77], clip_skip)[0] for start in (0, 77, 154)
+            ]
+            wanted = torch.cat([pieces[0][:76], pieces[1][1:76], pieces[2][1:]])
+            assert wanted.shape[0] == 227
+            assert torch.equal(read[number], wanted)
+
+
+def test_the_unet_reads_long_captions(bundle):
+    noisy = torch.zeros(1, 4, 8, 8)
+    with torch.no_grad():
+        words = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, ["a red circle"], 150), 1)
+        assert bundle.family.denoise(bundle, noisy, torch.tensor([500]), words).shape == noisy.shape
+
+
 def test_facts_of_the_small_model_come_from_its_keys_and_widths(toy_checkpoint: Path):
     facts = detect.inspect(toy_checkpoint)
     assert (facts.family, facts.prediction, facts.native_size, facts.context_width, facts.text_layers) == ("sd1", "epsilon", 64, 64, 4)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.text import LENGTH, joined
 
 BETA_START, BETA_END, STEPS = 0.00085, 0.012, 1000
 
@@ -20,12 +21,12 @@ class SD1:
     latent_scale = 0.18215
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Tensor:
-        """Token ids [batch, 77] -> [batch, 77, width]; with `clip_skip` 2 the layer before the last, final norm applied."""
-        model = bundle.text_encoder
+        """Token ids [batch, 77 * n] -> [batch, 75 * n + 2, width]; `clip_skip` 2: the layer before the last, final norm applied."""
+        model, pieces = bundle.text_encoder, ids.reshape(-1, LENGTH)
         if clip_skip == 1:
-            return model(ids, return_dict=True).last_hidden_state
-        hidden = model(ids, output_hidden_states=True, return_dict=True).hidden_states[-clip_skip]
-        return model.text_model.final_layer_norm(hidden)
+            return joined(model(pieces, return_dict=True).last_hidden_state, len(ids))
+        hidden = model(pieces, output_hidden_states=True, return_dict=True).hidden_states[-clip_skip]
+        return joined(model.text_model.final_layer_norm(hidden), len(ids))
 
     def denoise(self, bundle: ModelBundle, noisy: Tensor, timesteps: Tensor, conditioning: Tensor) -> Tensor:
         """The U-Net's prediction for noisy latents [batch, 4, h, w]."""
