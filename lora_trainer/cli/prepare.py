@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 
 from lora_trainer.cli.out import Out
-from lora_trainer.messages import Message, say
+from lora_trainer.messages import LANGUAGES, Message, say
 
 PARTS: dict[str, Message] = {
     "scan": say("Look through a folder of pictures and say what to do, most useful first."),
@@ -22,6 +22,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
         if importlib.util.find_spec(f"lora_trainer.cli.prepare_{name}") is None:
             continue
         part = parts.add_parser(name, help=out.worded(description), description=out.worded(description))
+        part.add_argument("--lang", choices=LANGUAGES, help=out.worded(say("language of messages; else the system's")))
         importlib.import_module(f"lora_trainer.cli.prepare_{name}").arguments(part, out)
 
 

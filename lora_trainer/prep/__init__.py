@@ -1,0 +1,1 @@
+"""Getting pictures and captions ready before training."""

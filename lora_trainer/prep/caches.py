@@ -1,0 +1,42 @@
+"""What is kept of encoded pictures between runs: where, how much, and away with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from lora_trainer.data import store
+
+LATENTS = "latents"
+MB = 2**20
+
+
+@attrs.frozen
+class Cleared:
+    """Bytes freed, and files that a run has open (which only Windows keeps anyone from deleting)."""
+
+    freed: int
+    left: int
+
+
+def latents_folder(cache_dir: Path) -> Path:
+    """Where a host keeps encoded pictures, in its cache folder."""
+    return cache_dir / LATENTS
+
+
+def overview(cache_dir: Path) -> dict[str, Any]:
+    """{"folder", "count", "mb", "buckets": [{"width", "height", "count", "mb"}]}: mirrored pictures count for themselves."""
+    folder = latents_folder(cache_dir)
+    buckets = [
+        {"width": shape[-1] * 8, "height": shape[-2] * 8, "count": count, "mb": round(size / MB, 2)}
+        for shape, count, size in store.shelves(folder)
+    ]
+    total = store.size_of(folder)
+    return {"folder": str(folder), "count": sum(bucket["count"] for bucket in buckets), "mb": round(total / MB, 2), "buckets": buckets}
+
+
+def clear(cache_dir: Path) -> Cleared:
+    """Deletes all encoded pictures. Raises OSError where that is not allowed."""
+    return Cleared(*store.clear(latents_folder(cache_dir)))

@@ -1,0 +1,150 @@
+"""The dataset doctor: everything that a folder of pictures shows before training, and what to do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import attrs
+
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.data import buckets, captions
+from lora_trainer.data.closer import look_closer
+from lora_trainer.data.describe import Description, describe
+from lora_trainer.data.gather import arranged, gather
+from lora_trainer.data.records import ImageRecord
+from lora_trainer.messages import Message
+from lora_trainer.prep.advice import Suggestion, suggestions
+from lora_trainer.prep.sharpness import blurred, sharpness
+from lora_trainer.prep.words import WINDOW, Words, look_at
+
+CROPPED = 0.9
+"""A picture of which less than this is kept counts as cropped."""
+Tell = Callable[[int, int], object]
+
+
+@attrs.frozen
+class Diagnosis:
+    """What was seen. Every tuple of texts holds keys of pictures; `words` has one entry of `tokens` for each of `used`."""
+
+    understood: Message
+    notes: tuple[Message, ...]
+    records: tuple[ImageRecord, ...]
+    buckets: tuple[tuple[tuple[int, int], int], ...]
+    without_caption: tuple[str, ...]
+    empty_caption: tuple[str, ...]
+    too_long: tuple[tuple[str, int], ...]
+    without_trigger: tuple[str, ...]
+    words: Words
+    tags: tuple[tuple[str, int], ...]
+    copies: tuple[tuple[str, Message], ...]
+    blurred: tuple[str, ...]
+    cropped: tuple[str, ...]
+    limit: int = WINDOW
+
+    @property
+    def used(self) -> tuple[ImageRecord, ...]:
+        """The records that can be trained on."""
+        return tuple(record for record in self.records if record.usable)
+
+    def having(self, note: str) -> tuple[str, ...]:
+        """Keys of the files with this verdict."""
+        return tuple(record.key for record in self.records if note in record.notes)
+
+    def to_json(self, advice: Sequence[Suggestion], language: str = "en") -> dict[str, Any]:
+        """The document of `prepare scan --json`."""
+        used = self.used
+        unusable = [record for record in self.records if not record.usable]
+        sizes = sorted((record.width, record.height) for record in used)
+        by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+        return {
+            "understood": self.understood.text(language),
+            "counts": {
+                "all": len(self.records),
+                "used": len(used),
+                **{note.replace("-", "_"): len(self.having(note)) for note in NOTES},
+                "cropped": len(self.cropped),
+                "blurred": len(self.blurred),
+                "regularisation": sum(record.is_reg for record in used),
+            },
+            "unusable": [
+                {"key": record.key, "verdict": record.verdict, "reason": record.reason.text(language) if record.reason else ""}
+                for record in unusable
+            ],
+            "sizes": {
+                "smallest": by_area[0] if by_area else None,
+                "middle": by_area[len(by_area) // 2] if by_area else None,
+                "largest": by_area[-1] if by_area else None,
+                "different": len(set(sizes)),
+            },
+            "buckets": [{"width": width, "height": height, "count": count} for (width, height), count in self.buckets],
+            "captions": {
+                "with": len(used) - len(self.without_caption),
+                "without": list(self.without_caption),
+                "empty": list(self.empty_caption),
+                "too_long": [{"key": key, "tokens": tokens} for key, tokens in self.too_long],
+                "limit": self.limit,
+                "longest": max(self.words.tokens, default=0),
+                "without_trigger": list(self.without_trigger),
+                "other_letters": [used[place].key for place in self.words.foreign],
+                "unknown_words": [{"word": word, "pieces": pieces, "captions": count} for word, pieces, count in self.words.strange],
+            },
+            "tags": [{"text": text, "count": count} for text, count in self.tags],
+            "copies": [{"key": key, "reason": reason.text(language)} for key, reason in self.copies],
+            "cropped": list(self.cropped),
+            "blurred": list(self.blurred),
+            "notes": [note.text(language) for note in self.notes],
+            "suggestions": [one.to_json(language) for one in advice],
+        }
+
+
+NOTES = ("rotated", "transparent", "small", "copy", "broken", "not-a-picture", "too-small", "left-out")
+
+
+def examine(config: TrainConfig, tell: Tell = lambda done, total: None) -> tuple[Diagnosis, tuple[Suggestion, ...]]:
+    """Looks at every picture of the config, decoded; suggestions most useful first. Raises DatasetError where no folder can be read."""
+    description = describe(config)
+    found = gather(description)
+    records = [record for record in found.records if not record.validation]
+    looked = []
+    for record in look_closer(records):
+        looked.append(record)
+        tell(len(looked), len(records))
+    placed = {record.key: record for record in arranged([record for record in looked if record.usable], description, config)}
+    diagnosis = _diagnosis([placed.get(record.key, record) for record in looked], description, found.understood, found.warnings, config)
+    return diagnosis, suggestions(diagnosis, config)
+
+
+def _diagnosis(
+    records: Sequence[ImageRecord], description: Description, understood: Message, notes: Iterable[Message], config: TrainConfig
+) -> Diagnosis:
+    used = [record for record in records if record.usable]
+    texts = [captions.caption_of(record, description.subsets[record.subset].caption) for record in used]
+    words, trigger = look_at(texts), config.data.trigger_word.strip()
+    limit = config.model.max_token_length
+    tags: Counter[str] = Counter()
+    for record in used:
+        separator = description.subsets[record.subset].caption.separator
+        tags.update({part.strip() for part in captions.first_line(record.caption).split(separator) if part.strip()})
+    sharp = {record.key: value for record in used if (value := sharpness(record.path)) is not None}
+    return Diagnosis(
+        understood,
+        tuple(notes),
+        tuple(records),
+        tuple(buckets.bucket_counts(used)),
+        tuple(record.key for record in used if not record.has_caption),
+        tuple(record.key for record in used if record.has_caption and not captions.first_line(record.caption)),
+        tuple((record.key, count) for record, count in zip(used, words.tokens, strict=True) if count > limit),
+        tuple(
+            record.key
+            for record in used
+            if trigger and record.has_caption and not record.is_reg and not captions.holds(record.caption, trigger)
+        ),
+        words,
+        tuple(sorted(tags.items(), key=lambda tag: (-tag[1], tag[0]))),
+        tuple((record.key, record.reason) for record in used if "copy" in record.notes and record.reason is not None),
+        tuple(blurred(sharp)),
+        tuple(record.key for record in used if record.kept < CROPPED),
+        limit,
+    )
