@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EMPTY_PLAN: dict[str, Any] = {
     "images": 0,
+    "reg_images": 0,
     "buckets": [],
     "steps_per_epoch": 0,
     "epochs": 0,
@@ -87,7 +88,7 @@ def machine_of(host: Host) -> Machine:
 def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, machine: Machine) -> dict[str, Any]:
     from lora_trainer.train.plan import make_plan
 
-    plan: Mapping[str, Any] = make_plan(config, pictures.records, facts, machine).to_json()
+    plan: Mapping[str, Any] = make_plan(config, pictures.records, facts, machine, pictures.datasets).to_json()
     return dict(plan)
 
 

@@ -93,11 +93,18 @@ def read_table(table: Mapping[str, Any], place: str, problems: list[Problem]) ->
         path = f"{place}.{name}"
         if name not in table_options():
             problems.append(unknown_name(path, name, table_options()))
-        elif (found := read_value(attrs.evolve(table_options()[name], path=path), value, problems)) is not None:
+        elif (found := read_value(attrs.evolve(table_options()[name], path=path), plain_value(name, value), problems)) is not None:
             given[name] = found
     if not str(table.get("image_dir", "")).strip() and not str(table.get("metadata_file", "")).strip():
         problems.append(problem(f"{place}.image_dir", "no folder of pictures is given.", "Write image_dir = '...'"))
     return SubsetConfig(tuple(given.items()))
+
+
+def plain_value(name: str, value: Any) -> Any:
+    """A value as our option of that name takes it: sd-scripts writes the range of face crops as a list."""
+    if name == "face_crop_aug_range" and isinstance(value, (list, tuple)):
+        return ",".join(str(number) for number in value)
+    return value
 
 
 def unknown_name(path: str, name: str, known: Iterable[str]) -> Problem:
@@ -130,13 +137,13 @@ def check_tables(config: TrainConfig, bad: Iterable[str] = ()) -> Iterator[Probl
     for number, table in enumerate(config.data.subsets):
         given, place = dict(table.given), f"{SUBSETS}[{number}]"
         if not {f"{place}.{name}" for name in given} & bad:
-            yield from check_given(config, given, place)
+            yield from check_given(config.data, given, place)
 
 
-def check_given(config: TrainConfig, given: Mapping[str, Any], place: str) -> Iterator[Problem]:
+def check_given(data: DataConfig, given: Mapping[str, Any], place: str) -> Iterator[Problem]:
     """The problems that a table's options make together with [data]'s, each at the name that the table gives."""
-    before = {found.path for _, found in check_together(config)}
-    for paths, found in check_together(attrs.evolve(config, data=with_given(config.data, given))):
+    before = {found.path for _, found in check_together(TrainConfig(data=data))}
+    for paths, found in check_together(TrainConfig(data=with_given(data, given))):
         names = [path.removeprefix("data.") for path in paths if path.startswith("data.")]
         named = next((name for name in names if name in given), None)
         if named is not None and found.path not in before:

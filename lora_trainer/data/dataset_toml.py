@@ -12,7 +12,7 @@ import attrs
 from lora_trainer.config.checks import problem
 from lora_trainer.config.files import found_beside, read_toml
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET, table_options, unknown_name
+from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET, plain_value, table_options, unknown_name
 from lora_trainer.config.values import read_value
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.messages import Message, say
@@ -185,7 +185,7 @@ class _Reading:
             else:
                 ours = "mask_dir" if name == "conditioning_data_dir" else name
                 option = attrs.evolve(table_options()[ours], path=_path(path))
-                if (read := read_value(option, value, self.problems)) is not None:
+                if (read := read_value(option, plain_value(name, value), self.problems)) is not None:
                     found[ours] = read
         return found
 

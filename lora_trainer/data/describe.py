@@ -8,9 +8,9 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.schema import DataConfig, TrainConfig
+from lora_trainer.config.schema import DataConfig
 from lora_trainer.config.subsets import PER_DATASET, SUBSETS, check_given, with_given
-from lora_trainer.data.captions import CaptionRules
+from lora_trainer.data.captions import CaptionRules, rules_from
 from lora_trainer.data.dataset_toml import OPTION, Table, read_dataset_file
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
@@ -80,19 +80,18 @@ class Description:
     warnings: tuple[Message, ...] = ()
 
 
-def describe(config: TrainConfig) -> Description:
-    """Everything that the config says of pictures. Raises ConfigError for a wrong dataset file."""
-    data, found = config.data, Description((), ())
+def describe(data: DataConfig, validation_dir: str = "") -> Description:
+    """Everything that a config says of pictures. Raises ConfigError for a wrong dataset file."""
     if data.dataset_config.strip():
-        found = _of_file(config)
+        found = _of_file(data)
     elif data.subsets:
         tables = [Table(f"{SUBSETS}[{number}]", dict(table.given)) for number, table in enumerate(data.subsets)]
         found = _of_tables(data, tables)
     else:
         found = Description((data,), tuple(_of_options(data)))
-    if config.validate.data_dir.strip():
+    if validation_dir.strip():
         endings = _endings(found.subsets[0].data.caption_extension if found.subsets else data.caption_extension)
-        source = Source("validate.data_dir", config.validate.data_dir, prefix=VALIDATION, class_tokens=data.class_tokens, endings=endings)
+        source = Source("validate.data_dir", validation_dir, prefix=VALIDATION, class_tokens=data.class_tokens, endings=endings)
         rules = SubsetRules(source, found.datasets[0] if found.datasets else data, validation=True)
         found = attrs.evolve(found, subsets=(*found.subsets, rules))
     return found
@@ -100,19 +99,15 @@ def describe(config: TrainConfig) -> Description:
 
 def caption_rules(data: DataConfig, *, is_reg: bool = False) -> CaptionRules:
     """How captions are put together; regularisation pictures never get the trigger word."""
-    return CaptionRules(
-        trigger_word="" if is_reg else data.trigger_word,
-        class_tokens="" if is_reg else data.class_tokens,
-        keep_tokens=data.keep_tokens,
-        shuffle=data.shuffle_caption,
-        dropout_rate=data.caption_dropout_rate,
-    )
+    rules = rules_from(data)
+    return attrs.evolve(rules, trigger_word="", class_tokens="") if is_reg else rules
 
 
-def training_size(config: TrainConfig) -> tuple[int, int]:
+def training_size(data: DataConfig) -> tuple[int, int]:
     """Width and height of the largest dataset's training size."""
-    sizes = [size_of(data) for data in describe(config).datasets] if config.data.dataset_config.strip() or config.data.subsets else []
-    return max(sizes or [size_of(config.data)], key=lambda size: size[0] * size[1])
+    several = data.dataset_config.strip() or data.subsets
+    sizes = [size_of(own) for own in describe(data).datasets] if several else [size_of(data)]
+    return max(sizes, key=lambda size: size[0] * size[1])
 
 
 def size_of(data: DataConfig) -> tuple[int, int]:
@@ -122,7 +117,7 @@ def size_of(data: DataConfig) -> tuple[int, int]:
 
 def _of_options(data: DataConfig) -> Iterator[SubsetRules]:
     shared: dict[str, Any] = {"endings": _endings(data.caption_extension), "num_repeats": data.num_repeats}
-    lines: dict[str, Any] = {"separator": _separator(data), "every_line": _every_line(data), "leave_out": data.leave_out}
+    lines: dict[str, Any] = {"separator": data.caption_separator, "every_line": data.enable_wildcard, "leave_out": data.leave_out}
     metadata = data.in_json.strip()
     field = "data.in_json" if metadata and not data.train_data_dir.strip() else "data.train_data_dir"
     yield SubsetRules(
@@ -134,11 +129,10 @@ def _of_options(data: DataConfig) -> Iterator[SubsetRules]:
         yield SubsetRules(source, data, is_reg=True)
 
 
-def _of_file(config: TrainConfig) -> Description:
-    data = config.data
+def _of_file(data: DataConfig) -> Description:
     file = read_dataset_file(Path(data.dataset_config), data)
     problems = [
-        found for tables in file.datasets for table in tables for found in check_given(config, table.given, f"{OPTION}.{table.place}")
+        found for tables in file.datasets for table in tables for found in check_given(data, table.given, f"{OPTION}.{table.place}")
     ]
     if problems:
         raise ConfigError(problems)
@@ -175,8 +169,8 @@ def _of_table(table: Table, data: DataConfig, prefix: str, dataset: int, endings
         num_repeats=data.num_repeats,
         class_tokens=data.class_tokens,
         endings=_endings(data.caption_extension) or endings,
-        separator=_separator(data),
-        every_line=_every_line(data),
+        separator=data.caption_separator,
+        every_line=data.enable_wildcard,
         leave_out=data.leave_out,
     )
     return SubsetRules(
@@ -202,11 +196,3 @@ def _prefixes(tables: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _endings(extension: str) -> tuple[str, ...]:
     return (f".{extension.strip().lstrip('.').lower()}",) if extension.strip(". ") else ()
-
-
-def _separator(data: DataConfig) -> str:
-    return str(getattr(data, "caption_separator", ",")) or ","
-
-
-def _every_line(data: DataConfig) -> bool:
-    return bool(getattr(data, "enable_wildcard", False))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import attrs
 
-from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data import buckets, order
 from lora_trainer.data.captions import holds
 from lora_trainer.data.describe import Description, Source
+from lora_trainer.data.frames import framed
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.scan import Scan, scan_source, split_validation
 from lora_trainer.messages import Message, say
@@ -32,18 +32,31 @@ def gather(description: Description, read: Callable[[Source], Scan] = scan_sourc
     understood: list[Message] = []
     for number, rules in enumerate(description.subsets):
         found = read(rules.source)
-        known = {"subset": number, "dataset": rules.dataset, "is_reg": rules.is_reg, "validation": rules.validation}
+        known = {
+            "subset": number,
+            "dataset": rules.dataset,
+            "is_reg": rules.is_reg,
+            "validation": rules.validation,
+            "alpha_mask": rules.data.alpha_mask,
+            "interpolation": "" if rules.data.resize_interpolation == "lanczos" else rules.data.resize_interpolation,
+        }
         changed = {name: value for name, value in known.items() if value}
-        records.extend(attrs.evolve(record, **changed) for record in found.records) if changed else records.extend(found.records)
+        own = (attrs.evolve(record, **changed) for record in found.records) if changed else iter(found.records)
+        records.extend(framed(own, rules.data.crops) if rules.data.crops else own)
         warnings.extend(found.warnings if description.simple else (_told(rules.source, message) for message in found.warnings))
         if not rules.validation:
             understood.append(found.understood)
     return Gathered(tuple(records), _understood(description, understood), tuple(warnings))
 
 
-def arranged(records: Iterable[ImageRecord], description: Description, config: TrainConfig) -> list[ImageRecord]:
-    """The records as a run has them: some held back, each in its dataset's bucket, regularisation pictures balanced."""
-    found = _held_back(list(records), description, config)
+def arranged(
+    records: Iterable[ImageRecord], description: Description, *, seed: int, fraction: float = 0.0, prior_weight: float = 1.0
+) -> list[ImageRecord]:
+    """The records as a run has them: some held back, each in its dataset's bucket, regularisation pictures balanced.
+
+    `fraction` of the pictures is held back where there is no validation folder; a `prior_weight` of 0 shows no regularisation picture.
+    """
+    found = _held_back(list(records), description, fraction, seed)
     placed = [
         record
         for number, data in enumerate(description.datasets)
@@ -54,17 +67,17 @@ def arranged(records: Iterable[ImageRecord], description: Description, config: T
         placed = [by_key[record.key] for record in found]
     if not any(rules.is_reg for rules in description.subsets):
         return placed
-    if not config.loss.prior_loss_weight:
+    if not prior_weight:
         return [attrs.evolve(record, repeats=0) if record.is_reg else record for record in placed]
     return order.balanced(placed)
 
 
-def about_regularisation(records: Sequence[ImageRecord], description: Description, config: TrainConfig) -> list[Message]:
+def about_regularisation(records: Sequence[ImageRecord], trigger: str, prior_weight: float) -> list[Message]:
     """What the user should know of arranged regularisation pictures."""
     shown = [record for record in records if record.is_reg and record.usable]
     if not shown:
         return []
-    if not config.loss.prior_loss_weight:
+    if not prior_weight:
         return [say("loss.prior_loss_weight is 0: the regularisation pictures are not used.")]
     found = []
     if unused := sum(record.repeats == 0 for record in shown):
@@ -77,8 +90,7 @@ def about_regularisation(records: Sequence[ImageRecord], description: Descriptio
         )
     if silent := sum(not record.has_caption and not record.class_tokens.strip() for record in shown):
         found.append(say("Regularisation pictures without any words ({count}): give a class word, or captions.", count=silent))
-    trigger = config.data.trigger_word.strip()
-    if trigger and (speaking := [record.key for record in shown if holds(record.caption or record.class_tokens, trigger)]):
+    if trigger.strip() and (speaking := [record.key for record in shown if holds(record.caption or record.class_tokens, trigger.strip())]):
         found.append(
             say(
                 "The trigger word stands in the captions of regularisation pictures ({count}, the first is {name}): it would be unlearned.",
@@ -89,20 +101,20 @@ def about_regularisation(records: Sequence[ImageRecord], description: Descriptio
     return found
 
 
-def _held_back(records: list[ImageRecord], description: Description, config: TrainConfig) -> list[ImageRecord]:
+def _held_back(records: list[ImageRecord], description: Description, fraction: float, seed: int) -> list[ImageRecord]:
     """Each folder's own share where it has one; of all others together validate.fraction."""
     own = {number for number, rules in enumerate(description.subsets) if rules.validation_split}
     by_key = {}
     for number in own:
         rules = description.subsets[number]
-        seed = config.seed if rules.validation_seed is None else rules.validation_seed
+        drawn_by = seed if rules.validation_seed is None else rules.validation_seed
         by_key |= {
             record.key: record
-            for record in split_validation([record for record in records if record.subset == number], rules.validation_split, seed)
+            for record in split_validation([record for record in records if record.subset == number], rules.validation_split, drawn_by)
         }
-    if config.validate.fraction and not any(rules.validation for rules in description.subsets):
+    if fraction and not any(rules.validation for rules in description.subsets):
         others = [record for record in records if record.subset not in own and not record.is_reg]
-        by_key |= {record.key: record for record in split_validation(others, config.validate.fraction, config.seed)}
+        by_key |= {record.key: record for record in split_validation(others, fraction, seed)}
     return [by_key.get(record.key, record) for record in records] if by_key else records
 
 

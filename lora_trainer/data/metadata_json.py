@@ -9,7 +9,7 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.data.captions import decoded
+from lora_trainer.data.decoding import decoded
 from lora_trainer.data.folders import is_picture, visible_files
 from lora_trainer.errors import DatasetError
 

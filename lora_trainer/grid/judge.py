@@ -58,7 +58,8 @@ def read_references(painter: Painter, pictures: Pictures) -> References | None:
 
     The concept is drawn from the captions of the pictures that it is held against, in turn.
     """
-    trained, held, request = _some(pictures.trained), _some(pictures.held), painter.request
+    subjects = [record for record in pictures.trained if not record.is_reg]
+    trained, held, request = _some(subjects), _some(pictures.held), painter.request
     if len(held) < FEWEST_HELD:
         held = []
     latents, digest = [], hashlib.sha256()

@@ -18,6 +18,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.data import order
+from lora_trainer.data.describe import size_of
 from lora_trainer.errors import HostBusy, TrainerError, TrainingError
 from lora_trainer.events import (
     Event,
@@ -44,7 +45,7 @@ from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import choose_precision, computing, vram_mb
 from lora_trainer.train.sample import draw
 from lora_trainer.train.saving import Names, claimed, refuse_overwriting, write_side_files
-from lora_trainer.train.step import noisy_batch, picture_losses
+from lora_trainer.train.step import noisy_batch, picture_losses, weighted
 from lora_trainer.train.validate import validation_loss
 
 MOVED_AFTER = 10
@@ -62,7 +63,8 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
     setup.check_optimizer(config)
     setup.preview_requests(config)
     with host.lease(config.model) as lease, claimed(names, config.save.overwrite):
-        plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), Machine(lease.device.type, host.memory()["free_mb"]))
+        machine = Machine(lease.device.type, host.memory()["free_mb"])
+        plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), machine, pictures.datasets)
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), 1)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
@@ -120,10 +122,10 @@ class _Run:
         yield from self._end()
 
     def _one_epoch(self) -> Iterator[Event]:
-        data, accumulation = self.config.data, self.config.steps.gradient_accumulation_steps
-        batches = order.epoch_batches(self.trainer.pictures.trained, batch_size=data.batch_size, seed=self.config.seed, epoch=self.epoch)
+        pictures, accumulation = self.trainer.pictures, self.config.steps.gradient_accumulation_steps
+        batches = order.epoch_batches(pictures.trained, batch_size=pictures.batch_sizes, seed=self.config.seed, epoch=self.epoch)
         groups = [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
-        if data.shuffle_caption or data.caption_dropout_rate:
+        if any(rules.caption.varied for rules in pictures.subsets):
             self.trainer.captions.forget()
         for number, group in enumerate(groups, start=1):
             yield from self._between_steps()
@@ -162,18 +164,33 @@ class _Run:
         )
 
     def _batch_loss(self, batch: Sequence[order.Item]) -> Tensor:
-        trainer, config, seed = self.trainer, self.config, self.config.seed
-        records = [trainer.pictures.trained[item.index] for item in batch]
-        keys = [(seed, self.epoch, record.key, item.repeat) for record, item in zip(records, batch, strict=False)]
-        flips = [config.data.flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key))) for key in keys]
-        latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips, strict=False)]
-        texts = [
-            wording.drawn_caption(record, trainer.pictures.rules, seed=seed, epoch=self.epoch, repeat=item.repeat)
-            for record, item in zip(records, batch, strict=False)
+        trainer, pictures, seed = self.trainer, self.trainer.pictures, self.config.seed
+        records = [pictures.trained[item.index] for item in batch]
+        keys = [(seed, self.epoch, record.key, item.repeat) for record, item in zip(records, batch, strict=True)]
+        flips = [
+            pictures.subset_of(record).flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
+            for record, key in zip(records, keys, strict=True)
         ]
+        latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips, strict=True)]
+        texts = [self._text(item) for item in batch]
         with computing(trainer.precision, trainer.bundle.device, grad=True):
             drawn = noisy_batch(latents, keys, lambda: trainer.captions.encode(trainer.bundle, texts), trainer.rules, trainer.bundle.device)
-            return picture_losses(trainer.bundle, drawn, trainer.rules).sum()
+            losses = picture_losses(trainer.bundle, drawn, trainer.rules)
+            return weighted(losses, [record.is_reg for record in records], self.config.loss.prior_loss_weight).sum()
+
+    def _text(self, item: order.Item) -> str:
+        """The caption as this showing reads it."""
+        pictures = self.trainer.pictures
+        record = pictures.trained[item.index]
+        return wording.drawn_caption(
+            record,
+            pictures.rules_of(record),
+            seed=self.config.seed,
+            epoch=self.epoch,
+            repeat=item.repeat,
+            step=self.step,
+            total_steps=self.plan.total_steps,
+        )
 
     def _update(self, rate: float) -> float:
         """Clips the gradient and steps; returns its length before clipping."""
@@ -292,7 +309,7 @@ class _Run:
             [self.trainer.latent(record, False) for record in held],
             [record.key for record in held],
             lambda number: self.trainer.captions.encode(
-                self.trainer.bundle, [wording.caption_of(held[number], self.trainer.pictures.rules)]
+                self.trainer.bundle, [wording.caption_of(held[number], self.trainer.pictures.rules_of(held[number]))]
             ),
             self.trainer.precision,
             lambda: not self.control.stopping,
@@ -343,40 +360,7 @@ class _Run:
         return self.folder / "samples" / f"{self.names.name}_{self.step:06d}_{index:02d}.png"
 
     def _shared_words(self) -> dict[str, str]:
-        config, plan = self.config, self.plan
-        options = {
-            "learning_rate": config.optimizer.learning_rate,
-            "unet_lr": derive.unet_lr(config),
-            "text_encoder_lr": derive.text_encoder_lr(config),
-            "num_validation_images": plan.validation_images,
-            "num_batches_per_epoch": plan.steps_per_epoch * config.steps.gradient_accumulation_steps,
-            "num_epochs": plan.epochs,
-            "max_train_steps": plan.total_steps,
-            "batch_size_per_device": config.data.batch_size,
-            "total_batch_size": config.data.batch_size,
-            "gradient_accumulation_steps": config.steps.gradient_accumulation_steps,
-            "gradient_checkpointing": config.memory.gradient_checkpointing,
-            "lr_scheduler": config.schedule.type,
-            "lr_warmup_steps": plan.warmup_steps,
-            "optimizer": config.optimizer.type + (f"({config.optimizer.args})" if config.optimizer.args else ""),
-            "max_grad_norm": config.optimizer.max_grad_norm,
-            "mixed_precision": self.trainer.precision.name,
-            "clip_skip": config.model.clip_skip,
-            "max_token_length": 75,
-            "cache_latents": config.data.cache_latents,
-            "seed": config.seed,
-            "noise_offset": config.loss.noise_offset or None,
-            "min_snr_gamma": config.loss.min_snr_gamma or None,
-            "caption_dropout_rate": config.data.caption_dropout_rate,
-            "flip_aug": config.data.flip_aug,
-            "shuffle_caption": config.data.shuffle_caption,
-            "keep_tokens": config.data.keep_tokens,
-            "enable_bucket": config.data.enable_bucket,
-            "bucket_no_upscale": config.data.bucket_no_upscale,
-            "min_bucket_reso": config.data.min_bucket_reso,
-            "max_bucket_reso": config.data.max_bucket_reso,
-            "network_args": None,
-        }
+        config, pictures = self.config, self.trainer.pictures
         facts = metadata.RunFacts(
             output_name=self.names.name,
             started_at=metadata.now(),
@@ -384,7 +368,8 @@ class _Run:
             checkpoint_sha256=self.lease.sha256,
             vae=self.lease.vae_title,
             trigger=config.data.trigger_word,
-            resolution=derive.resolution(config),
-            options=options,
+            resolution=size_of(pictures.datasets[0]),
+            options=setup.header_options(config, self.plan, pictures.datasets[0], self.trainer.precision.name),
+            datasets=metadata.dataset_words(pictures.datasets, pictures.subsets, pictures.trained),
         )
-        return metadata.run_metadata(facts, self.trainer.pictures.trained, self.trainer.adapter.metadata())
+        return metadata.run_metadata(facts, pictures.trained, self.trainer.adapter.metadata())

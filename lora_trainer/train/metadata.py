@@ -14,7 +14,40 @@ from typing import Any
 import attrs
 
 from lora_trainer import __version__
+from lora_trainer.config.schema import DataConfig
+from lora_trainer.data.describe import SubsetRules, size_of
 from lora_trainer.data.records import ImageRecord
+
+OF_SUBSET = (
+    "color_aug",
+    "flip_aug",
+    "random_crop",
+    "shuffle_caption",
+    "keep_tokens",
+    "keep_tokens_separator",
+    "secondary_separator",
+    "enable_wildcard",
+    "caption_prefix",
+    "caption_suffix",
+    "resize_interpolation",
+)
+"""Options of one folder that sd-scripts names in the header."""
+OF_DATASET = (
+    "caption_dropout_rate",
+    "caption_dropout_every_n_epochs",
+    "caption_tag_dropout_rate",
+    "color_aug",
+    "flip_aug",
+    "random_crop",
+    "face_crop_aug_range",
+    "shuffle_caption",
+    "keep_tokens",
+    "enable_bucket",
+    "bucket_no_upscale",
+    "min_bucket_reso",
+    "max_bucket_reso",
+    "resize_interpolation",
+)
 
 
 @attrs.frozen
@@ -30,6 +63,8 @@ class RunFacts:
     resolution: tuple[int, int]
     options: Mapping[str, Any]
     """`ss_` key without the prefix -> value, of everything that was set."""
+    datasets: Sequence[Mapping[str, Any]] = ()
+    """`ss_datasets`: what sd-scripts says of each dataset where there are several folders."""
 
 
 def now() -> float:
@@ -58,11 +93,13 @@ def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mappi
         "v2": False,
         "base_model_version": "sd_v1",
         "resolution": f"({facts.resolution[0]}, {facts.resolution[1]})",
-        "num_train_images": sum(record.repeats for record in records),
-        "num_reg_images": 0,
-        "dataset_dirs": _folders(records),
-        "tag_frequency": _tags(records, facts.trigger),
+        "num_train_images": sum(record.repeats for record in records if not record.is_reg),
+        "num_reg_images": sum(record.repeats for record in records if record.is_reg),
+        "dataset_dirs": _folders([record for record in records if not record.is_reg]),
+        "reg_dataset_dirs": _folders([record for record in records if record.is_reg]),
+        "tag_frequency": _tags([record for record in records if not record.is_reg], facts.trigger),
         "bucket_info": _buckets(records),
+        **({"datasets": list(facts.datasets)} if facts.datasets else {}),
         **({"vae_name": facts.vae} if facts.vae else {}),
     }
     return {
@@ -78,6 +115,43 @@ def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mappi
         "modelspec.encoder_layer": str(facts.options.get("clip_skip", 1)),
         "modelspec.implementation_version": f"lora_trainer {__version__}",
         **({"modelspec.trigger_phrase": facts.trigger} if facts.trigger else {}),
+    }
+
+
+def dataset_words(datasets: Sequence[DataConfig], subsets: Sequence[SubsetRules], records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
+    """What sd-scripts writes of each dataset into `ss_datasets`; nothing where one folder of pictures is all."""
+    folders = [(number, rules) for number, rules in enumerate(subsets) if not rules.validation]
+    if len(folders) < 2:
+        return []
+    found = []
+    for place, data in enumerate(datasets):
+        own = [record for record in records if record.dataset == place]
+        found.append(
+            {
+                "is_dreambooth": not any(rules.source.metadata_file for _, rules in folders if rules.dataset == place),
+                "batch_size_per_device": data.batch_size,
+                "num_train_images": sum(record.repeats for record in own if not record.is_reg),
+                "num_reg_images": sum(record.repeats for record in own if record.is_reg),
+                "resolution": list(size_of(data)),
+                **{name: getattr(data, name) for name in ("enable_bucket", "min_bucket_reso", "max_bucket_reso")},
+                "bucket_info": _buckets(own),
+                "subsets": [_subset(rules, number, own) for number, rules in folders if rules.dataset == place],
+            }
+        )
+    return found
+
+
+def _subset(rules: SubsetRules, number: int, records: Sequence[ImageRecord]) -> dict[str, Any]:
+    own = [record for record in records if record.subset == number]
+    source = rules.source
+    return {
+        "img_count": len(own),
+        "num_repeats": own[0].repeats if own and not rules.is_reg else rules.data.num_repeats,
+        "image_dir": Path(source.folder).name,
+        "class_tokens": rules.data.class_tokens or None,
+        "is_reg": rules.is_reg,
+        **({"metadata_file": Path(source.metadata_file).name} if source.metadata_file else {}),
+        **{name: getattr(rules.data, name) for name in OF_SUBSET},
     }
 
 

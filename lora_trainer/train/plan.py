@@ -9,8 +9,9 @@ from typing import Any
 import attrs
 
 from lora_trainer.config import derive
-from lora_trainer.config.schema import TrainConfig
+from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import order
+from lora_trainer.data.describe import size_of
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.detect import ModelFacts
 
@@ -49,6 +50,7 @@ class TrainingPlan:
     """The exact course of a run, and estimates (marked so) of what it costs."""
 
     images: int
+    reg_images: int
     validation_images: int
     buckets: tuple[tuple[int, int, int], ...]
     steps_per_epoch: int
@@ -74,6 +76,7 @@ class TrainingPlan:
         """The `check` shape, without its problems."""
         return {
             "images": self.images,
+            "reg_images": self.reg_images,
             "validation_images": self.validation_images,
             "buckets": [{"width": width, "height": height, "count": count} for width, height, count in self.buckets],
             "steps_per_epoch": self.steps_per_epoch,
@@ -94,11 +97,21 @@ class TrainingPlan:
         }
 
 
-def make_plan(config: TrainConfig, records: Sequence[ImageRecord], facts: ModelFacts | None, machine: Machine) -> TrainingPlan:
-    """The plan for usable, placed records (validation pictures among them are counted apart)."""
-    trained = [record for record in records if record.usable and not record.validation]
+def make_plan(
+    config: TrainConfig,
+    records: Sequence[ImageRecord],
+    facts: ModelFacts | None,
+    machine: Machine,
+    datasets: Sequence[DataConfig] = (),
+) -> TrainingPlan:
+    """The plan for usable, placed records (validation and regularisation pictures among them are counted apart).
+
+    `datasets` hold the options of each dataset; without them all pictures are of one with [data]'s.
+    """
+    datasets = tuple(datasets) or (config.data,)
+    trained = [record for record in records if record.usable and not record.validation and record.repeats]
     held = len([record for record in records if record.usable and record.validation])
-    per_epoch = order.steps_per_epoch(trained, config.data.batch_size, config.steps.gradient_accumulation_steps)
+    per_epoch = order.steps_per_epoch(trained, [data.batch_size for data in datasets], config.steps.gradient_accumulation_steps)
     epochs, total = derive.train_length(config, per_epoch)
     counts = Counter(record.bucket for record in trained if record.bucket)
     saves = Marks(derive.interval_epochs(config.save), config.save.every_n_steps)
@@ -106,7 +119,8 @@ def make_plan(config: TrainConfig, records: Sequence[ImageRecord], facts: ModelF
     files = _count_files(saves, per_epoch, total)
     network = network_parameters(config, facts)
     return TrainingPlan(
-        images=len(trained),
+        images=sum(not record.is_reg for record in trained),
+        reg_images=sum(record.is_reg for record in trained),
         validation_images=held,
         buckets=tuple((width, height, count) for (width, height), count in sorted(counts.items())),
         steps_per_epoch=per_epoch,
@@ -118,8 +132,8 @@ def make_plan(config: TrainConfig, records: Sequence[ImageRecord], facts: ModelF
         validations=Marks(derive.interval_epochs(config.validate), config.validate.every_n_steps),
         files=files,
         disk_mb=files * network * BYTES[config.save.precision] / 2**20,
-        seconds=_seconds(config, facts, machine, total, len(trained)),
-        memory=_memory(config, facts, machine, network),
+        seconds=_seconds(config, datasets, facts, machine, total, trained),
+        memory=_memory(config, datasets, facts, machine, network),
         free_mb=machine.free_mb,
         effective_scale=derive.network_scale(config),
     )
@@ -141,14 +155,19 @@ def _count_files(saves: Marks, per_epoch: int, total: int) -> int:
     return len(numbered) + len(by_step) + 1
 
 
-def _memory(config: TrainConfig, facts: ModelFacts | None, machine: Machine, network: int) -> tuple[tuple[str, float], ...]:
+def _memory(
+    config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, machine: Machine, network: int
+) -> tuple[tuple[str, float], ...]:
     precision = config.memory.mixed_precision
     if precision == "auto":
         precision = "no" if machine.device == "cpu" else "fp16"
     size = BYTES[precision]
     unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
-    width, height = derive.resolution(config)
-    share = (1.0 if facts is None else facts.model_channels / SD1_CHANNELS) * width * height / SD1_PIXELS * config.data.batch_size
+    share = (
+        (1.0 if facts is None else facts.model_channels / SD1_CHANNELS)
+        * max(_pixels(data) * data.batch_size for data in datasets)
+        / SD1_PIXELS
+    )
     kept_vae = vae * (4 if machine.device == "cpu" else 0)
     return (
         ("model", ((unet + text) * size + kept_vae) / 2**20),
@@ -158,13 +177,28 @@ def _memory(config: TrainConfig, facts: ModelFacts | None, machine: Machine, net
     )
 
 
-def _seconds(config: TrainConfig, facts: ModelFacts | None, machine: Machine, total: int, images: int) -> float:
-    width, height = derive.resolution(config)
+def _seconds(
+    config: TrainConfig,
+    datasets: Sequence[DataConfig],
+    facts: ModelFacts | None,
+    machine: Machine,
+    total: int,
+    trained: Sequence[ImageRecord],
+) -> float:
+    """Steps of about the mean work of a batch, and each picture encoded once."""
     wide = 1.0 if facts is None else (facts.model_channels / SD1_CHANNELS) ** 2
-    work = SD1_TFLOP * wide * width * height / SD1_PIXELS
-    batch = config.data.batch_size * config.steps.gradient_accumulation_steps
-    again = 1.3 if config.memory.gradient_checkpointing else 1.0
-    return (
-        total * (0.05 * config.steps.gradient_accumulation_steps + work * batch * again / machine.tflops)
-        + images * work * 0.6 / machine.tflops
-    )
+    pictures = Counter(record.dataset for record in trained)
+    showings: Counter[int] = Counter()
+    for record in trained:
+        showings[record.dataset] += record.repeats
+    work = [SD1_TFLOP * wide * _pixels(data) / SD1_PIXELS for data in datasets]
+    batches = sum(showings[number] / data.batch_size for number, data in enumerate(datasets)) or 1.0
+    batch = sum(showings[number] * work[number] for number in range(len(datasets))) / batches
+    accumulation, again = config.steps.gradient_accumulation_steps, 1.3 if config.memory.gradient_checkpointing else 1.0
+    encoding = sum(pictures[number] * work[number] for number in range(len(datasets))) * 0.6
+    return total * accumulation * (0.05 + batch * again / machine.tflops) + encoding / machine.tflops
+
+
+def _pixels(data: DataConfig) -> int:
+    width, height = size_of(data)
+    return width * height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
-from lora_trainer.config.schema import TrainConfig
+from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data import buckets, captions, closer, scan
+from lora_trainer.data import captions, closer
 from lora_trainer.data.cache import LatentCache
+from lora_trainer.data.describe import SubsetRules, describe, training_size
+from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError, ModelError, TrainingError
 from lora_trainer.events import Event, Warned
@@ -27,8 +30,10 @@ from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
 from lora_trainer.optim.optimizers import FlatOptimizer, try_options
+from lora_trainer.train import metadata
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
+from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.sample import encode
@@ -42,14 +47,40 @@ ONE_TOKEN = 64
 MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class Pictures:
-    """The pictures of a run: `trained` and `held` (validation), both usable and placed into buckets."""
+    """The pictures of a run: `trained` and `held` (validation), both usable and placed into buckets.
+
+    `subsets` are the folders that they come from, `datasets` what batches share; a record holds its places in both.
+    """
 
     trained: tuple[ImageRecord, ...]
     held: tuple[ImageRecord, ...]
-    rules: captions.CaptionRules
+    subsets: tuple[SubsetRules, ...]
+    datasets: tuple[DataConfig, ...]
     warnings: tuple[Message, ...]
+
+    @property
+    def rules(self) -> captions.CaptionRules:
+        """How captions of the first folder that is not of regularisation pictures are put together."""
+        return next(rules.caption for rules in self.subsets if not rules.is_reg)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Pictures per step of each dataset."""
+        return tuple(data.batch_size for data in self.datasets)
+
+    @cached_property
+    def _captions(self) -> tuple[captions.CaptionRules, ...]:
+        return tuple(rules.caption for rules in self.subsets)
+
+    def rules_of(self, record: ImageRecord) -> captions.CaptionRules:
+        """How the captions of a picture's folder are put together."""
+        return self._captions[record.subset]
+
+    def subset_of(self, record: ImageRecord) -> SubsetRules:
+        """The rules of the folder that a picture comes from."""
+        return self.subsets[record.subset]
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
@@ -62,50 +93,31 @@ def read_pictures(config: TrainConfig) -> Pictures:
 
     A picture that cannot be decoded to its end is left out here, before steps are counted, as the tab shows it.
     """
-    data = config.data
-    found = scan.scan(
-        Path(data.train_data_dir),
-        num_repeats=data.num_repeats,
-        class_tokens=data.class_tokens,
-        caption_extension=data.caption_extension,
-        leave_out=data.leave_out,
-    )
-    records, warnings = list(closer.verified(found.records)), list(found.warnings)
-    if config.validate.data_dir:
-        own = scan.scan(
-            Path(config.validate.data_dir),
-            num_repeats=1,
-            class_tokens=data.class_tokens,
-            caption_extension=data.caption_extension,
-            leave_out=(),
-            field="validate.data_dir",
-        )
-        own_records = closer.verified(own.records)
-        records += [attrs.evolve(record, validation=True, key=f"validation/{record.key}") for record in own_records]
-    elif config.validate.fraction:
-        records = list(scan.split_validation(tuple(records), config.validate.fraction, config.seed))
-    placed = buckets.place([record for record in records if record.usable], data)
-    rules = captions.CaptionRules(
-        trigger_word=data.trigger_word,
-        class_tokens=data.class_tokens,
-        keep_tokens=data.keep_tokens,
-        shuffle=data.shuffle_caption,
-        dropout_rate=data.caption_dropout_rate,
-    )
+    description = describe(config.data, config.validate.data_dir)
+    found = gather(description)
+    records = closer.verified(found.records)
+    usable, prior = [record for record in records if record.usable], config.loss.prior_loss_weight
+    placed = arranged(usable, description, seed=config.seed, fraction=config.validate.fraction, prior_weight=prior)
     pictures = Pictures(
-        tuple(record for record in placed if not record.validation),
+        tuple(record for record in placed if not record.validation and record.repeats),
         tuple(record for record in placed if record.validation),
-        rules,
-        (*warnings, *_not_used(records)),
+        description.subsets,
+        description.datasets,
+        (*found.warnings, *about_regularisation(placed, config.data.trigger_word, prior), *_not_used(records)),
     )
-    if not pictures.trained:
+    subjects = [record for record in pictures.trained if not record.is_reg]
+    if not subjects:
+        first = description.subsets[0].source
         raise DatasetError(
-            "{folder} holds no picture that can be trained on.", folder=data.train_data_dir, path="data.train_data_dir", fix="Add pictures."
+            "{folder} holds no picture that can be trained on.",
+            folder=first.folder or first.metadata_file,
+            path=first.field,
+            fix="Add pictures.",
         )
-    if not any(captions.caption_of(record, rules) for record in pictures.trained):
+    if not any(captions.caption_of(record, pictures.rules_of(record)) for record in subjects):
         raise DatasetError(
             "none of the {count} pictures has a caption, and there is neither a trigger word nor a class word.",
-            count=len(pictures.trained),
+            count=len(subjects),
             path="data.trigger_word",
             fix="Write a trigger word, or put a .txt caption beside each picture.",
         )
@@ -215,16 +227,47 @@ def facts_of(checkpoint: Path) -> ModelFacts | None:
 
 def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
     """The preview prompts of a config as requests. Raises TrainerError for a line that cannot be read."""
-    width, height = derive.resolution(config)
+    width, height = training_size(config.data)
     defaults = SampleRequest(
         "", width=width, height=height, seed=config.seed, sampler=config.sample.sampler, clip_skip=config.model.clip_skip
     )
     return tuple(parse_prompt_line(line, defaults) for line in derive.prompts(config))
 
 
+def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
+    """`ss_` key without the prefix -> value; `data` holds the options of the first dataset."""
+    return {
+        "learning_rate": config.optimizer.learning_rate,
+        "unet_lr": derive.unet_lr(config),
+        "text_encoder_lr": derive.text_encoder_lr(config),
+        "num_validation_images": plan.validation_images,
+        "num_batches_per_epoch": plan.steps_per_epoch * config.steps.gradient_accumulation_steps,
+        "num_epochs": plan.epochs,
+        "max_train_steps": plan.total_steps,
+        "batch_size_per_device": data.batch_size,
+        "total_batch_size": data.batch_size,
+        "gradient_accumulation_steps": config.steps.gradient_accumulation_steps,
+        "gradient_checkpointing": config.memory.gradient_checkpointing,
+        "lr_scheduler": config.schedule.type,
+        "lr_warmup_steps": plan.warmup_steps,
+        "optimizer": config.optimizer.type + (f"({config.optimizer.args})" if config.optimizer.args else ""),
+        "max_grad_norm": config.optimizer.max_grad_norm,
+        "mixed_precision": precision,
+        "clip_skip": config.model.clip_skip,
+        "max_token_length": config.model.max_token_length,
+        "cache_latents": config.data.cache_latents,
+        "seed": config.seed,
+        "noise_offset": config.loss.noise_offset or None,
+        "min_snr_gamma": config.loss.min_snr_gamma or None,
+        "prior_loss_weight": config.loss.prior_loss_weight,
+        "network_args": None,
+        **{name: getattr(data, name) for name in metadata.OF_DATASET},
+    }
+
+
 def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
     """Encodes all pictures once; Progress as it goes on."""
-    yield from trainer.cache.fill(trainer.pictures.records, flip=trainer.config.data.flip_aug, control=control)
+    yield from trainer.cache.fill(trainer.pictures.records, flip=any(rules.flip_aug for rules in trainer.pictures.subsets), control=control)
 
 
 def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:

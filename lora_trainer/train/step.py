@@ -56,3 +56,10 @@ def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossRules) -> Tenso
     if rules.min_snr_gamma:
         losses = losses * min_snr(signal_to_noise(alphas), rules.min_snr_gamma, bundle.prediction)
     return losses
+
+
+def weighted(losses: Tensor, is_reg: Sequence[bool], prior_weight: float) -> Tensor:
+    """Losses [n] with those of regularisation pictures weighed; untouched where there is none, or the weight is 1."""
+    if prior_weight == 1.0 or not any(is_reg):
+        return losses
+    return losses * torch.tensor([prior_weight if reg else 1.0 for reg in is_reg], device=losses.device)
