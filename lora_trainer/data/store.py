@@ -190,6 +190,17 @@ def files_of(folder: Path) -> Iterator[Path]:
         yield from sorted(folder.glob(pattern))
 
 
+def shelves(folder: Path) -> Iterator[tuple[Shape, int, int]]:
+    """(shape, number of arrays, bytes of its files) of each shape in a store, smallest first."""
+    found = []
+    for keys in folder.glob("*.keys"):
+        shape = tuple(int(side) for side in keys.stem.split("x"))
+        arrays = [path.stat().st_size for path in folder.glob(f"{keys.stem}-*.latents")]
+        count = max(0, keys.stat().st_size - HEAD.size) // ENTRY.size
+        found.append((shape, count, keys.stat().st_size + sum(arrays)))
+    yield from sorted(found)
+
+
 def size_of(folder: Path) -> int:
     """Bytes that a store takes."""
     return sum(path.stat().st_size for path in files_of(folder))
