@@ -1,20 +1,26 @@
-"""check CONFIG.toml [--set a.b=c]... [--json]"""
+"""check CONFIG.toml [--show DIR] [--set a.b=c]... [--json]"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.asked import add_json, add_sets, host
 from lora_trainer.cli.out import DONE, WRONG, Out
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import say
 
+if TYPE_CHECKING:
+    from lora_trainer.config.schema import TrainConfig
+
 
 def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     """Adds the verb's words."""
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help=out.worded(say("the settings of the run")))
+    parser.add_argument(
+        "--show", type=Path, metavar="DIR", help=out.worded(say("draws the first batches as they will be trained: cut, mask, caption"))
+    )
     add_sets(parser, out)
     add_json(parser, out)
 
@@ -24,8 +30,12 @@ def run(args: argparse.Namespace, out: Out) -> int:
     from lora_trainer.api import plans
     from lora_trainer.config.files import read_config
 
+    shown: dict[str, Any] = {}
     try:
-        found = plans.check(read_config(args.config, args.sets, out.note), host())
+        config = read_config(args.config, args.sets, out.note)
+        found = plans.check(config, host())
+        if args.show and found["images"]:
+            shown = {"shown": _show(config, args.show, out)}
     except ConfigError as error:
         found = {**plans.EMPTY_PLAN, "problems": error.problems, "warnings": []}
     problems = found["problems"]
@@ -36,6 +46,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     out.problems(problems)
     out.document(
         found
+        | shown
         | {"problems": [problem.to_json(out.language) for problem in problems]}
         | {
             "warnings": [
@@ -44,6 +55,17 @@ def run(args: argparse.Namespace, out: Out) -> int:
         }
     )
     return WRONG if problems else DONE
+
+
+def _show(config: TrainConfig, folder: Path, out: Out) -> dict[str, Any]:
+    """The first batches as a sheet and as JSON in `folder`."""
+    from lora_trainer.api.plans import pictures_of
+    from lora_trainer.prep.batches import show_batches
+
+    shown = show_batches(config, pictures_of(config), folder, out.language)
+    for file in shown["files"]:
+        out.line(file)
+    return shown
 
 
 def tell_plan(plan: dict[str, Any], out: Out) -> None:

@@ -9,16 +9,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from lora_trainer.data import lettering
+from lora_trainer.data.lettering import font
 from lora_trainer.files import write_atomically
 
 LEAST_SIDE, MOST_SIDE = 128, 256
 GAP, MARGIN, LABELS, TRACK = 8, 24, 92, 190
 PAPER, INK, FAINT, LINE = "#ffffff", "#111827", "#6b7280", "#d1d5db"
 STAR, LOWEST = "#d9480f", "#2563eb"
-FONTS = ("DejaVuSans.ttf", "arial.ttf", "Arial.ttf", "LiberationSans-Regular.ttf", "segoeui.ttf", "Helvetica.ttc")
-WIDE_FONTS = ("msyh.ttc", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFang.ttc", "simsun.ttc", "NotoSansSC-Regular.otf")
 
 
 def write(folder: Path, content: Mapping[str, Any], losses: Mapping[int, float | None]) -> Path:
@@ -47,7 +47,7 @@ def draw_sheet(folder: Path, content: Mapping[str, Any], losses: Mapping[int, fl
     for number, epoch in enumerate(rows):
         y = top + number * (height + GAP)
         lowest = bool(known) and known.get(epoch) == min(known.values())
-        pen.text((MARGIN, y + height // 2 - 8), f"epoch {epoch}", fill=INK, font=_font(15, ""))
+        pen.text((MARGIN, y + height // 2 - 8), f"epoch {epoch}", fill=INK, font=font(15, ""))
         for column, weight in enumerate(columns):
             corner = (MARGIN + LABELS + column * (width + GAP), y)
             _cell(sheet, pen, folder, content, (epoch, weight), corner, (width, height))
@@ -89,12 +89,12 @@ def _cell(
 
 
 def _headings(pen: ImageDraw.ImageDraw, columns: list[float], width: int, top: int, losses: bool) -> None:
-    small = _font(13, "")
+    small = font(13, "")
     pen.text((MARGIN, top - 24), "weight", fill=FAINT, font=small)
     for column, weight in enumerate(columns):
         text = f"{weight:g}"
-        middle = MARGIN + LABELS + column * (width + GAP) + (width - pen.textlength(text, font=_font(15, ""))) / 2
-        pen.text((middle, top - 26), text, fill=INK, font=_font(15, ""))
+        middle = MARGIN + LABELS + column * (width + GAP) + (width - pen.textlength(text, font=font(15, ""))) / 2
+        pen.text((middle, top - 26), text, fill=INK, font=font(15, ""))
     if losses:
         pen.text((MARGIN + LABELS + len(columns) * (width + GAP) + 12, top - 24), "validation loss", fill=FAINT, font=small)
 
@@ -102,7 +102,7 @@ def _headings(pen: ImageDraw.ImageDraw, columns: list[float], width: int, top: i
 def _loss(pen: ImageDraw.ImageDraw, known: Mapping[int, float], epoch: int, lowest: bool, left: int, middle: int) -> None:
     """The number, and a dot on a track from the lowest to the highest."""
     colour = LOWEST if lowest else FAINT
-    pen.text((left, middle - 8), f"{known[epoch]:.4f}", fill=INK, font=_font(14, ""))
+    pen.text((left, middle - 8), f"{known[epoch]:.4f}", fill=INK, font=font(14, ""))
     start, end = left + 64, left + 160
     low, high = min(known.values()), max(known.values())
     place = start + (end - start) * ((known[epoch] - low) / (high - low) if high > low else 0.0)
@@ -128,20 +128,4 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 def _lines(pen: ImageDraw.ImageDraw, lines: list[str], top: int, colour: str) -> None:
     for number, line in enumerate(lines):
-        font = _font(15, line)
-        shown = line if isinstance(font, ImageFont.FreeTypeFont) else line.encode("latin-1", "replace").decode("latin-1")
-        pen.text((MARGIN, top + 20 * number), shown, fill=colour, font=font)
-
-
-def _font(size: int, text: str) -> Any:
-    """A font of this size that has the text's letters, as far as this machine has one; Pillow's own otherwise."""
-    wide = any(ord(sign) > 0x2E7F for sign in text)
-    for name in (*WIDE_FONTS, *FONTS) if wide else FONTS:
-        try:
-            return ImageFont.truetype(name, size)
-        except OSError:
-            continue
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size only
-        return ImageFont.load_default()
+        lettering.write(pen, (MARGIN, top + 20 * number), line, colour, 15)
