@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from lora_trainer.api import pictures
+from lora_trainer.api import caption_list, pictures
 from lora_trainer.api.answers import body_of, language_of, number_of, wanted
 from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
@@ -37,7 +37,7 @@ async def read_captions(api: Api, request: Request) -> dict[str, Any]:
 
 def _captions(api: Api, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
     api.check_places(mapping)
-    return pictures.caption_list(api.folders, pictures.lenient(mapping), max(1, epoch), language)
+    return caption_list.caption_list(api.folders, pictures.lenient(mapping), max(1, epoch), language)
 
 
 async def write_caption(api: Api, request: Request) -> dict[str, Any]:

@@ -1,120 +1,27 @@
-"""A folder of pictures as the tab shows it: each file's verdict and crop, counts, groups; captions as the model will read them."""
+"""Folders of pictures as the tab shows them: each file's verdict, frame, mask and crop, counts, groups."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import threading
-import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from lora_trainer.api.readings import Folders, Reading, placed_as_trained
 from lora_trainer.api.tokens import Tokens
-from lora_trainer.api.work import Workers
 from lora_trainer.config.build import build
-from lora_trainer.config.schema import TrainConfig
+from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import buckets, captions
-from lora_trainer.data.closer import look_closer
+from lora_trainer.data.describe import SubsetRules, size_of
+from lora_trainer.data.gather import about_regularisation
+from lora_trainer.data.masks import has_mask
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.scan import Scan, scan, split_validation
-from lora_trainer.errors import ConfigError, TrainerError
-from lora_trainer.messages import Message, say
-
-if TYPE_CHECKING:
-    from lora_trainer.train.setup import Pictures
+from lora_trainer.errors import ConfigError, DatasetError, TrainerError
+from lora_trainer.messages import Message
 
 TO_LOOK_AT = {"broken", "not-a-picture", "too-small", "small", "copy"}
 CROPPED = 0.9
 """A picture of which less than this is kept counts as cropped."""
-PATIENCE = 1.5
-"""Seconds that one answer spends on decoding; the rest is done beside, and the page asks again."""
-TOKEN_LIMIT = 75
-FOLDERS_KEPT = 8
-NEEDED = ("train_data_dir", "trigger_word", "class_tokens", "leave_out")
-
-
-class Folders:
-    """Scans, kept as long as nothing in the folder changes."""
-
-    def __init__(self, workers: Workers) -> None:
-        self.workers = workers
-        self.tokens = Tokens()
-        self._lock = threading.Lock()
-        self._scans: dict[tuple[Any, ...], Scan] = {}
-        self._trained: tuple[Any, Pictures | None] = (None, None)
-        self._looking: dict[tuple[Any, ...], Future[Any]] = {}
-
-    def read(self, config: TrainConfig) -> tuple[Scan, Scan | None]:
-        """The scan of the pictures, and of the validation folder where there is one. Raises DatasetError."""
-        data = config.data
-        words, extension = data.class_tokens, data.caption_extension
-        found = self._scan("data.train_data_dir", data.train_data_dir, data.num_repeats, words, extension, data.leave_out)
-        held = config.validate.data_dir.strip()
-        return found, self._scan("validate.data_dir", held, 1, words, extension, ()) if held else None
-
-    def trained(self, config: TrainConfig) -> Pictures:
-        """The pictures as a run with this config reads them. Raises DatasetError."""
-        from lora_trainer.train.setup import read_pictures
-
-        places = [fingerprint(Path(text)) if text.strip() else "" for text in (config.data.train_data_dir, config.validate.data_dir)]
-        key = (config.data, config.validate, config.seed, *places)
-        with self._lock:
-            if key == self._trained[0] and self._trained[1] is not None:
-                return self._trained[1]
-        found = read_pictures(config)
-        with self._lock:
-            self._trained = (key, found)
-        return found
-
-    def _scan(self, field: str, root: str, repeats: int, words: str, extension: str, leave_out: tuple[str, ...]) -> Scan:
-        key = (field, root, repeats, words, extension, leave_out, fingerprint(Path(root)) if root.strip() else "")
-        with self._lock:
-            if key in self._scans:
-                return self._scans[key]
-        found = scan(Path(root), num_repeats=repeats, class_tokens=words, caption_extension=extension, leave_out=leave_out, field=field)
-        with self._lock:
-            while len(self._scans) >= FOLDERS_KEPT:
-                self._scans.pop(next(iter(self._scans)))
-            self._scans[key] = found
-        return found
-
-    def looked(self, records: Sequence[ImageRecord], config: TrainConfig) -> tuple[list[ImageRecord], int]:
-        """The records, decoded as far as the patience reaches, and how many were; the rest is decoded beside."""
-        until = time.monotonic() + PATIENCE
-        found = []
-        for record in look_closer(records):
-            found.append(record)
-            if time.monotonic() > until:
-                break
-        if len(found) < len(records):
-            key = (config.data.train_data_dir, len(records))
-            with self._lock:
-                waiting = self._looking.get(key)
-                if waiting is None or waiting.done():
-                    self._looking = {key: self.workers.later(lambda: [None for _ in look_closer(records)])}
-        return [*found, *records[len(found) :]], len(found)
-
-
-def fingerprint(root: Path, depth: int = 2) -> str:
-    """Changes with every file that is added, removed or written in the folder and the folders in it."""
-    digest = hashlib.blake2b(digest_size=16)
-    _add(digest, root, depth)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, folder: Path, depth: int) -> None:
-    try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                state = entry.stat()
-                digest.update(f"{entry.name}\0{state.st_mtime_ns}\0{state.st_size}\n".encode("utf-8", "surrogatepass"))
-                if depth > 1 and entry.is_dir():
-                    _add(digest, Path(entry.path), depth - 1)
-    except OSError:  # scan says what is wrong with it
-        digest.update(b"unreadable")
+NEEDED = ("train_data_dir", "reg_data_dir", "in_json", "dataset_config", "subsets", "trigger_word", "class_tokens", "leave_out", "crops")
 
 
 def lenient(mapping: Mapping[str, Any]) -> TrainConfig:
@@ -135,48 +42,70 @@ def lenient(mapping: Mapping[str, Any]) -> TrainConfig:
 
 
 def pictures(folders: Folders, config: TrainConfig, language: str) -> dict[str, Any]:
-    """What POST /pictures answers. Raises DatasetError where the folder cannot be read."""
-    found, held = folders.read(config)
-    looked, count = folders.looked(found.records, config)
-    records = split_validation(looked, config.validate.fraction, config.seed) if held is None else tuple(looked)
-    placed = buckets.place(records, config.data)
-    used = [record for record in placed if record.usable and not record.validation]
+    """What POST /pictures answers. Raises DatasetError where no folder can be read."""
+    reading = folders.read(config)
+    description = reading.description
+    looked, count = folders.looked(reading.found.records)
+    problems, masks = list(reading.problems), []
+    try:
+        looked, masks = folders.masked(looked, description)
+    except DatasetError as error:
+        problems.extend(error.problems)
+    placed = placed_as_trained(looked, description, config)
+    shown = _shown(placed, description.subsets)
+    own = [record for record in placed if not record.is_reg and not description.subsets[record.subset].validation]
+    used = [record for record in own if record.usable and not record.validation]
     captioned = sum(record.has_caption for record in used)
-    held_back = len(held.used) if held is not None else sum(record.validation for record in placed if record.usable)
+    held = [record for record in placed if record.usable and record.validation]
+    regular = [record for record in placed if record.is_reg and record.usable and not record.validation]
+    groups = _groups(shown, {record.key: record.repeats for record in looked}, reading)
+    from_folder = any(rules.validation for rules in description.subsets)
+    warnings = [*reading.found.warnings, *about_regularisation(placed, config.data.trigger_word, config.loss.prior_loss_weight), *masks]
     return {
-        "understood": found.understood.text(language),
-        "pictures": [_picture(record, language) for record in placed],
+        "understood": reading.found.understood.text(language),
+        "pictures": [_picture(record, groups, reading, language) for record in shown],
+        "groups": [{key: value for key, value in group.items() if key != "place"} for group in groups.values()],
         "counts": {
-            "all": len(placed),
+            "all": len(own),
             "used": len(used),
-            "needs_look": sum(bool(TO_LOOK_AT & set(record.notes)) for record in placed),
-            "cropped": sum(record.kept < CROPPED for record in used),
-            "left_out": sum("left-out" in record.notes for record in placed),
+            "needs_look": sum(bool(TO_LOOK_AT & set(record.notes)) for record in own),
+            "cropped": sum(record.frame is not None or record.kept < CROPPED for record in used),
+            "left_out": sum("left-out" in record.notes for record in own),
             "captions": captioned,
             "without": len(used) - captioned,
         },
+        "regularisation": {"count": sum(record.repeats > 0 for record in regular), "all": len(regular)},
+        "masks": _masks(masks),
         "looking": {"done": count, "total": len(looked)},
         "buckets": [
             {"width": width, "height": height, "count": number}
             for (width, height), number in sorted(buckets.bucket_counts(placed), key=lambda entry: -entry[1])
         ],
-        "validation": {"count": held_back, "source": "folder" if held is not None else "held" if held_back else "none"},
-        "warnings": [message.text(language) for message in (*found.warnings, *(held.warnings if held is not None else ()))],
+        "shapes": [_shapes(data) for data in description.datasets],
+        "validation": {"count": len(held), "source": "folder" if from_folder else "held" if held else "none"},
+        "warnings": list(dict.fromkeys(message.text(language) for message in warnings)),
+        "problems": [problem.to_json(language) for problem in problems],
         "trigger": _trigger(folders.tokens, config.data.trigger_word, language),
         "class_tokens": _class_tokens(used),
     }
 
 
-def _picture(record: ImageRecord, language: str) -> dict[str, Any]:
-    return {
+def _shown(placed: Sequence[ImageRecord], subsets: Sequence[SubsetRules]) -> list[ImageRecord]:
+    """Pictures to learn from, then regularisation, then the validation folder's; within each as they come."""
+    return sorted(placed, key=lambda record: (subsets[record.subset].validation, record.is_reg, record.subset))
+
+
+def _picture(record: ImageRecord, groups: Mapping[Any, Mapping[str, Any]], reading: Reading, language: str) -> dict[str, Any]:
+    width, height = reading.whole.get(record.key, (record.width, record.height))
+    found: dict[str, Any] = {
         "key": record.key,
         "path": str(record.path),
         "name": record.path.name,
-        "width": record.width,
-        "height": record.height,
+        "width": width,
+        "height": height,
         "bucket": list(record.bucket) if record.bucket else None,
         "crop": _shares(record),
-        "kept": round(record.kept, 4),
+        "kept": round(record.kept * _area(record), 4),
         "notes": list(record.notes),
         "usable": record.usable,
         "reason": record.reason.text(language) if record.reason else "",
@@ -184,15 +113,88 @@ def _picture(record: ImageRecord, language: str) -> dict[str, Any]:
         "caption": captions.first_line(record.caption),
         "has_caption": record.has_caption,
         "repeats": record.repeats,
+        "group": groups[_place(record)]["number"],
+        "dataset": record.dataset,
     }
+    if record.frame is not None:
+        found |= {"frame": list(record.frame), "part": [record.width, record.height]}
+    if record.is_reg:
+        found["regularisation"] = True
+    if has_mask(record):
+        found["mask"] = str(record.mask_path or "")
+    if "copy" in record.notes and record.reason is not None:
+        found["like"] = record.reason.values.get("other", "")
+    return found
+
+
+def _area(record: ImageRecord) -> float:
+    if record.frame is None:
+        return 1.0
+    left, top, right, bottom = record.frame
+    return (right - left) * (bottom - top)
 
 
 def _shares(record: ImageRecord) -> list[float]:
-    """[left, top, right, bottom] of what is kept, as shares of the picture's sides."""
+    """[left, top, right, bottom] of what is kept, as shares of the whole picture's sides."""
+    frame = record.frame or (0.0, 0.0, 1.0, 1.0)
     if record.resized is None or record.crop is None:
-        return [0.0, 0.0, 1.0, 1.0]
+        return list(frame)
     (width, height), (left, top, wide, high) = record.resized, record.crop
-    return [round(share, 5) for share in (left / width, top / height, (left + wide) / width, (top + high) / height)]
+    inside = (left / width, top / height, (left + wide) / width, (top + high) / height)
+    sides = (frame[2] - frame[0], frame[3] - frame[1])
+    return [round(frame[number % 2] + share * sides[number % 2], 5) for number, share in enumerate(inside)]
+
+
+def _place(record: ImageRecord) -> tuple[int, str]:
+    """The folder that a picture lies in: those of one source are told apart by the names in front of the pictures'."""
+    return record.subset, str(PurePosixPath(record.key).parent)
+
+
+def _groups(records: Sequence[ImageRecord], repeats: Mapping[str, int], reading: Reading) -> dict[tuple[int, str], dict[str, Any]]:
+    """Each folder with what was understood of it, in the order in which its pictures are shown."""
+    description = reading.description
+    several = len(description.datasets) > 1
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+    for record in records:
+        rules, place = description.subsets[record.subset], _place(record)
+        kind = "validation" if rules.validation else "regularisation" if record.is_reg else "trained"
+        group = found.setdefault(
+            place,
+            {
+                "number": len(found),
+                "name": record.path.parent.name,
+                "folder": str(record.path.parent),
+                "kind": kind,
+                "count": 0,
+                "used": 0,
+                "captions": 0,
+                "repeats": repeats.get(record.key, record.repeats),
+                "words": record.class_tokens,
+                "size": list(size_of(rules.data)) if several else None,
+                "batch": rules.data.batch_size if several else None,
+            },
+        )
+        group["count"] += 1
+        group["used"] += record.usable
+        group["captions"] += record.usable and record.has_caption
+    return found
+
+
+def _shapes(data: DataConfig) -> list[list[int]]:
+    """The sizes that a picture of this dataset can be brought to; none where each keeps its own."""
+    if not data.enable_bucket:
+        return [list(size_of(data))]
+    if data.bucket_no_upscale:
+        return []
+    return [list(size) for size in buckets.bucket_sizes(size_of(data), data.min_bucket_reso, data.max_bucket_reso, data.bucket_reso_steps)]
+
+
+def _masks(messages: Sequence[Message]) -> dict[str, Any] | None:
+    """{"count", "all", "share" in per cent} where masks are used."""
+    for message in messages:
+        if {"count", "all", "share"} <= message.values.keys():
+            return {key: message.values[key] for key in ("count", "all", "share")}
+    return None
 
 
 def _class_tokens(used: Sequence[ImageRecord]) -> str:
@@ -204,69 +206,6 @@ def _class_tokens(used: Sequence[ImageRecord]) -> str:
 def _trigger(tokens: Tokens, trigger: str, language: str) -> dict[str, Any]:
     warning = tokens.warning(trigger) if trigger.strip() else None
     return {"tokens": tokens.count(trigger) if trigger.strip() else 0, "warning": warning.text(language) if warning else ""}
-
-
-def caption_list(folders: Folders, config: TrainConfig, epoch: int, language: str) -> dict[str, Any]:
-    """What POST /captions answers: each used picture's caption as it is read in that epoch. Raises DatasetError."""
-    found, held = folders.read(config)
-    rules = rules_of(config)
-    records = split_validation(found.records, config.validate.fraction, config.seed) if held is None else found.records
-    used = [record for record in records if record.usable]
-    tags: Counter[str] = Counter()
-    for record in used:
-        tags.update({part.strip() for part in captions.first_line(record.caption).split(rules.separator) if part.strip()})
-    listed = [{"text": text, "count": count, "kind": "plain"} for text, count in sorted(tags.items(), key=lambda tag: (-tag[1], tag[0]))]
-    if trigger := rules.trigger_word.strip():
-        listed = [tag for tag in listed if str(tag["text"]).casefold() != trigger.casefold()]
-        listed.insert(0, {"text": trigger, "count": len(used), "kind": "trigger"})
-    return {
-        "line": _line(used, rules).text(language),
-        "tags": listed,
-        "pictures": [_caption(folders.tokens, record, rules, config, epoch) for record in used],
-    }
-
-
-def rules_of(config: TrainConfig) -> captions.CaptionRules:
-    """The rules that a run with this config puts captions together by."""
-    data = config.data
-    return captions.CaptionRules(
-        trigger_word=data.trigger_word,
-        class_tokens=data.class_tokens,
-        keep_tokens=data.keep_tokens,
-        shuffle=data.shuffle_caption,
-        dropout_rate=data.caption_dropout_rate,
-    )
-
-
-def _line(used: Sequence[ImageRecord], rules: captions.CaptionRules) -> Message:
-    captioned = sum(record.has_caption for record in used)
-    without = next((record for record in used if not record.has_caption), None)
-    values = {"count": captioned, "all": len(used)}
-    if without is None:
-        return say("{count} of {all} have captions", **values)
-    words = captions.caption_of(without, rules)
-    if not words:
-        return say("{count} of {all} have captions · {rest} have none, and there is no trigger word", **values, rest=len(used) - captioned)
-    return say("{count} of {all} have captions · {rest} will use: {words}", **values, rest=len(used) - captioned, words=words)
-
-
-def _caption(tokens: Tokens, record: ImageRecord, rules: captions.CaptionRules, config: TrainConfig, epoch: int) -> dict[str, Any]:
-    drawn = rules.shuffle or rules.dropout_rate > 0
-    parts = captions.parts(record, rules, seed=config.seed if drawn else None, epoch=epoch)
-    read = captions.drawn_caption(record, rules, seed=config.seed, epoch=epoch, repeat=0)
-    return {
-        "key": record.key,
-        "name": record.path.name,
-        "path": str(record.path),
-        "parts": [{"text": text, "kind": kind} for text, kind in parts],
-        "dropped": not read,
-        "tokens": tokens.count(read),
-        "limit": TOKEN_LIMIT,
-        "has_caption": record.has_caption,
-        "raw": captions.first_line(record.caption),
-        "caption_file": str(record.caption_path or record.path.with_suffix(".txt")),
-        "validation": record.validation,
-    }
 
 
 def caption_file(picture: Path) -> Path:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.api.answers import Forbidden, Missing
 from lora_trainer.api.live import Live
-from lora_trainer.api.pictures import Folders
+from lora_trainer.api.readings import Folders
 from lora_trainer.api.work import Workers
+from lora_trainer.config.build import build
+from lora_trainer.data.describe import describe, places
+from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
@@ -17,12 +20,18 @@ from lora_trainer.jobs.manager import JobManager
 THUMBNAILS_KEPT = 20_000
 PATH_OPTIONS = (
     "data.train_data_dir",
+    "data.reg_data_dir",
+    "data.in_json",
+    "data.dataset_config",
+    "data.mask_dir",
     "validate.data_dir",
     "model.pretrained_model_name_or_path",
     "model.vae",
     "save.output_dir",
     "save.runs_dir",
 )
+DESCRIBING = ("train_data_dir", "in_json", "dataset_config", "subsets")
+"""Options of [data] by which further folders are named: in tables, in a dataset file, in a metadata file."""
 
 
 class Api:
@@ -63,6 +72,8 @@ class Api:
             text = mapping.get(section, {}).get(name) if isinstance(mapping.get(section), Mapping) else None
             if isinstance(text, str) and text.strip() and not self._known_model(option, text):
                 self.allowed(text, option)
+        for option, text in _places_of_tables(mapping.get("data")):
+            self.allowed(text, option)
 
     def _known_model(self, option: str, text: str) -> bool:
         if not option.startswith("model."):
@@ -86,6 +97,17 @@ class Api:
     def forget(self, folder: RunFolder) -> None:
         """The folder was deleted."""
         self._runs.pop(folder.path, None)
+
+
+def _places_of_tables(data: Any) -> Iterator[tuple[str, str]]:
+    """(option, path) of every folder and file that tables, a dataset file or a metadata file names; nothing where these are wrong."""
+    plain = dict(data) if isinstance(data, Mapping) else {}
+    if not any(plain.get(name) for name in DESCRIBING[1:]):
+        return
+    try:
+        yield from places(describe(build({"data": {name: plain[name] for name in DESCRIBING if name in plain}}).data))
+    except TrainerError:
+        return
 
 
 def forget_old(thumbnails: Path) -> None:

@@ -11,7 +11,7 @@ import attrs
 
 from lora_trainer.messages import Message
 
-Verdict = Literal["used", "rotated", "transparent", "small", "copy", "broken", "not-a-picture", "too-small", "left-out"]
+Verdict = Literal["used", "rotated", "transparent", "small", "copy", "broken", "not-a-picture", "too-small", "left-out", "wrong-ending"]
 
 
 @attrs.frozen

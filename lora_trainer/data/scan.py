@@ -198,11 +198,11 @@ def _records(subset: Subset, source: Source, left_out: Collection[str], seen: _S
 
 def _measured(record: ImageRecord, seen: _Seen) -> ImageRecord:
     header = read_header(record.path)
+    notes = header.notes
     if header.format and not _suffix_fits(record.path.suffix.lower(), header.format):
         seen.wrong_suffix.append(record.key)
-    return attrs.evolve(
-        record, width=header.width, height=header.height, notes=header.notes, usable=header.reason is None, reason=header.reason
-    )
+        notes = (*notes, "wrong-ending")
+    return attrs.evolve(record, width=header.width, height=header.height, notes=notes, usable=header.reason is None, reason=header.reason)
 
 
 def _picture(

@@ -244,7 +244,7 @@ def test_transparency_is_noted_and_a_wrong_ending_is_told(draw, tmp_path):
     draw("b.png", mode="P", transparency=0)
     quartered((64, 48)).save(tmp_path / "c.jpg", "PNG")
     found = scan(tmp_path)
-    assert [one.notes for one in found.records] == [("transparent",), ("transparent",), ()]
+    assert [one.notes for one in found.records] == [("transparent",), ("transparent",), ("wrong-ending",)]
     assert "another kind than their ending" in told(found) and "c.jpg" in told(found) and "a.png" not in told(found)
 
 
