@@ -13,7 +13,7 @@ from lora_trainer.api.pace import work_key
 from lora_trainer.config import derive
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.checks import options
-from lora_trainer.config.files import write_config
+from lora_trainer.config.files import INPUTS, TABLE_INPUTS, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.errors import ConfigError, Problem, TrainerError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
 
 
-READ = (("data", "train_data_dir"), ("validate", "data_dir"), ("model", "pretrained_model_name_or_path"), ("model", "vae"))
+READ = tuple(path.split(".") for path in INPUTS)
 
 
 def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> TrainConfig:
@@ -38,10 +38,15 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
     plain = to_mapping(config)
     plain["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": derive.output_name(config)}
     for section, name in READ:
-        path = Path(plain[section][name])
-        if plain[section][name].strip() and not path.is_absolute() and _exists(path):
-            plain[section][name] = str(path.absolute())
+        plain[section][name] = _absolute(plain[section][name])
+    for table in plain["data"]["subsets"]:
+        table.update({name: _absolute(table[name]) for name in TABLE_INPUTS if name in table})
     return build(plain)
+
+
+def _absolute(text: str) -> str:
+    path = Path(text)
+    return str(path.absolute()) if text.strip() and not path.is_absolute() and _exists(path) else text
 
 
 def _exists(path: Path) -> bool:
@@ -74,8 +79,13 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
         try:
             look()
         except TrainerError as error:
-            found += [problem if problem.path in options() else attrs.evolve(problem, path=option) for problem in error.problems]
+            found += [problem if _is_place(problem.path) else attrs.evolve(problem, path=option) for problem in error.problems]
     return found
+
+
+def _is_place(path: str) -> bool:
+    """Whether the path of a problem is an option, or a place inside one (data.subsets[1].num_repeats)."""
+    return path in options() or path.startswith(("data.subsets[", "data.dataset_config."))
 
 
 def check_folder(folder: Path) -> None:

@@ -82,9 +82,16 @@ def output_name(config: TrainConfig) -> str:
         return config.save.output_name
     if config.data.trigger_word.strip():
         return slug(config.data.trigger_word)
-    folder = PureWindowsPath(config.data.train_data_dir).name or Path(config.data.train_data_dir).name
+    data = config.data
+    named = [data.train_data_dir, *(table.get("image_dir", "") for table in data.subsets)]
+    text = next((text for text in named if text.strip()), "") or _without_ending(data.dataset_config or data.in_json)
+    folder = PureWindowsPath(text).name or Path(text).name
     number, underscore, rest = folder.partition("_")
     return slug(rest if underscore and number.isdecimal() and rest else folder)
+
+
+def _without_ending(file: str) -> str:
+    return file.rpartition(".")[0] or file
 
 
 def prompts(config: TrainConfig) -> list[str]:

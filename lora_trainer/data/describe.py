@@ -12,6 +12,7 @@ from lora_trainer.config.schema import DataConfig
 from lora_trainer.config.subsets import PER_DATASET, SUBSETS, check_given, with_given
 from lora_trainer.data.captions import CaptionRules, rules_from
 from lora_trainer.data.dataset_toml import OPTION, Table, read_dataset_file
+from lora_trainer.data.metadata_json import read_metadata
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 
@@ -113,6 +114,18 @@ def training_size(data: DataConfig) -> tuple[int, int]:
 def size_of(data: DataConfig) -> tuple[int, int]:
     """Width and height of a dataset's training size."""
     return (data.resolution, data.resolution) if isinstance(data.resolution, int) else data.resolution
+
+
+def places(description: Description) -> Iterator[tuple[str, str]]:
+    """(option, path) of every folder and file that is read: those of pictures that a metadata file names among them."""
+    for rules in description.subsets:
+        source = rules.source
+        found = [source.folder, source.metadata_file, rules.data.mask_dir]
+        yield from ((source.field, text) for text in found if text.strip())
+        if source.metadata_file:
+            folder = Path(source.folder) if source.folder.strip() else None
+            entries = read_metadata(Path(source.metadata_file), folder, source.separator, source.field)
+            yield from ((source.field, str(folder)) for folder in {entry.path.parent for entry in entries if entry.path is not None})
 
 
 def _of_options(data: DataConfig) -> Iterator[SubsetRules]:

@@ -49,7 +49,7 @@ def suggest(
     now = Situation(config, machine, pictures, model, kind, typed, probe.clip_skip(config.model, host))
     offered, asked = _advise(now)
     after = apply_changes(config, offered)
-    plan = make_plan(after, pictures.placed(after), model, machine.for_plan())
+    plan = make_plan(after, pictures.placed(after), model, machine.for_plan(), pictures.datasets(after))
     notes = _remarks(machine, pictures, kind, plan.needed_mb, plan.seconds)
     return Suggestion((*offered, *asked), frozenset(change.path for change in asked), after, plan, tuple(notes))
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import attrs
 
-from lora_trainer.config.schema import TrainConfig
-from lora_trainer.data import buckets, folders, scan
+from lora_trainer.config.schema import DataConfig, TrainConfig
+from lora_trainer.data import folders
+from lora_trainer.data.describe import Description, describe
+from lora_trainer.data.gather import arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.train.plan import Machine
 
@@ -76,32 +77,28 @@ class DatasetFacts:
 
     records: tuple[ImageRecord, ...]
     held: tuple[ImageRecord, ...] = ()
+    description: Description | None = None
 
     @classmethod
     def read(cls, config: TrainConfig) -> DatasetFacts:
         """Scans what the config names. Raises DatasetError."""
-        data = config.data
-        found = scan.scan(
-            Path(data.train_data_dir),
-            num_repeats=data.num_repeats,
-            class_tokens=data.class_tokens,
-            caption_extension=data.caption_extension,
-            leave_out=data.leave_out,
+        description = describe(config.data, config.validate.data_dir)
+        usable = [record for record in gather(description).records if record.usable]
+        return cls(
+            tuple(record for record in usable if not record.validation),
+            tuple(record for record in usable if record.validation),
+            description,
         )
-        if not config.validate.data_dir.strip():
-            return cls(found.used)
-        own = scan.scan(Path(config.validate.data_dir), caption_extension=data.caption_extension, field="validate.data_dir")
-        return cls(found.used, tuple(attrs.evolve(record, key=f"validation/{record.key}", validation=True) for record in own.used))
 
     @property
     def images(self) -> int:
-        """How many pictures can be used, those to be held back among them."""
-        return len(self.records)
+        """How many pictures can be used, those to be held back among them; without regularisation."""
+        return sum(not record.is_reg for record in self.records)
 
     @property
     def captions(self) -> int:
         """How many of them have a caption file."""
-        return sum(record.has_caption for record in self.records)
+        return sum(record.has_caption for record in self.records if not record.is_reg)
 
     @property
     def smallest_side(self) -> int:
@@ -110,17 +107,24 @@ class DatasetFacts:
 
     @property
     def folder_repeats(self) -> bool:
-        """Whether the repeats stand in the folders' names (`10_name`), so that data.num_repeats counts for nothing."""
-        return any(folders.numbered_name(record.path.parent.name) for record in self.records)
+        """Whether the repeats stand in the folders' names (`10_name`) or with each folder, so that data.num_repeats counts for nothing."""
+        several = self.description is not None and not self.description.simple
+        return several or any(folders.numbered_name(record.path.parent.name) for record in self.records if not record.is_reg)
 
     def placed(self, config: TrainConfig) -> list[ImageRecord]:
         """The records as a run with this config has them: repeated, held back, in their buckets."""
         records = self.records
         if not self.folder_repeats:
-            records = tuple(attrs.evolve(record, repeats=config.data.num_repeats) for record in records)
-        if config.validate.fraction and not self.held:
-            records = scan.split_validation(records, config.validate.fraction, config.seed)
-        return buckets.place((*records, *self.held), config.data)
+            records = tuple(record if record.is_reg else attrs.evolve(record, repeats=config.data.num_repeats) for record in records)
+        description = attrs.evolve(self.description or describe(config.data), datasets=self.datasets(config))
+        prior, fraction = config.loss.prior_loss_weight, 0.0 if self.held else config.validate.fraction
+        return arranged((*records, *self.held), description, seed=config.seed, fraction=fraction, prior_weight=prior)
+
+    def datasets(self, config: TrainConfig) -> tuple[DataConfig, ...]:
+        """Options of each dataset; [data]'s may have changed since the folders were read."""
+        if self.description is None or self.description.simple:
+            return (config.data,)
+        return self.description.datasets
 
     def groups(self, config: TrainConfig) -> tuple[Group, ...]:
         """The trained pictures by bucket."""
@@ -128,7 +132,7 @@ class DatasetFacts:
         showings: Counter[Any] = Counter()
         for record in self.placed(config):
             if not record.validation:
-                pictures[record.bucket] += 1
+                pictures[record.bucket] += not record.is_reg
                 showings[record.bucket] += record.repeats
         return tuple(Group(pictures[bucket], showings[bucket]) for bucket in sorted(pictures))
 
