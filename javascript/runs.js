@@ -75,8 +75,9 @@
   /** Takes a run's settings into the form. */
   LT.cloneRun = async (run, changes = {}) => {
     try {
-      const { config } = await LT.get(`runs/${encodeURIComponent(run.id)}/config`);
+      const { config, notes = [] } = await LT.get(`runs/${encodeURIComponent(run.id)}/config`);
       LT.useConfig(config, changes);
+      notes.forEach((note) => LT.toast(note));
     } catch (error) {
       LT.complain(error);
       return false;

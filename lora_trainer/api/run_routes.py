@@ -166,13 +166,16 @@ def _control_elsewhere(api: Api, run: str, word: str) -> dict[str, Any]:
 
 
 async def config(api: Api, request: Request) -> dict[str, Any]:
-    """GET /runs/ID/config -> {"config": {...}, "toml": "..."}"""
-    return await api.workers.in_thread(_config, api, request.path_params["run"])
+    """GET /runs/ID/config -> {"config": {...}, "toml": "...", "notes": [...]}: notes of what was brought to today's form"""
+    return await api.workers.in_thread(_config, api, request.path_params["run"], language_of(request))
 
 
-def _config(api: Api, run: str) -> dict[str, Any]:
-    path = api.run_folder(run).config_file
-    return {"config": to_mapping(read_config(path)), "toml": path.read_text(encoding="utf-8")}
+def _config(api: Api, run: str, language: str) -> dict[str, Any]:
+    folder = api.run_folder(run)
+    notes = [note] if (note := folder.note()) is not None else []
+    config = read_config(folder.config_file, tell=notes.append)
+    toml = folder.config_file.read_text(encoding="utf-8")
+    return {"config": to_mapping(config), "toml": toml, "notes": [note.text(language) for note in notes]}
 
 
 async def use(api: Api, request: Request) -> dict[str, Any]:

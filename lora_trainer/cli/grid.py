@@ -35,6 +35,8 @@ def run(args: argparse.Namespace, out: Out) -> int:
     from lora_trainer.jobs.job import Job
 
     folder = run_folder(args.run)
+    if (note := folder.note()) is not None:
+        out.note(say("Note: {message}", message=note))
     weights = numbers(args.weights, "--weights")
     epochs = [int(number) for number in numbers(args.epochs, "--epochs")]
     try:

@@ -16,9 +16,11 @@ import attrs
 from lora_trainer.control import COMMANDS
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import write_atomically
+from lora_trainer.jobs import versions
 from lora_trainer.jobs.alive import process_alive, process_mark
 from lora_trainer.jobs.events_log import EventsLog, last_events
 from lora_trainer.jobs.status import ENDED, PHASE_STATES
+from lora_trainer.messages import Message
 
 STALE_SECONDS = 600
 """A run of another machine that wrote nothing for this long is taken for dead."""
@@ -54,7 +56,7 @@ class RunFolder:
             except OSError as error:
                 raise _cannot_make(path, error.strerror or str(error)) from error
         folder = cls(path)
-        folder.describe(name=path.name, kind=kind, of=of, created=round(time.time(), 3))
+        folder.describe(version=versions.VERSION, name=path.name, kind=kind, of=of, created=round(time.time(), 3))
         return folder
 
     @property
@@ -75,8 +77,14 @@ class RunFolder:
     # What the run is
 
     def about(self) -> dict[str, Any]:
-        """{"name", "kind", "of", "created"}; the folder's name where nothing is written."""
-        return {"name": self.id, "kind": "train", "of": "", "created": 0.0} | _read_json(self.path / "run.json")
+        """{"version", "name", "kind", "of", "created"}; the folder's name where nothing is written."""
+        known = _read_json(self.path / "run.json")
+        version = versions.version_of(known)
+        return (
+            {"name": self.id, "kind": "train", "of": "", "created": 0.0}
+            | versions.brought("run.json", known, version)
+            | {"version": version}
+        )
 
     def describe(self, **values: Any) -> None:
         """Writes values of `about`."""
@@ -89,15 +97,23 @@ class RunFolder:
 
     def manifest(self) -> dict[str, Any]:
         """manifest.json, or {} while nothing was saved."""
-        return _read_json(self.manifest_file)
+        return self._brought(self.manifest_file)
 
     def plan(self) -> dict[str, Any]:
         """plan.json, or {} before planning ended."""
-        return _read_json(self.plan_file)
+        return self._brought(self.plan_file)
 
     def grid_json(self) -> dict[str, Any]:
         """grid/grid.json as far as it is drawn; {"cells": [], "best": null} before."""
-        return {"cells": [], "best": None} | _read_json(self.grid / "grid.json")
+        return {"cells": [], "best": None} | self._brought(self.grid / "grid.json")
+
+    def note(self) -> Message | None:
+        """What to tell of a folder that another version of this trainer made."""
+        return versions.note(self.about()["version"])
+
+    def _brought(self, file: Path) -> dict[str, Any]:
+        content = _read_json(file)
+        return versions.brought(file.name, content, self.about()["version"]) if content else {}
 
     def outcome(self, *, running: bool = False) -> str | None:
         """finished, stopped or failed by its last event; "interrupted" when it has none and its process is gone; None while it runs."""

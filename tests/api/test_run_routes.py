@@ -273,3 +273,10 @@ def test_settings_of_another_trainer_are_taken_with_a_reason_for_each_key_that_i
     assert (imported["kind"], imported["keys"], len(imported["taken"])) == ("kohya_ss", 4, 2)
     assert [left["key"] for left in imported["left"]] == ["xformers", "frob"] and "sd-scripts" in imported["left"][1]["why"]
     assert server.post("config", {"toml": answer["toml"]}).json() == answer | {"imported": None}
+
+
+def test_settings_of_a_run_that_another_version_made_come_with_a_note(server):
+    folder = RunFolder.create(server.host.paths().runs_dir, "moon")
+    folder.config_file.write_text("version = 99\n[network]\ndim = 8\n", encoding="utf-8")
+    answer = server.get(f"runs/{folder.id}/config").json()
+    assert answer["config"]["network"]["dim"] == 8 and len(answer["notes"]) == 1 and "newer" in answer["notes"][0]
