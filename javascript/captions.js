@@ -211,7 +211,7 @@
     const pieces = [];
     let shuffling = false;
     captionParts.forEach((part, index) => {
-      if (index) pieces.push(", ");
+      pieces.push(part.before ?? (index ? ", " : ""));
       if (part.kind === "shuffled" && !shuffling) {
         pieces.push(LT.icon("shuffle", "lt-inlineicon"), " ");
         shuffling = true;

@@ -22,7 +22,7 @@ class Started:
 
 @attrs.frozen
 class Phase:
-    """A part of the work begins: planning, caching, training, sampling, saving, validating, rendering, ranking."""
+    """A part of the work begins: planning, caching, encoding, training, sampling, saving, validating, rendering, ranking."""
 
     name: str
     total: int = 0

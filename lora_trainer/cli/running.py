@@ -24,6 +24,7 @@ QUIET_SECONDS = 5.0
 PHASES = {
     "planning": say("Planning"),
     "caching": say("Reading pictures"),
+    "encoding": say("Reading captions"),
     "training": say("Training"),
     "sampling": say("Drawing previews"),
     "validating": say("Validating"),

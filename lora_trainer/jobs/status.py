@@ -32,6 +32,7 @@ ENDED = ("finished", "stopped", "failed", "interrupted")
 PHASE_STATES = {
     "planning": "planning",
     "caching": "caching",
+    "encoding": "caching",
     "training": "training",
     "validating": "training",
     "sampling": "sampling",

@@ -15,6 +15,7 @@ ROWS = 16
 """Captions of one batch. The shape never changes: with another one a device may add up in another order."""
 MEMORY = 512 * 2**20
 """Bytes that encoded captions may take."""
+IDS_KEPT = 20_000
 
 
 class Captions:
@@ -60,10 +61,6 @@ class Captions:
         """Drops what is kept of other captions than these."""
         self._encoded = {caption: self._encoded[caption] for caption in captions if caption in self._encoded}
 
-    def forget(self) -> None:
-        """Drops all."""
-        self._encoded = {}
-
     def room(self) -> int:
         """How many different captions may be kept at a time."""
         one = next(iter(self._encoded.values()), None)
@@ -71,6 +68,8 @@ class Captions:
 
     def _tokens(self, bundle: ModelBundle, caption: str) -> Tensor:
         if caption not in self._ids:
+            if len(self._ids) >= IDS_KEPT:
+                self._ids.clear()
             self._ids[caption] = tokenize(bundle.tokenizer, [caption], self.max_token_length)[0]
         return self._ids[caption]
 

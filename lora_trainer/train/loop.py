@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -19,6 +19,7 @@ from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.data import order
 from lora_trainer.data.describe import size_of
+from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import HostBusy, TrainerError, TrainingError
 from lora_trainer.events import (
     Event,
@@ -40,6 +41,7 @@ from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import say
 from lora_trainer.optim.schedules import factor
 from lora_trainer.train import metadata, setup
+from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
 from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import choose_precision, computing, vram_mb
@@ -50,6 +52,8 @@ from lora_trainer.train.validate import validation_loss
 
 MOVED_AFTER = 10
 BAD_STEPS = 10
+WORTH_TELLING = 4 * ROWS
+"""More captions than this are a phase of their own."""
 
 
 def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iterator[Event]:
@@ -125,14 +129,36 @@ class _Run:
         pictures, accumulation = self.trainer.pictures, self.config.steps.gradient_accumulation_steps
         batches = order.epoch_batches(pictures.trained, batch_size=pictures.batch_sizes, seed=self.config.seed, epoch=self.epoch)
         groups = [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
-        if any(rules.caption.varied for rules in pictures.subsets):
-            self.trainer.captions.forget()
+        encoded = 0
         for number, group in enumerate(groups, start=1):
             yield from self._between_steps()
+            if number > encoded and not self.control.stopping:
+                encoded = number - 1 + (yield from self._encode_ahead(groups[number - 1 :]))
             if self.control.stopping or self.step >= self.plan.total_steps:
                 return
             yield self._one_step(group)
             yield from self._after_step(number == len(groups))
+
+    def _encode_ahead(self, groups: Sequence[Sequence[Sequence[order.Item]]]) -> Generator[Event, None, int]:
+        """Encodes the captions of the steps that come, as far as they may be kept; returns how many steps that are."""
+        captions, left = self.trainer.captions, groups[: self.plan.total_steps - self.step]
+        if captions.trained:
+            return len(groups)
+        showings = ([self._text(item, self.step + number) for batch in group for item in batch] for number, group in enumerate(left))
+        texts, count = reach(showings, captions.room())
+        captions.forget_others([*texts, *map(self._held_text, self.trainer.pictures.held)])
+        missing = captions.missing(texts)
+        if len(missing) > WORTH_TELLING:
+            yield Phase("encoding", len(missing))
+        for start in range(0, len(missing), ROWS):
+            if start:
+                yield from self._between_steps()
+            if self.control.stopping:
+                break
+            captions.fill(self.trainer.bundle, missing[start : start + ROWS])
+            if len(missing) > WORTH_TELLING:
+                yield Progress(min(start + ROWS, len(missing)))
+        return count
 
     def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Stepped:
         begin = time.perf_counter()
@@ -172,14 +198,14 @@ class _Run:
             for record, key in zip(records, keys, strict=True)
         ]
         latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips, strict=True)]
-        texts = [self._text(item) for item in batch]
+        texts = [self._text(item, self.step) for item in batch]
         with computing(trainer.precision, trainer.bundle.device, grad=True):
             drawn = noisy_batch(latents, keys, lambda: trainer.captions.encode(trainer.bundle, texts), trainer.rules, trainer.bundle.device)
             losses = picture_losses(trainer.bundle, drawn, trainer.rules)
             return weighted(losses, [record.is_reg for record in records], self.config.loss.prior_loss_weight).sum()
 
-    def _text(self, item: order.Item) -> str:
-        """The caption as this showing reads it."""
+    def _text(self, item: order.Item, step: int) -> str:
+        """The caption as this showing reads it after `step` steps."""
         pictures = self.trainer.pictures
         record = pictures.trained[item.index]
         return wording.drawn_caption(
@@ -188,9 +214,13 @@ class _Run:
             seed=self.config.seed,
             epoch=self.epoch,
             repeat=item.repeat,
-            step=self.step,
+            step=step,
             total_steps=self.plan.total_steps,
         )
+
+    def _held_text(self, record: ImageRecord) -> str:
+        """The caption of a picture that is held back: the same each time."""
+        return wording.caption_of(record, self.trainer.pictures.rules_of(record))
 
     def _update(self, rate: float) -> float:
         """Clips the gradient and steps; returns its length before clipping."""
@@ -304,13 +334,13 @@ class _Run:
         if not held or self.validated_at == self.step:
             return
         yield Phase("validating", len(held))
+        captions = self.trainer.captions
+        captions.fill(self.trainer.bundle, captions.missing(map(self._held_text, held)))
         loss = validation_loss(
             self.trainer.bundle,
             [self.trainer.latent(record, False) for record in held],
             [record.key for record in held],
-            lambda number: self.trainer.captions.encode(
-                self.trainer.bundle, [wording.caption_of(held[number], self.trainer.pictures.rules_of(held[number]))]
-            ),
+            lambda number: captions.encode(self.trainer.bundle, [self._held_text(held[number])]),
             self.trainer.precision,
             lambda: not self.control.stopping,
         )

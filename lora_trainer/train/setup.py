@@ -204,7 +204,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
         adapter=adapter,
         optimizer=FlatOptimizer(config.optimizer.type, groups, derive.optimizer_args(config)),
         scaler=make_scaler(precision, lease.device),
-        captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts),
+        captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
         cache=LatentCache(lambda pixels: encode(trainer.bundle, pixels), keep=config.data.cache_latents),
         rules=LossRules(config.loss.min_snr_gamma, config.loss.noise_offset),
         requests=preview_requests(config),
@@ -229,7 +229,13 @@ def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
     """The preview prompts of a config as requests. Raises TrainerError for a line that cannot be read."""
     width, height = training_size(config.data)
     defaults = SampleRequest(
-        "", width=width, height=height, seed=config.seed, sampler=config.sample.sampler, clip_skip=config.model.clip_skip
+        "",
+        width=width,
+        height=height,
+        seed=config.seed,
+        sampler=config.sample.sampler,
+        clip_skip=config.model.clip_skip,
+        max_token_length=config.model.max_token_length,
     )
     return tuple(parse_prompt_line(line, defaults) for line in derive.prompts(config))
 
