@@ -8,9 +8,10 @@ from typing import Any
 
 from lora_trainer.api.readings import Folders, placed_as_trained
 from lora_trainer.api.tokens import Tokens
+from lora_trainer.config import derive
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.data import captions
-from lora_trainer.data.describe import SubsetRules
+from lora_trainer.data import captions, order
+from lora_trainer.data.describe import Description, SubsetRules
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.messages import Message, say
 
@@ -26,16 +27,44 @@ def caption_list(folders: Folders, config: TrainConfig, epoch: int, language: st
     own = [record for record in used if not record.is_reg]
     tags: Counter[str] = Counter()
     for record in used:
-        tags.update({part.strip() for part in captions.first_line(record.caption).split(rules[record.subset].separator) if part.strip()})
+        tags.update(_tags(record, rules[record.subset]))
     listed = [{"text": text, "count": count, "kind": "plain"} for text, count in sorted(tags.items(), key=lambda tag: (-tag[1], tag[0]))]
     if trigger := main.trigger_word.strip():
         listed = [tag for tag in listed if str(tag["text"]).casefold() != trigger.casefold()]
         listed.insert(0, {"text": trigger, "count": len(own), "kind": "trigger"})
+    growing = any(own.token_warmup_step for own in rules)
+    steps, total = _steps(placed, reading.description, config, epoch) if growing else ({}, 0)
+
+    def parts(record: ImageRecord) -> list[captions.Part]:
+        if record.validation:
+            return captions.parts(record, rules[record.subset])
+        step = steps.get(record.key, total)
+        return captions.parts(record, rules[record.subset], seed=config.seed, epoch=epoch, step=step, total_steps=total)
+
     return {
         "line": _line(own, main).text(language),
         "tags": listed,
-        "pictures": [_caption(folders.tokens, record, rules[record.subset], config, epoch) for record in used],
+        "pictures": [_caption(folders.tokens, record, parts(record), config) for record in used],
     }
+
+
+def _tags(record: ImageRecord, rules: captions.CaptionRules) -> set[str]:
+    """The different parts of what may be read of a caption file."""
+    lines = captions.lines_of(record.caption)[: None if rules.wildcard else 1]
+    return {part.strip() for line in lines for part in line.split(rules.separator) if part.strip()}
+
+
+def _steps(records: Sequence[ImageRecord], description: Description, config: TrainConfig, epoch: int) -> tuple[dict[str, int], int]:
+    """After how many steps a run first shows each picture in that epoch, and how many steps it has."""
+    sizes, accumulation = [data.batch_size for data in description.datasets], config.steps.gradient_accumulation_steps
+    per_epoch = order.steps_per_epoch(records, sizes, accumulation)
+    steps = {
+        records[item.index].key: (epoch - 1) * per_epoch + number // accumulation
+        for number, batch in enumerate(order.epoch_batches(records, batch_size=sizes, seed=config.seed, epoch=epoch))
+        for item in batch
+        if item.repeat == 0
+    }
+    return steps, derive.train_length(config, per_epoch)[1]
 
 
 def _is_used(record: ImageRecord, subsets: Sequence[SubsetRules]) -> bool:
@@ -54,19 +83,18 @@ def _line(used: Sequence[ImageRecord], rules: captions.CaptionRules) -> Message:
     return say("{count} of {all} have captions · {rest} will use: {words}", **values, rest=len(used) - captioned, words=words)
 
 
-def _caption(tokens: Tokens, record: ImageRecord, rules: captions.CaptionRules, config: TrainConfig, epoch: int) -> dict[str, Any]:
-    parts = captions.parts(record, rules, seed=config.seed if rules.varied else None, epoch=epoch)
-    read = captions.drawn_caption(record, rules, seed=config.seed, epoch=epoch, repeat=0)
+def _caption(tokens: Tokens, record: ImageRecord, parts: Sequence[captions.Part], config: TrainConfig) -> dict[str, Any]:
+    read = "".join(part.before + part.text for part in parts)
     return {
         "key": record.key,
         "name": record.path.name,
         "path": str(record.path),
-        "parts": [{key: value for key, value in part._asdict().items() if value} for part in parts],
+        "parts": [part._asdict() for part in parts],
         "dropped": not read,
         "tokens": tokens.count(read),
         "limit": config.model.max_token_length,
         "has_caption": record.has_caption,
-        "raw": record.caption.strip() if rules.wildcard else captions.first_line(record.caption),
+        "raw": "\n".join(captions.lines_of(record.caption)),
         "caption_file": str(record.caption_path or record.path.with_suffix(".txt")),
         "validation": record.validation,
     }

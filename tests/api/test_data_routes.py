@@ -87,11 +87,11 @@ def test_captions_are_shown_as_the_model_reads_them_in_that_epoch(server, pictur
     found = read(1)
     by_stem = {picture["name"].rpartition(".")[0]: picture for picture in found["pictures"]}
     parts = by_stem[first.stem]["parts"]
-    assert parts[0] == {"text": "sks", "kind": "trigger"}
+    assert parts[0] == {"text": "sks", "kind": "trigger", "before": ""}
     assert sorted(part["text"] for part in parts[1:]) == ["black", "blue", "green", "red", "white"]
     assert {part["kind"] for part in parts[1:]} == {"shuffled"}
     assert by_stem[first.stem]["tokens"] == 11 and by_stem[first.stem]["limit"] == 75
-    assert by_stem[second.stem]["parts"] == [{"text": "sks", "kind": "trigger"}, {"text": "moon", "kind": "class"}]
+    assert by_stem[second.stem]["parts"] == [parts[0], {"text": "moon", "kind": "class", "before": " "}]
     assert found["line"] == "11 of 12 have captions · 1 will use: sks moon"
     orders = {
         tuple(part["text"] for part in {p["key"]: p for p in read(epoch)["pictures"]}[by_stem[first.stem]["key"]]["parts"])
@@ -100,6 +100,29 @@ def test_captions_are_shown_as_the_model_reads_them_in_that_epoch(server, pictur
     assert len(orders) > 1
     assert found == read(1)
     assert found["tags"][0] == {"text": "sks", "count": 12, "kind": "trigger"}
+
+
+def test_captions_are_shown_as_they_grow_with_all_their_lines_and_their_own_limit(server, pictures):
+    folder = next(pictures.iterdir())
+    for text in folder.glob("*.txt"):
+        text.write_text("a,b;;;c , {d|d}\n", encoding="utf-8")
+    first = sorted(folder.glob("*.txt"))[0]
+    first.write_text("one\n\n two\n", encoding="utf-8")
+    settings = {"data__enable_wildcard": True, "data__secondary_separator": ";;;", "model__max_token_length": 150}
+
+    def read(epoch, **more):
+        return server.post("captions", asked(pictures, **settings, **more) | {"epoch": epoch}).json()["pictures"]
+
+    def joined(picture):
+        return "".join(part["before"] + part["text"] for part in picture["parts"])
+
+    by_stem = {picture["name"].rpartition(".")[0]: picture for picture in read(1)}
+    lines = by_stem.pop(first.stem)
+    assert (lines["raw"], lines["limit"]) == ("one\ntwo", 150) and joined(lines) in ("sks, one", "sks, two")
+    assert {joined(picture) for picture in by_stem.values()} == {"sks, a,b,c , d"}
+    growing = {"data__token_warmup_step": 0.9, "data__token_warmup_min": 0, "steps__max_train_epochs": 2, "data__batch_size": 4}
+    lengths = [sorted(len(picture["parts"]) for picture in read(epoch, **growing)) for epoch in (1, 2)]
+    assert lengths[0][0] == 1 and lengths[0][-1] < 4 and lengths[1][-1] == 4  # the trigger alone at first, all at last
 
 
 def test_a_caption_is_written_beside_its_picture_and_taken_back(server, pictures):
