@@ -137,15 +137,14 @@ def check_tables(config: TrainConfig, bad: Iterable[str] = ()) -> Iterator[Probl
     for number, table in enumerate(config.data.subsets):
         given, place = dict(table.given), f"{SUBSETS}[{number}]"
         if not {f"{place}.{name}" for name in given} & bad:
-            yield from check_given(config.data, given, place)
+            yield from check_given(config.data, given, {name: f"{place}.{name}" for name in given})
 
 
-def check_given(data: DataConfig, given: Mapping[str, Any], place: str) -> Iterator[Problem]:
-    """The problems that a table's options make together with [data]'s, each at the name that the table gives."""
+def check_given(data: DataConfig, given: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Problem]:
+    """The problems that a table's options make together with [data]'s; `places` says where each name was given."""
     before = {found.path for _, found in check_together(TrainConfig(data=data))}
     for paths, found in check_together(TrainConfig(data=with_given(data, given))):
-        names = [path.removeprefix("data.") for path in paths if path.startswith("data.")]
-        named = next((name for name in names if name in given), None)
+        names = [path.removeprefix("data.") for path in (found.path, *paths) if path.startswith("data.")]
+        named = next((name for name in names if name in places), None)
         if named is not None and found.path not in before:
-            own = found.path.removeprefix("data.")
-            yield attrs.evolve(found, path=f"{place}.{own if own in given else named}")
+            yield attrs.evolve(found, path=places[named])

@@ -40,10 +40,11 @@ ON_THE_COMMAND_LINE = {
 
 @attrs.frozen
 class Table:
-    """One subset: its place in the file, and every value that it gives or inherits, by the names of config.subsets."""
+    """One subset: its place in the file, every value that it gives or inherits by the names of config.subsets, and where each stands."""
 
     place: str
     given: Mapping[str, Any]
+    places: Mapping[str, str] = attrs.field(factory=dict)
 
 
 @attrs.frozen
@@ -88,6 +89,7 @@ class _Reading:
 
     beside: Path
     problems: list[Problem] = attrs.field(factory=list)
+    given_at: dict[tuple[str, str], str] = attrs.field(factory=dict)
     warnings: list[Message] = attrs.field(factory=list)
 
     def datasets(self, mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[Table, ...]]:
@@ -164,7 +166,9 @@ class _Reading:
         for name in ("image_dir", "metadata_file", "mask_dir"):
             if given.get(name):
                 given[name] = found_beside(given[name], self.beside)
-        return Table(place, given)
+        heights = (place, place.partition(".")[0], "general")
+        places = {name: next((at for height in heights if (at := self.given_at.get((height, name)))), "") for name in given}
+        return Table(place, given, {name: at for name, at in places.items() if at})
 
     def _values(self, table: Mapping[str, Any], place: str, allowed: tuple[str, ...], *, metadata: bool = False) -> dict[str, Any]:
         """What the table gives, by our names; unknown names and wrong values become problems."""
@@ -187,6 +191,7 @@ class _Reading:
                 option = attrs.evolve(table_options()[ours], path=_path(path))
                 if (read := read_value(option, plain_value(name, value), self.problems)) is not None:
                     found[ours] = read
+                    self.given_at[place, ours] = _path(path)
         return found
 
     def _refuse(self, path: str, name: str, allowed: tuple[str, ...]) -> None:

@@ -144,11 +144,9 @@ def _of_options(data: DataConfig) -> Iterator[SubsetRules]:
 
 def _of_file(data: DataConfig) -> Description:
     file = read_dataset_file(Path(data.dataset_config), data)
-    problems = [
-        found for tables in file.datasets for table in tables for found in check_given(data, table.given, f"{OPTION}.{table.place}")
-    ]
+    problems = {found.path: found for tables in file.datasets for table in tables for found in check_given(data, table.given, table.places)}
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(problems.values()))
     warnings = list(file.warnings)
     beside = [name for name in ("train_data_dir", "reg_data_dir", "in_json") if getattr(data, name).strip()]
     if beside:
