@@ -16,7 +16,7 @@ def test_a_file_is_replaced_whole_and_nothing_stays_beside_it(tmp_path: Path):
     target = tmp_path / "新的" / "moon.json"
     write_atomically(target, b"old")
     write_atomically(target, b"new")
-    assert target.read_bytes() == b"new" and os.listdir(target.parent) == ["moon.json"]
+    assert target.read_bytes() == b"new" and [file.name for file in target.parent.iterdir()] == ["moon.json"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are another matter there")
