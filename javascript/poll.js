@@ -1,7 +1,8 @@
-/* One snapshot of the server each second while the tab can be seen; a rare look while a run goes on and it cannot. */
+/* One snapshot of the server each second while the tab can be seen; a few a minute for the banner on the host's txt2img page. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
-  const RARELY = 15; // seconds between two looks while nobody looks at the tab
+  const RARELY = 15; // seconds between two looks while somebody looks at txt2img, or a run goes on that nobody sees
+  const NOW_AND_THEN = 4; // seconds between two looks while a run goes on and somebody looks at txt2img
   const SLOW = 5; // seconds between two looks while the server does not answer
   let waited = 0;
   let asking = false;
@@ -49,6 +50,10 @@
   };
   LT.isSilent = () => silent > 1;
 
+  /** The host's page on which the banner stands. */
+  const beside = () => document.getElementById("tab_txt2img");
+  const besideShown = () => !document.hidden && beside() !== null && beside().offsetParent !== null;
+
   const tick = () => {
     waited += 1;
     if (LT.visible()) {
@@ -57,9 +62,12 @@
         LT.look();
       }
       LT.tell("tick");
-    } else if (waited >= RARELY && LT.active()) {
-      waited = 0;
-      LT.look();
+    } else {
+      const watched = besideShown();
+      if (waited >= (watched && LT.active() ? NOW_AND_THEN : RARELY) && (watched || LT.active())) {
+        waited = 0;
+        LT.look();
+      }
     }
   };
 
@@ -67,6 +75,7 @@
     LT.look();
     window.setInterval(tick, 1000);
     document.addEventListener("visibilitychange", () => LT.visible() && LT.look());
-    new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && LT.look()).observe(LT.root());
+    const observer = new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) && LT.look());
+    for (const place of [LT.root(), beside()]) if (place) observer.observe(place);
   };
 })();

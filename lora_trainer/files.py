@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Writes `path` in one go. Raises TrainerError naming the file when the disk is full or the folder cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:40]}.", suffix=".part", dir=path.parent)
+        part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
+        handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
         raise TrainerError(
             "{path} cannot be written ({reason}).",
@@ -29,9 +30,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-        replace_file(Path(name), path)
+        replace_file(part, path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise TrainerError(
             "{path} could not be written ({reason}).",
             path=str(path),
@@ -39,7 +40,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             fix="Free some disk space or choose another folder.",
         ) from error
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

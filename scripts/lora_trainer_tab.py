@@ -176,11 +176,13 @@ try:
         from lora_trainer.host.detect import detect
 
         host = detect()
-    if not problem:  # read now, not when the tab is built: by then the host loads its model beside, and everything takes thrice as long
-        importlib.import_module("lora_trainer.api.routes")
-        importlib.import_module("lora_trainer.ui.blocks")
 except Exception:
     fail("start")
+if not problem:
+    try:  # what the tab lives on: read now, because once the host loads its model in a second thread all imports take much longer
+        importlib.import_module("lora_trainer.api.routes")
+    except Exception:
+        fail("build its tab")
 
 script_callbacks.on_ui_tabs(tabs)
 script_callbacks.on_app_started(app_started)

@@ -75,7 +75,7 @@ def tell_plan(plan: dict[str, Any], out: Out) -> None:
         out.line(f"  {bucket['width']} x {bucket['height']}: {bucket['count']}")
     values = {"steps": plan["steps_per_epoch"], "epochs": plan["epochs"], "total": plan["total_steps"]}
     out.line(say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values))
-    out.line(say("about {minutes} minutes (estimate)", minutes=max(1, round(plan["seconds"] / 60))))
+    out.line(say("about {minutes} min (estimate)", minutes=max(1, round(plan["seconds"] / 60))))
     out.line(say("{files} files, {mb} MB", files=plan["files"], mb=plan["disk_mb"]))
     memory = plan["memory"]
     values = {"needed": memory["needed_mb"], "free": memory["free_mb"]}

@@ -77,7 +77,7 @@ def claimed(names: Names, overwrite: bool) -> Iterator[None]:
         names.folder.mkdir(parents=True, exist_ok=True)
         if _left_behind(claim):
             claim.unlink(missing_ok=True)
-        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError as error:
         raise TrainerError(
             "another run is writing files named {name} in {folder}.",

@@ -89,7 +89,7 @@ def _advise(start: Situation) -> tuple[list[Change], list[Change]]:
 def _remarks(machine: MachineFacts, pictures: DatasetFacts, subject: Subject, needed_mb: float, seconds: float) -> Iterator[Message]:
     """What no setting cures. `needed_mb` and `seconds` are the plan's estimates."""
     if machine.on_cpu and seconds < 7200:
-        yield say("There is no GPU: training is slow, about {minutes} minutes (estimate).", minutes=max(1, round(seconds / 60)))
+        yield say("There is no GPU: training is slow, about {minutes} min (estimate).", minutes=max(1, round(seconds / 60)))
     elif machine.on_cpu:
         yield say("There is no GPU: training is slow, about {hours} hours (estimate).", hours=round(seconds / 3600))
     if machine.free_mb and needed_mb > machine.free_mb:

@@ -4,12 +4,14 @@ import hashlib
 import json
 import signal
 import time
-import zlib
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
+from safetensors import safe_open
+from safetensors.torch import save_file
 
+from lora_trainer import assets
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
 
@@ -111,23 +113,17 @@ def test_another_process_pauses_resumes_saves_and_stops(shell, config):
     assert process.returncode == 130 and folder.outcome() == "stopped"
 
 
-def test_a_run_that_fails_names_the_file_and_ends_with_status_1(shell, config, toy_pictures):
-    pictures = shell.folder / "pictures"
-    pictures.mkdir()
-    Image.effect_noise((64, 64), 50).convert("RGB").save(pictures / "good.png")
-    Image.effect_noise((64, 64), 50).convert("RGB").save(pictures / "bad.png")
-    config(steps=3, extra=f"[validate]\ndata_dir = '{toy_pictures / 'crescent' / 'val'}'")
-    content = bytearray((pictures / "bad.png").read_bytes())
-    start = content.index(b"IDAT")
-    length = int.from_bytes(content[start - 4 : start], "big")
-    content[start + 40 : start + 44 + length // 2] = bytes(4 + length // 2)
-    content[start + 4 + length : start + 8 + length] = zlib.crc32(content[start : start + 4 + length]).to_bytes(4, "big")
-    (pictures / "bad.png").write_bytes(content)
-    done = shell("train", "my.toml", "--set", f"data.train_data_dir={pictures}", "--json")
+def test_a_run_that_fails_names_the_file_and_ends_with_status_1(shell, config):
+    with safe_open(str(assets.toy_checkpoint()), framework="pt") as file:
+        vae = {key: file.get_tensor(key) for key in file.keys() if key.startswith("first_stage_model.")}  # noqa: SIM118
+    vae["first_stage_model.encoder.conv_in.weight"] *= float("nan")
+    save_file(vae, shell.folder / "broken-vae.safetensors")
+    config(steps=3)
+    done = shell("train", "my.toml", "--set", "model.vae=broken-vae.safetensors", "--json")
     result = json.loads(done.stdout)
     assert done.returncode == 1 and result["outcome"] == "failed" and result["files"] == []
-    assert "bad.png" in result["problems"][0]["message"] and result["problems"][0]["fix"]
-    assert "bad.png" in done.stderr and "report.txt" in done.stderr and "Traceback" not in done.stderr
+    assert "00.png" in result["problems"][0]["message"] and "model.vae" in result["problems"][0]["fix"]
+    assert "00.png" in done.stderr and "report.txt" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.fixture(scope="module")

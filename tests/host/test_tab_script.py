@@ -142,7 +142,7 @@ spec = importlib.util.spec_from_file_location("lora_trainer_tab.py", {str(SCRIPT
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 assert module.host.name == "a1111"
-print([name for name in ("torch", "diffusers", "transformers", "gradio", "numpy", "PIL", "cattrs") if name in sys.modules])
+print([name for name in ("torch", "diffusers", "transformers", "accelerate", "gradio") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8", cwd=tmp_path)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -301,6 +301,18 @@ def test_the_tab_asks_nothing_while_nobody_can_see_it(mika: Page, made_up: tuple
     assert made_up[1].looks > before
 
 
+def test_a_run_that_began_in_another_window_shows_on_the_txt2img_page(mika: Page, made_up: tuple[str, World]):
+    page = mika("pictures")
+    page.evaluate("document.getElementById('tab_lora_trainer').style.display = 'none'")
+    page.evaluate("document.getElementById('tab_txt2img').style.display = 'none'")
+    made_up[1].scenario = "training"
+    page.wait_for_timeout(1200)
+    page.evaluate("document.getElementById('tab_txt2img').style.display = ''")
+    page.locator("#lora_trainer_banner").wait_for(timeout=3000)  # at once, when the user comes there
+    made_up[1].scenario = "finished"
+    page.locator("#lora_trainer_banner").wait_for(state="detached", timeout=8000)
+
+
 def test_the_txt2img_page_says_that_training_runs_and_pauses_it_for_a_picture(mika: Page, made_up: tuple[str, World]):
     page = mika("pictures", "training")
     page.evaluate("document.getElementById('txt2img_generate').onclick = () => { window.generated = LoraTrainer.active().state; }")
