@@ -16,7 +16,7 @@ from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data import captions, closer
+from lora_trainer.data import caption_notes, captions, closer
 from lora_trainer.data.cache import LatentCache
 from lora_trainer.data.describe import SubsetRules, describe, training_size
 from lora_trainer.data.gather import about_regularisation, arranged, gather
@@ -279,6 +279,7 @@ def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
 def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
     """What the user should know before the first step."""
     found = [Warned(message) for message in pictures.warnings]
+    found += [Warned(message, path) for path, message in caption_notes.notes(pictures.trained, pictures.rules_of)]
     if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
         found.append(
             Warned(

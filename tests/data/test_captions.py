@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.config.build import build
+from lora_trainer.data.caption_notes import notes
 from lora_trainer.data.captions import CaptionRules, caption_of, drawn_caption, holds, parts, read_caption, rules_from, write_caption
 from lora_trainer.data.decoding import decoded
 from lora_trainer.errors import DatasetError
@@ -242,6 +243,27 @@ def test_each_option_of_the_config_reaches_the_rules():
     }
     wanted = CaptionRules("sks", "girl", 2, True, 0.1, ";", "p", "s", "|||", ";;;", True, 0.2, 3, 4, 5.0)
     assert rules_from(build({"data": data}).data) == wanted
+
+
+# --- what their writer may not expect ---
+
+
+@pytest.mark.parametrize(
+    ("caption", "rules", "option"),
+    [
+        ("a ||| b", CaptionRules(keep_tokens_separator="|||"), "data.keep_tokens_separator"),
+        ("a ||| b", CaptionRules(keep_tokens_separator="|||", shuffle=True), None),
+        ("a, b", CaptionRules(keep_tokens_separator="|||"), None),
+        ("a\nb", CaptionRules(wildcard=True, prefix="p"), "data.enable_wildcard"),
+        ("a\nb", CaptionRules(wildcard=True), None),
+        ("a\nb", CaptionRules(prefix="p"), None),
+        ("a\n", CaptionRules(wildcard=True, suffix="s"), None),
+    ],
+)
+def test_what_options_do_to_captions_unexpectedly_is_told(caption, rules, option):
+    told = list(notes([record(caption=caption), record("b.png", caption=caption)], lambda _: rules))
+    assert [path for path, _ in told] == ([] if option is None else [option])
+    assert all(message.values["count"] == 2 for _, message in told)
 
 
 # --- files ---

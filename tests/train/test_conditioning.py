@@ -50,6 +50,17 @@ def test_captions_encoded_ahead_equal_those_encoded_in_each_step(bundle, precisi
         assert one.shape[:2] == (len(texts), tokens + 2)
 
 
+@pytest.mark.needs_gpu
+def test_on_a_gpu_captions_encoded_ahead_equal_those_encoded_in_each_step():
+    half = Precision(torch.float16, torch.float16, True)
+    bundle = load(FileSource(assets.toy_checkpoint()), torch.device("cuda"), half.base)
+    ahead, each = Captions(half, 1, False), Captions(half, 1, False)
+    ahead.fill(bundle, TEXTS)
+    for start in range(0, len(TEXTS), 3):
+        each.forget_others([])
+        assert torch.equal(ahead.encode(bundle, TEXTS[start : start + 3]), each.encode(bundle, TEXTS[start : start + 3]))
+
+
 def test_batches_are_used_where_they_change_no_bit(bundle, precision, counted):
     captions = Captions(precision, 1, False)
     captions.fill(counted(bundle), TEXTS)
