@@ -13,7 +13,7 @@
   /** Reads the captions again when the step is shown next, or now if it is. */
   const read = async () => {
     if (LT.state.step !== "captions" || !stale) return;
-    if (!LT.folder()) {
+    if (!LT.source()) {
       LT.seen.captions = null;
       paint();
       return;
@@ -46,7 +46,7 @@
     buildRight();
     LT.on("show captions", read);
     LT.on("pictures", readAgain);
-    LT.on("form", (paths) => paths.some((path) => path.startsWith("data.")) && (stale = true));
+    LT.on("form", (paths) => paths.some((path) => /^(data\.|steps\.|seed$|model\.max_token_length$)/.test(path)) && (stale = true));
     paint();
   };
 
@@ -137,7 +137,7 @@
     LT.fill(parts.line);
     if (!answer) {
       const problem = LT.seen.captionsProblem;
-      LT.fill(parts.line, problem ? LT.problem(problem) : !LT.folder() && [h("span", {}, t("Choose the folder of your pictures first.")), " ", h("button.lt-link", { onclick: () => LT.go("pictures") }, t("Pictures"))]);
+      LT.fill(parts.line, problem ? LT.problem(problem) : !LT.source() && [h("span", {}, t("Choose the folder of your pictures first.")), " ", h("button.lt-link", { onclick: () => LT.go("pictures") }, t("Pictures"))]);
       return;
     }
     LT.fill(parts.line, typeof answer.line === "string" ? strongFirst(answer.line) : LT.worded(answer.line));

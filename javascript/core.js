@@ -12,6 +12,7 @@
     typed: {}, // "network.dim" -> true where the user typed it (not the wizard)
     subject: "character",
     looked: {}, // folder -> {key: true}: pictures that the user found to be OK
+    chosen: {}, // folder -> {out, crops}: what was left out and cropped in folders that are not shown now
     thumbs: 136,
     all: false, // Settings: all options instead of the basic ones
     run: null, // the run that steps 4 and 5 show; null: the current or the newest

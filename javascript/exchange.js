@@ -1,4 +1,4 @@
-/* The settings as a TOML file: out, and in again. The server reads and writes it, so that both sides mean the same. */
+/* The settings as a TOML file: out, and in again, also from other trainers. The server reads and writes it, so that both sides mean the same. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -23,12 +23,28 @@
     LT.panel(owner, h("div.lt-menu", {}, h("button", { onclick: act(download) }, LT.icon("save"), t("Save as a TOML file")), h("button", { onclick: act(LT.copy) }, LT.icon("copy"), t("Copy as TOML"))));
   };
 
-  /* What became of another trainer's keys: the count, and each key that was not taken with the reason. */
-  const tell = (imported) => {
-    const rows = imported.left.map((one) => h("li", {}, h("code", {}, `${one.key} = ${String(JSON.stringify(one.value)).slice(0, 60)}`), " ", one.why));
-    const notes = imported.notes.map((note) => h("div.lt-hint", {}, note));
-    const count = t("{taken} of {keys} keys of {name} were taken.", { taken: imported.taken.length, keys: imported.keys, name: imported.name });
-    return LT.ask(t("Import settings"), h("div.lt-imported", {}, h("p", {}, count), notes, rows.length ? h("details", { open: true }, h("summary", {}, t("Not taken ({count})", { count: rows.length })), h("ul", {}, rows)) : ""), [{ label: t("Close"), kind: "primary" }]);
+  /* What became of another trainer's keys: each that was not taken with the reason, each that was with what it is called here. */
+  const brief = (value) => {
+    const text = JSON.stringify(value) || "";
+    return text.length > 60 ? `${text.slice(0, 57)}…` : text;
+  };
+  const fold = (title, rows, open) => rows.length > 0 && h("details", { open }, h("summary", {}, title), h("ul", {}, rows));
+  const named = (path) => h("span", { title: path }, LT.labelOf(path));
+  const between = (nodes) => nodes.flatMap((node, index) => (index ? [", ", node] : [node]));
+  const told = (imported) => {
+    const left = imported.left.map((one) => h("li", {}, h("code", {}, `${one.key} = ${brief(one.value)}`), h("div.lt-muted", {}, one.why)));
+    const taken = imported.taken.map((one) => h("li", {}, h("code", {}, `${one.key} = ${brief(one.value)}`), h("div.lt-muted", {}, LT.icon("next"), between(one.paths.map(named)))));
+    const filled = imported.filled.map((one) => h("li", {}, named(one.path), " ", h("code", {}, brief(one.value))));
+    return h("div.lt-imported", {},
+      h("p", {}, t("{taken} of {keys} keys of {name} were taken.", { taken: imported.taken.length, keys: imported.keys, name: imported.name })),
+      imported.notes.map((note) => h("p.lt-warn", {}, note)),
+      fold(t("Not taken ({count})", { count: left.length }), left, true),
+      fold(t("Taken ({count})", { count: taken.length }), taken, false),
+      fold(t("Set as that program does by itself ({count})", { count: filled.length }), filled, false));
+  };
+  const tell = async (imported, undo) => {
+    const answer = await LT.ask(t("Import settings"), told(imported), [{ label: t("Keep these settings"), kind: "primary" }, { label: t("Undo") }]);
+    if (answer === 1) undo();
   };
 
   LT.openImport = async () => {
@@ -41,9 +57,15 @@
       if (answer !== 0) return;
       try {
         const { config, imported } = await LT.post("config", { toml: area.value });
+        const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
+        const undo = () => {
+          Object.assign(LT.state, before);
+          LT.keep();
+          LT.tell("form", [...LT.options.keys()]);
+        };
         LT.useConfig(config);
-        if (imported) return void (await tell(imported));
-        LT.toast(t("The settings of the file stand in the form."), { kind: "good" });
+        if (imported) return void (await tell(imported, undo));
+        LT.toast(t("The settings of the file stand in the form."), { kind: "good", action: { label: t("Undo"), act: undo } });
         return;
       } catch (error) {
         if (!(error instanceof LT.Refused)) throw error;

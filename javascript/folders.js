@@ -127,6 +127,6 @@
     if (twice.length) LT.toast(LT.tn(twice.length, "{names} was there already.", "{n} were there already: {names}", { names: twice.slice(0, 3).join(", ") + (twice.length > 3 ? "…" : "") }));
     if (!folder) return;
     if (LT.folder() === folder) LT.readPictures();
-    else LT.set({ "data.train_data_dir": folder, "data.leave_out": undefined });
+    else LT.useFolder(folder);
   };
 })();

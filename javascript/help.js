@@ -10,6 +10,7 @@
         t("Choose the folder of your pictures, or drop them. Nothing is written into your pictures."),
         t("Say what it is and give it a trigger word: the word that calls it in a prompt later."),
         t("A picture that needs a look is broken, small or nearly a copy: leave it out, or say that it is OK."),
+        t("Choose a picture to read what is the matter with it and what can be done; Crop chooses the part of it that is trained on."),
       ],
       captions: [
         t("Each picture stands with its caption exactly as the model will read it."),
@@ -31,7 +32,7 @@
 
   const keys = () => {
     const common = [["1 – 5", t("steps")], ["/", t("search")], ["Esc", t("close, clear")]];
-    const own = { pictures: [["X", t("leave out")], ["↑ ↓ ← →", t("move")]], train: [["← →", t("previews")]], compare: [["↑ ↓ ← →", t("move in the grid")], ["⏎", t("use this one")]] };
+    const own = { pictures: [["C", t("crop")], ["X", t("leave out")], ["↑ ↓ ← →", t("move")]], train: [["← →", t("previews")]], compare: [["↑ ↓ ← →", t("move in the grid")], ["⏎", t("use this one")]] };
     return [...common, ...(own[LT.state.step] || [])];
   };
 

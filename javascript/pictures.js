@@ -4,35 +4,36 @@
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
   const parts = {};
+  const FOLDERS_KEPT = 20; // whose choices are remembered
 
-  /** Notes that ask for a look, and how each is shown. Rotated and transparent are information. */
-  LT.NOTES = {
-    broken: { icon: "cross", look: "bad", word: () => t("broken") },
-    "not-a-picture": { icon: "cross", look: "bad", word: () => t("not a picture") },
-    "too-small": { icon: "cross", look: "bad", word: () => t("too small") },
-    small: { icon: "small", look: "note", word: () => t("small") },
-    copy: { icon: "copy", look: "note", word: () => t("near-copy") },
-    rotated: { icon: "rotated", look: "plain", word: () => t("rotated") },
-    transparent: { icon: "grid", look: "plain", word: () => t("transparent") },
-    "left-out": { icon: "cross", look: "plain", word: () => t("left out") },
-  };
-  const TO_LOOK_AT = ["broken", "not-a-picture", "too-small", "small", "copy"];
   LT.leftOut = () => LT.value("data.leave_out") || [];
   LT.folder = () => LT.state.values["data.train_data_dir"] || "";
-  LT.needsLook = (picture) => picture.notes.some((note) => TO_LOOK_AT.includes(note)) && !LT.leftOut().includes(picture.key);
-  const lookedAt = () => LT.state.looked[LT.folder()] || {};
+  /** What describes the pictures: the folder, or the files and tables that stand in its place. */
+  LT.source = () => LT.folder() || LT.value("data.dataset_config") || LT.value("data.in_json") || (LT.value("data.subsets") || []).map((table) => table.image_dir || table.metadata_file).join(" ");
+  const lookedAt = () => LT.state.looked[LT.source()] || {};
   /** Pictures that need a look and have not been found to be OK. */
   LT.toLookAt = () => (LT.seen.pictures ? LT.seen.pictures.pictures.filter((picture) => LT.needsLook(picture) && !lookedAt()[picture.key]) : []);
   LT.isOk = (pictures) => {
-    const looked = (LT.state.looked[LT.folder()] = { ...lookedAt() });
+    const looked = (LT.state.looked[LT.source()] = { ...lookedAt() });
     pictures.forEach((picture) => (looked[picture.key] = true));
     LT.keep();
     LT.tell("looked");
   };
   LT.leaveOut = (pictures, leave) => {
-    const keys = new Set(LT.leftOut());
+    const before = LT.leftOut();
+    const keys = new Set(before);
     pictures.forEach((picture) => (leave ? keys.add(picture.key) : keys.delete(picture.key)));
     LT.set({ "data.leave_out": [...keys] });
+    const words = leave ? LT.tn(pictures.length, "{n} picture is left out.", "{n} pictures are left out.") : LT.tn(pictures.length, "{n} picture is used again.", "{n} pictures are used again.");
+    LT.toast(words, { action: { label: t("Undo"), act: () => LT.set({ "data.leave_out": before }) } });
+  };
+  /** Takes another folder; what was left out and cropped in this one comes back when it is chosen again. */
+  LT.useFolder = (path) => {
+    const kept = (LT.state.chosen[LT.folder()] = { out: LT.state.values["data.leave_out"], crops: LT.state.values["data.crops"] });
+    if (!kept.out && !kept.crops) delete LT.state.chosen[LT.folder()];
+    Object.keys(LT.state.chosen).slice(0, -FOLDERS_KEPT).forEach((folder) => delete LT.state.chosen[folder]);
+    const known = LT.state.chosen[path] || {};
+    LT.set({ "data.train_data_dir": path, "data.leave_out": known.out, "data.crops": known.crops });
   };
   /** Whether there is neither a caption nor a word to use in its place. */
   LT.captionsMissing = () => {
@@ -40,11 +41,11 @@
     return Boolean(pictures && pictures.counts.used && !pictures.counts.captions && !LT.value("data.trigger_word") && !LT.classWords());
   };
 
-  const READ_AGAIN = /^(data\.|validate\.|model\.pretrained)/;
+  const READ_AGAIN = /^(data\.|validate\.|model\.pretrained|loss\.prior)/;
   let newest = null;
   /** Reads the folder again. */
   LT.readPictures = async () => {
-    if (!LT.folder()) {
+    if (!LT.source()) {
       LT.seen.pictures = null;
       LT.seen.picturesProblems = [];
       LT.tell("pictures");
@@ -58,7 +59,7 @@
       if (!answer) return;
       LT.seen.pictures = { ...answer, asked };
       if (answer.looking && answer.looking.done < answer.looking.total) window.setTimeout(LT.readPictures, 1500); // the rest is being decoded
-      LT.seen.picturesProblems = [];
+      LT.seen.picturesProblems = answer.problems || [];
     } catch (error) {
       if (!(error instanceof LT.Refused)) throw error;
       LT.seen.pictures = null;
@@ -82,18 +83,19 @@
   };
 
   const problemAt = (path) => (LT.seen.picturesProblems || []).find((problem) => problem.path === path);
+  LT.picturesProblemAt = problemAt;
 
   const folderField = () => {
-    const field = h("input.lt-input", { id: "lora_trainer_f_data.train_data_dir", type: "text", spellcheck: "false", autocomplete: "off", placeholder: t("a folder of pictures"), onchange: () => LT.set({ "data.train_data_dir": field.value.trim().replace(/^"(.*)"$/, "$1"), "data.leave_out": undefined }) });
+    const field = h("input.lt-input", { id: "lora_trainer_f_data.train_data_dir", type: "text", spellcheck: "false", autocomplete: "off", placeholder: t("a folder of pictures"), onchange: () => LT.useFolder(field.value.trim().replace(/^"(.*)"$/, "$1")) });
     field.addEventListener("keydown", (event) => event.key === "Enter" && field.blur());
-    LT.chooseFolder = () => LT.pickFolder(LT.folder()).then((path) => path && LT.set({ "data.train_data_dir": path, "data.leave_out": undefined }));
+    LT.chooseFolder = () => LT.pickFolder(LT.folder()).then((path) => path && LT.useFolder(path));
     return LT.fieldFrame({
       id: "data.train_data_dir",
       label: t("Folder"),
       help: LT.options.get("data.train_data_dir").help,
       control: h("div.lt-withbutton", {}, field, h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: LT.chooseFolder }, "…")),
       hint: () => (LT.seen.pictures ? LT.seen.pictures.understood : ""),
-      wrong: () => LT.folder() && (problemAt("data.train_data_dir") || (LT.seen.picturesProblems || [])[0]),
+      wrong: () => LT.source() && (problemAt("data.train_data_dir") || (!LT.seen.pictures && (LT.seen.picturesProblems || [])[0])),
       update: () => document.activeElement !== field && (field.value = LT.folder()),
     });
   };
@@ -136,6 +138,7 @@
       parts.left,
       h("div.lt-scroll", {},
         folderField(),
+        LT.moreFolders(),
         LT.dropZone(),
         h("div.lt-field", {}, h("div.lt-label", {}, h("label", {}, t("What is it?")), LT.help(t("Decides what Suggest settings proposes: how often each picture is seen, rank and learning rates."), t("What is it?"))), subject),
         LT.fieldFrame({ id: "data.trigger_word", label: t("Trigger word"), help: LT.options.get("data.trigger_word").help, control: h("div.lt-withinside", {}, trigger, tokens), hint: judged, wrong: () => problemAt("data.trigger_word"), update: tokenWords }),
@@ -162,11 +165,19 @@
     ["small", () => (LT.value("data.bucket_no_upscale") ? t("used") : t("used, enlarged"))],
     ["copy", () => t("used")],
   ];
+  const INFOS = ["rotated", "transparent", "wrong-ending"];
+  const countOf = (note) => LT.seen.pictures.pictures.filter((picture) => picture.notes.includes(note) && !LT.leftOut().includes(picture.key)).length;
+  const infoLine = () => {
+    const found = INFOS.filter(countOf);
+    const link = (note) => h("button", { onclick: () => LT.filter(note) }, LT.icon(LT.NOTES[note].icon), `${LT.count(countOf(note))} ${LT.NOTES[note].word()}`);
+    return found.length > 0 && h("div.lt-infos", {}, found.map(link));
+  };
+
 
   const noteLine = ([note, what]) => {
-    const count = LT.seen.pictures.pictures.filter((picture) => picture.notes.includes(note) && !LT.leftOut().includes(picture.key)).length;
+    const count = countOf(note);
     const shown = LT.NOTES[note];
-    return count > 0 && h("button.lt-line-note", { onclick: () => LT.filter("look") }, LT.icon(shown.icon, `lt-${shown.look}`), `${LT.count(count)} ${shown.word()}`, h("span.lt-muted", {}, "· ", what()));
+    return count > 0 && h("button.lt-line-note", { onclick: () => LT.filter(note) }, LT.icon(shown.icon, `lt-${shown.look}`), `${LT.count(count)} ${shown.word()}`, h("span.lt-muted", {}, "· ", what()));
   };
 
   const paintSummary = () => {
@@ -183,53 +194,18 @@
       parts.summary,
       h("div.lt-title", {}, LT.tn(counts.used, "{n} picture will be used", "{n} pictures will be used")),
       LINES.map(noteLine),
+      infoLine(),
       LT.leftOut().length > 0 && h("button.lt-line-note", { onclick: () => LT.filter("out") }, LT.icon("cross", "lt-muted"), LT.tn(LT.leftOut().length, "{n} left out by you", "{n} left out by you")),
-      [...new Set(pictures.warnings)].map((warning) => h("div.lt-line-note", {}, LT.icon("warning", "lt-note"), h("span", {}, warning))),
+      LT.cropCount() > 0 && h("button.lt-line-note", { onclick: () => LT.filter("cropped") }, LT.icon("crop", "lt-muted"), LT.tn(LT.cropCount(), "{n} cropped by you", "{n} cropped by you")),
+      (LT.seen.picturesProblems || []).filter((problem) => !/^(validate\.data_dir|data\.(reg_data_dir|train_data_dir|mask|alpha))/.test(problem.path)).map((problem) => LT.problem(problem)),
+      pictures.warnings.map((warning) => h("div.lt-line-note", {}, LT.icon("warning", "lt-note"), h("span", {}, warning))),
+      LT.groupLines(pictures),
       bars.length > 0 && h("div.lt-buckets", {}, h("div.lt-buckethead", {}, h("span", {}, t("Sizes in training")), h("span", {}, t("pictures"))),
         few.map((bucket) => h("div.lt-bucket", {}, h("span", {}, LT.size(bucket.width, bucket.height)), h("i", {}, h("i", { style: { width: `${(100 * bucket.count) / most}%` } })), h("b", {}, LT.count(bucket.count)))),
         rest > 0 && h("div.lt-muted", {}, t("{n} more sizes with {count} pictures", { n: bars.length - few.length, count: LT.count(rest) }))),
-      validationLine(pictures),
+      LT.masksLine(pictures),
+      LT.validationLine(pictures),
     );
-  };
-
-  const validationLine = (pictures) => {
-    const found = pictures.validation || { count: 0 };
-    const folder = LT.value("validate.data_dir");
-    const words = folder
-      ? t("{n} pictures in {folder}, never trained on", { n: LT.count(found.count), folder: LT.fileName(folder) })
-      : found.count
-        ? t("{n} held back, never trained on", { n: LT.count(found.count) })
-        : t("none");
-    const change = h("button.lt-link", { "aria-expanded": "false", onclick: () => LT.panel(change, validationChoice(pictures), {}) }, words);
-    const wrong = problemAt("validate.data_dir") || LT.problemOf("validate.data_dir");
-    return h("div.lt-validation", {}, h("span.lt-muted", {}, t("Validation")), change, wrong && LT.problem(wrong));
-  };
-
-  const validationChoice = (pictures) => {
-    const total = pictures.counts.used + (LT.value("validate.data_dir") ? 0 : (pictures.validation || {}).count || 0);
-    const now = LT.value("validate.data_dir") ? "folder" : LT.value("validate.fraction") > 0 ? "held" : "none";
-    const folder = h("input.lt-input", { type: "text", value: LT.value("validate.data_dir"), "aria-label": t("Validation folder"), onchange: () => LT.set({ "validate.data_dir": folder.value.trim(), "validate.fraction": undefined }) });
-    const held = h("input.lt-input", { type: "text", inputmode: "numeric", value: Math.round(LT.value("validate.fraction") * total) || Math.min(4, Math.floor(total / 4)) || 1, "aria-label": t("Pictures held back"), onchange: () => holdBack() });
-    const holdBack = () => {
-      const count = Math.max(1, Math.min(Math.floor(total / 2), Math.round(Number(held.value)) || 1));
-      held.value = count;
-      LT.set({ "validate.data_dir": undefined, "validate.fraction": Number((count / total).toFixed(6)) });
-    };
-    const browse = () => LT.pickFolder(folder.value || LT.folder()).then((path) => path && LT.set({ "validate.data_dir": path, "validate.fraction": undefined }));
-    const more = h("div");
-    const show = (choice) => {
-      LT.fill(more, choice === "folder" && h("div.lt-withbutton", {}, folder, h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), onclick: () => { LT.closePanel(); browse(); } }, "…")),
-        choice === "held" && h("label.lt-inline", {}, held, h("span.lt-muted", {}, t("of {n} pictures are held back", { n: LT.count(total) }))));
-    };
-    const choices = [{ value: "none", label: t("None") }, { value: "folder", label: t("A folder") }, { value: "held", label: t("Held back") }];
-    const choose = (choice) => {
-      show(choice);
-      if (choice === "none") LT.set({ "validate.data_dir": undefined, "validate.fraction": undefined });
-      if (choice === "held") holdBack();
-    };
-    show(now);
-    const why = h("div.lt-helptext", {}, t("Pictures that are never trained on: their loss tells which epoch is best."));
-    return h("div.lt-validationchoice", {}, why, LT.segments(choices, now, choose, { label: t("Validation") }), more);
   };
 
   const paintNext = () => {

@@ -15,7 +15,7 @@
 
   /** Asks the server for the plan of the form (and of the form with the ticked suggestions). */
   LT.readPlan = async () => {
-    if (!LT.folder()) {
+    if (!LT.source()) {
       LT.seen.plan = LT.seen.planned = null;
       LT.tell("plan");
       return;
@@ -155,9 +155,9 @@
     const active = LT.active();
     if (active) return { text: active.kind === "grid" ? t("A grid is being rendered: wait for it, or stop it.") : t("{name} is being trained: wait for it, or stop it.", { name: active.name }), label: t("Show it"), go: () => LT.go(active.kind === "grid" ? "compare" : "train") };
     const model = LT.seen.status && LT.seen.status.model;
-    if (!LT.folder()) return { text: t("Choose the folder of your pictures first."), label: t("Pictures"), go: () => LT.go("pictures") };
+    if (!LT.source()) return { text: t("Choose the folder of your pictures first."), label: t("Pictures"), go: () => LT.go("pictures") };
     const wrong = (LT.seen.picturesProblems || [])[0];
-    if (wrong && LT.state.values["data.train_data_dir"]) return { text: wrong.message, label: t("Show it"), go: () => LT.showOption(wrong.path || "data.train_data_dir") };
+    if (wrong && LT.source()) return { text: wrong.message, label: t("Show it"), go: () => LT.showOption(wrong.path || "data.train_data_dir") };
     if (LT.captionsMissing()) return { text: t("No picture has a caption: write a trigger word or a class word."), label: t("Write one"), go: () => LT.showOption("data.trigger_word") };
     if (model && model.trainable === false && !LT.value("model.pretrained_model_name_or_path")) return { text: model.reason, label: t("Choose another"), go: () => LT.showOption("model.pretrained_model_name_or_path") };
     const [problem, ...others] = LT.problems();

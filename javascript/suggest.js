@@ -109,7 +109,7 @@
     LT.fill(
       parts.card,
       h("div.lt-suggesthead", {},
-        LT.button(t("Suggest settings"), { kind: "accent", icon: "wand", disabled: busy || !LT.folder(), title: LT.folder() ? "" : t("Choose the folder of your pictures first."), onclick: LT.suggest }),
+        LT.button(t("Suggest settings"), { kind: "accent", icon: "wand", disabled: busy || !LT.source(), title: LT.source() ? "" : t("Choose the folder of your pictures first."), onclick: LT.suggest }),
         h("span.lt-muted.lt-grow", {}, words),
         lines && h("label.lt-inline", {}, all, t("all")),
         LT.button(t("Undo"), { icon: "undo", disabled: !before, title: t("Takes the whole list back"), onclick: undo })),
@@ -136,7 +136,7 @@
 
   LT.backToDefaults = () => {
     before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
-    const kept = /^(data\.(train_data_dir|trigger_word|class_tokens|leave_out)|validate\.(data_dir|fraction)|model\.pretrained)/;
+    const kept = /^(data\.(train_data_dir|reg_data_dir|in_json|dataset_config|subsets|trigger_word|class_tokens|leave_out|crops)|validate\.(data_dir|fraction)|model\.pretrained)/;
     LT.state.values = Object.fromEntries(Object.entries(LT.state.values).filter(([path]) => kept.test(path)));
     LT.state.typed = {};
     lines = null;

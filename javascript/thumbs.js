@@ -1,12 +1,12 @@
-/* Step 1, right side: every picture with its verdict; choosing several and leaving them out. */
+/* Step 1, right side: every picture with its verdict, filters; choosing several, cropping them and leaving them out. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
-  const CROPPED = 0.9; // the bucket cuts a tenth or more
   const AT_ONCE = 240; // cards made in one frame, so that 2 000 pictures do not hold up the page
   const parts = {};
   const cards = new Map();
+  const heads = new Map(); // of folders, where there are several
   let chosen = new Set();
   let anchor = null;
   let drawn = "";
@@ -21,11 +21,17 @@
   const FILTERS = {
     all: () => true,
     look: (picture) => LT.needsLook(picture),
-    cropped: (picture) => picture.usable && picture.kept <= CROPPED + 0.0005,
+    cropped: (picture) => LT.isCropped(picture),
     out: (picture) => !picture.usable,
+    masked: (picture) => "mask" in picture,
+    regularisation: (picture) => Boolean(picture.regularisation),
+    validation: (picture) => picture.validation,
   };
+  /** One verdict alone, as the lines of the summary ask for it. */
+  const ofNote = (note) => (picture) => picture.notes.includes(note) && (note === "left-out" || !LT.leftOut().includes(picture.key));
+  const test = (filter) => FILTERS[filter] || ofNote(filter);
   const pictures = () => (LT.seen.pictures ? LT.seen.pictures.pictures : []);
-  const shown = () => pictures().filter(FILTERS[LT.seen.filter]);
+  const shown = () => pictures().filter(test(LT.seen.filter));
 
   LT.buildThumbs = (right) => {
     const slider = h("input.lt-slider", { type: "range", min: 80, max: 260, step: 4, value: LT.state.thumbs, "aria-label": t("Size of the pictures"), oninput: () => resize(Number(slider.value)) });
@@ -53,12 +59,18 @@
   const paint = () => {
     const all = pictures();
     const counts = Object.fromEntries(Object.entries(FILTERS).map(([name, test]) => [name, all.filter(test).length]));
+    const alone = LT.seen.filter in LT.NOTES ? LT.seen.filter : "";
+    if (alone) counts[alone] = all.filter(test(alone)).length;
     if (LT.seen.filter !== "all" && !counts[LT.seen.filter]) LT.seen.filter = "all";
     const choices = [
       { value: "all", label: t("All {n}", { n: LT.count(counts.all) }) },
       counts.look && { value: "look", icon: "warning", label: t("Needs a look {n}", { n: LT.count(counts.look) }) },
       counts.cropped && { value: "cropped", label: t("Cropped {n}", { n: LT.count(counts.cropped) }) },
       counts.out && { value: "out", label: t("Left out {n}", { n: LT.count(counts.out) }) },
+      counts.masked && { value: "masked", label: t("Masked {n}", { n: LT.count(counts.masked) }) },
+      counts.regularisation && { value: "regularisation", label: t("Regularisation {n}", { n: LT.count(counts.regularisation) }) },
+      counts.validation && { value: "validation", label: t("Validation {n}", { n: LT.count(counts.validation) }) },
+      counts[alone] && { value: alone, icon: LT.NOTES[alone].icon, label: t("{what} {n}", { what: LT.NOTES[alone].word(), n: LT.count(counts[alone]) }) },
     ].filter(Boolean);
     LT.fill(parts.filters, all.length > 0 && LT.segments(choices, LT.seen.filter, LT.filter, { label: t("Which pictures") }));
     paintCards();
@@ -70,27 +82,43 @@
     parts.empty.hidden = pictures().length > 0;
     parts.size.hidden = !parts.empty.hidden;
     if (!parts.empty.hidden) {
-      const reading = LT.folder() && !(LT.seen.picturesProblems || []).length;
+      const reading = LT.source() && !(LT.seen.picturesProblems || []).length;
       LT.fill(parts.empty, LT.icon(reading ? "search" : "folder"), h("b", {}, reading ? t("Reading the folder…") : t("Choose the folder of your pictures")), !reading && h("span", {}, t("Or drop pictures here. 15 to 40 pictures of one subject are a good beginning.")), !reading && LT.button(t("Choose a folder"), { icon: "folder", kind: "primary", onclick: LT.chooseFolder }));
     }
   };
 
   const paintCards = () => {
     const list = shown();
-    const wanted = list.map((picture) => picture.path).join("\n");
+    const wanted = list.map((picture) => `${picture.group}|${picture.key}`).join("\n");
     chosen = new Set([...chosen].filter((key) => list.some((picture) => picture.key === key)));
     if (wanted !== drawn) {
       drawn = wanted;
       cards.clear();
+      heads.clear();
       LT.fill(parts.grid);
       more(list, 0, wanted);
-    } else list.forEach((picture) => cards.has(picture.key) && refresh(picture));
+    } else {
+      list.forEach((picture) => cards.has(picture.key) && refresh(picture));
+      heads.forEach((head, group) => groups()[group] && LT.fill(head, ...LT.groupHead(groups()[group]).childNodes));
+    }
+  };
+  const groups = () => (LT.seen.pictures && LT.seen.pictures.groups) || [];
+  const headFor = (picture) => {
+    if (groups().length < 2 || heads.has(picture.group)) return;
+    heads.set(picture.group, LT.groupHead(groups()[picture.group]));
+    parts.grid.append(heads.get(picture.group));
+  };
+  /** Shows the pictures of a folder. */
+  LT.toGroup = (group) => {
+    LT.filter("all");
+    window.setTimeout(() => heads.has(group) && heads.get(group).scrollIntoView({ block: "start" }), 50);
   };
   const more = (list, from, wanted) => {
     if (wanted !== drawn) return;
     list.slice(from, from + AT_ONCE).forEach((picture, index) => {
       const card = h("div.lt-thumb", { role: "option", tabindex: from + index === 0 ? 0 : -1, "data-key": picture.key });
       cards.set(picture.key, card);
+      headFor(picture);
       parts.grid.append(card);
       refresh(picture);
     });
@@ -103,41 +131,9 @@
     card.setAttribute("aria-selected", String(chosen.has(picture.key)));
     if (card.dataset.drawn === drawnAs) return;
     card.dataset.drawn = drawnAs;
-    card.title = [picture.key, picture.reason, picture.caption].filter(Boolean).join("\n");
+    card.title = LT.cardTitle(picture);
     card.classList.toggle("lt-unused", !picture.usable);
-    LT.fill(card, h("div.lt-picture", {}, portrait(picture), verdict(picture), h("span.lt-tick", {}, LT.icon("check"))), h("div.lt-name", {}, picture.name), h("div.lt-belowname", {}, noteOf(picture)));
-  };
-
-  /** The small picture of a file; a torn one where it cannot be drawn. */
-  LT.portrait = (path) => {
-    const picture = h("img", { src: LT.thumbnail(path), alt: "", loading: "lazy", decoding: "async", draggable: "false" });
-    picture.addEventListener("error", () => picture.replaceWith(h("span.lt-broken", {}, LT.icon("tear"))));
-    return picture;
-  };
-  const portrait = (picture) => {
-    if (picture.notes.includes("broken") || picture.notes.includes("not-a-picture")) return h("span.lt-broken", {}, LT.icon("tear"));
-    return [LT.portrait(picture.path), picture.usable && picture.kept <= CROPPED + 0.0005 && cropFrame(picture)];
-  };
-  /** The part that the bucket keeps, as a frame over the picture; what is cut off is dark. */
-  const cropFrame = (picture) => {
-    const longest = Math.max(picture.width, picture.height);
-    const wide = (100 * picture.width) / longest;
-    const high = (100 * picture.height) / longest;
-    const [left, top, right, bottom] = picture.crop;
-    const frame = h("i.lt-kept", { style: { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` } });
-    return h("span.lt-crop", { style: { left: `${(100 - wide) / 2}%`, top: `${(100 - high) / 2}%`, width: `${wide}%`, height: `${high}%` } }, frame);
-  };
-  const verdict = (picture) => {
-    const note = Object.keys(LT.NOTES).find((name) => picture.notes.includes(name));
-    if (picture.validation && !note) return h("span.lt-verdict.plain", {}, LT.icon("eye"), t("validation"));
-    return note && h(`span.lt-verdict.${LT.NOTES[note].look}`, {}, LT.icon(LT.NOTES[note].icon), LT.NOTES[note].word());
-  };
-  const noteOf = (picture) => {
-    if (!picture.usable) return picture.notes.includes("left-out") ? t("left out by you") : t("left out: {reason}", { reason: picture.reason || "" });
-    if (picture.notes.includes("small") && !LT.value("data.bucket_no_upscale")) return t("{size}, enlarged", { size: LT.size(picture.width, picture.height) });
-    if (picture.notes.includes("copy") && picture.reason) return picture.reason;
-    if (picture.kept <= CROPPED + 0.0005) return t("crop keeps {share}", { share: LT.percent(picture.kept + 0.0005) });
-    return LT.size(picture.width, picture.height);
+    LT.fill(card, LT.cardOf(picture));
   };
 
   /* ---- choosing ---- */
@@ -152,6 +148,14 @@
       anchor = key;
     }
     paintChosen();
+  };
+  /** Chooses these pictures and no others, and shows the first. */
+  LT.choosePictures = (keys) => {
+    if (!keys.every((key) => cards.has(key))) LT.filter("all");
+    chosen = new Set(keys.filter((key) => pictures().some((picture) => picture.key === key)));
+    paintChosen();
+    const first = cards.get(keys[0]);
+    if (first) first.scrollIntoView({ block: "center" });
   };
   const paintChosen = () => {
     cards.forEach((card, key) => card.setAttribute("aria-selected", String(chosen.has(key))));
@@ -171,7 +175,7 @@
   const onKey = (event) => {
     const card = event.target.closest(".lt-thumb");
     if (!card) return;
-    const all = [...parts.grid.children];
+    const all = [...parts.grid.querySelectorAll(".lt-thumb")];
     const across = Math.max(1, all.filter((other) => other.offsetTop === all[0].offsetTop).length);
     const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
     if (by) {
@@ -192,15 +196,20 @@
     if (!list.length) return;
     const canLeave = list.some((picture) => !LT.leftOut().includes(picture.key));
     const canOk = list.some((picture) => LT.toLookAt().includes(picture));
-    const names = list.map((picture) => picture.name.replace(/\.[^.]+$/, "")).join(", ");
+    const names = list.map((picture) => LT.stem(picture.name)).join(", ");
     LT.fill(
       parts.bar,
-      h("b", {}, t("{n} selected", { n: LT.count(list.length) })),
-      h("span.lt-muted.lt-clip", {}, names),
-      h("span.lt-gap"),
-      canOk && LT.button(t("OK as it is"), { icon: "check", onclick: () => { LT.isOk(list.filter((picture) => LT.needsLook(picture))); clear(); } }),
-      canLeave ? LT.button(t("Leave out"), { key: "X", onclick: () => leave(true) }) : LT.button(t("Use again"), { key: "X", onclick: () => leave(false) }),
-      LT.button(t("Clear"), { kind: "plain", key: "Esc", onclick: clear }),
+      list.length === 1 && LT.remedies(list[0]),
+      h("div.lt-selectedrow", {},
+        h("b", {}, t("{n} selected", { n: LT.count(list.length) })),
+        h("span.lt-muted.lt-clip", {}, names),
+        h("span.lt-gap"),
+        canOk && LT.button(t("OK as it is"), { icon: "check", onclick: () => { LT.isOk(list.filter((picture) => LT.needsLook(picture))); clear(); } }),
+        LT.button(t("Crop"), { icon: "crop", key: "C", onclick: () => LT.openCrop(list) }),
+        list.some((picture) => picture.frame) && LT.button(t("Remove crop"), { onclick: () => LT.crop(list.filter((picture) => picture.frame).map((picture) => [picture.key, null])) }),
+        canLeave ? LT.button(t("Leave out"), { key: "X", onclick: () => leave(true) }) : LT.button(t("Use again"), { key: "X", onclick: () => leave(false) }),
+        LT.button(t("Clear"), { kind: "plain", key: "Esc", onclick: clear }),
+      ),
     );
   };
   const leave = (out) => {
@@ -212,10 +221,11 @@
     paintChosen();
   };
 
-  /** Keys of this step: X leaves the chosen out (or takes them back), Esc clears. True when the key was taken. */
+  /** Keys of this step: C crops the chosen, X leaves the chosen out (or takes them back), Esc clears. True when the key was taken. */
   LT.picturesKey = (event) => {
     if (!chosen.size) return false;
     if (event.key === "Escape") clear();
+    else if (event.key.toLowerCase() === "c") LT.openCrop(chosenPictures());
     else if (event.key.toLowerCase() === "x") leave(chosenPictures().some((picture) => !LT.leftOut().includes(picture.key)));
     else return false;
     return true;

@@ -94,7 +94,7 @@
       cover.addEventListener("keydown", (event) => {
         event.stopPropagation();
         if (event.key === "Escape") done(null);
-        if (event.key === "Tab") keepInside(box, event);
+        if (event.key === "Tab") LT.keepInside(box, event);
       });
       LT.root().querySelector(".lt-app").append(cover);
       const field = box.querySelector("input");
@@ -102,7 +102,8 @@
       if (field) field.select();
     });
 
-  const keepInside = (box, event) => {
+  /** Tab goes round inside an open dialog. */
+  LT.keepInside = (box, event) => {
     const stops = [...box.querySelectorAll("button, input, select, textarea, [tabindex='0']")].filter((stop) => !stop.disabled);
     const last = stops[stops.length - 1];
     if (event.shiftKey && document.activeElement === stops[0]) last.focus();

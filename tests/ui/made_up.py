@@ -62,6 +62,9 @@ def picture(number: int, many: bool = False) -> dict[str, Any]:
         "caption": ", ".join(["girl", "solo", *tags]) if captioned else "",
         "has_caption": captioned,
         "repeats": 8,
+        "group": 0,
+        "dataset": 0,
+        **({"like": "mika_07.jpg"} if "copy" in notes else {}),
     }
 
 
@@ -94,12 +97,32 @@ class World:
         for one in found:
             if one["key"] in out:
                 one.update(usable=False, notes=[*one["notes"], "left-out"])
-        used = [one for one in found if one["usable"]]
+        for text in data.get("crops", []):
+            key, _, shares = text.rpartition("=")
+            frame = [float(share) for share in shares.split(",")]
+            kept = (frame[2] - frame[0]) * (frame[3] - frame[1])
+            for one in found:
+                if one["key"] == key:
+                    one.update(frame=frame, crop=frame, kept=kept)
+        groups = [{"number": 0, "name": "mika", "folder": "D:\\photos\\mika", "kind": "trained", "count": 34, "used": 33, "captions": 28}]
+        groups[0] |= {"repeats": 8, "words": "", "size": None, "batch": None}
+        if data.get("reg_data_dir"):
+            regular = [picture(number) | {"regularisation": True, "notes": [], "group": 1, "reason": ""} for number in range(40, 52)]
+            found += [one | {"key": f"regularisation/{one['key']}", "usable": True, "kept": 1.0} for one in regular]
+            groups.append(
+                groups[0]
+                | {"number": 1, "name": "1_girl", "kind": "regularisation", "count": 12, "captions": 0, "repeats": 1, "words": "girl"}
+            )
+        used = [one for one in found if one["usable"] and not one.get("regularisation")]
         buckets: dict[tuple[int, int], int] = {}
         for one in used:
             buckets[tuple(one["bucket"])] = buckets.get(tuple(one["bucket"]), 0) + 1
         captions = sum(one["has_caption"] for one in used)
         return {
+            "groups": groups,
+            "shapes": [[[384, 640], [448, 576], [512, 512], [576, 448], [640, 384]]],
+            "problems": [],
+            "masks": None,
             "understood": f"One folder: {len(found)} pictures, {captions} captions (.txt)",
             "pictures": found,
             "counts": {
