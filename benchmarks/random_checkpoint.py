@@ -73,8 +73,8 @@ def parts(widths: Widths, dtype: torch.dtype, seed: int = 0) -> dict[str, dict[s
     unet, vae, text = widths.modules()
     fill = _Filler(dtype, seed)
     return {
-        "unet": dict(fill(unet, _turned_round(layout.unet_prefixes()))),
-        "vae": dict(fill(vae, _turned_round(layout.vae_prefixes(len(widths.vae))))),
+        "unet": dict(fill(unet, layout.turned_round(layout.unet_prefixes()))),
+        "vae": dict(fill(vae, layout.turned_round(layout.vae_prefixes(len(widths.vae))))),
         "text": dict(fill(text, {"text_model": "text_model"})),
     }
 
@@ -115,14 +115,6 @@ class _Filler:
         start, self.used = self.used % 1009, self.used + 1  # neighbours do not share their numbers
         pool = (self.pool[start:] / inputs**0.5).to(self.dtype)
         return pool.repeat(-(-count // len(pool)))[:count].view(shape).clone()
-
-
-def _turned_round(prefixes: Mapping[str, str]) -> dict[str, str]:
-    """Beginning of a diffusers key -> beginning of an LDM key. Where attention is missing the upsampler moves up by one."""
-    turned = {new: old for old, new in prefixes.items()}
-    if "up_blocks.0.upsamplers.0.conv" in turned:
-        turned["up_blocks.0.upsamplers.0.conv"] = "output_blocks.2.1.conv"
-    return turned
 
 
 def main() -> None:

@@ -81,6 +81,14 @@ def vae_prefixes(levels: int) -> dict[str, str]:
     return prefixes
 
 
+def turned_round(prefixes: Mapping[str, str]) -> dict[str, str]:
+    """Beginning of a diffusers key -> beginning of an LDM key. Where a level has no attention its upsampler moves up by one."""
+    turned = {new: old for old, new in prefixes.items()}
+    if "up_blocks.0.upsamplers.0.conv" in turned:
+        turned["up_blocks.0.upsamplers.0.conv"] = "output_blocks.2.1.conv"
+    return turned
+
+
 def text_names(keys: Iterable[str]) -> dict[str, str]:
     """LDM key -> transformers key of the CLIP text encoder; very old files lack `text_model.`."""
     named = {}
