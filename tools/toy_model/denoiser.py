@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from lora_trainer.loss.noise import add_noise
 from lora_trainer.loss.weights import min_snr, signal_to_noise
 from lora_trainer.models.families.sd1 import alphas_cumprod
+from tools.toy_model.vae import share_of_rate
 from tools.toy_model.words import Vocabulary
 
 WIDTH, LAYERS, TEXT_HEADS, HEADS = 64, 4, 4, 8
@@ -63,7 +63,7 @@ class Training:
         self.kept = copy.deepcopy(nn.ModuleList([self.unet, self.text])).requires_grad_(False)
         self.parameters = [*self.unet.parameters(), *self.text.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0.01)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: _rate(step, steps))
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: share_of_rate(step, steps))
         self.alphas = alphas_cumprod()
 
     @property
@@ -120,10 +120,3 @@ class Training:
         keep = min(AVERAGED, (1 + step) / (10 + step))
         for kept, own in zip(self.kept.parameters(), self.parameters, strict=True):
             kept.lerp_(own, 1.0 - keep)
-
-
-def _rate(step: int, steps: int) -> float:
-    warm = max(1, min(100, steps // 10))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

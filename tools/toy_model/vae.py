@@ -6,6 +6,7 @@ changes the group's deviation, so that normalising is almost linear, and a large
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -95,7 +96,7 @@ def train(
         {"params": [parameter for parameter in vae.parameters() if id(parameter) in slow], "lr": rate / 10},
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [rate, rate / 10], total_steps=max(2, steps), pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share_of_rate(step, steps))
     generator = torch.Generator().manual_seed(seed)
     vae.train()
     for step in range(1, steps + 1):
@@ -108,10 +109,17 @@ def train(
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
-        if step < steps:
-            schedule.step()
+        schedule.step()
         tell(step, float(loss.detach()))
     vae.eval()
+
+
+def share_of_rate(step: int, steps: int) -> float:
+    """Share of the learning rate: rising over a tenth of the steps (at most 100), then along a cosine to 0."""
+    warm = max(1, min(100, steps // 10))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def encode(vae: Any, pixels: Tensor) -> Tensor:
