@@ -79,7 +79,8 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
         try:
             look()
         except TrainerError as error:
-            found += [problem if _is_place(problem.path) else attrs.evolve(problem, path=option) for problem in error.problems]
+            told = [problem if _is_place(problem.path) else attrs.evolve(problem, path=option) for problem in error.problems]
+            found += [problem for problem in told if problem not in found]  # a dataset file is read by several looks
     return found
 
 

@@ -41,7 +41,10 @@ class Course:
 
     def steps(self, repeats: int | None, epochs: int) -> int:
         """Exact steps: a bucket's last batch and an epoch's last step may be smaller."""
-        showings = [group.showings if repeats is None else group.pictures * repeats for group in self.groups]
+        grown = 1.0 if repeats is None else repeats / self.folder_repeats
+        showings = [
+            (group.showings if repeats is None else group.pictures * repeats) + round(group.regularisation * grown) for group in self.groups
+        ]
         batches = sum(math.ceil(count / self.batch) for count in showings)
         return epochs * math.ceil(batches / self.accumulation)
 

@@ -65,10 +65,14 @@ class MachineFacts:
 
 @attrs.frozen
 class Group:
-    """Pictures of one size: how many are trained on, and how often they come in an epoch with the folder's own repeats."""
+    """Pictures of one size: how many are trained on, and how often they come in an epoch with the folder's own repeats.
+
+    `regularisation`: how often regularisation pictures of this size come beside them.
+    """
 
     pictures: int
     showings: int
+    regularisation: int = 0
 
 
 @attrs.frozen(eq=False)
@@ -130,11 +134,12 @@ class DatasetFacts:
         """The trained pictures by bucket."""
         pictures: Counter[Any] = Counter()
         showings: Counter[Any] = Counter()
+        regularisation: Counter[Any] = Counter()
         for record in self.placed(config):
             if not record.validation:
                 pictures[record.bucket] += not record.is_reg
-                showings[record.bucket] += record.repeats
-        return tuple(Group(pictures[bucket], showings[bucket]) for bucket in sorted(pictures))
+                (regularisation if record.is_reg else showings)[record.bucket] += record.repeats
+        return tuple(Group(pictures[bucket], showings[bucket], regularisation[bucket]) for bucket in sorted(pictures))
 
 
 def whole(number: float, digits: int = 1) -> float:
