@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
 def _show(config: TrainConfig, folder: Path, out: Out) -> dict[str, Any]:
     """The first batches as a sheet and as JSON in `folder`."""
     from lora_trainer.api.plans import pictures_of
-    from lora_trainer.prep.batches import show_batches
+    from lora_trainer.api.surveys import shown as show_batches
 
     shown = show_batches(config, pictures_of(config), folder, out.language)
     for file in shown["files"]:

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace, out: Out) -> int:
     """Prints the report, or with --json the document."""
     import json
 
+    from lora_trainer.api.surveys import examined
     from lora_trainer.files import write_atomically
-    from lora_trainer.prep.doctor import examine
     from lora_trainer.prep.report import report
 
     def tell(done: int, total: int) -> None:
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
             out.note(say("{phase}: {done} of {total}", phase=say("Reading pictures"), done=done, total=total))
 
     try:
-        diagnosis, advice = examine(_config(args), tell)
+        diagnosis, advice = examined(_config(args), tell)
     except DatasetError as error:
         raise as_wrong_usage(error) from error
     found = diagnosis.to_json(advice, out.language)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.config.schema import TrainConfig
+from lora_trainer.config.schema import DataConfig
 from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ class Suggestion:
         }
 
 
-def suggestions(seen: Diagnosis, config: TrainConfig) -> tuple[Suggestion, ...]:
-    """Most useful first."""
-    found = [*_about_files(seen), *_about_captions(seen, config), *_about_sizes(seen, config)]
+def suggestions(seen: Diagnosis, data: DataConfig) -> tuple[Suggestion, ...]:
+    """Most useful first; `data`: the options that the run has."""
+    found = [*_about_files(seen), *_about_captions(seen, data), *_about_sizes(seen, data)]
     return tuple(sorted(found, key=lambda one: -one.worth))
 
 
@@ -79,8 +79,8 @@ def _about_files(seen: Diagnosis) -> Iterator[Suggestion]:
         )
 
 
-def _about_captions(seen: Diagnosis, config: TrainConfig) -> Iterator[Suggestion]:
-    used, trigger = seen.used, config.data.trigger_word.strip()
+def _about_captions(seen: Diagnosis, data: DataConfig) -> Iterator[Suggestion]:
+    used, trigger = seen.used, data.trigger_word.strip()
     if used and not any(seen.words.tokens):
         yield Suggestion(
             99,
@@ -158,7 +158,7 @@ def _shared_by_all(seen: Diagnosis) -> list[str]:
     return [text for text, count in seen.tags if captioned > 1 and count >= ON_EVERY * captioned]
 
 
-def _about_sizes(seen: Diagnosis, config: TrainConfig) -> Iterator[Suggestion]:
+def _about_sizes(seen: Diagnosis, data: DataConfig) -> Iterator[Suggestion]:
     if small := seen.having("small"):
         yield Suggestion(
             20 + 45 * _share(small, seen),
@@ -171,12 +171,12 @@ def _about_sizes(seen: Diagnosis, config: TrainConfig) -> Iterator[Suggestion]:
             15 + 45 * _share(seen.cropped, seen),
             say("{count} pictures lose more than a tenth of their area.", count=len(seen.cropped)),
             say("Look at their crops in the Pictures step.")
-            if config.data.enable_bucket
+            if data.enable_bucket
             else say("Set data.enable_bucket = true: pictures keep their shape."),
             seen.cropped,
         )
-    lonely = [size for size, count in seen.buckets if count < config.data.batch_size]
-    if config.data.batch_size > 1 and len(lonely) > 1:
+    lonely = [size for size, count in seen.buckets if count < data.batch_size]
+    if data.batch_size > 1 and len(lonely) > 1:
         yield Suggestion(
             10 + 20 * len(lonely) / max(1, len(seen.buckets)),
             say("{count} of {all} groups hold fewer pictures than a step takes.", count=len(lonely), all=len(seen.buckets)),

@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lora_trainer.config import derive
-from lora_trainer.config.schema import TrainConfig
-from lora_trainer.data import order
 from lora_trainer.data.frames import frame_box
 from lora_trainer.data.images import open_picture
 from lora_trainer.data.lettering import wrapped, write
@@ -31,13 +28,12 @@ TILE = 2 * SIDE + GAP
 PAPER, INK, FAINT, FRAME, NOT_LEARNED = "#ffffff", "#111827", "#6b7280", "#d9480f", (220, 38, 38)
 
 
-def show_batches(config: TrainConfig, pictures: Pictures, folder: Path, language: str = "en") -> dict[str, Any]:
+def show_batches(
+    pictures: Pictures, folder: Path, *, seed: int, accumulation: int = 1, total_steps: int = 0, language: str = "en"
+) -> dict[str, Any]:
     """Writes batches.png and batches.json into `folder`; returns the content of the JSON with the paths of both. Raises DatasetError."""
-    accumulation = config.steps.gradient_accumulation_steps
-    per_epoch = order.steps_per_epoch(pictures.trained, pictures.batch_sizes, accumulation)
-    _, total = derive.train_length(config, per_epoch)
     found: list[list[Showing]] = []
-    for batch in batches(pictures, seed=config.seed, count=BATCHES, accumulation=accumulation, total_steps=total):
+    for batch in batches(pictures, seed=seed, count=BATCHES, accumulation=accumulation, total_steps=total_steps):
         room = MOST_PICTURES - sum(map(len, found))
         if room > 0:
             found.append(batch[:room])
@@ -46,7 +42,7 @@ def show_batches(config: TrainConfig, pictures: Pictures, folder: Path, language
     packed = io.BytesIO()
     _sheet(found, pictures, language).save(packed, "PNG", optimize=True)
     write_atomically(picture, packed.getvalue())
-    told = {"seed": config.seed, "total_steps": total, "batches": [_batch(batch, pictures) for batch in found]}
+    told = {"seed": seed, "total_steps": total_steps, "batches": [_batch(batch, pictures) for batch in found]}
     write_atomically(content, json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8"))
     return {**told, "files": [str(picture), str(content)]}
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.config.schema import TrainConfig
+from lora_trainer.config.schema import DataConfig
 from lora_trainer.data import buckets, captions
 from lora_trainer.data.closer import look_closer
 from lora_trainer.data.describe import Description, describe
 from lora_trainer.data.gather import arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.messages import Message
-from lora_trainer.prep.advice import Suggestion, suggestions
 from lora_trainer.prep.sharpness import blurred, sharpness
 from lora_trainer.prep.words import WINDOW, Words, look_at
+
+if TYPE_CHECKING:
+    from lora_trainer.prep.advice import Suggestion
 
 CROPPED = 0.9
 """A picture of which less than this is kept counts as cropped."""
@@ -102,27 +104,29 @@ class Diagnosis:
 NOTES = ("rotated", "transparent", "small", "copy", "broken", "not-a-picture", "too-small", "left-out")
 
 
-def examine(config: TrainConfig, tell: Tell = lambda done, total: None) -> tuple[Diagnosis, tuple[Suggestion, ...]]:
-    """Looks at every picture of the config, decoded; suggestions most useful first. Raises DatasetError where no folder can be read."""
-    description = describe(config)
+def examine(data: DataConfig, limit: int = WINDOW, tell: Tell = lambda done, total: None) -> Diagnosis:
+    """Looks at every picture that the options describe, decoded. Captions of more than `limit` tokens are too long.
+
+    Raises DatasetError where no folder can be read.
+    """
+    description = describe(data)
     found = gather(description)
     records = [record for record in found.records if not record.validation]
     looked = []
     for record in look_closer(records):
         looked.append(record)
         tell(len(looked), len(records))
-    placed = {record.key: record for record in arranged([record for record in looked if record.usable], description, config)}
-    diagnosis = _diagnosis([placed.get(record.key, record) for record in looked], description, found.understood, found.warnings, config)
-    return diagnosis, suggestions(diagnosis, config)
+    placed = {record.key: record for record in arranged([record for record in looked if record.usable], description, seed=0)}
+    records = [placed.get(record.key, record) for record in looked]
+    return _diagnosis(records, description, found.understood, found.warnings, data.trigger_word.strip(), limit)
 
 
 def _diagnosis(
-    records: Sequence[ImageRecord], description: Description, understood: Message, notes: Iterable[Message], config: TrainConfig
+    records: Sequence[ImageRecord], description: Description, understood: Message, notes: Iterable[Message], trigger: str, limit: int
 ) -> Diagnosis:
     used = [record for record in records if record.usable]
     texts = [captions.caption_of(record, description.subsets[record.subset].caption) for record in used]
-    words, trigger = look_at(texts), config.data.trigger_word.strip()
-    limit = config.model.max_token_length
+    words = look_at(texts)
     tags: Counter[str] = Counter()
     for record in used:
         separator = description.subsets[record.subset].caption.separator

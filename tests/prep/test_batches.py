@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lora_trainer.api.surveys import shown as show_batches
 from lora_trainer.cli.main import main
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import cache
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.prep.batches import show_batches
 from lora_trainer.train import loop, setup
 from lora_trainer.train.showing import batches, pixels
 from tests.prep.test_doctor import drawn

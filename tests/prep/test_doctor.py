@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from lora_trainer.api.surveys import examined
 from lora_trainer.cli.main import main
 from lora_trainer.config.build import build
-from lora_trainer.prep.doctor import examine
 from lora_trainer.prep.report import report
 
 LONG = ", ".join(f"a red car number {n} on the road" for n in range(14))
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found(folder: Path, **data: Any) -> dict[str, Any]:
     values = {"train_data_dir": str(folder), "resolution": 128, "min_bucket_reso": 64, "trigger_word": "sks", **data}
-    diagnosis, advice = examine(build({"data": values}))
+    diagnosis, advice = examined(build({"data": values}))
     return diagnosis.to_json(advice)
 
 

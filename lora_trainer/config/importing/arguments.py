@@ -33,6 +33,8 @@ class Key:
     shown: Any = None
     why: Message | None = None
     """Set where it is known already that it is left."""
+    into: str = ""
+    """The option whose value holds it already, where another key stands for both."""
 
 
 def translate_keys(
@@ -40,11 +42,13 @@ def translate_keys(
 ) -> tuple[dict[str, Any], list[Taken], list[Left], list[Filled]]:
     """(nested values, taken, left, filled). `read` gives the text of a file that a key names, or None."""
     keys = list(keys)
-    given = {key.name: key.value for key in keys if key.why is None and not is_empty(key.value)}
+    given = {key.name: key.value for key in keys if key.why is None and not key.into and not is_empty(key.value)}
     flat: dict[str, Any] = {}
     origin: dict[str, Key] = {}
     left: list[Left] = []
     for key in keys:
+        if key.into:
+            continue
         found = key.why or _options_of(key, given, read)
         if isinstance(found, Message):
             left.append(Left(key.key, _shown(key), found))
@@ -56,8 +60,9 @@ def translate_keys(
     became: dict[str, list[str]] = {}
     for path in flat:
         became.setdefault(origin[path].key, []).append(path)
+    became |= {one.key: [one.into] for one in keys if one.into in flat}
     taken = [Taken(key.key, _shown(key), tuple(became[key.key])) for key in keys if key.key in became]
-    told = {one.key for one in (*taken, *left)}
+    told = {one.key for one in taken} | {one.key for one in left}
     left += [Left(key.key, _shown(key), say("Another key of the file decides it.")) for key in keys if key.key not in told]
     filled = [Filled(path, value) for path, value in defaults.items() if path in options() and path not in flat]
     return nested(flat | {one.path: one.value for one in filled}), taken, left, filled
@@ -222,6 +227,17 @@ def _sampler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Mess
     return say("The sampler {name} is not here yet: previews are drawn with {default}.", name=value, default="ddim")
 
 
+def _mask_folder(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    if given.get("masked_loss") not in (True, "true", "True"):
+        return say("sd-scripts uses it only with masked_loss.")
+    path = paths().get("conditioning_data_dir")
+    return NOT_YET if path is None else [(path, str(value))]
+
+
+def _masked_loss(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return say("Masks are used here as soon as their folder, or alpha_mask, is given.") if value in (True, "true", "True") else OFF
+
+
 def _model_format(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     return ITSELF if value == "safetensors" else SAFETENSORS
 
@@ -266,6 +282,8 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "sample_prompts": _sample_prompts,
     "sample_sampler": _sampler,
     "save_model_as": _model_format,
+    "conditioning_data_dir": _mask_folder,
+    "masked_loss": _masked_loss,
     "caption_extention": _caption_ending,
     "clip_skip": _clip_skip,
     "max_token_length": _token_length,

@@ -63,7 +63,7 @@ def _lora_scripts_key(key: Key, given: Mapping[str, Any]) -> Key:
         if key.name == "positive_prompts" and not is_empty(key.value):
             return Key(key.key, "sample_prompts", _preview_line(given), shown=key.value)
         if (key.name in PREVIEW or key.name == "negative_prompts") and not is_empty(given.get("positive_prompts")):
-            return Key(key.key, key.name, key.value, why=say("It stands in the line of the preview prompt now."))
+            return Key(key.key, key.name, key.value, into="" if is_empty(key.value) else "sample.prompts")
     if key.name == "optimizer_args_custom" and is_empty(given.get("optimizer_args")):
         return Key(key.key, "optimizer_args", key.value)
     return key
@@ -91,7 +91,7 @@ def _kohya_key(key: str, value: Any, flat: Mapping[str, Any]) -> Key:
         value = f"{number(value):g}%"
     elif key in ("unet_lr", "text_encoder_lr") and _both_rates_zero(flat):
         why = say("Both rates are 0 there, which means the learning rate.")
-    elif key in ("seed", "stop_text_encoder_training") and not number(value):
+    elif key in ("seed", "stop_text_encoder_training", "vae_batch_size") and not number(value):
         why = OFF
     elif key in ("conv_dim", "conv_alpha") and flat.get("LoRA_type", "Standard") == "Standard":
         why = CONV

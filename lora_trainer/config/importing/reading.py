@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
@@ -15,7 +16,7 @@ from lora_trainer.config.importing.arguments import Key, Read, paths, translate_
 from lora_trainer.config.importing.concepts import concepts
 from lora_trainer.config.importing.programs import KOHYA_NAMES, flattened, kohya, lora_scripts, sd_scripts
 from lora_trainer.config.importing.reasons import REASONS
-from lora_trainer.config.importing.result import Imported, Taken
+from lora_trainer.config.importing.result import Imported, Left, Taken
 from lora_trainer.config.versions import migrated
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import say
@@ -47,7 +48,11 @@ def import_text(text: str, *, source: Path | None = None, read: Read = lambda na
             return concepts(content)
         raise _unknown(where)
     if isinstance(listed := content.get("concepts_list"), Sequence) and not isinstance(listed, str):
-        return concepts(listed)
+        found = concepts(listed)
+        others = [
+            Left(key, value, say("Only the concepts of this file are read.")) for key, value in content.items() if key != "concepts_list"
+        ]
+        return attrs.evolve(found, left=(*found.left, *others))
     if any(name in content for name in CONCEPTS):
         return concepts([content])
     if _is_dataset(content):

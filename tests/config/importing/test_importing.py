@@ -93,7 +93,9 @@ def test_rates_of_an_optimizer_that_is_not_here_are_not_given_to_another():
 
 
 def test_previews_that_a_page_keeps_in_eight_keys_become_one_line():
-    config = import_file(HERE / "lora_scripts_page.toml").config
+    found = import_file(HERE / "lora_scripts_page.toml")
+    config = found.config
+    assert {taken.key for taken in found.taken if taken.paths == ("sample.prompts",)} >= {"negative_prompts", "sample_seed", "sample_cfg"}
     assert config.sample.prompts == ("1girl, aki --n blurry --w 512 --h 768 --l 7 --d 2333 --s 24",)
     assert config.optimizer.args == "weight_decay=0.02" and config.optimizer.unet_lr == 1e-4
 
@@ -188,3 +190,22 @@ def test_no_reason_is_written_for_a_key_that_is_an_option_here_under_the_same_na
     """The table is looked at only where no option has the name, so that an option that comes later is taken by itself."""
     found = import_text('network_module = "networks.lora"\nprior_loss_weight = 0.5\n')
     assert "prior_loss_weight" in REASONS and found.config.loss.prior_loss_weight == 0.5
+
+
+def test_a_folder_of_masks_is_used_only_where_sd_scripts_uses_it():
+    text = 'network_module = "networks.lora"\nconditioning_data_dir = "masks"\n'
+    assert import_text(text).config.data.mask_dir == "" and "masked_loss" in why(import_text(text), "conditioning_data_dir")
+    assert import_text(text + "masked_loss = true\n").config.data.mask_dir == "masks"
+
+
+def test_a_part_that_is_not_trained_wins_over_its_rate():
+    found = import_text('network_module = "networks.lora"\ntext_encoder_lr = 1e-5\nnetwork_train_unet_only = true\n')
+    assert found.config.optimizer.text_encoder_lr == 0
+    assert why(found, "text_encoder_lr") == "Another key of the file decides it." and found.keys == 3
+
+
+def test_a_file_of_the_dreambooth_extension_holds_its_concepts_in_a_list():
+    text = '{"concepts_list": [{"instance_data_dir": "/data/mika", "instance_prompt": "sks girl"}], "num_train_epochs": 100}'
+    found = import_text(text)
+    assert found.config.data.train_data_dir == "/data/mika" and found.keys == 3
+    assert "Only the concepts" in why(found, "num_train_epochs")

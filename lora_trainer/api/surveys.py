@@ -1,0 +1,36 @@
+"""Pictures looked at before training: the doctor's findings, and the first batches as they will be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_trainer.config import derive
+from lora_trainer.config.schema import TrainConfig
+
+if TYPE_CHECKING:
+    from lora_trainer.prep.advice import Suggestion
+    from lora_trainer.prep.doctor import Diagnosis
+    from lora_trainer.train.setup import Pictures
+
+
+def examined(
+    config: TrainConfig, tell: Callable[[int, int], object] = lambda done, total: None
+) -> tuple[Diagnosis, tuple[Suggestion, ...]]:
+    """What the doctor says of a config's pictures. Raises DatasetError where no folder can be read."""
+    from lora_trainer.prep.advice import suggestions
+    from lora_trainer.prep.doctor import examine
+
+    seen = examine(config.data, config.model.max_token_length, tell)
+    return seen, suggestions(seen, config.data)
+
+
+def shown(config: TrainConfig, pictures: Pictures, folder: Path, language: str = "en") -> dict[str, Any]:
+    """batches.png and batches.json in `folder`, and their content. Raises DatasetError."""
+    from lora_trainer.data import order
+    from lora_trainer.prep.batches import show_batches
+
+    accumulation = config.steps.gradient_accumulation_steps
+    _, total = derive.train_length(config, order.steps_per_epoch(pictures.trained, pictures.batch_sizes, accumulation))
+    return show_batches(pictures, folder, seed=config.seed, accumulation=accumulation, total_steps=total, language=language)
