@@ -62,11 +62,17 @@ class LatentCache:
 
     `batch`: pictures encoded together, always as many (the last group is filled up), so that who stands beside a picture changes no
     bit. `disk` None: all is kept in memory. `npz_scale`: what sd-scripts' unscaled latents beside pictures are multiplied with; 0:
-    they are not read.
+    they are not read. Both are asked for when filling begins.
     """
 
     def __init__(
-        self, encode: Encode, *, keep: bool = True, disk: Callable[[], OnDisk] | None = None, batch: int = 1, npz_scale: float = 0.0
+        self,
+        encode: Encode,
+        *,
+        keep: bool = True,
+        disk: Callable[[], OnDisk] | None = None,
+        batch: int = 1,
+        npz_scale: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._encode = encode
         self._keep = keep
@@ -78,19 +84,19 @@ class LatentCache:
         self._keys: dict[tuple[object, ...], bytes] = {}
         self._stamps: dict[tuple[object, ...], Stamp] = {}
 
-    def fill(self, records: Sequence[ImageRecord], *, flip: bool, control: Control) -> Iterator[Event]:
-        """Encodes what is missing, mirrored ones too with `flip`; ends early when stopped. Raises DatasetError.
+    def fill(self, records: Sequence[ImageRecord], *, flip: Callable[[ImageRecord], bool], control: Control) -> Iterator[Event]:
+        """Encodes what is missing, mirrored ones too where `flip` says so; ends early when stopped. Raises DatasetError.
 
         Progress counts records; those that are there already are told of together.
         """
         if self._make_disk is not None and self._disk is None:
             self._disk = self._make_disk()
-        wanted = [(record, flipped) for record in records if self._keep or record.validation for flipped in _ways(record, flip)]
+        wanted = [(record, flipped) for record in records if self._keep or record.validation for flipped in _ways(record, flip(record))]
         if self._disk is not None:
             self._disk.contents.look_up(record.path for record, flipped in wanted if not flipped)
         missing = [one for one in wanted if not self._present(one)]
-        if self._npz_scale and missing:
-            missing = yield from self._take_npz(missing)
+        if missing and (scale := self._npz_scale()):
+            missing = yield from self._take_npz(missing, scale)
         left = Counter(id(record) for record, _ in missing)
         done = len(records) - len(left)
         if done and not control.stopping:
@@ -217,7 +223,7 @@ class LatentCache:
                 )
         return [latent.clone() for latent in latents] if len(latents) > 1 else [latents[0].contiguous()]
 
-    def _take_npz(self, missing: Sequence[Wanted]) -> Iterator[Event]:
+    def _take_npz(self, missing: Sequence[Wanted], scale: float) -> Iterator[Event]:
         """Keeps in memory what sd-scripts' files hold; gives back what is still missing, and tells how many were of no use."""
         still: list[Wanted] = []
         faults: Counter[str] = Counter()
@@ -228,7 +234,7 @@ class LatentCache:
                 still.append((record, flipped))
                 faults[fault] += fault != "none"
                 continue
-            latent = torch.from_numpy(latents * np.float32(self._npz_scale))
+            latent = torch.from_numpy(latents * np.float32(scale))
             if not taken and not self._same_vae(record, flipped, latent):
                 yield Warned(say("sd-scripts' latents beside the pictures come from another VAE; they are not used."))
                 return list(missing)

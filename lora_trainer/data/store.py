@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from lora_trainer.files import locked
 
 Shape = tuple[int, ...]
+LATENTS = "latents"
+"""Folder of a store in a host's cache folder."""
 MAGIC = b"LTKEYS1\n"
 HEAD = struct.Struct("<8s16s8x")
 ENTRY = struct.Struct("<32sII")

@@ -9,7 +9,6 @@ import attrs
 
 from lora_trainer.data import store
 
-LATENTS = "latents"
 MB = 2**20
 
 
@@ -23,7 +22,7 @@ class Cleared:
 
 def latents_folder(cache_dir: Path) -> Path:
     """Where a host keeps encoded pictures, in its cache folder."""
-    return cache_dir / LATENTS
+    return cache_dir / store.LATENTS
 
 
 def overview(cache_dir: Path) -> dict[str, Any]:

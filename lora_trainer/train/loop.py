@@ -72,12 +72,13 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iter
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), 1)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
-        run = _Run(config, host, control, folder, names, plan, lease, setup.prepare(config, pictures, lease))
+        run = _Run(config, host, control, folder, names, plan, lease, setup.prepare(config, pictures, lease, host.paths().cache_dir))
         run.trainer.attach()
         try:
             yield from run.events()
         finally:
             run.trainer.detach()
+            run.trainer.cache.close()
     host.refresh_networks()
     yield (Stopped if run.stopped else Finished)(run.step, tuple(str(path) for path in run.files))
 
@@ -197,10 +198,20 @@ class _Run:
             pictures.subset_of(record).flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
             for record, key in zip(records, keys, strict=True)
         ]
-        latents = [trainer.latent(record, flipped) for record, flipped in zip(records, flips, strict=True)]
+        seen = [
+            trainer.views.seen(record, flipped, epoch=self.epoch, repeat=item.repeat)
+            for record, flipped, item in zip(records, flips, batch, strict=True)
+        ]
         texts = [self._text(item, self.step) for item in batch]
         with computing(trainer.precision, trainer.bundle.device, grad=True):
-            drawn = noisy_batch(latents, keys, lambda: trainer.captions.encode(trainer.bundle, texts), trainer.rules, trainer.bundle.device)
+            drawn = noisy_batch(
+                [latent for latent, _ in seen],
+                keys,
+                lambda: trainer.captions.encode(trainer.bundle, texts),
+                trainer.rules,
+                trainer.bundle.device,
+                [mask for _, mask in seen],
+            )
             losses = picture_losses(trainer.bundle, drawn, trainer.rules)
             return weighted(losses, [record.is_reg for record in records], self.config.loss.prior_loss_weight).sum()
 

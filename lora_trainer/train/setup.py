@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,19 @@ from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data import caption_notes, captions, closer
-from lora_trainer.data.cache import LatentCache
+from lora_trainer.data import caption_notes, captions, closer, masks
+from lora_trainer.data.cache import LatentCache, OnDisk
 from lora_trainer.data.describe import SubsetRules, describe, training_size
 from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.store import LATENTS
 from lora_trainer.errors import DatasetError, ModelError, TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import ModelFacts, inspect
+from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
 from lora_trainer.optim.optimizers import FlatOptimizer, try_options
@@ -38,6 +40,7 @@ from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.sample import encode
 from lora_trainer.train.step import LossRules
+from lora_trainer.train.views import Views
 
 RELEASED: Any = None
 NAMED = 5
@@ -95,7 +98,7 @@ def read_pictures(config: TrainConfig) -> Pictures:
     """
     description = describe(config.data, config.validate.data_dir)
     found = gather(description)
-    records = closer.verified(found.records)
+    records, about_masks = masks.with_masks(closer.verified(found.records), lambda record: description.subsets[record.subset].data)
     usable, prior = [record for record in records if record.usable], config.loss.prior_loss_weight
     placed = arranged(usable, description, seed=config.seed, fraction=config.validate.fraction, prior_weight=prior)
     pictures = Pictures(
@@ -103,7 +106,7 @@ def read_pictures(config: TrainConfig) -> Pictures:
         tuple(record for record in placed if record.validation),
         description.subsets,
         description.datasets,
-        (*found.warnings, *about_regularisation(placed, config.data.trigger_word, prior), *_not_used(records)),
+        (*found.warnings, *about_masks, *about_regularisation(placed, config.data.trigger_word, prior), *_not_used(records)),
     )
     subjects = [record for record in pictures.trained if not record.is_reg]
     if not subjects:
@@ -148,6 +151,7 @@ class Trainer:
     scaler: Any
     captions: Captions
     cache: LatentCache
+    views: Views
     rules: LossRules
     requests: tuple[SampleRequest, ...]
     checkpointing: Checkpointing | None = None
@@ -184,8 +188,11 @@ class Trainer:
 
 
 @torch.inference_mode(False)
-def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
-    """Loads the model, makes network, optimizer and caches. Nothing of the host is changed."""
+def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Path | None = None) -> Trainer:
+    """Loads the model, makes network, optimizer and caches. Nothing of the host is changed.
+
+    Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory.
+    """
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     bundle = load(lease.source, lease.device, precision.base)
     parts = [
@@ -194,6 +201,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
     rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
     groups = [(parameters, rates[part]) for part, parameters in adapter.parameters().items()]
+    cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
         config=config,
         pictures=pictures,
@@ -205,11 +213,25 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease) -> Trainer:
         optimizer=FlatOptimizer(config.optimizer.type, groups, derive.optimizer_args(config)),
         scaler=make_scaler(precision, lease.device),
         captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
-        cache=LatentCache(lambda pixels: encode(trainer.bundle, pixels), keep=config.data.cache_latents),
+        cache=cache,
+        views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
         rules=LossRules(config.loss.min_snr_gamma, config.loss.noise_offset),
         requests=preview_requests(config),
     )
     return trainer
+
+
+def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path | None) -> LatentCache:
+    def disk() -> OnDisk:
+        return OnDisk((cache_dir or Path()) / LATENTS, encoder_of(bundle(), together=data.vae_batch_size))
+
+    return LatentCache(
+        lambda pixels: encode(bundle(), pixels),
+        keep=data.cache_latents,
+        disk=disk if cache_dir is not None and data.cache_latents and data.cache_latents_to_disk else None,
+        batch=data.vae_batch_size,
+        npz_scale=lambda: bundle().family.latent_scale if data.npz_caches else 0.0,
+    )
 
 
 def check_optimizer(config: TrainConfig) -> None:
@@ -273,7 +295,8 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
 
 def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
     """Encodes all pictures once; Progress as it goes on."""
-    yield from trainer.cache.fill(trainer.pictures.records, flip=any(rules.flip_aug for rules in trainer.pictures.subsets), control=control)
+    pictures = trainer.pictures
+    yield from trainer.cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)
 
 
 def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:

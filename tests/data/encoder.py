@@ -43,13 +43,13 @@ def disk_cache(encoder: Encoder, folder: Path, **known) -> LatentCache:
     return LatentCache(encoder, disk=lambda: OnDisk(folder, encoder.name), **known)
 
 
-def filled(cache: LatentCache, records, **how) -> list:
-    return list(cache.fill(records, **{"flip": False, "control": Control(), **how}))
+def filled(cache: LatentCache, records, *, flip: bool = False) -> list:
+    return list(cache.fill(records, flip=lambda record: flip, control=Control()))
 
 
 def main(pictures: str, folder: str, slow: str = "0") -> None:
     cache = disk_cache(Encoder(slow=float(slow)), Path(folder))
-    for event in cache.fill(placed(Path(pictures)), flip=True, control=Control()):
+    for event in cache.fill(placed(Path(pictures)), flip=lambda record: True, control=Control()):
         sys.stdout.write(f"{event.done}\n")
         sys.stdout.flush()
 

@@ -39,8 +39,8 @@ class Encoder:
         return self.layer(pixels)
 
 
-def filled(cache, records, **how):
-    return [event.done for event in cache.fill(records, **{"flip": False, "control": Control(), **how})]
+def filled(cache, records, *, flip=False):
+    return [event.done for event in cache.fill(records, flip=lambda record: flip, control=Control())]
 
 
 def test_pixels_are_the_picture_from_minus_one_to_one(records):
@@ -91,7 +91,7 @@ def test_without_keeping_only_validation_pictures_stay(records):
 
 def test_a_stop_ends_the_filling_between_two_pictures(records):
     control, cache, seen = Control(), LatentCache(Encoder()), []
-    for event in cache.fill(records, flip=False, control=control):
+    for event in cache.fill(records, flip=lambda record: False, control=control):
         seen.append(event.done)
         control.command("stop")
     assert seen == [1]

@@ -379,7 +379,7 @@ def npz_beside(record, *, name: str = "", seed: int = 0, scale: float = 0.5, sha
 
 def with_npz(records, **how):
     encoder = Encoder()
-    cache = LatentCache(encoder, npz_scale=0.5, **how)
+    cache = LatentCache(encoder, npz_scale=lambda: 0.5, **how)
     events = filled(cache, records, flip=True)
     return cache, encoder.calls, " ".join(event.message.text() for event in events if isinstance(event, Warned))
 
