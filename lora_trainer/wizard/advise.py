@@ -72,13 +72,15 @@ def advise(
 
 def _advise(start: Situation) -> tuple[list[Change], list[Change]]:
     """(changes that are counted on, changes of what the user typed)."""
+    fixed = start.pictures.fixed(start.config)
+    start = attrs.evolve(start, config=start.pictures.as_trained(start.config))
     offered: list[Change] = []
     asked: list[Change] = []
     now = start
     for rules in (PICTURE_RULES, TRAINING_RULES):
         for rule in rules:
             for change in rule(now):
-                if value_at(start.config, change.path) != change.value:
+                if change.path not in fixed and value_at(start.config, change.path) != change.value:
                     (asked if start.is_typed(change.path) else offered).append(change)
             now = attrs.evolve(now, config=apply_changes(start.config, offered))
         if not now.groups:

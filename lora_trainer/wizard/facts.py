@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from lora_trainer.config.schema import DataConfig, TrainConfig
+from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET
 from lora_trainer.data import folders
 from lora_trainer.data.describe import Description, describe
 from lora_trainer.data.gather import arranged, gather
@@ -129,6 +130,20 @@ class DatasetFacts:
         if self.description is None or self.description.simple:
             return (config.data,)
         return self.description.datasets
+
+    def fixed(self, config: TrainConfig) -> frozenset[str]:
+        """Options of [data] that no change would reach: a dataset file says them, or every table does."""
+        if config.data.dataset_config.strip():
+            return frozenset(f"data.{name}" for name in (*PER_DATASET, *PER_SUBSET))
+        tables = [{name for name, _ in table.given} for table in config.data.subsets]
+        return frozenset(f"data.{name}" for name in set.intersection(*tables)) if tables else frozenset()
+
+    def as_trained(self, config: TrainConfig) -> TrainConfig:
+        """The config with the training size and pictures per step of the first dataset, where these do not stand in [data]."""
+        first = self.datasets(config)[0]
+        if first == config.data:
+            return config
+        return attrs.evolve(config, data=attrs.evolve(config.data, resolution=first.resolution, batch_size=first.batch_size))
 
     def groups(self, config: TrainConfig) -> tuple[Group, ...]:
         """The trained pictures by bucket."""

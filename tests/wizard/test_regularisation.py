@@ -38,3 +38,13 @@ def test_repeats_of_tables_stay_as_they_are_written(tmp_path):
     pictures, after, plan = advised(build({"data": {"subsets": tables, "trigger_word": "sks", "resolution": 64}}))
     assert [record.repeats for record in pictures.placed(after)] == [3] * 6 + [9] * 2
     assert after.data.num_repeats == 1 and plan.images == 8
+
+
+def test_what_a_dataset_file_says_is_not_advised_about(tmp_path):
+    (tmp_path / "sets.toml").write_text(
+        f"[[datasets]]\nresolution = 64\nbatch_size = 6\n[[datasets.subsets]]\nimage_dir = '{folder_of(tmp_path / 'a', 6)}'\n",
+        encoding="utf-8",
+    )
+    config = build({"data": {"dataset_config": str(tmp_path / "sets.toml"), "trigger_word": "sks"}})
+    changes = advise(config, MachineFacts.of_card(8), DatasetFacts.read(config), None, "object")
+    assert changes and not [change.path for change in changes if change.path.startswith("data.") and change.path != "data.cache_latents"]
