@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -21,6 +22,7 @@ from lora_trainer.prep.words import WINDOW, Words, look_at
 if TYPE_CHECKING:
     from lora_trainer.prep.advice import Suggestion
 
+AT_ONCE = 4
 CROPPED = 0.9
 """A picture of which less than this is kept counts as cropped."""
 Tell = Callable[[int, int], object]
@@ -131,7 +133,9 @@ def _diagnosis(
     for record in used:
         separator = description.subsets[record.subset].caption.separator
         tags.update({part.strip() for part in captions.first_line(record.caption).split(separator) if part.strip()})
-    sharp = {record.key: value for record in used if (value := sharpness(record.path)) is not None}
+    with ThreadPoolExecutor(AT_ONCE, "lora-trainer-sharpness") as pool:
+        measured = pool.map(sharpness, [record.path for record in used])
+        sharp = {record.key: value for record, value in zip(used, measured, strict=True) if value is not None}
     return Diagnosis(
         understood,
         tuple(notes),
