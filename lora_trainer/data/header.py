@@ -60,7 +60,7 @@ def read_header(path: Path) -> Header:
     try:
         with Image.open(path) as image:
             turned = orientation(image, path)
-            width, height = image.size if turned < 5 else image.size[::-1]
+            width, height = _upright_size(image, turned)
             rotated: tuple[Verdict, ...] = ("rotated",) if turned > 1 else ()
             found: tuple[Verdict, ...] = (*rotated, "transparent") if has_alpha(image) else rotated
             kind = image.format or ""
@@ -72,6 +72,15 @@ def read_header(path: Path) -> Header:
         reason = say("{width} x {height} pixels: each side needs at least {smallest}.", width=width, height=height, smallest=SMALLEST)
         return Header(width, height, ("too-small", *found), reason, kind)
     return Header(width, height, found, None, kind)
+
+
+def _upright_size(image: Image.Image, turned: int) -> tuple[int, int]:
+    if turned < 5:
+        return image.size
+    if image.format == "TIFF":  # newer Pillows turn these themselves, in two steps: only a loaded one tells its size
+        image.load()
+        return image.size if orientation(image) < 5 else image.size[::-1]
+    return image.size[::-1]
 
 
 def orientation(image: Image.Image, path: Path | None = None) -> int:
