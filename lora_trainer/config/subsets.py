@@ -119,7 +119,7 @@ def with_given(data: DataConfig, given: Mapping[str, Any]) -> DataConfig:
     """[data] with the options of a table in place of its own, and without what describes other folders."""
     plain = {"train_data_dir": "", "reg_data_dir": "", "in_json": "", "dataset_config": "", "subsets": ()}
     shared = {name: value for name, value in given.items() if name in PER_DATASET or name in PER_SUBSET}
-    return attrs.evolve(data, **plain, **shared)
+    return attrs.evolve(data, **plain, **shared)  # type: ignore[misc]  # mypy takes a section for no attrs class
 
 
 def check_tables(config: TrainConfig, bad: Iterable[str] = ()) -> Iterator[Problem]:
@@ -142,8 +142,8 @@ def check_tables(config: TrainConfig, bad: Iterable[str] = ()) -> Iterator[Probl
 
 def check_given(data: DataConfig, given: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Problem]:
     """The problems that a table's options make together with [data]'s; `places` says where each name was given."""
-    before = {found.path for _, found in check_together(TrainConfig(data=data))}
-    for paths, found in check_together(TrainConfig(data=with_given(data, given))):
+    before = {found.path for _, found in check_together(TrainConfig(data=data))}  # type: ignore[call-arg]  # mypy takes no default for one
+    for paths, found in check_together(TrainConfig(data=with_given(data, given))):  # type: ignore[call-arg]
         names = [path.removeprefix("data.") for path in (found.path, *paths) if path.startswith("data.")]
         named = next((name for name in names if name in places), None)
         if named is not None and found.path not in before:

@@ -16,8 +16,8 @@ from lora_trainer.data.metadata_json import read_metadata
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 
-REGULARISATION = "regularisation/"
-VALIDATION = "validation/"
+REGULARISATION = "regularisation"
+VALIDATION = "validation"
 
 
 @attrs.frozen
@@ -92,7 +92,9 @@ def describe(data: DataConfig, validation_dir: str = "") -> Description:
         found = Description((data,), tuple(_of_options(data)))
     if validation_dir.strip():
         endings = _endings(found.subsets[0].data.caption_extension if found.subsets else data.caption_extension)
-        source = Source("validate.data_dir", validation_dir, prefix=VALIDATION, class_tokens=data.class_tokens, endings=endings)
+        source = Source(
+            "validate.data_dir", validation_dir, prefix=_free(VALIDATION, found), class_tokens=data.class_tokens, endings=endings
+        )
         rules = SubsetRules(source, found.datasets[0] if found.datasets else data, validation=True)
         found = attrs.evolve(found, subsets=(*found.subsets, rules))
     return found
@@ -138,7 +140,14 @@ def _of_options(data: DataConfig) -> Iterator[SubsetRules]:
     )
     if data.reg_data_dir.strip():
         shared["num_repeats"] = 1
-        source = Source("data.reg_data_dir", data.reg_data_dir, prefix=REGULARISATION, words=data.class_tokens, **shared, **lines)
+        source = Source(
+            "data.reg_data_dir",
+            data.reg_data_dir,
+            prefix=_free_beside(REGULARISATION, data.train_data_dir),
+            words=data.class_tokens,
+            **shared,
+            **lines,
+        )
         yield SubsetRules(source, data, is_reg=True)
 
 
@@ -203,6 +212,19 @@ def _prefixes(tables: Iterable[Mapping[str, Any]]) -> list[str]:
         used[name] = used.get(name, 0) + 1
         found.append(f"{name}/" if used[name] == 1 else f"{name} ({used[name]})/")
     return found
+
+
+def _free(name: str, description: Description) -> str:
+    """A prefix of that name that no picture of the description has."""
+    if not description.simple:
+        return _prefixes([*({"image_dir": rules.source.prefix} for rules in description.subsets), {"image_dir": name}])[-1]
+    return _free_beside(name, description.subsets[0].source.folder)
+
+
+def _free_beside(name: str, folder: str) -> str:
+    """A prefix of that name which is none of the folders in `folder`."""
+    taken = folder.strip() and (Path(folder) / name).is_dir()
+    return f"{name} (2)/" if taken else f"{name}/"
 
 
 def _endings(extension: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from lora_trainer.data.records import ImageRecord, natural_key, stable
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
+FACE_NAME = re.compile(r"(.+?)(?:_\d+){4}")
+"""The name of a picture with the place of a face behind it, NAME_x_y_width_height: its caption file may be NAME's."""
 NAMED = 3
 """File names that a warning lists."""
 
@@ -210,6 +213,8 @@ def _picture(
 ) -> ImageRecord:
     record = _measured(record, seen)
     beside = [found for ending in endings if (found := _beside(record.path.name, ending, exact, any_case))]
+    if not beside and (face := FACE_NAME.fullmatch(record.path.stem)):
+        beside = [found for ending in endings if (found := _beside(f"{face[1]}{record.path.suffix}", ending, exact, any_case))]
     if not beside:
         if any(_beside(record.path.name, ending, exact, any_case) for ending in CAPTION_SUFFIXES):
             seen.other_ending.append(record.key)

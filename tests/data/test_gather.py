@@ -180,6 +180,16 @@ def test_folders_of_one_name_keep_their_pictures_apart(tmp_path):
     assert [record.key for record in placed] == ["girl/0.png", "girl/1.png", "girl (2)/0.png", "girl (2)/1.png"]
 
 
+def test_folders_that_are_called_like_ours_keep_their_pictures_apart(tmp_path):
+    for name in ("validation", "regularisation"):
+        folder_of(tmp_path / "a" / name, 1)
+    reg, held = folder_of(tmp_path / "b", 1), folder_of(tmp_path / "c", 1)
+    simple, *_ = of({"train_data_dir": str(tmp_path / "a"), "reg_data_dir": str(reg)}, held)
+    assert len({record.key for record in simple}) == 4
+    tables, *_ = of({"subsets": [{"image_dir": str(tmp_path / "a" / "validation")}]}, held)
+    assert [record.key for record in tables] == ["validation/0.png", "validation (2)/0.png"]
+
+
 def test_each_folder_has_its_own_caption_rules(tmp_path):
     a, b = folder_of(tmp_path / "a", 1, caption="smile"), folder_of(tmp_path / "b", 1, caption="frown")
     tables = [{"image_dir": str(a), "trigger_word": "sks"}, {"image_dir": str(b), "trigger_word": "ohwx", "caption_prefix": "photo,"}]

@@ -327,3 +327,12 @@ def test_the_pictures_that_ship_are_read_as_they_should_be():
 def test_scanning_needs_no_torch():
     code = "import sys, lora_trainer.data.scan, lora_trainer.data.buckets, lora_trainer.data.order; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_picture_with_the_place_of_a_face_in_its_name_shares_the_caption(tmp_path, draw):
+    draw("girl_20_30_10_12.png")
+    draw("girl_1.png")
+    (tmp_path / "girl.txt").write_text("a girl", encoding="utf-8")
+    assert {one.key: one.caption for one in scan(tmp_path).records} == {"girl_20_30_10_12.png": "a girl", "girl_1.png": ""}
+    (tmp_path / "girl_20_30_10_12.txt").write_text("her face", encoding="utf-8")
+    assert {one.key: one.caption for one in scan(tmp_path).records}["girl_20_30_10_12.png"] == "her face"
