@@ -111,7 +111,8 @@ class _Concepts:
     def _paths(self, name: str, value: Any) -> tuple[str, ...]:
         place = SUBSETS if self.tables and NAMES[name][1] else "data"
         if name in ("instance_prompt", "class_prompt"):
-            return tuple(f"{place}.{word}" for word in _words({name: value}, name)) or (f"{place}.caption_prefix",)
+            folder = "image_dir" if self.tables else "train_data_dir"  # [filewords] alone: the captions as they are
+            return tuple(f"{place}.{word}" for word in _words({name: value}, name)) or (f"{place}.{folder}",)
         return (f"{place}.{NAMES[name][1]}",) if place == SUBSETS else (NAMES[name][0],)
 
     def _put(self, one: Mapping[str, Any]) -> None:
