@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,7 @@ from lora_trainer.api.answers import Forbidden, Missing
 from lora_trainer.api.live import Live
 from lora_trainer.api.readings import Folders
 from lora_trainer.api.work import Workers
-from lora_trainer.config.build import build
-from lora_trainer.data.describe import describe, places
-from lora_trainer.errors import TrainerError
+from lora_trainer.data.describe import places
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
@@ -30,8 +28,6 @@ PATH_OPTIONS = (
     "save.output_dir",
     "save.runs_dir",
 )
-DESCRIBING = ("train_data_dir", "in_json", "dataset_config", "subsets")
-"""Options of [data] by which further folders are named: in tables, in a dataset file, in a metadata file."""
 
 
 class Api:
@@ -72,7 +68,7 @@ class Api:
             text = mapping.get(section, {}).get(name) if isinstance(mapping.get(section), Mapping) else None
             if isinstance(text, str) and text.strip() and not self._known_model(option, text):
                 self.allowed(text, option)
-        for option, text in _places_of_tables(mapping.get("data")):
+        for option, text in places(data) if isinstance(data := mapping.get("data"), Mapping) else ():
             self.allowed(text, option)
 
     def _known_model(self, option: str, text: str) -> bool:
@@ -97,17 +93,6 @@ class Api:
     def forget(self, folder: RunFolder) -> None:
         """The folder was deleted."""
         self._runs.pop(folder.path, None)
-
-
-def _places_of_tables(data: Any) -> Iterator[tuple[str, str]]:
-    """(option, path) of every folder and file that tables, a dataset file or a metadata file names; nothing where these are wrong."""
-    plain = dict(data) if isinstance(data, Mapping) else {}
-    if not any(plain.get(name) for name in DESCRIBING[1:]):
-        return
-    try:
-        yield from places(describe(build({"data": {name: plain[name] for name in DESCRIBING if name in plain}}).data))
-    except TrainerError:
-        return
 
 
 def forget_old(thumbnails: Path) -> None:

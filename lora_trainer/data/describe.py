@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
 
+from lora_trainer.config.files import TABLE_INPUTS
 from lora_trainer.config.schema import DataConfig
 from lora_trainer.config.subsets import PER_DATASET, SUBSETS, check_given, with_given
 from lora_trainer.data.captions import CaptionRules, rules_from
 from lora_trainer.data.dataset_toml import OPTION, Table, read_dataset_file
 from lora_trainer.data.metadata_json import read_metadata
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 
 REGULARISATION = "regularisation"
@@ -118,16 +120,35 @@ def size_of(data: DataConfig) -> tuple[int, int]:
     return (data.resolution, data.resolution) if isinstance(data.resolution, int) else data.resolution
 
 
-def places(description: Description) -> Iterator[tuple[str, str]]:
-    """(option, path) of every folder and file that is read: those of pictures that a metadata file names among them."""
-    for rules in description.subsets:
-        source = rules.source
-        found = [source.folder, source.metadata_file, rules.data.mask_dir]
-        yield from ((source.field, text) for text in found if text.strip())
-        if source.metadata_file:
-            folder = Path(source.folder) if source.folder.strip() else None
-            entries = read_metadata(Path(source.metadata_file), folder, source.separator, source.field)
-            yield from ((source.field, str(folder)) for folder in {entry.path.parent for entry in entries if entry.path is not None})
+def places(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(option, path) of every folder and file that tables, a dataset file and metadata files of a plain [data] name.
+
+    Takes what was typed, whatever is wrong with the rest of it. A file that cannot be read names nothing: nobody can read it later.
+    """
+    given, file = data.get("subsets"), _typed(data, "dataset_config")
+    named = enumerate(given) if isinstance(given, list) else ()
+    tables = [Table(f"{SUBSETS}[{number}]", table) for number, table in named if isinstance(table, Mapping)]
+    with suppress(TrainerError):
+        tables += [table for dataset in (read_dataset_file(Path(file), DataConfig()).datasets if file else ()) for table in dataset]
+    for table in tables:
+        yield from ((f"{table.place}.{name}", text) for name in TABLE_INPUTS if (text := _typed(table.given, name)))
+        yield from _places_of_metadata(
+            f"{table.place}.metadata_file", _typed(table.given, "metadata_file"), _typed(table.given, "image_dir")
+        )
+    yield from _places_of_metadata("data.in_json", _typed(data, "in_json"), _typed(data, "train_data_dir"))
+
+
+def _places_of_metadata(field: str, file: str, folder: str) -> Iterator[tuple[str, str]]:
+    """The folders of the pictures that a metadata file names."""
+    with suppress(TrainerError):
+        entries = read_metadata(Path(file), Path(folder) if folder else None, ",", field) if file else ()
+        for place in sorted({str(entry.path.parent) for entry in entries if entry.path is not None}):
+            yield field, place
+
+
+def _typed(table: Mapping[str, Any], name: str) -> str:
+    text = table.get(name)
+    return text if isinstance(text, str) and text.strip() else ""
 
 
 def _of_options(data: DataConfig) -> Iterator[SubsetRules]:

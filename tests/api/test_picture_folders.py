@@ -1,5 +1,6 @@
 """Several folders, chosen parts, masks and other verdicts over POST /pictures."""
 
+import json
 import shutil
 
 import pytest
@@ -90,6 +91,24 @@ def test_folders_in_tables_and_dataset_files_may_not_lie_outside_either(closed_s
     file = tmp_path / "data" / "sets.toml"
     file.write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{outside}'\n", encoding="utf-8")
     asked = [{"data__subsets": [{"image_dir": str(outside)}]}, {"data__dataset_config": str(file)}, {"data__reg_data_dir": str(outside)}]
+    for changes in asked:
+        answer = closed_server.post("pictures", {"config": small_config("", **changes)})
+        assert answer.status_code == 403, (changes, answer.text)
+
+
+def test_what_is_wrong_elsewhere_in_the_config_hides_no_folder(closed_server, tmp_path):
+    """Pictures are shown although an option is wrong; the folders are looked at before that."""
+    outside, inside = tmp_path / "secret", tmp_path / "data"
+    outside.mkdir()
+    Image.new("RGB", (64, 64)).save(outside / "x.png")
+    (inside / "sets.toml").write_text(f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{outside}'\ncolor_aug = true\n", encoding="utf-8")
+    (inside / "md.json").write_text(json.dumps({str(outside / "x.png"): {"caption": "a"}}), encoding="utf-8")
+    asked = [
+        {"data__subsets": [{"image_dir": str(outside)}], "data__reg_data_dir": str(inside)},
+        {"data__dataset_config": str(inside / "sets.toml"), "data__cache_latents": False},
+        {"data__in_json": str(inside / "md.json")},
+        {"data__subsets": [{"metadata_file": str(inside / "md.json")}]},
+    ]
     for changes in asked:
         answer = closed_server.post("pictures", {"config": small_config("", **changes)})
         assert answer.status_code == 403, (changes, answer.text)
