@@ -145,3 +145,10 @@ def test_the_verb_writes_the_report_in_both_forms(folder: Path, tmp_path: Path, 
 def test_a_folder_that_is_not_there_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["prepare", "scan", str(tmp_path / "none")]) == 2
     assert "none" in capsys.readouterr().err
+
+
+def test_few_pictures_are_pointed_out(tmp_path: Path):
+    for number in range(3):
+        drawn(number).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("sks", encoding="utf-8")
+    assert [one["message"] for one in found(tmp_path)["suggestions"]] == ["There are only 3 pictures."]
