@@ -95,7 +95,8 @@
     const before = list.map((picture) => [picture.key, LT.frameOf(picture.key) || null]);
     const opener = document.activeElement;
     const parts = { image: h("img", { alt: "", draggable: "false" }), facts: h("div.lt-cropfacts", { "aria-live": "polite" }), shapes: h("div.lt-cropshapes"), head: h("div.lt-crophead"), answers: h("div.lt-answers") };
-    parts.frame = h("div.lt-cropframe", { tabindex: 0, role: "group", "aria-label": t("Part that is trained on") }, HANDLES.map((handle) => h(`span.lt-handle.${handle}`, { "data-handle": handle })));
+    parts.inner = h("i.lt-cropinner");
+    parts.frame = h("div.lt-cropframe", { tabindex: 0, role: "group", "aria-label": t("Part that is trained on") }, parts.inner, HANDLES.map((handle) => h(`span.lt-handle.${handle}`, { "data-handle": handle })));
     parts.shade = h("i");
     parts.area = h("div.lt-croparea", {}, parts.image, h("div.lt-cropdark", {}, parts.shade), parts.frame);
     parts.stage = h("div.lt-cropstage", {}, parts.area);
@@ -174,7 +175,8 @@
         view.size = value ? value.split("x").map(Number) : null;
         set(view.size ? within(view.base, shape()) : view.frame, !view.size);
       };
-      LT.fill(parts.shapes, h("span.lt-muted", {}, t("Shape")), LT.segments(choices, view.size ? view.size.join("x") : "", choose, { label: t("Shape") }));
+      const keys = h("span.lt-cropkeys.lt-muted.lt-nophone", {}, LT.key("← →"), t("moves"), LT.key("⇧ ← →"), t("sizes"), LT.key("+ −"), t("about the middle"), LT.key("S"), t("next shape"));
+      LT.fill(parts.shapes, h("span.lt-muted", {}, t("Shape")), LT.segments(choices, view.size ? view.size.join("x") : "", choose, { label: t("Shape") }), h("span.lt-gap"), choices.length < 7 && keys);
     };
     const nextShape = () => {
       const buttons = [...parts.shapes.querySelectorAll("button")];
@@ -196,15 +198,18 @@
       [parts.frame, parts.shade].forEach((one) => Object.assign(one.style, place));
       const [width, height] = pixels();
       const size = sizeFor(picture(), width, height);
-      const grows = size && Math.max(size[0] / width, size[1] / height) > 1.01;
+      const scale = size ? Math.max(size[0] / width, size[1] / height) : 1;
+      const inside = size ? [Math.min(1, size[0] / (width * scale)), Math.min(1, size[1] / (height * scale))] : [1, 1]; // what its size keeps of the part
+      Object.assign(parts.inner.style, { left: `${50 * (1 - inside[0])}%`, top: `${50 * (1 - inside[1])}%`, width: `${100 * inside[0]}%`, height: `${100 * inside[1]}%` });
+      parts.inner.hidden = inside[0] * inside[1] > 0.99;
       LT.fill(
         parts.facts,
-        h("b", {}, t("keeps {share}", { share: LT.percent((right - left) * (bottom - top) + 0.0005) })),
+        h("b", {}, t("keeps {share}", { share: LT.percent((right - left) * (bottom - top) * inside[0] * inside[1] + 0.0005) })),
         h("span.lt-number", {}, t("{size} pixels", { size: LT.size(width, height) })),
         size && h("span.lt-number", {}, LT.icon("next"), t("trained at {size}", { size: LT.size(...size) })),
-        grows && h("span.lt-warn", {}, LT.icon("small"), t("enlarged: fine detail will be soft")),
+        scale > 1.01 && h("span.lt-warn", {}, LT.icon("small"), t("enlarged: fine detail will be soft")),
       );
-      parts.frame.setAttribute("aria-valuetext", parts.facts.textContent);
+      parts.frame.setAttribute("aria-description", t("keeps {share}", { share: LT.percent((right - left) * (bottom - top) * inside[0] * inside[1] + 0.0005) }));
     };
 
     /* mouse and finger: a handle sizes, the frame moves, outside of it a new frame begins */

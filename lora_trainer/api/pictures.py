@@ -120,7 +120,7 @@ def _picture(record: ImageRecord, groups: Mapping[Any, Mapping[str, Any]], readi
         found |= {"frame": list(record.frame), "part": [record.width, record.height]}
     if record.is_reg:
         found["regularisation"] = True
-    if has_mask(record):
+    if record.usable and has_mask(record):
         found["mask"] = str(record.mask_path or "")
     if "copy" in record.notes and record.reason is not None:
         found["like"] = record.reason.values.get("other", "")
