@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -18,7 +19,7 @@ from lora_trainer.data.describe import Source
 from lora_trainer.data.folders import CAPTION_SUFFIXES, Subset, alone, file_index, is_picture, other_media, understand, visible_files
 from lora_trainer.data.header import read_header
 from lora_trainer.data.metadata_json import Entry, read_metadata
-from lora_trainer.data.records import ImageRecord, natural_key, stable
+from lora_trainer.data.records import ImageRecord, Verdict, natural_key, stable
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
@@ -91,7 +92,8 @@ def scan_source(source: Source) -> Scan:
     records: list[ImageRecord] = []
     for subset in layout.subsets:
         records.extend(_records(subset, source, left_out, seen))
-    records.sort(key=lambda record: natural_key(record.key))
+    if len(layout.subsets) > 1 or not all(record.key.isascii() for record in records):  # else they are sorted as the names were
+        records.sort(key=lambda record: natural_key(record.key))
     if not any(record.usable for record in records):
         _refuse(root, records, source.field)
     return Scan(tuple(records), layout.understood, (*layout.warnings, *_warnings(records, seen, source)))
@@ -106,7 +108,7 @@ def _scan_metadata(source: Source) -> Scan:
     known: dict[Path, ImageRecord] = {}
     for entry in entries:
         if entry.path is not None and entry.path not in known:
-            known[entry.path] = _entry(entry, source, file, left_out, seen)
+            known[entry.path] = _entry(entry, entry.path, source, left_out, seen)
     records = sorted(known.values(), key=lambda record: natural_key(record.key))
     if not any(record.usable for record in records):
         if missing:
@@ -140,18 +142,15 @@ def _scan_metadata(source: Source) -> Scan:
     return Scan(tuple(records), say("A metadata file with {count} pictures: {file}", count=len(records), file=file.name), tuple(warnings))
 
 
-def _entry(entry: Entry, source: Source, file: Path, left_out: Collection[str], seen: _Seen) -> ImageRecord:
-    path = entry.path or Path(entry.name)
+def _entry(entry: Entry, path: Path, source: Source, left_out: Collection[str], seen: _Seen) -> ImageRecord:
     key = stable(f"{source.prefix}{_inside(path, source.folder)}")
-    record = ImageRecord(path, key, 0, 0, repeats=source.num_repeats, class_tokens=source.class_tokens.strip() or source.words)
+    words = source.class_tokens.strip() or source.words
     if key in left_out:
-        return attrs.evolve(record, usable=False, notes=("left-out",), reason=say("Left out by you."))
-    return attrs.evolve(
-        _measured(record, seen),
-        caption_path=file if entry.caption else None,
-        caption=entry.caption,
-        train_resolution=entry.train_resolution,
-    )
+        return _left_out(path, key, source.num_repeats, words)
+    width, height, notes, reason = _measured(path, path.name, key, seen)
+    file = Path(source.metadata_file) if entry.caption else None
+    record = ImageRecord(path, key, width, height, source.num_repeats, words, file, entry.caption, notes, reason is None, reason)
+    return attrs.evolve(record, train_resolution=entry.train_resolution) if entry.train_resolution else record
 
 
 def _inside(path: Path, folder: str) -> str:
@@ -184,60 +183,77 @@ def split_validation(records: Sequence[ImageRecord], fraction: float, seed: int)
 
 def _records(subset: Subset, source: Source, left_out: Collection[str], seen: _Seen) -> Iterator[ImageRecord]:
     names = visible_files(subset.folder)
-    exact, any_case = file_index(names)
+    captions = _Captions(*file_index(names), source.endings or CAPTION_SUFFIXES, source.every_line)
     words = source.class_tokens.strip() or subset.words or source.words.strip()
-    endings = source.endings or CAPTION_SUFFIXES
+    front = f"{source.prefix}{subset.prefix}"
     for name in names:
-        path, key = subset.folder / name, stable(f"{source.prefix}{subset.prefix}{name}")
-        record = ImageRecord(path, key, 0, 0, repeats=subset.repeats, class_tokens=words)
+        key = stable(front + name)
         if key in left_out:
-            yield attrs.evolve(record, usable=False, notes=("left-out",), reason=say("Left out by you."))
+            yield _left_out(subset.folder / name, key, subset.repeats, words)
         elif is_picture(name):
-            yield _picture(record, exact, any_case, endings, seen, source.every_line)
+            path = subset.folder / name
+            width, height, notes, reason = _measured(path, name, key, seen)
+            caption_path, caption = captions.of(path, name, key, seen)
+            yield ImageRecord(path, key, width, height, subset.repeats, words, caption_path, caption, notes, reason is None, reason)
         elif other_media(name):
-            reason = say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=path.suffix)
-            yield attrs.evolve(record, usable=False, notes=("not-a-picture",), reason=reason)
+            reason = say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=Path(name).suffix)
+            known: dict[str, Any] = {"repeats": subset.repeats, "class_tokens": words}
+            yield ImageRecord(subset.folder / name, key, 0, 0, notes=("not-a-picture",), usable=False, reason=reason, **known)
 
 
-def _measured(record: ImageRecord, seen: _Seen) -> ImageRecord:
-    header = read_header(record.path)
+def _left_out(path: Path, key: str, repeats: int, words: str) -> ImageRecord:
+    reason = say("Left out by you.")
+    return ImageRecord(path, key, 0, 0, repeats=repeats, class_tokens=words, notes=("left-out",), usable=False, reason=reason)
+
+
+def _measured(path: Path, name: str, key: str, seen: _Seen) -> tuple[int, int, tuple[Verdict, ...], Message | None]:
+    """Width, height, notes, and why the file cannot be used."""
+    header = read_header(path)
     notes = header.notes
-    if header.format and not _suffix_fits(record.path.suffix.lower(), header.format):
-        seen.wrong_suffix.append(record.key)
+    if header.format and not _suffix_fits(name[name.rfind(".") :].lower(), header.format):
+        seen.wrong_suffix.append(key)
         notes = (*notes, "wrong-ending")
-    return attrs.evolve(record, width=header.width, height=header.height, notes=notes, usable=header.reason is None, reason=header.reason)
+    return header.width, header.height, notes, header.reason
 
 
-def _picture(
-    record: ImageRecord, exact: Collection[str], any_case: dict[str, str], endings: tuple[str, ...], seen: _Seen, every_line: bool
-) -> ImageRecord:
-    record = _measured(record, seen)
-    beside = [found for ending in endings if (found := _beside(record.path.name, ending, exact, any_case))]
-    if not beside and (face := FACE_NAME.fullmatch(record.path.stem)):
-        beside = [found for ending in endings if (found := _beside(f"{face[1]}{record.path.suffix}", ending, exact, any_case))]
-    if not beside:
-        if any(_beside(record.path.name, ending, exact, any_case) for ending in CAPTION_SUFFIXES):
-            seen.other_ending.append(record.key)
-        return record
-    if len(beside) > 1:
-        seen.both.append(record.key)
-    caption_path = record.path.with_name(beside[0])
-    try:
-        caption = read_caption(caption_path)
-    except DatasetError:
-        seen.unread.append(record.key)
-        return record
-    if not first_line(caption):
-        seen.empty.append(record.key)
-    elif not every_line and len([line for line in caption.splitlines() if line.strip()]) > 1:
-        seen.several_lines.append(record.key)
-    return attrs.evolve(record, caption_path=caption_path, caption=caption)
+@attrs.frozen
+class _Captions:
+    """The files of one folder in which captions are looked for."""
 
+    exact: Collection[str]
+    any_case: dict[str, str]
+    endings: tuple[str, ...]
+    every_line: bool
 
-def _beside(name: str, ending: str, exact: Collection[str], any_case: dict[str, str]) -> str:
-    """The name of the caption file of a picture with this ending; letter case matters only where two differ in nothing else."""
-    wanted = name.rpartition(".")[0] + ending
-    return wanted if wanted in exact else any_case.get(wanted.casefold(), "")
+    def of(self, path: Path, name: str, key: str, seen: _Seen) -> tuple[Path | None, str]:
+        """The caption file of a picture and what it holds."""
+        stem = name.rpartition(".")[0]
+        beside = self._beside(stem, self.endings)
+        if not beside and (face := FACE_NAME.fullmatch(stem)):
+            beside = self._beside(face[1], self.endings)
+        if not beside:
+            if self._beside(stem, CAPTION_SUFFIXES):
+                seen.other_ending.append(key)
+            return None, ""
+        if len(beside) > 1:
+            seen.both.append(key)
+        caption_path = path.with_name(beside[0])
+        try:
+            caption = read_caption(caption_path)
+        except DatasetError:
+            seen.unread.append(key)
+            return None, ""
+        if not first_line(caption):
+            seen.empty.append(key)
+        elif not self.every_line and len([line for line in caption.splitlines() if line.strip()]) > 1:
+            seen.several_lines.append(key)
+        return caption_path, caption
+
+    def _beside(self, stem: str, endings: tuple[str, ...]) -> list[str]:
+        """The caption files of a picture; letter case matters only where two differ in nothing else."""
+        wanted = [stem + ending for ending in endings]
+        found = [name if name in self.exact else self.any_case.get(name.casefold(), "") for name in wanted]
+        return [name for name in found if name]
 
 
 def _suffix_fits(suffix: str, kind: str) -> bool:
