@@ -94,21 +94,27 @@ def numbered_name(name: str) -> tuple[int, str] | None:
 
 def is_picture(name: str) -> bool:
     """Whether the file's ending is one of a picture that Pillow reads here."""
-    suffix = Path(name).suffix.lower()
+    suffix = _suffix(name)
     return suffix in PICTURE_SUFFIXES or (suffix in PLUGIN_SUFFIXES and suffix in Image.registered_extensions())
 
 
 def other_media(name: str) -> bool:
     """Whether a user may take the file for a picture although it cannot be read."""
-    suffix = Path(name).suffix.lower()
+    suffix = _suffix(name)
     return not is_picture(name) and suffix in OTHER_MEDIA | PLUGIN_SUFFIXES
+
+
+def _suffix(name: str) -> str:
+    """As Path(name).suffix in small letters, without the making of a path."""
+    begin, dot, end = name.rpartition(".")
+    return f".{end.lower()}" if dot and begin and end else ""
 
 
 def visible_files(folder: Path) -> list[str]:
     """Names of the files in natural order, hidden ones and masks of others left out."""
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not _hidden(entry.name) and entry.is_file()]
-    masks = {name for name in names if Path(name).stem.casefold().endswith(MASK)}
+    masks = {name for name in names if MASK in name.casefold() and Path(name).stem.casefold().endswith(MASK)}
     if masks:
         pictures = {Path(name).stem.casefold() for name in names}
         names = [name for name in names if name not in masks or Path(name).stem.casefold().removesuffix(MASK) not in pictures]

@@ -12,7 +12,8 @@ from lora_trainer.data.captions import holds
 from lora_trainer.data.describe import Description, Source
 from lora_trainer.data.frames import framed
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.scan import Scan, scan_source, split_validation
+from lora_trainer.data.rescan import scan_again
+from lora_trainer.data.scan import Scan, split_validation
 from lora_trainer.messages import Message, say
 
 
@@ -25,7 +26,7 @@ class Gathered:
     warnings: tuple[Message, ...]
 
 
-def gather(description: Description, read: Callable[[Source], Scan] = scan_source) -> Gathered:
+def gather(description: Description, read: Callable[[Source], Scan] = scan_again) -> Gathered:
     """The records of every folder. Raises DatasetError for the first folder that cannot be used."""
     records: list[ImageRecord] = []
     warnings: list[Message] = list(description.warnings)

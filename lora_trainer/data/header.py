@@ -33,6 +33,7 @@ UNREADABLE = (
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
 _EXIF_PLACES = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
+_FRAMES, _TABLES = (0xC0, 0xC1, 0xC2), (0xE0, 0xDB, 0xC4, 0xDD, 0xFE)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -57,8 +58,10 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """Never raises: what is wrong with the file is in `reason`."""
+    if size := _plain_jpeg(path):
+        return _judged(size, (), "JPEG")
     try:
-        with Image.open(path) as image:
+        with path.open("rb") as file, Image.open(file) as image:
             turned = orientation(image, path)
             width, height = _upright_size(image, turned)
             rotated: tuple[Verdict, ...] = ("rotated",) if turned > 1 else ()
@@ -68,10 +71,35 @@ def read_header(path: Path) -> Header:
         return _unidentified(path)
     except UNREADABLE as error:
         return Header(0, 0, ("broken",), why_unreadable(error))
-    if min(width, height) < SMALLEST:
+    return _judged((width, height), found, kind)
+
+
+def _judged(size: tuple[int, int], found: tuple[Verdict, ...], kind: str) -> Header:
+    width, height = size
+    if min(size) < SMALLEST:
         reason = say("{width} x {height} pixels: each side needs at least {smallest}.", width=width, height=height, smallest=SMALLEST)
         return Header(width, height, ("too-small", *found), reason, kind)
     return Header(width, height, found, None, kind)
+
+
+def _plain_jpeg(path: Path) -> tuple[int, int] | None:
+    """Size of a JPEG that has nothing before its size but tables and comments; None for anything else, which Pillow then reads."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            data = file.read(2048)
+    except OSError:
+        return None
+    place = 2
+    while data.startswith(b"\xff\xd8\xff") and place + 10 <= len(data) and data[place] == 0xFF:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind in _FRAMES:
+            bits, height, width, bands = struct.unpack_from(">BHHB", data, place + 4)
+            fits = bits == 8 and bands in (1, 3) and width * height and width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (width, height) if fits else None
+        if kind not in _TABLES:
+            return None
+        place += 2 + length
+    return None
 
 
 def _upright_size(image: Image.Image, turned: int) -> tuple[int, int]:
