@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_trainer.config.importing.arguments import Key
-from lora_trainer.config.importing.reasons import CONV, ITSELF, OFF
+from lora_trainer.config.importing.reasons import CONV, ITSELF, LYCORIS, OFF
 from lora_trainer.config.importing.values import is_empty, number
 from lora_trainer.messages import Message, say
 
@@ -93,7 +93,7 @@ def _kohya_key(key: str, value: Any, flat: Mapping[str, Any]) -> Key:
         why = say("Both rates are 0 there, which means the learning rate.")
     elif key in ("seed", "stop_text_encoder_training", "vae_batch_size") and not number(value):
         why = OFF
-    elif key in ("conv_dim", "conv_alpha") and flat.get("LoRA_type", "Standard") == "Standard":
+    elif key in LYCORIS and flat.get("LoRA_type", "Standard") == "Standard" and not is_empty(value):
         why = CONV
     return Key(key, name, value, shown=told, why=why)
 

@@ -16,13 +16,18 @@ LOG = say("Every run here keeps its own log.")
 NOT_YET = say("Not possible here yet.")
 ONLY_STABLE_DIFFUSION = say("Belongs to models of another kind.")
 SAFETENSORS = say("Files are always safetensors here.")
-CONV = say("Only networks with convolutions use it; this one has none there either.")
+CONV = say("Only other kinds of networks use it, there too.")
+WORDS = say("Words of a command line are not read: write each as a setting.")
 
+_OTHER_NETWORKS = """conv_dim conv_alpha LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rescaled
+    train_norm train_on_input unit use_cp use_scalar use_tucker rank_dropout_scale"""
+LYCORIS = frozenset(_OTHER_NETWORKS.split())
+"""Keys of the kohya_ss window that its plain LoRA does not use."""
 OFF_VALUES = (False, 0, 0.0, None, "", "0", "0.0", "none", "None", "False", "false", "no")
 
 _WORDS: dict[Message, str] = {
     START: """num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port dynamo_backend dynamo_mode
-        dynamo_use_dynamic dynamo_use_fullgraph extra_accelerate_launch_args additional_parameters ddp_timeout ddp_gradient_as_bucket_view
+        dynamo_use_dynamic dynamo_use_fullgraph extra_accelerate_launch_args ddp_timeout ddp_gradient_as_bucket_view
         ddp_static_graph max_data_loader_n_workers persistent_data_loader_workers lowram lowvram highvram torch_compile
         disable_mmap_load_safetensors tokenizer_cache_dir config_file output_config deepspeed zero_stage offload_optimizer_device
         offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model
@@ -63,6 +68,18 @@ _WORDS: dict[Message, str] = {
         pos_emb_random_crop_rate clip_g_dropout_rate clip_l_dropout_rate t5_dropout_rate use_t5xxl_cache_only
         sd3_disable_mmap_load_safetensors""",
 }
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "loss_type": ("l2",),
+    "huber_schedule": ("snr", "constant", "exponential"),
+    "huber_c": (0.1,),
+    "huber_scale": (1, 1.0),
+    "max_timestep": (1000,),
+    "noise_offset_type": ("Original",),
+    "lr_scheduler_power": (1, 1.0, "1"),
+    "multires_noise_discount": (0.3,),
+    "loraplus_lr_ratio": (1,),
+}
+"""Values that change nothing there, so that nothing is lost here."""
 REASONS: dict[str, Message] = {name: why for why, names in _WORDS.items() for name in names.split()}
 
 
@@ -70,6 +87,10 @@ def reason(name: str, value: Any) -> Message:
     """Why a key that no option stands for is left, by its name and value."""
     if value is None or value == "" or value == [] or value == {}:
         return EMPTY
+    if name == "additional_parameters":
+        return WORDS
     why = REASONS.get(name, UNKNOWN)
+    if not isinstance(value, (list, dict)) and value in NEUTRAL.get(name, ()):
+        return OFF
     off = not isinstance(value, (list, dict)) and any(type(value) is type(known) and value == known for known in OFF_VALUES)
     return OFF if off and why in (NOT_YET, ONLY_STABLE_DIFFUSION) else why
