@@ -29,6 +29,8 @@ def work_key(config: TrainConfig) -> str:
     """The same for configs whose steps do the same work."""
     values = [value_at(config, path) for path in DECIDING]
     parts = [derive.trains_unet(config), derive.trains_text_encoder(config)]
+    if config.data.subsets or config.data.dataset_config:  # sizes of their own
+        values += [config.data.subsets, config.data.dataset_config]
     return hashlib.sha256(repr([*values, *parts]).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

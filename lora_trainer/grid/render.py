@@ -10,9 +10,9 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config import derive
 from lora_trainer.config.files import read_config
 from lora_trainer.control import Control
+from lora_trainer.data.describe import training_size
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Rendered, Resumed, Stopped, Warned
 from lora_trainer.grid import sheet
@@ -73,7 +73,7 @@ def _defaults(config: Any) -> SampleRequest:
     previews = setup.preview_requests(config)
     if previews:
         return attrs.evolve(previews[0], prompt="")
-    width, height = derive.resolution(config)
+    width, height = training_size(config.data)
     model = config.model
     return SampleRequest(
         "",
