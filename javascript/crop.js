@@ -12,6 +12,8 @@
   /* ---- the option ---- */
 
   const entries = () => new Map((LT.value("data.crops") || []).map((text) => [text.slice(0, text.lastIndexOf("=")), text.slice(text.lastIndexOf("=") + 1).split(",").map(Number)]));
+  const asFrame = ([left, top, right, bottom]) => ({ left, top, right, bottom });
+  const asList = (frame) => [frame.left, frame.top, frame.right, frame.bottom];
   const written = (share) => String(Number(share.toFixed(5)));
   /** The part that the user chose of a picture: [left, top, right, bottom] as shares, or undefined. */
   LT.frameOf = (key) => entries().get(key);
@@ -35,61 +37,11 @@
     tell(changes, before);
   };
 
-  /* ---- geometry: a frame is {left, top, right, bottom} in shares ---- */
-
-  const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
-  const asFrame = ([left, top, right, bottom]) => ({ left, top, right, bottom });
-  const asList = (frame) => [frame.left, frame.top, frame.right, frame.bottom];
-
-  /** The frame moved by shares, kept inside the picture. */
-  const moved = (frame, right, down) => {
-    const x = clamp(right, -frame.left, 1 - frame.right);
-    const y = clamp(down, -frame.top, 1 - frame.bottom);
-    return { left: frame.left + x, top: frame.top + y, right: frame.right + x, bottom: frame.bottom + y };
-  };
-  /** The frame with the sides of `handle` at x, y; `shape` (width / height in shares, 0: free) is kept; `least`: smallest sides. */
-  const sized = (frame, handle, x, y, shape, least) => {
-    const next = { ...frame };
-    if (handle.includes("w")) next.left = clamp(x, 0, frame.right - least.width);
-    if (handle.includes("e")) next.right = clamp(x, frame.left + least.width, 1);
-    if (handle.includes("n")) next.top = clamp(y, 0, frame.bottom - least.height);
-    if (handle.includes("s")) next.bottom = clamp(y, frame.top + least.height, 1);
-    return shape ? inShape(next, handle, shape, least) : next;
-  };
-  const inShape = (frame, handle, shape, least) => {
-    let width = handle === "n" || handle === "s" ? (frame.bottom - frame.top) * shape : frame.right - frame.left;
-    width = Math.max(width, least.width, least.height * shape);
-    const middle = { x: (frame.left + frame.right) / 2, y: (frame.top + frame.bottom) / 2 };
-    const room = {
-      x: handle.includes("w") ? frame.right : handle.includes("e") ? 1 - frame.left : 2 * Math.min(middle.x, 1 - middle.x),
-      y: handle.includes("n") ? frame.bottom : handle.includes("s") ? 1 - frame.top : 2 * Math.min(middle.y, 1 - middle.y),
-    };
-    width = Math.min(width, room.x, room.y * shape);
-    const height = width / shape;
-    const left = handle.includes("w") ? frame.right - width : handle.includes("e") ? frame.left : middle.x - width / 2;
-    const top = handle.includes("n") ? frame.bottom - height : handle.includes("s") ? frame.top : middle.y - height / 2;
-    return { left, top, right: left + width, bottom: top + height };
-  };
-  /** The largest frame of that shape inside another, in its middle. */
-  const within = (frame, shape) => {
-    const width = Math.min(frame.right - frame.left, (frame.bottom - frame.top) * shape);
-    const left = (frame.left + frame.right - width) / 2;
-    const top = (frame.top + frame.bottom - width / shape) / 2;
-    return { left, top, right: left + width, bottom: top + width / shape };
-  };
-
-  /** The size that a part of so many pixels is brought to, by the server's rule: its own, else the nearest shape. */
-  const sizeFor = (picture, width, height) => {
-    const sizes = ((LT.seen.pictures || {}).shapes || [])[picture.dataset || 0] || [];
-    const own = sizes.find(([wide, high]) => wide === width && high === height);
-    const off = ([wide, high]) => Math.abs(wide / high - width / height);
-    return own || sizes.reduce((best, size) => (best === null || off(size) < off(best) ? size : best), null);
-  };
-
   /* ---- the page over the page ---- */
 
   /** Lets the user choose the part of each of these pictures, one after the other. */
   LT.openCrop = (pictures) => {
+    const { clamp, moved, sized, inShape, within, sizeFor } = LT.frames;
     const list = pictures.filter((picture) => picture.width > 0 && picture.height > 0 && !picture.notes.includes("broken"));
     if (!list.length) return LT.toast(t("There is no picture to crop in these files."), { kind: "bad" });
     const before = list.map((picture) => [picture.key, LT.frameOf(picture.key) || null]);

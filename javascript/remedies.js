@@ -15,7 +15,7 @@
     "too-small": (picture) => ({ words: sentence(picture.reason), acts: [picture.frame ? uncrop(picture) : leaveOut([picture])] }),
     small: (picture) => ({ words: t("It is enlarged to {size}: fine detail will be soft.", { size: picture.bucket ? LT.size(...picture.bucket) : "" }), acts: [{ label: t("Never enlarge"), act: () => change("data.bucket_no_upscale", true, t("No picture is enlarged now.")) }] }),
     copy: (picture) => ({
-      words: t("Nearly the same picture as {name}: this one motif counts twice.", { name: picture.like || "" }),
+      words: (picture.validation ? t("Nearly the same picture as {name}: where that is trained on, the validation loss looks too good.", { name: picture.like || "" }) : t("Nearly the same picture as {name}: this one motif counts twice.", { name: picture.like || "" })),
       acts: [{ label: t("Show both"), act: () => LT.choosePictures([picture.like, picture.key]) }, { label: t("Leave out this one"), act: () => LT.leaveOut([picture], true) }, { label: t("Leave out the other"), act: () => LT.leaveOut([{ key: picture.like }], true) }],
     }),
     "wrong-ending": () => ({ words: t("The file is of another kind than its name says. It is used; other programs may refuse it until it is renamed."), acts: [] }),

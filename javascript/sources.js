@@ -26,7 +26,7 @@
     let open = false;
     const fields = h("div");
     const tables = h("div.lt-hint");
-    const button = h("button.lt-link.lt-more", { "aria-expanded": "false", onclick: () => { open = true; paint(); fields.querySelector("input").focus(); } }, LT.icon("plus"), t("Regularisation, dataset file…"));
+    const button = h("button.lt-link.lt-more", { "aria-expanded": "false", onclick: () => { open = true; paint(); fields.querySelector("input").focus(); } }, LT.icon("plus"), h("span"));
     const made = new Map();
     const paint = () => {
       const shown = MORE.filter((path) => open || isSet(path));
@@ -37,6 +37,7 @@
       }
       shown.forEach((path) => made.get(path).update());
       button.hidden = shown.length === MORE.length;
+      button.lastChild.textContent = isSet(MORE[0]) ? t("Metadata, dataset file…") : t("Regularisation, dataset file…");
       const count = (LT.value("data.subsets") || []).length;
       tables.hidden = !count;
       LT.fill(tables, count > 0 && [LT.tn(count, "{n} folder with its own options stands in the settings.", "{n} folders with their own options stand in the settings."), " ", h("button.lt-link", { onclick: () => LT.set({ "data.subsets": undefined }) }, t("Take out"))]);
@@ -106,7 +107,7 @@
     const found = pictures.validation || { count: 0 };
     const folder = LT.value("validate.data_dir");
     const words = folder
-      ? t("{n} pictures in {folder}, never trained on", { n: LT.count(found.count), folder: LT.fileName(folder) })
+      ? LT.tn(found.count, "{n} picture in {folder}, never trained on", "{n} pictures in {folder}, never trained on", { folder: LT.fileName(folder) })
       : found.count
         ? t("{n} held back, never trained on", { n: LT.count(found.count) })
         : t("none");

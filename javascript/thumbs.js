@@ -43,6 +43,7 @@
     parts.size = h("label.lt-size", {}, t("Size"), slider);
     LT.fill(right, h("div.lt-toolbar", {}, parts.filters, h("span.lt-gap"), parts.size), parts.scroll, parts.bar);
     resize(LT.state.thumbs);
+    new ResizeObserver(() => LT.root().style.setProperty("--lt-above", `${parts.bar.offsetHeight}px`)).observe(parts.bar); // notes stand above it
     parts.grid.addEventListener("click", onClick);
     parts.grid.addEventListener("keydown", onKey);
     LT.takeDrops(right);

@@ -60,7 +60,8 @@ def pictures(folders: Folders, config: TrainConfig, language: str) -> dict[str, 
     regular = [record for record in placed if record.is_reg and record.usable and not record.validation]
     groups = _groups(shown, {record.key: record.repeats for record in looked}, reading)
     from_folder = any(rules.validation for rules in description.subsets)
-    warnings = [*reading.found.warnings, *about_regularisation(placed, config.data.trigger_word, config.loss.prior_loss_weight), *masks]
+    regularisation = about_regularisation(placed, config.data.trigger_word, config.loss.prior_loss_weight)
+    warnings = [*reading.found.warnings, *regularisation, *(message for message in masks if not _is_mask_count(message))]
     return {
         "understood": reading.found.understood.text(language),
         "pictures": [_picture(record, groups, reading, language) for record in shown],
@@ -192,9 +193,13 @@ def _shapes(data: DataConfig) -> list[list[int]]:
 def _masks(messages: Sequence[Message]) -> dict[str, Any] | None:
     """{"count", "all", "share" in per cent} where masks are used."""
     for message in messages:
-        if {"count", "all", "share"} <= message.values.keys():
+        if _is_mask_count(message):
             return {key: message.values[key] for key in ("count", "all", "share")}
     return None
+
+
+def _is_mask_count(message: Message) -> bool:
+    return {"count", "all", "share"} <= message.values.keys()
 
 
 def _class_tokens(used: Sequence[ImageRecord]) -> str:
