@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -151,12 +152,24 @@ def _of_optimizer(name: str) -> Callable[[Any, Mapping[str, Any], Read], Options
         optimizer = _optimizer_name(given)
         if _known_optimizer(optimizer) is None and optimizer.lower() not in ADAM:
             return say("It belongs to the optimizer {name}, which is not here yet.", name=optimizer)
-        if name != "optimizer_args" and isinstance(value, list):
+        if name == "optimizer_args":
+            return [(paths()[name], " ".join(_words(value)))]
+        if isinstance(value, list):
             value = value[0]
         found: Options = [(paths()[name], brought(value, options()[paths()[name]]))]
         return found
 
     return take
+
+
+def _words(value: Any) -> list[str]:
+    """Arguments as a list, or as one line in which each may stand between quotes."""
+    if isinstance(value, list):
+        return [str(part) for part in value]
+    try:
+        return shlex.split(str(value))
+    except ValueError:  # a quote without its end
+        return str(value).split()
 
 
 def _only(other: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
@@ -252,6 +265,11 @@ def _caption_ending(value: Any, given: Mapping[str, Any], read: Read) -> Options
     return [("data.caption_extension", str(value))]
 
 
+def _bucket_steps(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    finest = int(options()["data.bucket_reso_steps"].option.low or 1)
+    return [("data.bucket_reso_steps", finest if 0 < number(value) < finest else brought(value, options()["data.bucket_reso_steps"]))]
+
+
 def _clip_skip(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     return OFF if number(value) == 0 else [("model.clip_skip", brought(value, options()["model.clip_skip"]))]
 
@@ -286,5 +304,6 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "masked_loss": _masked_loss,
     "caption_extention": _caption_ending,
     "clip_skip": _clip_skip,
+    "bucket_reso_steps": _bucket_steps,
     "max_token_length": _token_length,
 }

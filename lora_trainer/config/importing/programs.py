@@ -50,11 +50,14 @@ def lora_scripts(flat: Mapping[str, Any]) -> tuple[list[Key], dict[str, Any]]:
     """As sd_scripts; previews may be described by eight keys of their own, arguments by lists of their own."""
     keys, defaults = sd_scripts(flat)
     given = {key.name: key.value for key in keys}
-    return [_lora_scripts_key(key, given) for key in keys], defaults
+    preset = any(key.key.startswith("metadata.") for key in keys)  # says only what it changes
+    return [_lora_scripts_key(key, given) for key in keys], {} if preset else defaults
 
 
 def _lora_scripts_key(key: Key, given: Mapping[str, Any]) -> Key:
     off = given.get("enable_preview") is False
+    if key.key.startswith("metadata."):
+        return Key(key.key, key.key, key.value)  # of the page's list of presets
     if key.name == "enable_preview":
         return Key(key.key, key.name, key.value, why=OFF if off else ITSELF)
     if key.name.startswith("sample_") or key.name in ("positive_prompts", "negative_prompts", "randomly_choice_prompt"):

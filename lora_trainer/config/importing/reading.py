@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from lora_trainer.config.importing.concepts import concepts
 from lora_trainer.config.importing.programs import KOHYA_NAMES, flattened, kohya, lora_scripts, sd_scripts
 from lora_trainer.config.importing.reasons import REASONS
 from lora_trainer.config.importing.result import Imported, Left, Taken
+from lora_trainer.config.importing.values import number
 from lora_trainer.config.versions import migrated
 from lora_trainer.errors import ConfigError
-from lora_trainer.messages import say
+from lora_trainer.messages import Message, say
 
 CONCEPTS = ("instance_data_dir", "instance_prompt")
 LORA_SCRIPTS = ("model_train_type", "lr_restart_cycles", "positive_prompts", "enable_preview", "lycoris_algo", "optimizer_args_custom")
@@ -67,7 +68,7 @@ def import_text(text: str, *, source: Path | None = None, read: Read = lambda na
     if not any(key.name in paths() or key.name in REASONS for key in keys):
         raise _unknown(where)
     translated, taken, left, filled = translate_keys(keys, read, defaults)
-    return Imported(kind, translated, tuple(taken), tuple(left), tuple(filled))
+    return Imported(kind, translated, tuple(taken), tuple(left), tuple(filled), tuple(_changed(taken)))
 
 
 def kind_of(content: Mapping[str, Any], *, is_json: bool) -> str:
@@ -79,10 +80,19 @@ def kind_of(content: Mapping[str, Any], *, is_json: bool) -> str:
         return "own"
     if is_json:
         return "own" if ours > sum(name in KOHYA_NAMES or name in REASONS for name in names) else "kohya_ss"
+    if "metadata" in content:
+        return "lora-scripts"
     theirs = sum(name in paths() or name in REASONS for name in names)
     if ours >= theirs and (ours or not theirs):
         return "own"
     return "lora-scripts" if names & set(LORA_SCRIPTS) or "additional_network" in content else "sd-scripts"
+
+
+def _changed(taken: Sequence[Taken]) -> Iterator[Message]:
+    """What was taken at another value than the file has."""
+    for one in taken:
+        if one.paths == ("data.bucket_reso_steps",) and 0 < number(one.value) < 8:
+            yield say("{key} = {value}: the finest step here is 8 pixels, the size of one latent.", key=one.key, value=one.value)
 
 
 def _parsed(text: str, where: str) -> Any:

@@ -33,7 +33,8 @@ _WORDS: dict[Message, str] = {
         offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model
         fp16_master_weights_and_gradients dataset_class skip_cache_check debug_dataset text_encoder_batch_size""",
     WINDOW: """model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
-        enable_base_weight ui_custom_params logging_tab""",
+        enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
+        latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization xformers sdpa mem_eff_attn model_train_type no_half_vae
         sdxl_no_half_vae cache_text_encoder_outputs sdxl_cache_text_encoder_outputs use_safetensors zero_terminal_snr is_valid""",
     LOG: """logging_dir log_with log_prefix log_tracker_name log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
@@ -57,7 +58,9 @@ _WORDS: dict[Message, str] = {
         randomly_choice_prompt cache_text_encoder_outputs_to_disk dataset_config reg_data_dir in_json prior_loss_weight max_token_length
         caption_prefix caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard
         caption_tag_dropout_rate caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop
-        face_crop_aug_range alpha_mask resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding""",
+        face_crop_aug_range alpha_mask resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding learning_rate_te
+        learning_rate_te1 learning_rate_te2 init_word num_vectors_per_token template token_string train_text_encoder save_clip
+        save_t5xxl batch_size train_dir image_folder model_type""",
     ONLY_STABLE_DIFFUSION: """ae clip_l clip_g t5xxl t5xxl_device t5xxl_dtype t5xxl_max_token_length discrete_flow_shift guidance_scale
         model_prediction_type timestep_sampling sigmoid_scale mode_scale logit_mean logit_std weighting_scheme split_mode train_blocks
         flux1_cache_text_encoder_outputs flux1_cache_text_encoder_outputs_to_disk train_t5xxl flux_guidance enable_all_linear img_attn_dim
@@ -66,7 +69,7 @@ _WORDS: dict[Message, str] = {
         sd3_cache_text_encoder_outputs sd3_cache_text_encoder_outputs_to_disk sd3_clip_l sd3_clip_l_dropout_rate sd3_clip_g_dropout_rate
         sd3_t5_dropout_rate sd3_enable_scaled_pos_embed sd3_fused_backward_pass sd3_t5xxl sd3_text_encoder_batch_size
         pos_emb_random_crop_rate clip_g_dropout_rate clip_l_dropout_rate t5_dropout_rate use_t5xxl_cache_only
-        sd3_disable_mmap_load_safetensors""",
+        sd3_disable_mmap_load_safetensors blockwise_fused_optimizers flux_fused_backward_pass""",
 }
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "loss_type": ("l2",),

@@ -209,3 +209,22 @@ def test_a_file_of_the_dreambooth_extension_holds_its_concepts_in_a_list():
     found = import_text(text)
     assert found.config.data.train_data_dir == "/data/mika" and found.keys == 3
     assert "Only the concepts" in why(found, "num_train_epochs")
+
+
+def test_a_preset_of_lora_scripts_says_only_what_it_changes():
+    text = '[metadata]\nname = "768"\nversion = "0.1"\n[data]\nresolution = "768,768"\nbucket_no_upscale = true\n'
+    found = import_text(text)
+    assert found.kind == "lora-scripts" and found.config.data.resolution == (768, 768) and found.config.data.bucket_no_upscale
+    assert why(found, "metadata.name") == "Belongs to the other program's window." and found.keys == 4
+    assert found.filled == ()
+
+
+def test_arguments_of_the_optimizer_may_stand_between_quotes():
+    text = '{"LoRA_type": "Standard", "optimizer": "AdamW", "optimizer_args": "\\"betas=0.9,0.99\\" weight_decay=0.1"}'
+    assert import_text(text).config.optimizer.args == "betas=0.9,0.99 weight_decay=0.1"
+
+
+def test_a_step_between_sizes_that_is_finer_than_a_latent_becomes_the_finest_and_that_is_said():
+    found = import_text('{"LoRA_type": "Standard", "bucket_reso_steps": 1}')
+    assert found.config.data.bucket_reso_steps == 8 and "8 pixels" in found.notes[0].text()
+    assert import_text('{"LoRA_type": "Standard", "bucket_reso_steps": 32}').notes == ()
