@@ -156,6 +156,7 @@
       h("span", {}, dropout ? t("dropout: {share}", { share: LT.percent(dropout) }) : t("dropout: off")),
       h("span.lt-gap"),
       view.tag && h("button.lt-link", { onclick: () => { view.only = view.only === "tag" ? "" : "tag"; paint(); } }, view.only === "tag" ? t("Show all") : t("Only “{tag}”", { tag: view.tag })),
+      h("button.lt-link", { onclick: () => LT.openBatches() }, t("Show the first batches")),
       h("button.lt-link", { onclick: () => LT.showOption("data.shuffle_caption") }, t("Change")),
     );
   };

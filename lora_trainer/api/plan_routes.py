@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 from fastapi import Request
 
-from lora_trainer.api import plans
+from lora_trainer.api import plans, surveys
 from lora_trainer.api.answers import body_of, language_of, problem_json, wanted, worded
 from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
@@ -27,6 +28,18 @@ def _check(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     found["problems"] = [problem_json(problem, language) for problem in found["problems"]]
     found["warnings"] = worded(found["warnings"], language)
     return found
+
+
+async def batches(api: Api, request: Request) -> dict[str, Any]:
+    """POST /batches {"config"} -> {"seed", "total_steps", "batches", "png"}: the first ones as they will be trained; PNG in base64"""
+    return await api.workers.in_thread(_batches, api, config_of(await body_of(request)), language_of(request))
+
+
+def _batches(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+    api.check_places(mapping)
+    config = build(mapping)
+    sheet, told = surveys.drawn(config, api.folders.trained(config), language)
+    return {**told, "png": base64.b64encode(sheet).decode("ascii")}
 
 
 async def wizard(api: Api, request: Request) -> dict[str, Any]:
@@ -67,4 +80,4 @@ def _converted(config: TrainConfig) -> dict[str, Any]:
     return {"config": to_mapping(config, changed_only=True), "toml": config_text(config, changed_only=True), "imported": None}
 
 
-ROUTES = (("POST", "/check", check), ("POST", "/wizard", wizard), ("POST", "/config", convert))
+ROUTES = (("POST", "/check", check), ("POST", "/batches", batches), ("POST", "/wizard", wizard), ("POST", "/config", convert))

@@ -28,9 +28,16 @@ def examined(
 
 def shown(config: TrainConfig, pictures: Pictures, folder: Path, language: str = "en") -> dict[str, Any]:
     """batches.png and batches.json in `folder`, and their content. Raises DatasetError."""
+    from lora_trainer.prep.batches import write_batches
+
+    return write_batches(folder, *drawn(config, pictures, language))
+
+
+def drawn(config: TrainConfig, pictures: Pictures, language: str = "en") -> tuple[bytes, dict[str, Any]]:
+    """The first batches as they will be trained: a sheet as PNG, and what it shows. Raises DatasetError."""
     from lora_trainer.data import order
-    from lora_trainer.prep.batches import show_batches
+    from lora_trainer.prep.batches import draw_batches
 
     accumulation = config.steps.gradient_accumulation_steps
     _, total = derive.train_length(config, order.steps_per_epoch(pictures.trained, pictures.batch_sizes, accumulation))
-    return show_batches(pictures, folder, seed=config.seed, accumulation=accumulation, total_steps=total, language=language)
+    return draw_batches(pictures, seed=config.seed, accumulation=accumulation, total_steps=total, language=language)

@@ -28,23 +28,26 @@ TILE = 2 * SIDE + GAP
 PAPER, INK, FAINT, FRAME, NOT_LEARNED = "#ffffff", "#111827", "#6b7280", "#d9480f", (220, 38, 38)
 
 
-def show_batches(
-    pictures: Pictures, folder: Path, *, seed: int, accumulation: int = 1, total_steps: int = 0, language: str = "en"
-) -> dict[str, Any]:
-    """Writes batches.png and batches.json into `folder`; returns the content of the JSON with the paths of both. Raises DatasetError."""
+def draw_batches(
+    pictures: Pictures, *, seed: int, accumulation: int = 1, total_steps: int = 0, language: str = "en"
+) -> tuple[bytes, dict[str, Any]]:
+    """The sheet as PNG, and what it shows: {"seed", "total_steps", "batches"}. Raises DatasetError."""
     found: list[list[Showing]] = []
     for batch in batches(pictures, seed=seed, count=BATCHES, accumulation=accumulation, total_steps=total_steps):
         room = MOST_PICTURES - sum(map(len, found))
         if room > 0:
             found.append(batch[:room])
-    folder.mkdir(parents=True, exist_ok=True)
-    picture, content = folder / "batches.png", folder / "batches.json"
     packed = io.BytesIO()
     _sheet(found, pictures, language).save(packed, "PNG", optimize=True)
-    write_atomically(picture, packed.getvalue())
-    told = {"seed": seed, "total_steps": total_steps, "batches": [_batch(batch, pictures) for batch in found]}
-    write_atomically(content, json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8"))
-    return {**told, "files": [str(picture), str(content)]}
+    return packed.getvalue(), {"seed": seed, "total_steps": total_steps, "batches": [_batch(batch, pictures) for batch in found]}
+
+
+def write_batches(folder: Path, sheet: bytes, told: dict[str, Any]) -> dict[str, Any]:
+    """Writes batches.png and batches.json into `folder`; returns what is shown with the paths of both as "files"."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "batches.png", sheet)
+    write_atomically(folder / "batches.json", json.dumps(told, ensure_ascii=False, indent=1).encode("utf-8"))
+    return {**told, "files": [str(folder / "batches.png"), str(folder / "batches.json")]}
 
 
 def _batch(batch: Sequence[Showing], pictures: Pictures) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pictures, captions, folders and uploads over the routes."""
 
+import base64
 import io
 import shutil
 
@@ -244,3 +245,10 @@ def test_nothing_outside_the_allowed_folders_is_read_or_written_when_others_can_
     assert server.get("folders").json()["roots"] == [{"name": str(tmp_path / "data"), "path": str(tmp_path / "data")}]
     top = server.get("folders", path=str(tmp_path / "data")).json()
     assert top["parent"] == ""
+
+
+def test_the_first_batches_are_drawn_as_they_will_be_trained(server, pictures):
+    found = server.post("batches", asked(pictures, data__flip_aug=True)).json()
+    assert base64.b64decode(found["png"]).startswith(b"\x89PNG") and len(found["batches"]) == 6
+    assert all(picture["caption"].startswith(("a sks", "sks")) for batch in found["batches"] for picture in batch["pictures"])
+    assert server.post("batches", asked("/no/such/folder")).status_code == 400
