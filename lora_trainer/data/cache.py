@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from lora_trainer.control import Control
 from lora_trainer.data.contents import Contents, Stamp, stamp_of
+from lora_trainer.data.garbage import uncollected
 from lora_trainer.data.header import why_unreadable
 from lora_trainer.data.images import fitted
 from lora_trainer.data.npz import read_npz
@@ -29,6 +31,7 @@ from lora_trainer.messages import say
 
 Encode = Callable[[Tensor], Tensor]
 Wanted = tuple[ImageRecord, bool]
+PLACE = struct.Struct("<8q?")
 READER = 1
 """Counted up whenever a change of this program makes other pixels of a file."""
 READ_AHEAD = 4
@@ -45,16 +48,23 @@ class OnDisk:
     encoder: str
     store: LatentStore = attrs.field(init=False)
     contents: Contents = attrs.field(init=False)
+    _begun: dict[str, Any] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.store, self.contents = LatentStore(self.folder), Contents(self.folder)
 
     def key(self, record: ImageRecord, flipped: bool, digest: bytes) -> bytes:
         """Name of the latents of a picture's content in its bucket, 32 bytes."""
-        frame = struct.pack("<4d", *record.frame) if record.frame is not None else b""
-        place = struct.pack("<8q?", *_bucket(record), *(record.resized or ()), *(record.crop or ()), flipped)
-        words = f"{READER}|{self.encoder}|{record.interpolation or 'lanczos'}|".encode()
-        return hashlib.sha256(words + digest + place + frame).digest()
+        begun = self._begun.get(record.interpolation)
+        if begun is None:
+            words = f"{READER}|{self.encoder}|{record.interpolation or 'lanczos'}|"
+            begun = self._begun[record.interpolation] = hashlib.sha256(words.encode())
+        hashed = begun.copy()
+        hashed.update(digest)
+        hashed.update(PLACE.pack(*_bucket(record), *(record.resized or (0, 0)), *(record.crop or (0, 0, 0, 0)), flipped))
+        if record.frame is not None:
+            hashed.update(struct.pack("<4d", *record.frame))
+        return hashed.digest()
 
 
 class LatentCache:
@@ -81,8 +91,7 @@ class LatentCache:
         self._batch = batch
         self._npz_scale = npz_scale
         self._kept: dict[tuple[object, ...], Tensor] = {}
-        self._keys: dict[tuple[object, ...], bytes] = {}
-        self._stamps: dict[tuple[object, ...], Stamp] = {}
+        self._keys: dict[tuple[object, ...], tuple[bytes, Stamp]] = {}
 
     def fill(self, records: Sequence[ImageRecord], *, flip: Callable[[ImageRecord], bool], control: Control) -> Iterator[Event]:
         """Encodes what is missing, mirrored ones too where `flip` says so; ends early when stopped. Raises DatasetError.
@@ -91,10 +100,11 @@ class LatentCache:
         """
         if self._make_disk is not None and self._disk is None:
             self._disk = self._make_disk()
-        wanted = [(record, flipped) for record in records if self._keep or record.validation for flipped in _ways(record, flip(record))]
-        if self._disk is not None:
-            self._disk.contents.look_up(record.path for record, flipped in wanted if not flipped)
-        missing = [one for one in wanted if not self._present(one)]
+        with uncollected():
+            wanted = [(record, flipped) for record in records if self._keep or record.validation for flipped in _ways(record, flip(record))]
+            if self._disk is not None:
+                self._disk.contents.look_up(record.path for record, flipped in wanted if not flipped)
+            missing = [one for one in wanted if not self._present(one)]
         if missing and (scale := self._npz_scale()):
             missing = yield from self._take_npz(missing, scale)
         left = Counter(id(record) for record, _ in missing)
@@ -119,8 +129,8 @@ class LatentCache:
         name = _name(record, flipped)
         if (kept := self._kept.get(name)) is not None:
             return kept
-        if self._disk is not None and (key := self._keys.get(name)) is not None:
-            stored = self._disk.store.get(_shape(record), key)
+        if self._disk is not None and (known := self._keys.get(name)) is not None:
+            stored = self._disk.store.get(_shape(record), known[0])
             if stored is not None:
                 return torch.from_numpy(stored)
         latent = self.encoded(record, pixels_of(record, flipped))
@@ -145,27 +155,31 @@ class LatentCache:
     def _present(self, wanted: Wanted) -> bool:
         """Whether the latents are known to be there, without reading the picture."""
         record, flipped = wanted
-        if self._disk is not None:
-            stamp = _stamp_of(record)
-            if (digest := self._disk.contents.known(record.path, stamp)) is not None:
-                self._name_on_disk(record, flipped, stamp, digest)
-        return self._there(wanted, look=False)
+        name = _name(record, flipped)
+        if self._disk is None or name in self._kept:
+            return name in self._kept
+        stamp = _stamp_of(record)
+        digest = self._disk.contents.known(record.path, stamp)
+        if digest is None:
+            return False
+        key = self._disk.key(record, flipped, digest)
+        self._keys[name] = key, stamp
+        return self._disk.store.has(_shape(record), key)
 
-    def _there(self, wanted: Wanted, *, look: bool = True) -> bool:
+    def _there(self, wanted: Wanted) -> bool:
+        """Whether the latents are there by now; another process may have been faster."""
         record, flipped = wanted
         name = _name(record, flipped)
         if name in self._kept:
             return True
         if self._disk is None or name not in self._keys:
             return False
-        if look:
-            self._disk.store.look_again(_shape(record))
-        return self._disk.store.has(_shape(record), self._keys[name])
+        self._disk.store.look_again(_shape(record))
+        return self._disk.store.has(_shape(record), self._keys[name][0])
 
     def _name_on_disk(self, record: ImageRecord, flipped: bool, stamp: Stamp, digest: bytes) -> None:
         if self._disk is not None:
-            name = _name(record, flipped)
-            self._stamps[name], self._keys[name] = stamp, self._disk.key(record, flipped, digest)
+            self._keys[_name(record, flipped)] = self._disk.key(record, flipped, digest), stamp
 
     def _load(self, record: ImageRecord, flipped: bool) -> tuple[tuple[Stamp, bytes] | None, Tensor]:
         """What is in the file, and its pixels; called in other threads. Raises DatasetError."""
@@ -178,11 +192,11 @@ class LatentCache:
     def _keep_group(self, group: Sequence[Wanted], latents: Sequence[Tensor]) -> Iterator[Event]:
         for (record, flipped), latent in zip(group, latents, strict=True):
             name = _name(record, flipped)
-            if self._disk is None or name not in self._keys or not _untouched(record.path, self._stamps[name]):
+            if self._disk is None or name not in self._keys or not _untouched(record.path, self._keys[name][1]):
                 self._kept[name] = latent
                 continue
             try:
-                self._disk.store.put(self._keys[name], latent.numpy())
+                self._disk.store.put(self._keys[name][0], latent.numpy())
             except OSError as error:
                 self._kept[name], self._disk, self._make_disk = latent, None, None
                 why = error.strerror or str(error)
@@ -212,7 +226,7 @@ class LatentCache:
 
     def _encoded(self, group: Sequence[Wanted], pixels: Sequence[Tensor]) -> list[Tensor]:
         filled = [*pixels, *[pixels[-1]] * (self._batch - len(pixels))]
-        latents = self._encode(torch.cat(filled))[: len(pixels)].detach().to("cpu", copy=True).float()
+        latents = self._encode(filled[0] if len(filled) == 1 else torch.cat(filled))[: len(pixels)].detach().to("cpu", copy=True).float()
         for (record, _), latent in zip(group, latents, strict=True):
             if not torch.isfinite(latent).all():
                 raise DatasetError(
@@ -271,8 +285,9 @@ def pixels_of(record: ImageRecord, flipped: bool) -> Tensor:
 
 def as_pixels(picture: NDArray[np.uint8], flipped: bool) -> Tensor:
     """Pixels float32 [1, 3, h, w] from -1 to 1 of uint8 [h, w, 3]."""
-    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).unsqueeze(0).to(torch.float32) / 127.5 - 1.0
-    return (pixels.flip(-1) if flipped else pixels).contiguous()
+    shown = picture[:, ::-1] if flipped else picture
+    bands = np.ascontiguousarray(shown.transpose(2, 0, 1))
+    return torch.from_numpy(bands).to(torch.float32).div_(127.5).sub_(1.0).unsqueeze(0)
 
 
 def _ways(record: ImageRecord, flip: bool) -> tuple[bool, ...]:
@@ -290,7 +305,7 @@ def _groups(missing: Sequence[Wanted], batch: int) -> Iterator[list[Wanted]]:
 
 
 def _name(record: ImageRecord, flipped: bool) -> tuple[object, ...]:
-    return record.path, record.bucket, record.resized, record.frame, record.interpolation, flipped
+    return str(record.path), record.bucket, record.resized, record.frame, record.interpolation, flipped
 
 
 def _bucket(record: ImageRecord) -> tuple[int, int]:

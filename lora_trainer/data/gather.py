@@ -11,6 +11,7 @@ from lora_trainer.data import buckets, order
 from lora_trainer.data.captions import holds
 from lora_trainer.data.describe import Description, Source
 from lora_trainer.data.frames import framed
+from lora_trainer.data.garbage import uncollected
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.rescan import scan_again
 from lora_trainer.data.scan import Scan, split_validation
@@ -26,6 +27,7 @@ class Gathered:
     warnings: tuple[Message, ...]
 
 
+@uncollected()
 def gather(description: Description, read: Callable[[Source], Scan] = scan_again) -> Gathered:
     """The records of every folder. Raises DatasetError for the first folder that cannot be used."""
     records: list[ImageRecord] = []
@@ -50,6 +52,7 @@ def gather(description: Description, read: Callable[[Source], Scan] = scan_again
     return Gathered(tuple(records), _understood(description, understood), tuple(warnings))
 
 
+@uncollected()
 def arranged(
     records: Iterable[ImageRecord], description: Description, *, seed: int, fraction: float = 0.0, prior_weight: float = 1.0
 ) -> list[ImageRecord]:

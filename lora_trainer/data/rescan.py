@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from lora_trainer.data.describe import Source
+from lora_trainer.data.garbage import uncollected
 from lora_trainer.data.scan import Scan, scan_source
 
 FRESH = 2_000_000_000
@@ -19,8 +20,9 @@ KEPT = 8
 
 def scan_again(source: Source) -> Scan:
     """As scan_source; at once where names, sizes and times of all files are as they were. Raises DatasetError."""
-    state = _state(source)
-    return scan_source(source) if state is None else _scanned(source, state)
+    with uncollected():
+        state = _state(source)
+        return scan_source(source) if state is None else _scanned(source, state)
 
 
 @lru_cache(maxsize=KEPT)
