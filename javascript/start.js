@@ -59,6 +59,10 @@
     watcher.observe(document.documentElement, { childList: true, subtree: true });
     window.setTimeout(() => watcher.disconnect(), PATIENCE * 1000);
   };
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", watch);
-  else watch();
+  // a deferred script runs before those behind it, perhaps with the place already on the page: only these events come after all of them
+  if (document.readyState === "complete") watch();
+  else {
+    document.addEventListener("DOMContentLoaded", watch, { once: true });
+    window.addEventListener("load", watch, { once: true });
+  }
 })();
