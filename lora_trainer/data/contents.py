@@ -22,19 +22,19 @@ class Contents:
 
     def __init__(self, folder: Path | None) -> None:
         self._file = None if folder is None else folder / "contents.sqlite"
-        self._known: dict[bytes, tuple[Stamp, bytes]] = {}
-        self._new: dict[bytes, tuple[Stamp, bytes]] = {}
+        self._known: dict[str, tuple[Stamp, bytes]] = {}
+        self._new: dict[str, tuple[Stamp, bytes]] = {}
 
     def look_up(self, paths: Iterable[Path]) -> None:
         """Fetches what is known of many files at once."""
-        names = [name for path in paths if (name := _name_of(path)) not in self._known]
+        wanted = {_name_of(text): text for path in paths if (text := os.fspath(path)) not in self._known}
         with self._database() as database:
-            for row in _rows(database, names):
-                self._known[row[0]] = (row[1:5], row[5])
+            for row in _rows(database, list(wanted)):
+                self._known[wanted[row[0]]] = (row[1:5], row[5])
 
     def known(self, path: Path, stamp: Stamp) -> bytes | None:
         """The hash, if the file has not been touched since it was read."""
-        found = self._known.get(_name_of(path))
+        found = self._known.get(os.fspath(path))
         return found[1] if found is not None and found[0] == stamp else None
 
     def digest(self, path: Path) -> tuple[Stamp, bytes]:
@@ -47,7 +47,7 @@ class Contents:
             while block := file.read(1 << 20):
                 sha256.update(block)
         if time.time_ns() - max(stamp[1], stamp[2]) > FRESH:
-            name = _name_of(path)
+            name = os.fspath(path)
             self._known[name] = self._new[name] = (stamp, sha256.digest())
         return stamp, sha256.digest()
 
@@ -56,7 +56,7 @@ class Contents:
         new, self._new = self._new, {}
         if not new:
             return
-        rows = [(name, *stamp, digest) for name, (stamp, digest) in new.items()]
+        rows = [(_name_of(name), *stamp, digest) for name, (stamp, digest) in new.items()]
         with self._database() as database:
             database.execute("BEGIN IMMEDIATE")
             database.executemany("INSERT OR REPLACE INTO contents VALUES (?, ?, ?, ?, ?, ?);", rows)
@@ -103,8 +103,7 @@ def _rows(database: sqlite3.Connection, names: list[bytes]) -> Iterator[tuple[An
         yield from database.execute(f"SELECT path, size, changed, moved, number, digest FROM contents WHERE path IN ({marks})", part)
 
 
-def _name_of(path: Path) -> bytes:
-    name = os.fspath(path)
+def _name_of(name: str) -> bytes:
     return os.fsencode(name if os.path.isabs(name) else os.path.abspath(name))  # noqa: PTH100, PTH117 (once for each of many)
 
 
