@@ -53,12 +53,16 @@
     return true;
   };
 
+  let watching = false;
   const watch = () => {
+    if (watching) return;
+    watching = true;
     if (begin()) return;
     const watcher = new MutationObserver(() => begin() && watcher.disconnect());
     watcher.observe(document.documentElement, { childList: true, subtree: true });
     window.setTimeout(() => watcher.disconnect(), PATIENCE * 1000);
   };
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", watch);
-  else watch();
+  // not before: the files behind this one in the alphabet may still be on their way while the page is already "interactive"
+  if (document.readyState === "complete") watch();
+  else for (const [target, moment] of [[document, "DOMContentLoaded"], [window, "load"]]) target.addEventListener(moment, watch);
 })();
