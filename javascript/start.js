@@ -53,7 +53,10 @@
     return true;
   };
 
+  let watching = false;
   const watch = () => {
+    if (watching) return;
+    watching = true;
     if (begin()) return;
     const watcher = new MutationObserver(() => begin() && watcher.disconnect());
     watcher.observe(document.documentElement, { childList: true, subtree: true });

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,7 +42,17 @@ def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str], precisio
         "sshs_model_hash": hashlib.sha256(bare[8 + length :]).hexdigest(),
         "sshs_legacy_hash": hashlib.sha256(bare[0x100000:0x110000]).hexdigest()[:8],
     }
-    return save(tensors, metadata={**metadata, **hashes})
+    return _with_sorted_header(save(tensors, metadata={**metadata, **hashes}))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same file with its metadata in one fixed order: safetensors writes them in another one in each process."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:

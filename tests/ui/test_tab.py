@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -175,3 +176,15 @@ def test_the_picker_walks_through_the_server_s_folders(open_page: Page, real: Se
     page.locator(".lt-path", has_text="crescents").wait_for()
     page.get_by_role("button", name="Use this folder").click()
     assert page.evaluate("LoraTrainer.picked") == str(pictures)
+
+
+def test_a_script_that_comes_late_does_not_break_the_page(open_page: Page, real: Server):
+    page = open_page("about:blank", ready=False)
+
+    def late(route: Any) -> None:
+        time.sleep(1.5)  # the other files, and Gradio's own, are there long before
+        route.continue_()
+
+    page.route("**/words.js*", late)
+    page.goto(f"{real.address}?__lang=en")
+    page.wait_for_selector("[data-ready=true]", timeout=30_000)
