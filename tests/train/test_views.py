@@ -182,3 +182,56 @@ def test_a_mask_is_mirrored_with_its_picture(tmp_path, cache_dir):
     record = pictures.trained[0]
     straight, turned = (trainer.views.seen(record, flipped, epoch=1, repeat=0)[1] for flipped in (False, True))
     assert straight[0].tolist() == [1] * 4 + [0] * 4 and turned[0].tolist() == [0] * 4 + [1] * 4
+
+
+@pytest.mark.slow
+def test_of_two_concepts_in_a_picture_only_the_one_inside_the_mask_is_learned(tmp_path, cache_dir):
+    folder = tmp_path / "both" / "1_sks"
+    folder.mkdir(parents=True)
+    sources = [sorted(next((assets.toy_pictures() / name / "train").iterdir()).glob("*.png")) for name in ("crescent", "star")]
+    for number, (crescent, star) in enumerate(zip(*sources, strict=True)):
+        both = Image.new("RGB", (128, 64))
+        both.paste(Image.open(crescent), (0, 0))
+        both.paste(Image.open(star), (64, 0))
+        both.save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text("sks", encoding="utf-8")
+        mask = Image.new("L", (128, 64), 0)
+        mask.paste(255, (0, 0, 64, 64))
+        mask.save(folder / f"{number}-masklabel.png")
+    config = small_config(
+        tmp_path,
+        data__train_data_dir=str(folder.parent),
+        data__resolution=[128, 64],
+        data__enable_bucket=False,
+        data__masks_beside=True,
+        data__batch_size=4,
+        steps__max_train_steps=40,
+    )
+    before = side_losses(config, tmp_path)
+    events_of(config, tmp_path)
+    after = side_losses(config, tmp_path, tmp_path / "loras" / "small.safetensors")
+    left, right = (1 - after[side] / before[side] for side in (0, 1))
+    assert left > 0.15 and right < left / 2, (left, right)
+
+
+def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, float]:
+    """Error in the left and in the right half of the pictures, over fixed timesteps and noise."""
+    pictures = setup.read_pictures(config)
+    sides = [0.0, 0.0]
+    with StandaloneHost(folder).lease(config.model) as lease:
+        trainer = setup.prepare(config, pictures, lease)
+        trainer.attach()
+        if lora is not None:
+            trainer.adapter.load_state_dict(tensors_of(lora))
+        for number, record in enumerate(pictures.trained[:6]):
+            steps = torch.tensor([100, 300, 500, 700, 900])
+            latents = trainer.latent(record, False).expand(5, 4, 8, 16)
+            noise = torch.randn(5, 4, 8, 16, generator=torch.Generator().manual_seed(number))
+            with torch.no_grad():
+                words = trainer.captions.encode(trainer.bundle, ["sks"]).expand(5, -1, -1)
+                for side in (0, 1):
+                    mask = torch.zeros(5, 1, 8, 16)
+                    mask[..., 8 * side : 8 * side + 8] = 1
+                    sides[side] += float(picture_losses(trainer.bundle, Batch(latents, noise, steps, words, mask), LossRules()).mean())
+        trainer.detach()
+    return sides[0], sides[1]
