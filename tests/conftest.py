@@ -11,11 +11,19 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
+import atexit
+import shutil
 import signal
+import tempfile
 
 import pytest
 
 from lora_trainer import assets
+
+# nothing that an earlier session, or the user's own runs, kept of encoded pictures may stand in for what a test is to compute
+if "LORA_TRAINER_CACHE" not in os.environ:
+    os.environ["LORA_TRAINER_CACHE"] = tempfile.mkdtemp(prefix="lora-trainer-cache-")
+    atexit.register(shutil.rmtree, os.environ["LORA_TRAINER_CACHE"], ignore_errors=True)
 
 # started in the background of a script, Ctrl-C is ignored, and every process that a test starts would inherit that
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
