@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lora_trainer.data.contents import Contents, stamp_of
 from lora_trainer.data.header import UNREADABLE, has_alpha, why_unreadable
 from lora_trainer.data.images import opened_small
 from lora_trainer.data.records import ImageRecord
@@ -28,6 +30,8 @@ FLAT = 2
 
 AT_ONCE = 4
 """Pictures decoded at the same time, where nobody wants to see how far it is."""
+OPAQUE, SEE_THROUGH = b"opaque", b"see-through"
+"""What is kept of a picture that was found whole."""
 
 
 @attrs.frozen(eq=False)
@@ -46,15 +50,49 @@ def verify(record: ImageRecord) -> ImageRecord:
     seen = _look(record.path)
     if seen.reason is not None:
         return attrs.evolve(record, usable=False, notes=("broken",), reason=seen.reason)
-    if seen.opaque and "transparent" in record.notes:
-        return attrs.evolve(record, notes=tuple(note for note in record.notes if note != "transparent"))
-    return record
+    return _without_transparent(record) if seen.opaque else record
 
 
-def verified(records: Sequence[ImageRecord]) -> tuple[ImageRecord, ...]:
-    """Each record verified, in order, several at once."""
+def verified(records: Sequence[ImageRecord], kept_in: Path | None = None) -> tuple[ImageRecord, ...]:
+    """Each record verified, in order, several at once.
+
+    With `kept_in` a picture that was found whole is not decoded again by a later process while its file is untouched.
+    """
+    whole = Contents(kept_in, "whole")
+    whole.look_up(record.path for record in records if record.usable)
+    found = [_known(record, whole) if record.usable else record for record in records]
+    unknown = [number for number, record in enumerate(found) if record is None]
     with ThreadPoolExecutor(AT_ONCE, "lora-trainer-look") as pool:
-        return tuple(pool.map(verify, records))
+        for number, record in zip(unknown, pool.map(lambda number: _seen_now(records[number], whole), unknown), strict=True):
+            found[number] = record
+    whole.save()
+    return tuple(record for record in found if record is not None)
+
+
+def _known(record: ImageRecord, whole: Contents) -> ImageRecord | None:
+    """The record as an earlier look left it; None where the file was never found whole, or was touched since."""
+    with suppress(OSError):
+        kept = whole.known(record.path, stamp_of(record.path))
+        if kept is not None:
+            return _without_transparent(record) if kept == OPAQUE else record
+    return None
+
+
+def _seen_now(record: ImageRecord, whole: Contents) -> ImageRecord:
+    try:
+        stamp = stamp_of(record.path)
+    except OSError:
+        return verify(record)
+    found = verify(record)
+    if found.usable:
+        whole.remember(record.path, stamp, OPAQUE if _look(record.path).opaque else SEE_THROUGH)
+    return found
+
+
+def _without_transparent(record: ImageRecord) -> ImageRecord:
+    if "transparent" not in record.notes:
+        return record
+    return attrs.evolve(record, notes=tuple(note for note in record.notes if note != "transparent"))
 
 
 def look_closer(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:

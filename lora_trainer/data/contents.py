@@ -18,10 +18,13 @@ AT_ONCE = 500
 
 
 class Contents:
-    """Hashes (32 bytes) of files, kept in a database in `folder`; without a folder, or where it fails, each is read anew."""
+    """Hashes (32 bytes) of files, kept in a database in `folder`; without a folder, or where it fails, each is read anew.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._file = None if folder is None else folder / "contents.sqlite"
+    Another `name` is for other bytes that hold as long as the file is untouched.
+    """
+
+    def __init__(self, folder: Path | None, name: str = "contents") -> None:
+        self._file = None if folder is None else folder / f"{name}.sqlite"
         self._known: dict[str, tuple[Stamp, bytes]] = {}
         self._new: dict[str, tuple[Stamp, bytes]] = {}
 
@@ -46,10 +49,14 @@ class Contents:
             sha256 = hashlib.sha256()
             while block := file.read(1 << 20):
                 sha256.update(block)
+        self.remember(path, stamp, sha256.digest())
+        return stamp, sha256.digest()
+
+    def remember(self, path: Path, stamp: Stamp, found: bytes) -> None:
+        """Keeps what was found in the file that had this stamp before it was read."""
         if time.time_ns() - max(stamp[1], stamp[2]) > FRESH:
             name = os.fspath(path)
-            self._known[name] = self._new[name] = (stamp, sha256.digest())
-        return stamp, sha256.digest()
+            self._known[name] = self._new[name] = (stamp, found)
 
     def save(self) -> None:
         """Writes down what was read since the last time."""

@@ -98,7 +98,9 @@ def read_pictures(config: TrainConfig) -> Pictures:
     """
     description = describe(config.data, config.validate.data_dir)
     found = gather(description)
-    records, about_masks = masks.with_masks(closer.verified(found.records), lambda record: description.subsets[record.subset].data)
+    records, about_masks = masks.with_masks(
+        closer.verified(found.records, assets.cache_folder()), lambda record: description.subsets[record.subset].data
+    )
     usable, prior = [record for record in records if record.usable], config.loss.prior_loss_weight
     placed = arranged(usable, description, seed=config.seed, fraction=config.validate.fraction, prior_weight=prior)
     pictures = Pictures(

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer import assets
+from lora_trainer.data import closer, contents
 from lora_trainer.data.closer import look_closer, verify
 from lora_trainer.data.scan import scan
 
@@ -78,3 +79,23 @@ def test_a_file_that_was_replaced_is_looked_at_again(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG damaged")
     os.utime(tmp_path / "a.png", (1, 1))
     assert verify(record).verdict == "broken"
+
+
+def test_a_picture_found_whole_is_not_decoded_by_the_next_process_unless_it_was_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(contents, "FRESH", 0)  # else a file must be two seconds old to be believed
+    folder, cache = tmp_path / "pictures", tmp_path / "cache"
+    folder.mkdir()
+    noise((64, 64), 1).save(folder / "a.png")
+    noise((64, 64), 2).convert("RGBA").save(folder / "b.png")
+    (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:-100])
+    before = [(one.key, one.verdict) for one in closer.verified(scan(folder).records, cache)]
+    assert before == [("a.png", "used"), ("b.png", "used"), ("c.png", "broken")]
+
+    decoded = []
+    look = closer._look
+    monkeypatch.setattr(closer, "_look", lambda path: decoded.append(path.name) or look(path))
+    assert [(one.key, one.verdict) for one in closer.verified(scan(folder).records, cache)] == before
+    assert decoded == ["c.png"]  # what is broken may have been mended by other means than its bytes: a plugin
+    noise((64, 64), 3).save(folder / "a.png")
+    closer.verified(scan(folder).records, cache)
+    assert "a.png" in decoded and "b.png" not in decoded
