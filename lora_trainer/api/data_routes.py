@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from lora_trainer.api import caption_list, pictures
 from lora_trainer.api.answers import body_of, language_of, number_of, wanted
 from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
@@ -24,6 +23,8 @@ async def read_pictures(api: Api, request: Request) -> dict[str, Any]:
 
 
 def _pictures(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+    from lora_trainer.api import pictures
+
     api.check_places(mapping)
     return pictures.pictures(api.folders, pictures.lenient(mapping), language)
 
@@ -36,6 +37,8 @@ async def read_captions(api: Api, request: Request) -> dict[str, Any]:
 
 
 def _captions(api: Api, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
+    from lora_trainer.api import caption_list, pictures
+
     api.check_places(mapping)
     return caption_list.caption_list(api.folders, pictures.lenient(mapping), max(1, epoch), language)
 
@@ -47,6 +50,7 @@ async def write_caption(api: Api, request: Request) -> dict[str, Any]:
 
 
 def _write_caption(api: Api, path: str, text: str) -> dict[str, Any]:
+    from lora_trainer.api import pictures
     from lora_trainer.data.captions import write_caption as write
 
     file = pictures.caption_file(api.allowed(path))

@@ -13,7 +13,6 @@ from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.files import config_text
-from lora_trainer.config.importing import import_text
 from lora_trainer.config.schema import TrainConfig
 
 
@@ -69,6 +68,8 @@ async def convert(api: Api, request: Request) -> dict[str, Any]:
 
     What differs from the defaults, checked; `imported` says of another trainer's keys what became of each (null for our own).
     """
+    from lora_trainer.config.importing import import_text
+
     body = await body_of(request)
     if "toml" not in body:
         return _converted(build(config_of(body)))

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lora_trainer.api.answers import Forbidden, Missing
 from lora_trainer.api.live import Live
-from lora_trainer.api.readings import Folders
 from lora_trainer.api.work import Workers
-from lora_trainer.data.describe import places
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
+
+if TYPE_CHECKING:
+    from lora_trainer.api.readings import Folders
 
 THUMBNAILS_KEPT = 20_000
 PATH_OPTIONS = (
@@ -38,10 +40,16 @@ class Api:
         self.manager = manager
         self.workers = Workers()
         self.live = Live(host, manager)
-        self.folders = Folders(self.workers)
         self.own_captions: set[Path] = set()
         self._runs: dict[Path, RunFolder] = {}
         self.workers.later(lambda: forget_old(host.paths().cache_dir / "thumbnails"))
+
+    @cached_property
+    def folders(self) -> Folders:
+        """Pictures as they were last read. Imported when they are first wanted: the host's start does not pay for that."""
+        from lora_trainer.api.readings import Folders
+
+        return Folders(self.workers)
 
     def allowed(self, text: str, option: str = "path") -> Path:
         """The path of a request. Raises Forbidden when it lies outside what may be touched, Missing when it is empty."""
@@ -60,6 +68,8 @@ class Api:
 
     def check_places(self, mapping: Mapping[str, Any]) -> None:
         """Raises Forbidden when a path of a config lies outside what may be touched; known models and their folders may."""
+        from lora_trainer.data.describe import places
+
         paths = self.host.paths()
         if not paths.allowed_roots:
             return
