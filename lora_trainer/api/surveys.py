@@ -10,8 +10,8 @@ from lora_trainer.config import derive
 from lora_trainer.config.schema import TrainConfig
 
 if TYPE_CHECKING:
-    from lora_trainer.prep.advice import Suggestion
     from lora_trainer.prep.doctor import Diagnosis
+    from lora_trainer.prep.suggestion import Suggestion
     from lora_trainer.train.setup import Pictures
 
 

@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
-
-import attrs
 
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.messages import Message, say
-
-if TYPE_CHECKING:
-    from lora_trainer.prep.doctor import Diagnosis
+from lora_trainer.messages import say
+from lora_trainer.prep.doctor import Diagnosis
+from lora_trainer.prep.suggestion import Suggestion
 
 FEW = 8
 ON_EVERY = 0.95
 """A tag on more than this share of the pictures is on all of them."""
 WORDS_NAMED = 5
-
-
-@attrs.frozen
-class Suggestion:
-    """`worth` 0..100: how much it matters, by its kind and by how many pictures it concerns; `pictures`: their keys."""
-
-    worth: float
-    message: Message
-    fix: Message
-    pictures: tuple[str, ...] = ()
-
-    def to_json(self, language: str = "en") -> dict[str, Any]:
-        """{"worth", "message", "fix", "pictures"} in the reader's language."""
-        return {
-            "worth": round(self.worth, 1),
-            "message": self.message.text(language),
-            "fix": self.fix.text(language),
-            "pictures": list(self.pictures),
-        }
 
 
 def suggestions(seen: Diagnosis, data: DataConfig) -> tuple[Suggestion, ...]:

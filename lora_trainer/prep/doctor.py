@@ -20,7 +20,7 @@ from lora_trainer.prep.sharpness import blurred, sharpness
 from lora_trainer.prep.words import WINDOW, Words, look_at
 
 if TYPE_CHECKING:
-    from lora_trainer.prep.advice import Suggestion
+    from lora_trainer.prep.suggestion import Suggestion
 
 AT_ONCE = 4
 CROPPED = 0.9
