@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -77,14 +79,16 @@ def opened_small(path: Path, size: int) -> Image.Image:
     return _opened(path, WHITE, size)
 
 
-def _opened(path: Path, background: tuple[int, int, int], draft: int | None) -> Image.Image:
+@contextmanager
+def loaded(path: Path, draft: int | None = None) -> Iterator[Image.Image]:
+    """The decoded picture as the file holds it. What fails, here or in the block, is a DatasetError that names the file."""
     try:
         with Image.open(path) as image:
             refuse_cut_off(path, image)
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             image.load()
-            return _on_background(_in_srgb(in_8_bit(upright(image))), background)
+            yield image
     except UNREADABLE as error:
         raise DatasetError(
             "{file} cannot be read: {why}",
@@ -93,6 +97,11 @@ def _opened(path: Path, background: tuple[int, int, int], draft: int | None) -> 
             why=why_unreadable(error),
             fix="Save it again with an image program, or leave it out.",
         ) from error
+
+
+def _opened(path: Path, background: tuple[int, int, int], draft: int | None) -> Image.Image:
+    with loaded(path, draft) as image:
+        return _on_background(_in_srgb(in_8_bit(upright(image))), background)
 
 
 def in_8_bit(image: Image.Image) -> Image.Image:

@@ -17,8 +17,8 @@ from PIL import Image
 
 from lora_trainer.data.folders import MASK, is_picture
 from lora_trainer.data.frames import frame_box
-from lora_trainer.data.header import UNREADABLE, refuse_cut_off, upright, why_unreadable
-from lora_trainer.data.images import in_8_bit
+from lora_trainer.data.header import upright
+from lora_trainer.data.images import in_8_bit, loaded
 from lora_trainer.data.records import ImageRecord, stable
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
@@ -96,23 +96,12 @@ def _cells(record: ImageRecord) -> NDArray[np.uint8]:
 def _shown(record: ImageRecord) -> Image.Image:
     """The mask as grey picture, upright, of the part that the record shows; in the mask's own size. Raises DatasetError."""
     path = record.mask_path or record.path
-    try:
-        with Image.open(path) as image:
-            refuse_cut_off(path, image)
-            image.load()
-            turned = upright(image)
-            if record.mask_path is None:
-                mask = turned.convert("RGBA").getchannel("A")
-            else:
-                mask = in_8_bit(turned).convert("RGB").getchannel("R")
-    except UNREADABLE as error:
-        raise DatasetError(
-            "{file} cannot be read: {why}",
-            path=str(path),
-            file=path.name,
-            why=why_unreadable(error),
-            fix="Save it again with an image program, or leave it out.",
-        ) from error
+    with loaded(path) as image:
+        turned = upright(image)
+        if record.mask_path is None:
+            mask = turned.convert("RGBA").getchannel("A")
+        else:
+            mask = in_8_bit(turned).convert("RGB").getchannel("R")
     return mask if record.frame is None else mask.crop(frame_box(record.frame, mask.size))
 
 
