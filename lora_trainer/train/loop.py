@@ -37,7 +37,6 @@ from lora_trainer.events import (
     Warned,
 )
 from lora_trainer.host.base import Host, Lease, with_remedy
-from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import say
 from lora_trainer.optim.schedules import factor
 from lora_trainer.train import metadata, setup
@@ -47,6 +46,7 @@ from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import choose_precision, computing, vram_mb
 from lora_trainer.train.sample import draw
 from lora_trainer.train.saving import Names, claimed, refuse_overwriting, write_side_files
+from lora_trainer.train.showing import mirrored, text_of
 from lora_trainer.train.step import noisy_batch, picture_losses, weighted
 from lora_trainer.train.validate import validation_loss
 
@@ -194,10 +194,7 @@ class _Run:
         trainer, pictures, seed = self.trainer, self.trainer.pictures, self.config.seed
         records = [pictures.trained[item.index] for item in batch]
         keys = [(seed, self.epoch, record.key, item.repeat) for record, item in zip(records, batch, strict=True)]
-        flips = [
-            pictures.subset_of(record).flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
-            for record, key in zip(records, keys, strict=True)
-        ]
+        flips = [mirrored(pictures, record, key) for record, key in zip(records, keys, strict=True)]
         seen = [
             trainer.views.seen(record, flipped, epoch=self.epoch, repeat=item.repeat)
             for record, flipped, item in zip(records, flips, batch, strict=True)
@@ -217,17 +214,8 @@ class _Run:
 
     def _text(self, item: order.Item, step: int) -> str:
         """The caption as this showing reads it after `step` steps."""
-        pictures = self.trainer.pictures
-        record = pictures.trained[item.index]
-        return wording.drawn_caption(
-            record,
-            pictures.rules_of(record),
-            seed=self.config.seed,
-            epoch=self.epoch,
-            repeat=item.repeat,
-            step=step,
-            total_steps=self.plan.total_steps,
-        )
+        total = self.plan.total_steps
+        return text_of(self.trainer.pictures, item, seed=self.config.seed, epoch=self.epoch, step=step, total_steps=total)
 
     def _held_text(self, record: ImageRecord) -> str:
         """The caption of a picture that is held back: the same each time."""

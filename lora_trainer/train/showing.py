@@ -36,12 +36,23 @@ def showing(pictures: Pictures, item: order.Item, *, seed: int, epoch: int, step
     record = pictures.trained[item.index]
     rules = pictures.subset_of(record)
     key = (seed, epoch, record.key, item.repeat)
-    text = captions.drawn_caption(
-        record, pictures.rules_of(record), seed=seed, epoch=epoch, repeat=item.repeat, step=step, total_steps=total_steps
-    )
-    flipped = rules.flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
+    text = text_of(pictures, item, seed=seed, epoch=epoch, step=step, total_steps=total_steps)
+    flipped = mirrored(pictures, record, key)
     cut, colours = augment.drawn(record, rules.data, seed=seed, epoch=epoch, repeat=item.repeat)
     return Showing(cut, key, colours, flipped, text)
+
+
+def text_of(pictures: Pictures, item: order.Item, *, seed: int, epoch: int, step: int, total_steps: int) -> str:
+    """The caption as this showing reads it after `step` steps."""
+    record = pictures.trained[item.index]
+    return captions.drawn_caption(
+        record, pictures.rules_of(record), seed=seed, epoch=epoch, repeat=item.repeat, step=step, total_steps=total_steps
+    )
+
+
+def mirrored(pictures: Pictures, record: ImageRecord, key: tuple[object, ...]) -> bool:
+    """Whether the showing of this key is mirrored."""
+    return pictures.subset_of(record).flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
 
 
 def batches(pictures: Pictures, *, seed: int, count: int, accumulation: int = 1, total_steps: int = 0) -> Iterator[list[Showing]]:
