@@ -1,11 +1,8 @@
-"""What a checkpoint file is, told from its names and shapes alone (no torch, nothing is loaded)."""
+"""What a checkpoint is, told from its names and shapes alone (no torch, nothing is loaded)."""
 
 from __future__ import annotations
 
-import json
-import re
-import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +10,34 @@ import attrs
 
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
-from lora_trainer.models.layout import TEXT, UNET, VAE
+from lora_trainer.models import folder, layout, marks, shapes
+from lora_trainer.models.layout import UNET, VAE, Row
+from lora_trainer.models.shapes import text_heads as sd1_heads
+from lora_trainer.models.weights import Contents, Entry, contents, read_header
 
-HEADER_LIMIT = 100 << 20
-CLIP_HEADS = {768: 12, 1024: 16, 1280: 20}
-TRAIN_SD1 = "Choose a Stable Diffusion 1.x checkpoint: this version trains those."
+__all__ = ["ModelFacts", "inspect", "read_header", "sd1_heads"]
+
+DTYPES = {"F16": "float16", "BF16": "bfloat16"}
+TRAINABLE = "Choose a Stable Diffusion 1, 2 or SDXL base checkpoint."
+CHANNELS: Mapping[int, Message] = {
+    9: say("an inpainting model"),
+    8: say("an InstructPix2Pix model"),
+    7: say("an upscaling model"),
+    5: say("a depth model"),
+}
 
 
 @attrs.frozen
 class ModelFacts:
-    """Family ("sd1"), prediction ("epsilon" or "v") with its reason, native side in pixels, widths and head counts."""
+    """What is known of a model before it is loaded.
+
+    `family` is its row's name, `prediction` "epsilon" or "v" with its reason, `native_size` a side in pixels. `sure` False: the model
+    itself is asked for its prediction when it is loaded. Counts of text layers and parameters are of all text encoders together.
+    """
 
     family: str
     prediction: str
-    because: str
+    because: Message | str
     native_size: int
     model_channels: int
     context_width: int
@@ -38,133 +49,171 @@ class ModelFacts:
     vae_parameters: int
     dtype: str
     title: str
+    zero_terminal_snr: bool = False
+    sure: bool = True
+    notes: tuple[Message, ...] = ()
+    """What the user should know of the model before training on it."""
+    found: marks.Prediction | None = None
+
+    def settled(
+        self, *, v2: bool | None = None, v_parameterization: bool | None = None, zero_terminal_snr: bool | None = None
+    ) -> ModelFacts:
+        """The facts with sd-scripts' flags, None where they are not given. Raises ModelError for one that the model contradicts."""
+        row = layout.row(self.family)
+        known = self.found or marks.Prediction(self.prediction, say("{why}", why=self.because), zero_terminal_snr=self.zero_terminal_snr)
+        made = marks.settled(known, row.v2, row.label, v2, v_parameterization, zero_terminal_snr)
+        return attrs.evolve(
+            self, prediction=made.kind, because=made.because, sure=made.sure, zero_terminal_snr=made.zero_terminal_snr, found=made
+        )
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: name -> {"dtype", "shape", "data_offsets"}, and "__metadata__".
+def inspect(path: Path, *, sha256: str = "") -> ModelFacts:
+    """Facts of a checkpoint file or a diffusers folder. Raises ModelError that says what it is when it cannot be trained on.
 
-    Raises ModelError when the file is missing, no safetensors file, or cut short.
+    `sha256`: the file's hash where somebody knows it already; released files that bear no mark are told by it.
     """
-    fix = "Choose a .safetensors checkpoint."
-    if not path.exists():
-        raise ModelError("{path} does not exist.", path=str(path), fix=fix)
     if path.is_dir():
-        raise ModelError("{path} is a folder, not a checkpoint file.", path=str(path), fix=fix)
-    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
-        raise ModelError(
-            "{path} is a pickle file, which can run any code when it is opened.", path=str(path), fix="Use the model's .safetensors file."
-        )
-    try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT + 1
-            if length > HEADER_LIMIT:
-                raise ModelError("{path} is not a safetensors file.", path=str(path), fix=fix)
-            header: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
-    except OSError as error:
-        raise ModelError(
-            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions."
-        ) from error
-    except ValueError as error:
-        raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=fix) from error
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    if ends and path.stat().st_size < 8 + length + max(ends):
-        raise ModelError("{path} ends early: it was not downloaded or copied completely.", path=str(path), fix="Get the file again.")
-    return header
+        described = folder.described(path)
+        if (other := _other_folder(described)) is not None:
+            raise ModelError("{path} is {kind}.", path=str(path), kind=other, fix=TRAINABLE)
+        return _facts(path.name, layout.row(described.family), described.parts, described.prediction, described.native_size, "")
+    held = contents(path)
+    if (other := _other_kind(held)) is not None:
+        raise ModelError("{path} is {kind}.", path=str(path), kind=other, fix=TRAINABLE)
+    row = layout.family_of(held.tensors)
+    assert row is not None  # what is of no family was named above
+    marked = marks.Marked(_bare(held.tensors), held.words, marks.yaml_beside(path), path.stem, sha256)
+    found = marks.prediction_of(marked, row.family)
+    size = marks.native_size(marked, row.native_size_v if found.kind == "v" and row.native_size_v else row.native_size)
+    return _facts(path.stem, row, layout.parts_of(held.tensors, row.family), found, size, marks.few_steps(marked))
 
 
-def inspect(path: Path) -> ModelFacts:
-    """Facts of a Stable Diffusion 1.x checkpoint. Raises ModelError that says what the file is when it is something else."""
-    header = read_header(path)
-    shapes = {name: entry["shape"] for name, entry in header.items() if name != "__metadata__"}
-    if (other := _other_kind(shapes)) is not None:
-        raise ModelError("{path} is {kind}.", path=str(path), kind=other, fix=TRAIN_SD1)
-    return _sd1_facts(path, header, shapes)
+def _bare(keys: Iterable[str]) -> set[str]:
+    """Names that can be marks: those without an owner, and the one by which LCM is told."""
+    return {key for key in keys if "." not in key or "cond_proj" in key}
 
 
-def sd1_heads(text_width: int) -> int:
-    """Attention heads of a CLIP text encoder: they are not in the tensors; known widths by table, small ones 16 wide."""
-    return CLIP_HEADS.get(text_width, max(1, text_width // 16))
-
-
-def _other_kind(shapes: Mapping[str, Any]) -> Message | None:
-    def has(part: str) -> bool:
-        return any(part in name for name in shapes)
-
-    if any(name.startswith(("lora_unet_", "lora_te")) for name in shapes) or has(".lora_down.") or has(".lora_A."):
-        return say("a LoRA, not a checkpoint")
-    if has("joint_blocks."):
-        return say("a Stable Diffusion 3 model")
-    if has("double_blocks."):
-        return say("a Flux model")
-    if has("conditioner.embedders.1."):
-        return say("an SDXL model")
-    if has("conditioner.embedders.0.model."):
-        return say("an SDXL refiner")
-    if has("cond_stage_model.model.transformer."):
-        return say("a Stable Diffusion 2 model")
-    first = shapes.get(f"{UNET}input_blocks.0.0.weight")
-    if first is None:
-        if has("encoder.down.0.") or has("encoder.down_blocks.0."):
-            return say("a VAE, not a checkpoint")
-        return say("not a Stable Diffusion checkpoint")
-    if first[1] == 9:
-        return say("an inpainting model")
-    if first[1] != 4:
-        return say("a model with {count} input channels", count=first[1])
-    if not any(name.startswith(TEXT) for name in shapes):
-        return say("a checkpoint without its text encoder")
-    if not any(name.startswith(VAE) for name in shapes):
-        return say("a checkpoint without its VAE")
-    return None
-
-
-def _sd1_facts(path: Path, header: Mapping[str, Any], shapes: Mapping[str, Any]) -> ModelFacts:
-    def count(prefix: str) -> int:
-        return sum(_product(shape) for name, shape in shapes.items() if name.startswith(prefix))
-
-    context = next(shape[1] for name, shape in shapes.items() if name.startswith(UNET) and name.endswith("attn2.to_k.weight"))
-    text_width = next(shape[1] for name, shape in shapes.items() if name.startswith(TEXT) and name.endswith("token_embedding.weight"))
-    if text_width != context:
-        raise ModelError(
-            "{path}: its U-Net reads text {context} wide and its text encoder gives {width}.",
-            path=str(path),
-            context=context,
-            width=text_width,
-            fix=TRAIN_SD1,
-        )
-    layers = {int(found.group(1)) for name in shapes if name.startswith(TEXT) and (found := re.search(r"encoder\.layers\.(\d+)\.", name))}
-    v_pred = "v_pred" in shapes
-    first = header[f"{UNET}input_blocks.0.0.weight"]
+def _facts(title: str, row: Row, parts: Mapping[str, Any], found: marks.Prediction, size: int, few_steps: str) -> ModelFacts:
+    unet, texts = parts["unet"], [parts[name] for name in parts if name.startswith("text")]
+    _check_widths(title, row, unet, texts)
+    channels = unet["conv_in.weight"].shape[0]
+    widths = [text["text_model.embeddings.token_embedding.weight"].shape[1] for text in texts]
     return ModelFacts(
-        family="sd1",
-        prediction="v" if v_pred else "epsilon",
-        because="the checkpoint's key v_pred" if v_pred else "Stable Diffusion 1.x predicts the noise",
-        native_size=_native_size(path),
-        model_channels=first["shape"][0],
-        context_width=context,
-        text_layers=len(layers),
-        unet_heads=8,
-        text_heads=sd1_heads(text_width),
-        unet_parameters=count(UNET),
-        text_parameters=count(TEXT),
-        vae_parameters=count(VAE),
-        dtype={"F16": "float16", "BF16": "bfloat16"}.get(first["dtype"], "float32"),
-        title=path.stem,
+        family=row.family,
+        prediction=found.kind,
+        because=found.because,
+        native_size=size,
+        model_channels=channels,
+        context_width=unet["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        text_layers=sum(shapes.text_config(text, 1)["num_hidden_layers"] for text in texts),
+        unet_heads=row.unet_heads or max(1, channels // 64),
+        text_heads=shapes.text_heads(widths[0]),
+        unet_parameters=_parameters(unet),
+        text_parameters=sum(map(_parameters, texts)),
+        vae_parameters=_parameters(parts["vae"]),
+        dtype=DTYPES.get(unet["conv_in.weight"].dtype, "float32"),
+        title=title,
+        zero_terminal_snr=found.zero_terminal_snr,
+        sure=found.sure,
+        notes=(_about_few_steps(few_steps),) if few_steps else (),
+        found=found,
     )
 
 
-def _native_size(path: Path) -> int:
-    described = path.with_suffix(".yaml")
-    if described.is_file():
-        found = re.search(r"^    image_size:\s*(\d+)", described.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-        if found:
-            return int(found.group(1)) * 8
-    return 512
+def _about_few_steps(word: str) -> Message:
+    return say(
+        "The model calls itself {word}: it is distilled to draw in few steps, and a LoRA trained on it unlearns that. Train on the model "
+        "that it was made from; the LoRA works with both.",
+        word=word,
+    )
 
 
-def _product(shape: list[int]) -> int:
-    total = 1
-    for side in shape:
-        total *= side
-    return total
+def _check_widths(title: str, row: Row, unet: Mapping[str, Entry], texts: list[Mapping[str, Entry]]) -> None:
+    """Raises ModelError when the parts do not belong together, or the U-Net is of another build than the family's."""
+    read = unet.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
+    if read is None or "down_blocks.0.resnets.1.conv2.weight" not in unet:
+        raise ModelError("{path} is {kind}.", path=title, kind=say("a {label} model of another build", label=row.label), fix=TRAINABLE)
+    given = sum(text["text_model.embeddings.token_embedding.weight"].shape[1] for text in texts)
+    if given != read.shape[1]:
+        raise ModelError(
+            "{path}: its U-Net reads text {context} wide and its text encoder gives {width}.",
+            path=title,
+            context=read.shape[1],
+            width=given,
+            fix=TRAINABLE,
+        )
+
+
+def _parameters(part: Mapping[str, Entry]) -> int:
+    return sum(entry.count for name, entry in part.items() if not name.endswith("position_ids"))
+
+
+def _other_folder(described: folder.Described) -> Message | None:
+    if described.kind is not None:
+        return described.kind
+    first = described.parts["unet"]["conv_in.weight"]
+    return None if first.shape[1] == 4 else _by_channels(first.shape[1])
+
+
+def _by_channels(count: int) -> Message:
+    return CHANNELS.get(count) or say("a model with {count} input channels", count=count)
+
+
+def _other_kind(held: Contents) -> Message | None:
+    """What a file is when it is no checkpoint of a family; None when it is one."""
+    keys = held.tensors
+
+    def has(part: str) -> bool:
+        return any(part in name for name in keys)
+
+    if any(name.startswith(("lora_unet_", "lora_te")) for name in keys) or has(".lora_down.") or has(".lora_A."):
+        return say("a LoRA, not a checkpoint")
+    for part, kind in BY_KEY:
+        if has(part):
+            return kind
+    first = keys.get(f"{UNET}input_blocks.0.0.weight")
+    if first is None:
+        return _without_unet(keys)
+    if first.shape[1] != 4:
+        return _by_channels(first.shape[1])
+    row = layout.family_of(keys)
+    if row is None:
+        refiner = any(name.startswith("conditioner.embedders.0.model.") for name in keys)
+        return say("an SDXL refiner") if refiner else say("a checkpoint without its text encoder")
+    if not any(name.startswith(VAE) for name in keys):
+        return say("a checkpoint without its VAE")
+    extra = f"{UNET}label_emb.0.0.weight" in keys
+    if row.has_label != extra:
+        return say("an unCLIP model") if extra else say("a {label} model of another build", label=row.label)
+    if f"{UNET}middle_block.1.proj_in.weight" not in keys:
+        return say("a smaller, distilled SDXL model (SSD-1B, Segmind Vega or of their kind)")
+    return None
+
+
+def _without_unet(keys: Mapping[str, Entry]) -> Message:
+    def starts(*beginnings: str) -> bool:
+        return any(name.startswith(beginnings) for name in keys)
+
+    if starts("down_blocks.", "unet.down_blocks."):
+        return say("a U-Net in diffusers' names without its text encoder: choose the whole folder")
+    if starts("encoder.down.", "encoder.down_blocks.", VAE):
+        return say("a VAE, not a checkpoint")
+    if starts("text_model.", "transformer.resblocks."):
+        return say("a text encoder, not a checkpoint")
+    if "emb_params" in keys or "clip_g" in keys or starts("string_to_"):
+        return say("an embedding, not a checkpoint")
+    return say("not a Stable Diffusion checkpoint")
+
+
+BY_KEY: tuple[tuple[str, Message], ...] = (
+    ("control_model.", say("a ControlNet")),
+    ("motion_modules.", say("an AnimateDiff motion module")),
+    ("joint_blocks.", say("a Stable Diffusion 3 model")),
+    ("double_blocks.", say("a Flux model")),
+    ("clip_txt_mapper.", say("a Stable Cascade model")),
+    ("edm_vpred.sigma_max", say("a CosXL model, whose noise schedule is another")),
+    ("edm_mean", say("a Playground 2.5 model, whose noise schedule is another")),
+    ("noise_augmentor.", say("an unCLIP model")),
+    ("img_in.", say("a model of a family that is not trained here")),
+)
+"""A piece of a name that only models of that kind have."""

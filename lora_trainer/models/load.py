@@ -6,61 +6,73 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
 from lora_trainer import assets
 from lora_trainer.errors import ModelError
-from lora_trainer.models import detect, layout
-from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.families import sd1
-from lora_trainer.models.source import LiveSource, ModelSource
+from lora_trainer.models import detect, folder, layout, shapes, weights
+from lora_trainer.models.bundle import Family, ModelBundle
+from lora_trainer.models.families import family as family_called
+from lora_trainer.models.probe import asked
+from lora_trainer.models.schedule import alphas_cumprod
+from lora_trainer.models.shapes import Heads
+from lora_trainer.models.source import FileSource, LiveSource, ModelSource
+
+Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+@attrs.frozen(eq=False)
+class _Read:
+    """A source as it was read: parts under diffusers' and transformers' names, and what no tensor tells."""
+
+    path: Path
+    family: Family
+    parts: Parts
+    tokenizer: Any
+    prediction: str
+    zero_terminal_snr: bool
+    sure: bool = True
+    unet_heads: Heads | None = None
+    text_heads: Mapping[str, int] = attrs.field(factory=dict)
+    vae_groups: int = 32
 
 
 def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = None) -> ModelBundle:
     """The bundle of a source, frozen and in eval mode.
 
-    A LiveSource is shared: no tensor is copied unless `dtype` names another format than the host's. A FileSource is read
-    in `dtype` (float32 when None), its VAE always in float32. Raises ModelError when a tensor is missing or has another shape.
+    A LiveSource is shared: no tensor is copied unless `dtype` names another format than the host's, or its VAE is in half precision
+    and of a family whose VAE overflows in it. A FileSource is read in `dtype` (float32 when None), its VAE always in float32.
+    Raises ModelError when a tensor is missing or has another shape.
     """
     if isinstance(source, LiveSource):
-        parts: dict[str, Mapping[str, Tensor]] = {"unet": source.unet_state, "vae": source.vae_state, "text": source.text_state}
-        return _assemble(parts, source.path, source.unet_heads, source.text_heads, source.tokenizer, source.prediction, device, dtype, None)
-    facts = detect.inspect(source.path)
-    parts = read_parts(source.path)
-    if source.vae is not None:
-        parts["vae"] = read_vae(source.vae)
-    wanted = dtype or torch.float32
-    return _assemble(
-        parts, source.path, facts.unet_heads, facts.text_heads, clip_tokenizer(), facts.prediction, device, wanted, torch.float32
-    )
+        return _built(_shared(source), device, dtype, None)
+    return _built(_from_disk(source), device, dtype or torch.float32, torch.float32)
 
 
 def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
-    """Tensors of a checkpoint by part ("unet", "vae", "text"), LDM names without prefix, mapped from the file."""
-    from safetensors import safe_open
-
-    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "vae": {}, "text": {}}
-    with safe_open(str(path), framework="pt") as file:
-        for key in file.keys():  # noqa: SIM118 - not a dict
-            for part, prefix in (("unet", layout.UNET), ("vae", layout.VAE), ("text", layout.TEXT)):
-                if key.startswith(prefix):
-                    parts[part][key[len(prefix) :]] = file.get_tensor(key)
-    return dict(parts)
+    """Tensors of a checkpoint by part ("unet", "vae", "text", "text_2"), LDM names without prefix, mapped from the file."""
+    row = layout.family_of(weights.contents(path).tensors)
+    prefixes = layout.part_prefixes(row.family if row is not None else "sd1")
+    held = weights.tensors(path, lambda key: key.startswith(tuple(prefixes.values())))
+    return {
+        part: {key[len(prefix) :]: tensor for key, tensor in held.items() if key.startswith(prefix)} for part, prefix in prefixes.items()
+    }
 
 
-def read_vae(path: Path) -> Mapping[str, Tensor]:
-    """Tensors of a VAE file in LDM names. Raises ModelError when it is something else."""
-    from safetensors import safe_open
-
-    detect.read_header(path)
-    with safe_open(str(path), framework="pt") as file:
-        found = {key.removeprefix(layout.VAE): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if "encoder.conv_in.weight" not in found or "post_quant_conv.weight" not in found:
-        raise ModelError(
-            "{path} is not a VAE in Stable Diffusion's layout.", path=str(path), fix="Choose a VAE file, or leave the field empty."
-        )
-    return found
+def read_vae(path: Path) -> dict[str, Tensor]:
+    """Tensors of a VAE's file, or of its folder, under diffusers' names. Raises ModelError when it is something else."""
+    file = folder.files(path)[0] if path.is_dir() else path
+    held = {key.removeprefix(layout.VAE): tensor for key, tensor in weights.tensors(file).items()}
+    ours = "encoder.conv_in.weight" in held and "post_quant_conv.weight" in held
+    if ours and any(key.startswith("encoder.down.") for key in held):
+        return {new: held[old] for old, new in layout.vae_names(held).items()}
+    if ours and any(key.startswith("encoder.down_blocks.") for key in held):
+        return dict(folder.today(held))
+    raise ModelError(
+        "{path} is not a VAE in Stable Diffusion's layout.", path=str(path), fix="Choose a VAE file, or leave the field empty."
+    )
 
 
 def clip_tokenizer() -> Any:
@@ -71,38 +83,88 @@ def clip_tokenizer() -> Any:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77)
 
 
-def _assemble(
-    parts: Mapping[str, Mapping[str, Tensor]],
-    path: Path,
-    unet_heads: int,
-    text_heads: int,
-    tokenizer: Any,
-    prediction: str,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    vae_dtype: torch.dtype | None,
-) -> ModelBundle:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _shared(source: LiveSource) -> _Read:
+    held = {"unet": source.unet_state, "vae": source.vae_state, "text": source.text_state, "text_2": source.text_2_state}
+    return _Read(
+        source.path,
+        family_called(source.family),
+        {part: layout.modules_names(part, state, source.family) for part, state in held.items() if state},
+        source.tokenizer,
+        source.prediction,
+        source.zero_terminal_snr,
+        unet_heads=Heads(source.unet_heads, source.unet_head_width),
+        text_heads={"text": source.text_heads, "text_2": source.text_2_heads},
+    )
 
-    text_state = {new: parts["text"][old] for old, new in layout.text_names(parts["text"]).items()}
-    unet_state = {new: parts["unet"][old] for old, new in layout.unet_names(parts["unet"]).items()}
-    vae_state = {new: _squeezed(new, parts["vae"][old]) for old, new in layout.vae_names(parts["vae"]).items()}
+
+def _from_disk(source: FileSource) -> _Read:
+    facts = detect.inspect(source.path)
+    unet_heads, texts, groups = None, {}, 32
+    if source.path.is_dir():
+        parts = folder.read(source.path)
+        unet_heads, texts, groups = folder.heads(source.path)
+    else:
+        parts = {part: layout.modules_names(part, state, facts.family) for part, state in read_parts(source.path).items()}
+    if source.vae is not None:
+        parts["vae"], groups = read_vae(source.vae), 32
+    return _Read(
+        source.path,
+        family_called(facts.family),
+        parts,
+        clip_tokenizer(),
+        source.prediction or facts.prediction,
+        facts.zero_terminal_snr if source.zero_terminal_snr is None else source.zero_terminal_snr,
+        sure=facts.sure or source.prediction is not None,
+        unet_heads=unet_heads,
+        text_heads=texts,
+        vae_groups=groups,
+    )
+
+
+def _built(read: _Read, device: torch.device, dtype: torch.dtype | None, vae_dtype: torch.dtype | None) -> ModelBundle:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    family, parts = read.family, {**read.parts, "vae": {key: _squeezed(key, tensor) for key, tensor in read.parts["vae"].items()}}
+    named = [part for part in ("text", "text_2") if part in parts]
+    heads = [read.text_heads.get(part) or shapes.text_heads(_width(parts[part])) for part in named]
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**sd1.unet_config(parts["unet"], unet_heads))
-        vae = AutoencoderKL(**sd1.vae_config(parts["vae"]))
-        text = CLIPTextModel(CLIPTextConfig(**sd1.text_config(text_state, text_heads)))
-    _give(unet, unet_state, path, device, dtype)
-    _give(text, text_state, path, device, dtype)
-    _give(vae, vae_state, path, device, vae_dtype)
+        unet = UNet2DConditionModel(**family.unet_config(parts["unet"], read.unet_heads))
+        vae = AutoencoderKL(**shapes.vae_config(parts["vae"], read.vae_groups))
+        texts = [family.text_encoder(number, parts[part], count) for number, (part, count) in enumerate(zip(named, heads, strict=True))]
+    if vae_dtype is None and not family.vae_in_half and next(iter(parts["vae"].values())).dtype is torch.float16:
+        vae_dtype = torch.float32
+    _give(unet, parts["unet"], read.path, device, dtype)
+    _give(vae, parts["vae"], read.path, device, vae_dtype)
+    for part, text in zip(named, texts, strict=True):
+        _give(text, parts[part], read.path, device, dtype)
     held = next(unet.parameters()).dtype
-    return ModelBundle(sd1.SD1(), unet, text, tokenizer, vae, sd1.alphas_cumprod(), prediction, held, device)
+    alphas = alphas_cumprod(zero_terminal_snr=read.zero_terminal_snr)
+    bundle = ModelBundle(
+        family,
+        unet,
+        texts[0],
+        read.tokenizer,
+        vae,
+        alphas,
+        read.prediction,
+        held,
+        device,
+        texts[1] if len(texts) > 1 else None,
+        read.zero_terminal_snr,
+    )
+    if not read.sure:
+        bundle.prediction = asked(bundle)
+    return bundle
+
+
+def _width(text: Mapping[str, Tensor]) -> int:
+    return text["text_model.embeddings.token_embedding.weight"].shape[1]
 
 
 def _give(module: nn.Module, state: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype | None) -> None:
     """Puts tensors into a module that was built on `meta`: shared where device and dtype already fit."""
-    ready = {key: tensor.detach().to(device=device, dtype=dtype or tensor.dtype) for key, tensor in state.items()}
     shapes = {key: parameter.shape for key, parameter in module.named_parameters()}
+    ready = {key: state[key].detach().to(device=device, dtype=dtype or state[key].dtype) for key in shapes if key in state}
     wrong = [key for key, shape in shapes.items() if key not in ready or ready[key].shape != shape]
     if wrong:
         raise ModelError(
@@ -110,10 +172,10 @@ def _give(module: nn.Module, state: Mapping[str, Tensor], path: Path, device: to
             path=str(path),
             count=len(wrong),
             key=wrong[0],
-            fix="The file is damaged or not a Stable Diffusion 1.x checkpoint. Choose another one.",
+            fix="The file is damaged, or of another kind than its names say. Choose another one.",
         )
     module.requires_grad_(False)
-    module.load_state_dict({key: ready[key] for key in shapes}, strict=False, assign=True)
+    module.load_state_dict(ready, strict=False, assign=True)
     for owner in module.modules():
         for name, buffer in list(owner.named_buffers(recurse=False)):
             if buffer.is_meta:  # CLIP's position ids: 0, 1, 2 ...

@@ -1,4 +1,4 @@
-"""Where a model comes from: a file, or the tensors that a host already holds."""
+"""Where a model comes from: a file, a folder, or the tensors that a host already holds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class FileSource:
-    """A checkpoint file in LDM layout, with an optional file that holds another VAE."""
+    """A checkpoint file in LDM layout or a folder in diffusers', with an optional file that holds another VAE.
+
+    `prediction` and `zero_terminal_snr` are what the user says; None: what the file says.
+    """
 
     path: Path
     vae: Path | None = None
+    prediction: str | None = None
+    zero_terminal_snr: bool | None = None
 
 
 @attrs.frozen(eq=False)
 class LiveSource:
-    """Tensors of a running host, shared and never copied; keys as in a checkpoint without its three prefixes.
+    """Tensors of a running host, shared and never copied; keys as in a checkpoint without the prefixes of its parts.
 
-    `path` is the checkpoint's own file (for hashes and names), `prediction` is "epsilon" or "v".
+    `path` is the checkpoint's own file (for hashes and names), `prediction` is "epsilon" or "v". `unet_heads` 0: heads are
+    `unet_head_width` channels wide. `text_2_state` is SDXL's second encoder. Text encoders may be in transformers' or open_clip's names.
     """
 
     unet_state: Mapping[str, torch.Tensor]
@@ -35,6 +41,11 @@ class LiveSource:
     tokenizer: Any
     path: Path
     prediction: str = "epsilon"
+    family: str = "sd1"
+    zero_terminal_snr: bool = False
+    unet_head_width: int = 64
+    text_2_state: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
+    text_2_heads: int = 0
 
 
 ModelSource = FileSource | LiveSource

@@ -11,6 +11,8 @@ from torch import Tensor
 LENGTH = 77
 READ = LENGTH - 2
 """Tokens of a caption that CLIP reads at once, between its start and end token."""
+END = 49407
+"""The end token of CLIP's vocabulary, which all families share."""
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], limit: int = READ) -> Tensor:
@@ -37,3 +39,14 @@ def joined(hidden: Tensor, count: int) -> Tensor:
 def count_tokens(tokenizer: Any, text: str) -> int:
     """Tokens of a text without start and end; what is over the limit is cut off in training."""
     return len(tokenizer(text)["input_ids"]) - 2
+
+
+def padded_with(ids: Tensor, pad: int) -> Tensor:
+    """Pieces [n, 77] as CLIP-L fills them up, with end tokens, filled up with `pad` behind the first end token instead."""
+    ended = (ids == END).int()
+    return ids.masked_fill(ended.cumsum(dim=1) - ended > 0, pad)
+
+
+def first_end(ids: Tensor) -> Tensor:
+    """The place of the end token in each of the pieces [n, 77]."""
+    return (ids == END).int().argmax(dim=1)
