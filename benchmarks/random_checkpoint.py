@@ -1,7 +1,9 @@
-"""Checkpoints of any size filled with random numbers: for measuring, and for tests that need a model as large as a real one.
+"""Checkpoints of any family and size filled with random numbers: for measuring, and for tests that need a model like a real one.
 
-python benchmarks/random_checkpoint.py model.safetensors          Stable Diffusion 1.5's shapes, fp16, 2.1 GB
-python benchmarks/random_checkpoint.py model.safetensors --tiny   the same 192 + 24 layers at a 300th of the size
+python benchmarks/random_checkpoint.py model.safetensors                        Stable Diffusion 1.5's shapes, fp16, 2.1 GB
+python benchmarks/random_checkpoint.py model.safetensors --tiny                 the same 192 + 24 layers at a 300th of the size
+python benchmarks/random_checkpoint.py model.safetensors --family sdxl --tiny   SDXL's 722 + 48 layers in 60 MB, in seconds
+python benchmarks/random_checkpoint.py model.safetensors --family sd2 --tiny --v --zero-snr   marked as v-prediction with zero terminal SNR
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +21,131 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lora_trainer.models import layout
+from lora_trainer.models import layout, save
+from lora_trainer.models.marks import V_KEY, ZERO_SNR_KEY
+from lora_trainer.models.shapes import text_heads
 
 HEADS = 8
 POOL = 1 << 22
 
 
 @attrs.frozen
+class Text:
+    """One text encoder: width, layers, and whether it is open_clip's (with a projection of the text as a whole, or without)."""
+
+    width: int = 768
+    layers: int = 12
+    activation: str = "quick_gelu"
+    projected: bool = False
+
+
+@attrs.frozen
 class Widths:
-    """What tells two Stable Diffusion 1.x models apart: channels per level of U-Net and VAE, text width, layers and words."""
+    """What tells two models apart: family, channels per level of U-Net and VAE, text width, layers and words, transformers per level."""
 
     unet: Sequence[int] = (320, 640, 1280, 1280)
     vae: Sequence[int] = (128, 256, 512, 512)
     text: int = 768
     text_layers: int = 12
     words: int = 49408
+    family: str = "sd1"
+    depths: Sequence[int] = (1, 1, 1, 0)
+    text_2: Text | None = None
 
-    def modules(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """U-Net, VAE and text encoder in diffusers' and transformers' classes, without memory."""
+    def texts(self) -> list[Text]:
+        """The text encoders in the order in which the U-Net reads them."""
+        first = Text(self.text, self.text_layers)
+        if self.family == "sd2":
+            first = attrs.evolve(first, activation="gelu", projected=True)  # the projection stands in the file, and nothing reads it
+        return [first] if self.text_2 is None else [first, self.text_2]
+
+    def modules(self) -> tuple[nn.Module, ...]:
+        """U-Net, VAE and text encoders in diffusers' and transformers' classes, without memory."""
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextConfig, CLIPTextModel
 
         with torch.device("meta"):
-            unet = UNet2DConditionModel(
-                block_out_channels=tuple(self.unet), cross_attention_dim=self.text, attention_head_dim=HEADS, sample_size=64
-            )
+            unet = UNet2DConditionModel(**self._unet_config())
             vae = AutoencoderKL(
                 block_out_channels=tuple(self.vae),
                 down_block_types=["DownEncoderBlock2D"] * len(self.vae),
                 up_block_types=["UpDecoderBlock2D"] * len(self.vae),
                 layers_per_block=2,
             )
-            text = CLIPTextModel(CLIPTextConfig(**self._text_config()))
-        return unet, vae, text
+            texts = [self._text(text) for text in self.texts()]
+        return unet, vae, *texts
 
-    def _text_config(self) -> dict[str, Any]:
-        return {
-            "vocab_size": self.words,
-            "hidden_size": self.text,
-            "intermediate_size": 4 * self.text,
-            "num_hidden_layers": self.text_layers,
-            "num_attention_heads": max(1, self.text // 64),
+    def _unet_config(self) -> dict[str, Any]:
+        sd1 = self.family == "sd1"
+        kinds = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in self.depths]
+        made: dict[str, Any] = {
+            "block_out_channels": tuple(self.unet),
+            "down_block_types": kinds,
+            "up_block_types": [kind.replace("Down", "Up") for kind in reversed(kinds)],
+            "transformer_layers_per_block": [max(1, depth) for depth in self.depths],
+            "cross_attention_dim": sum(text.width for text in self.texts()),
+            "attention_head_dim": HEADS if sd1 else [max(1, width // 64) for width in self.unet],
+            "use_linear_projection": not sd1,
+            "sample_size": 64,
         }
+        if self.text_2 is not None:
+            inputs = self.text_2.width + 6 * 256
+            made |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": inputs}
+        return made
+
+    def _text(self, text: Text) -> nn.Module:
+        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+        config = CLIPTextConfig(
+            vocab_size=self.words,
+            hidden_size=text.width,
+            intermediate_size=4 * text.width,
+            num_hidden_layers=text.layers,
+            num_attention_heads=text_heads(text.width),
+            hidden_act=text.activation,
+            projection_dim=text.width,
+        )
+        return CLIPTextModelWithProjection(config) if text.projected else CLIPTextModel(config)
 
 
 SD15 = Widths()
 TINY = Widths(unet=(32, 64, 64, 64), vae=(32, 32, 32, 32), text=64, text_layers=4)
 """As many layers as Stable Diffusion 1.5 has, and next to no arithmetic in them."""
+SD21 = Widths(text=1024, text_layers=24, family="sd2")
+TINY_SD2 = Widths(unet=(64, 128, 128, 128), vae=(32, 32, 32, 32), text=64, text_layers=4, family="sd2")
+SDXL = Widths(unet=(320, 640, 1280), family="sdxl", depths=(0, 2, 10), text_2=Text(1280, 32, "gelu", projected=True))
+TINY_SDXL = Widths(
+    unet=(32, 64, 128),
+    vae=(32, 32, 32, 32),
+    text=32,
+    text_layers=4,
+    family="sdxl",
+    depths=(0, 2, 10),
+    text_2=Text(64, 4, "gelu", projected=True),
+)
+SHAPES = {"sd1": (SD15, TINY), "sd2": (SD21, TINY_SD2), "sdxl": (SDXL, TINY_SDXL)}
 
 
 def parts(widths: Widths, dtype: torch.dtype, seed: int = 0) -> dict[str, dict[str, Tensor]]:
-    """Random tensors by part ("unet", "vae", "text") under LDM names without prefix, as a host holds them."""
-    unet, vae, text = widths.modules()
+    """Random tensors by part ("unet", "vae", "text", "text_2") under a host's names without prefix, as a host holds them."""
     fill = _Filler(dtype, seed)
-    return {
-        "unet": dict(fill(unet, layout.turned_round(layout.unet_prefixes()))),
-        "vae": dict(fill(vae, layout.turned_round(layout.vae_prefixes(len(widths.vae))))),
-        "text": dict(fill(text, {"text_model": "text_model"})),
-    }
+    prefixes = layout.part_prefixes(widths.family)
+    named = dict(zip(prefixes, widths.modules(), strict=True))
+    return {part: save.host_names(part, dict(fill(module)), open_clip=prefixes[part].endswith("model.")) for part, module in named.items()}
 
 
-def write(path: Path, widths: Widths = SD15, dtype: torch.dtype = torch.float16, seed: int = 0) -> Path:
+def checkpoint(widths: Widths = SD15, dtype: torch.dtype = torch.float16, seed: int = 0, *, marks: Sequence[str] = ()) -> dict[str, Tensor]:
+    """The tensors of a whole checkpoint; `marks` are keys that tell what it predicts."""
+    prefixes = layout.part_prefixes(widths.family)
+    tensors = {prefixes[part] + name: tensor for part, named in parts(widths, dtype, seed).items() for name, tensor in named.items()}
+    return tensors | {mark: torch.zeros(0) for mark in marks}
+
+
+def write(path: Path, widths: Widths = SD15, dtype: torch.dtype = torch.float16, seed: int = 0, *, marks: Sequence[str] = ()) -> Path:
     """Writes a checkpoint in LDM layout, as the shops for models hand them out."""
     from safetensors.torch import save_file
 
-    prefixes = {"unet": layout.UNET, "vae": layout.VAE, "text": layout.TEXT}
-    tensors = {prefixes[part] + name: tensor for part, named in parts(widths, dtype, seed).items() for name, tensor in named.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, str(path))
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint(widths, dtype, seed, marks=marks).items()}, str(path))
     return path
 
 
@@ -98,13 +157,9 @@ class _Filler:
         self.pool = torch.randn(POOL, generator=torch.Generator().manual_seed(seed))
         self.used = 0
 
-    def __call__(self, module: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, Tensor]]:
-        shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
-        for name, old in layout.renamed(shapes, names).items():
-            shape = shapes[name]
-            if ".attentions.0." in name and old.startswith(("encoder.", "decoder.")) and len(shape) == 2:
-                shape = (*shape, 1, 1)  # linear in diffusers, a 1 x 1 convolution in LDM
-            yield old, self._numbers(name, shape)
+    def __call__(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in module.named_parameters():
+            yield name, self._numbers(name, tuple(parameter.shape))
 
     def _numbers(self, name: str, shape: tuple[int, ...]) -> Tensor:
         if name.endswith("bias"):
@@ -121,9 +176,13 @@ def main() -> None:
     """Writes the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", type=Path)
-    parser.add_argument("--tiny", action="store_true", help="the small shape instead of Stable Diffusion 1.5's")
+    parser.add_argument("--family", choices=SHAPES, default="sd1")
+    parser.add_argument("--tiny", action="store_true", help="the small shape instead of the released one's")
+    parser.add_argument("--v", action="store_true", help="marked as predicting v")
+    parser.add_argument("--zero-snr", action="store_true", help="marked as trained with zero terminal SNR")
     chosen = parser.parse_args()
-    path = write(chosen.path, TINY if chosen.tiny else SD15)
+    marks = [key for key, wanted in ((V_KEY, chosen.v), (ZERO_SNR_KEY, chosen.zero_snr)) if wanted]
+    path = write(chosen.path, SHAPES[chosen.family][chosen.tiny], marks=marks)
     print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
 
 

@@ -58,6 +58,18 @@ ROWS = (
         architecture_v="stable-diffusion-v2-768-v",
         v2=True,
     ),
+    Row(
+        "sdxl",
+        "SDXL",
+        ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."),
+        1024,
+        lora_text=("lora_te1", "lora_te2"),
+        lora_unet="ldm",
+        version="sdxl_base_v1-0",
+        marks_v=False,
+        architecture="stable-diffusion-xl-v1-base",
+        has_label=True,
+    ),
 )
 
 RESNET = {

@@ -7,7 +7,7 @@ import torch
 from lora_trainer.loss.noise import add_noise, draw
 from lora_trainer.loss.objectives import target
 from lora_trainer.loss.weights import min_snr, signal_to_noise
-from lora_trainer.models.families.sd1 import alphas_cumprod
+from lora_trainer.models.schedule import alphas_cumprod
 
 
 def test_noise_and_targets_are_those_of_diffusers():

@@ -1,0 +1,202 @@
+"""Each family beside diffusers' own reading of the same file: every weight, what is read of a text, and the U-Net's answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import attrs
+import pytest
+import torch
+
+from benchmarks import random_checkpoint
+from lora_trainer.models import layout, save
+from lora_trainer.models.conditioning import Conditioning, together
+from lora_trainer.models.load import clip_tokenizer, load, read_parts
+from lora_trainer.models.source import LiveSource
+from lora_trainer.models.text import tokenize
+from lora_trainer.models.weights import tensors
+from tests.models.conftest import CPU, FAMILIES
+
+TEXTS = ["a red circle on a white background", "", "two words, and then some more of them"]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request, checkpoint, bundle_of, tmp_path_factory):
+    """Our bundle, and the modules that diffusers' single-file loading makes of the same checkpoint and configs of its own."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    family, folder = request.param, tmp_path_factory.mktemp(f"config-{request.param}")
+    unet, vae, *texts = random_checkpoint.SHAPES[family][1].modules()
+    unet.save_config(folder / "unet")
+    vae.save_config(folder / "vae")
+    if family == "sd2":
+        texts[0].config.num_hidden_layers -= 1  # as the released config has it: 23 of 24
+    for number, text in enumerate(texts):
+        text.config.save_pretrained(folder / ("text_encoder" if not number else "text_encoder_2"))
+    held = {name: tensor.clone() for name, tensor in tensors(checkpoint(family)).items()}
+    ready = {"config": str(folder), "local_files_only": True}
+    classes = [CLIPTextModel, CLIPTextModelWithProjection][: len(texts)]
+    theirs = SimpleNamespace(
+        unet=UNet2DConditionModel.from_single_file(dict(held), subfolder="unet", **ready).eval(),
+        vae=AutoencoderKL.from_single_file(dict(held), subfolder="vae", **ready).eval(),
+        texts=[
+            create_diffusers_clip_model_from_ldm(kind, dict(held), subfolder="text_encoder" if not number else "text_encoder_2", **ready)
+            for number, kind in enumerate(classes)
+        ],
+    )
+    return bundle_of(family), theirs
+
+
+def test_every_weight_is_the_one_that_diffusers_reads(pair):
+    ours, theirs = pair
+    modules = zip((ours.unet, ours.vae, *ours.text_encoders), (theirs.unet, theirs.vae, *theirs.texts), strict=True)
+    for own, other in modules:
+        own_state, other_state = dict(own.named_parameters()), dict(other.named_parameters())
+        assert set(own_state) == set(other_state)
+        assert all(torch.equal(own_state[name], other_state[name]) for name in other_state)
+
+
+def test_what_is_read_of_a_text_is_what_diffusers_pipelines_read(pair):
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    ours, theirs = pair
+    padded_with_zero = clip_tokenizer()
+    padded_with_zero.pad_token = "!"
+    with torch.no_grad():
+        told = ours.family.encode_text(ours, tokenize(ours.tokenizer, TEXTS), 1)
+        if ours.family.name == "sdxl":
+            pipeline = SimpleNamespace(tokenizer=clip_tokenizer(), tokenizer_2=padded_with_zero, text_encoder=theirs.texts[0])
+            pipeline.text_encoder_2, pipeline.unet = theirs.texts[1], None
+            pipeline.config = SimpleNamespace(force_zeros_for_empty_prompt=True)
+            states, _, pooled, _ = StableDiffusionXLPipeline.encode_prompt(pipeline, TEXTS, device=CPU, do_classifier_free_guidance=False)
+            assert torch.allclose(told.pooled, pooled, atol=1e-5)
+        else:
+            tokenizer = padded_with_zero if ours.family.name == "sd2" else clip_tokenizer()
+            pipeline = SimpleNamespace(tokenizer=tokenizer, text_encoder=theirs.texts[0], unet=None)
+            states, _ = StableDiffusionPipeline.encode_prompt(pipeline, TEXTS, CPU, 1, False)
+            assert told.pooled is None
+    assert states.shape == told.states.shape
+    assert torch.allclose(told.states, states, atol=1e-5)
+
+
+def test_the_answer_to_a_noisy_picture_is_that_of_diffusers_unet(pair):
+    ours, theirs = pair
+    noisy, steps = torch.randn(3, 4, 16, 24, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 500, 999])
+    with torch.no_grad():
+        told = ours.family.encode_text(ours, tokenize(ours.tokenizer, TEXTS), 1)
+        added = None
+        if ours.family.name == "sdxl":
+            sizes = torch.tensor([[128, 192, 0, 0, 128, 192]]).expand(3, 6)  # the picture's own size, nothing cut off
+            added = {"text_embeds": told.pooled, "time_ids": sizes}
+        expected = theirs.unet(noisy, steps, told.states, added_cond_kwargs=added, return_dict=False)[0]
+        answer = ours.family.denoise(ours, noisy, steps, told)
+    assert expected.std() > 0.01
+    assert torch.allclose(answer, expected, atol=1e-5)
+
+
+def test_the_vae_reads_and_draws_as_diffusers_does(pair):
+    ours, theirs = pair
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        latents = theirs.vae.encode(pixels).latent_dist.mean
+        assert torch.allclose(ours.vae.encode(pixels).latent_dist.mean, latents, atol=1e-5)
+        assert torch.allclose(ours.vae.decode(latents).sample, theirs.vae.decode(latents).sample, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "scale"), [("sd1", 0.18215), ("sd2", 0.18215), ("sdxl", 0.13025)])
+def test_latents_are_scaled_as_the_family_was_trained(bundle_of, family, scale):
+    assert bundle_of(family).family.latent_scale == scale
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_that_a_host_holds_is_shared_without_a_copy(family):
+    widths = random_checkpoint.SHAPES[family][1]
+    held = random_checkpoint.parts(attrs.evolve(widths, words=100), torch.float32)
+    heads = {"unet_heads": 8 if family == "sd1" else 0, "text_heads": 4}
+    live = LiveSource(
+        held["unet"],
+        held["vae"],
+        held["text"],
+        **heads,
+        tokenizer=clip_tokenizer(),
+        path=Path("x.safetensors"),
+        family=family,
+        text_2_state=held.get("text_2", {}),
+    )
+    made = load(live, CPU)
+    known = {tensor.untyped_storage().data_ptr() for state in held.values() for tensor in state.values()}
+    owned = [value for module in made.modules() for value in module.parameters()]
+    assert [tuple(value.shape) for value in owned if value.untyped_storage().data_ptr() not in known] == []
+    assert not any(value.requires_grad for value in owned)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_comes_back_from_the_modules_as_it_was(family, checkpoint, bundle_of):
+    made, original = bundle_of(family), tensors(checkpoint(family))
+    parts = {"unet": made.unet, "vae": made.vae, "text": made.text_encoder, "text_2": made.text_encoder_2}
+    back = save.checkpoint({part: dict(module.named_parameters()) for part, module in parts.items() if module is not None}, family)
+    unread = {name for name in original if family == "sd2" and (".resblocks.3." in name or name.endswith("text_projection"))}
+    assert set(back) == set(original) - unread
+    assert all(torch.equal(back[name], original[name]) for name in back)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_name_of_a_checkpoint_has_one_counterpart(family, checkpoint):
+    parts = read_parts(checkpoint(family))
+    assert set(parts) == set(layout.part_prefixes(family))
+    for part in ("unet", "vae"):
+        table = (layout.unet_names if part == "unet" else layout.vae_names)(parts[part])
+        assert set(table) == set(parts[part])
+        assert len(set(table.values())) == len(table)
+
+
+def test_the_names_of_the_released_sdxl_are_those_of_the_table():
+    """Some of the 1680 names, as SGM's source and the released header have them."""
+    prefixes = layout.unet_prefixes((False, True, True))
+    known = {
+        "input_blocks.3.0.op.weight": "down_blocks.0.downsamplers.0.conv.weight",
+        "input_blocks.4.1.transformer_blocks.1.attn2.to_k.weight": "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k.weight",
+        "input_blocks.7.0.skip_connection.weight": "down_blocks.2.resnets.0.conv_shortcut.weight",
+        "middle_block.1.transformer_blocks.9.ff.net.0.proj.weight": "mid_block.attentions.0.transformer_blocks.9.ff.net.0.proj.weight",
+        "output_blocks.2.2.conv.weight": "up_blocks.0.upsamplers.0.conv.weight",
+        "output_blocks.5.2.conv.bias": "up_blocks.1.upsamplers.0.conv.bias",
+        "output_blocks.8.0.emb_layers.1.weight": "up_blocks.2.resnets.2.time_emb_proj.weight",
+        "label_emb.0.2.bias": "add_embedding.linear_2.bias",
+    }
+    assert layout.renamed(known, prefixes) == known
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_long_captions_keep_one_start_and_one_end(family, bundle_of):
+    made = bundle_of(family)
+    with torch.no_grad():
+        short = made.family.encode_text(made, tokenize(made.tokenizer, ["a red cat"]), 1)
+        long = made.family.encode_text(made, tokenize(made.tokenizer, ["a red cat"], 150), 1)
+    assert long.states.shape[1] == 152
+    assert torch.allclose(long.states[:, :76], short.states[:, :76], atol=1e-5)
+    if short.pooled is not None:
+        assert torch.allclose(long.pooled, short.pooled, atol=1e-5)
+
+
+def test_sizes_of_a_picture_change_what_sdxl_answers(bundle_of):
+    made = bundle_of("sdxl")
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        told = made.family.encode_text(made, tokenize(made.tokenizer, ["a cat"]), 1)
+        whole = made.family.denoise(made, noisy, torch.tensor([500]), told)
+        same = made.family.denoise(made, noisy, torch.tensor([500]), told.with_sizes(torch.tensor([[64, 64, 0, 0, 64, 64]])))
+        cut = made.family.denoise(made, noisy, torch.tensor([500]), told.with_sizes(torch.tensor([[512, 64, 100, 0, 64, 64]])))
+    assert torch.equal(whole, same)
+    assert not torch.allclose(whole, cut, atol=1e-4)
+
+
+def test_conditionings_are_taken_apart_and_put_together_without_a_change():
+    whole = Conditioning(torch.randn(4, 3, 2), torch.randn(4, 5), torch.arange(24).reshape(4, 6))
+    assert together([whole[:1], whole[1:3], whole[[3]]]).equals(whole)
+    assert not together([whole[1:], whole[:1]]).equals(whole)
+    assert not Conditioning(whole.states).equals(whole)
+    assert whole[:1].repeated(3).pooled.shape == (3, 5)
+    assert whole.nbytes == 4 * (4 * 6 + 4 * 5) + 8 * 24
