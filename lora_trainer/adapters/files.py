@@ -106,7 +106,7 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
     """One adapter whose effect is the sum of several LoRA states, each times its weight."""
     rank = sum(next(tensor for name, tensor in state.items() if name.endswith("lora_down.weight")).shape[0] for state, _, _ in loras)
     parts = [
-        part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te_")) if any(_has(state, prefix) for state, _, _ in loras)
+        part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te")) if any(_has(state, prefix) for state, _, _ in loras)
     ]
     adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
     known = {name: pair for pairs in adapter.pairs.values() for name, pair in pairs.items()}

@@ -97,8 +97,7 @@ def files(part: Path) -> list[Path]:
                 return [one]
             stem, _, kind = f"{name}{ending}".rpartition(".")
             if (index := part / f"{stem}.{kind}.index.json").is_file():
-                pieces = sorted({part / Path(piece).name for piece in _json(index).get("weight_map", {}).values()})
-                return pieces
+                return sorted({part / Path(piece).name for piece in _json(index).get("weight_map", {}).values()})
     raise ModelError("{path} holds no weights.", path=str(part), fix=WHOLE)
 
 
