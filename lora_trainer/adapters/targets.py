@@ -40,7 +40,7 @@ def layers(root: nn.Module, owners: frozenset[str]) -> Iterator[tuple[str, nn.Mo
 
 
 def unet_names(bundle: ModelBundle) -> Callable[[str], str]:
-    """From the path of any layer of the U-Net to its name in a file: by diffusers' path, or by the checkpoint's where the family says so."""
+    """From the path of any layer of the U-Net to its name in a file: diffusers' path, or the checkpoint's where the family says so."""
     path_of = _path_in_files(bundle)
     return lambda path: f"{UNET_PREFIX}_{path_of(path).replace('.', '_')}"
 

@@ -62,9 +62,11 @@ class ModelFacts:
         row = layout.row(self.family)
         known = self.found or marks.Prediction(self.prediction, say("{why}", why=self.because), zero_terminal_snr=self.zero_terminal_snr)
         made = marks.settled(known, row.v2, row.label, v2, v_parameterization, zero_terminal_snr)
-        return attrs.evolve(
-            self, prediction=made.kind, because=made.because, sure=made.sure, zero_terminal_snr=made.zero_terminal_snr, found=made
-        )
+        size = self.native_size
+        if made.kind != self.prediction and size in (row.native_size, row.native_size_v):
+            size = row.size_for(made.kind)
+        told = {"prediction": made.kind, "because": made.because, "sure": made.sure, "zero_terminal_snr": made.zero_terminal_snr}
+        return attrs.evolve(self, **told, native_size=size, found=made)
 
 
 def inspect(path: Path, *, sha256: str = "") -> ModelFacts:
@@ -84,7 +86,7 @@ def inspect(path: Path, *, sha256: str = "") -> ModelFacts:
     assert row is not None  # what is of no family was named above
     marked = marks.Marked(_bare(held.tensors), held.words, marks.yaml_beside(path), path.stem, sha256)
     found = marks.prediction_of(marked, row.family)
-    size = marks.native_size(marked, row.native_size_v if found.kind == "v" and row.native_size_v else row.native_size)
+    size = marks.native_size(marked, row.size_for(found.kind))
     return _facts(path.stem, row, layout.parts_of(held.tensors, row.family), found, size, marks.few_steps(marked))
 
 
@@ -132,7 +134,7 @@ def _check_widths(title: str, row: Row, unet: Mapping[str, Entry], texts: list[M
     """Raises ModelError when the parts do not belong together, or the U-Net is of another build than the family's."""
     read = unet.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     if read is None or "down_blocks.0.resnets.1.conv2.weight" not in unet:
-        raise ModelError("{path} is {kind}.", path=title, kind=say("a {label} model of another build", label=row.label), fix=TRAINABLE)
+        raise ModelError("{path} is {kind}.", path=title, kind=say("of another build than the {label} models that are trained here", label=row.label), fix=TRAINABLE)
     given = sum(text["text_model.embeddings.token_embedding.weight"].shape[1] for text in texts)
     if given != read.shape[1]:
         raise ModelError(
@@ -184,7 +186,7 @@ def _other_kind(held: Contents) -> Message | None:
         return say("a checkpoint without its VAE")
     extra = f"{UNET}label_emb.0.0.weight" in keys
     if row.has_label != extra:
-        return say("an unCLIP model") if extra else say("a {label} model of another build", label=row.label)
+        return say("an unCLIP model") if extra else say("of another build than the {label} models that are trained here", label=row.label)
     if f"{UNET}middle_block.1.proj_in.weight" not in keys:
         return say("a smaller, distilled SDXL model (SSD-1B, Segmind Vega or of their kind)")
     return None

@@ -43,6 +43,10 @@ class Row:
     has_label: bool = False
     """Whether the U-Net has a further input for what is known of the whole picture."""
 
+    def size_for(self, prediction: str) -> int:
+        """The native size of models that predict this."""
+        return self.native_size_v if prediction == "v" and self.native_size_v else self.native_size
+
 
 ROWS = (
     Row("sd1", "Stable Diffusion 1", (TEXT,), 512, unet_heads=8),

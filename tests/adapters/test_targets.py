@@ -23,7 +23,8 @@ from lora_trainer.models.text import tokenize
 CPU = torch.device("cpu")
 INNER = r"transformer_blocks_\d_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2))"
 NAMES = {
-    "sd2": rf"lora_unet_(down_blocks_[0-2]_attentions_[01]|mid_block_attentions_0|up_blocks_[1-3]_attentions_[0-2])_(proj_in|proj_out|{INNER})",
+    "sd2": r"lora_unet_(down_blocks_[0-2]_attentions_[01]|mid_block_attentions_0|up_blocks_[1-3]_attentions_[0-2])_"
+    rf"(proj_in|proj_out|{INNER})",
     "sdxl": rf"lora_unet_(input_blocks_[4578]_1|middle_block_1|output_blocks_[0-5]_1)_(proj_in|proj_out|{INNER})",
 }
 TEXT = r"_text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])"
