@@ -134,7 +134,12 @@ def _check_widths(title: str, row: Row, unet: Mapping[str, Entry], texts: list[M
     """Raises ModelError when the parts do not belong together, or the U-Net is of another build than the family's."""
     read = unet.get("mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight")
     if read is None or "down_blocks.0.resnets.1.conv2.weight" not in unet:
-        raise ModelError("{path} is {kind}.", path=title, kind=say("of another build than the {label} models that are trained here", label=row.label), fix=TRAINABLE)
+        raise ModelError(
+            "{path} is {kind}.",
+            path=title,
+            kind=say("of another build than the {label} models that are trained here", label=row.label),
+            fix=TRAINABLE,
+        )
     given = sum(text["text_model.embeddings.token_embedding.weight"].shape[1] for text in texts)
     if given != read.shape[1]:
         raise ModelError(

@@ -20,7 +20,6 @@ from lora_trainer.models.source import FileSource
 from tests.models.conftest import CPU
 
 
-
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
     """A file that every payload would write."""
@@ -141,7 +140,13 @@ def test_what_training_programs_leave_beside_the_weights_is_passed_over(tmp_path
 
     import numpy
 
-    beside = {"epoch": 1, "loss": numpy.float64(0.1), "hyper_parameters": argparse.Namespace(lr=1), "seen": {1, 2}, "where": torch.device("cpu")}
+    beside = {
+        "epoch": 1,
+        "loss": numpy.float64(0.1),
+        "hyper_parameters": argparse.Namespace(lr=1),
+        "seen": {1, 2},
+        "where": torch.device("cpu"),
+    }
     torch.save({"state_dict": {"x": torch.ones(2)}, **beside}, tmp_path / "x.ckpt")
     assert torch.equal(weights.tensors(tmp_path / "x.ckpt")["x"], torch.ones(2))
     lightning = b"\x80\x02}(X\x01\x00\x00\x00acpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\nX\x01\x00\x00\x00b}u."
