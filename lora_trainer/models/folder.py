@@ -137,9 +137,9 @@ def _family(path: Path, unet: Mapping[str, Any], names: Mapping[str, str]) -> tu
 
 
 def _heads(unet: Mapping[str, Any]) -> Heads:
-    """diffusers calls the number of heads `attention_head_dim`; a list of them means heads of one width."""
-    said, channels = unet.get("attention_head_dim") or 8, list(unet.get("block_out_channels") or [320])
-    return Heads(count=said) if isinstance(said, int) else Heads(width=channels[0] // int(said[0]))
+    """diffusers calls the number of heads `attention_head_dim`: one for all levels, or a list."""
+    said = unet.get("attention_head_dim") or 8
+    return Heads(tuple(said) if isinstance(said, list) else (int(said),))
 
 
 def _json(path: Path) -> dict[str, Any]:

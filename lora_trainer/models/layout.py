@@ -216,7 +216,8 @@ def text_names(keys: Iterable[str]) -> dict[str, str]:
 def text_tensors(state: Mapping[str, Any], *, unread_layers: int = 0) -> dict[str, Any]:
     """A text encoder's tensors under transformers' names, be they in its layout or in open_clip's.
 
-    Nothing is copied: open_clip's packed matrix is seen as three, its projection turned. Its last `unread_layers` are left out.
+    Nothing is copied: open_clip's packed matrix is seen as three, its projection turned. Its last `unread_layers` are
+    left out, and with them the projection that would read them.
     """
     if "positional_embedding" not in state:
         return {new: state[old] for old, new in text_names(state).items()}
@@ -227,6 +228,8 @@ def text_tensors(state: Mapping[str, Any], *, unread_layers: int = 0) -> dict[st
             _, _, number, rest = key.split(".", 3)
             if int(number) < layers:
                 found.update(_open_clip_layer(f"text_model.encoder.layers.{number}", rest, tensor))
+        elif key == "text_projection" and unread_layers:
+            continue
         elif key in OPEN_CLIP:
             found[OPEN_CLIP[key]] = tensor.t() if key == "text_projection" else tensor
         else:

@@ -92,7 +92,7 @@ def _shared(source: LiveSource) -> _Read:
         source.tokenizer,
         source.prediction,
         source.zero_terminal_snr,
-        unet_heads=Heads(source.unet_heads, source.unet_head_width),
+        unet_heads=Heads((source.unet_heads,) if source.unet_heads else (), source.unet_head_width),
         text_heads={"text": source.text_heads, "text_2": source.text_2_heads},
     )
 

@@ -11,14 +11,14 @@ import attrs
 
 @attrs.frozen
 class Heads:
-    """Heads of a U-Net's attention, which no tensor tells: always so many, or (`count` 0) so many channels each."""
+    """Heads of a U-Net's attention, which no tensor tells: `counts` by level (one for all), or (none given) so many channels each."""
 
-    count: int = 0
+    counts: tuple[int, ...] = ()
     width: int = 64
 
-    def of(self, channels: int) -> int:
-        """Heads of a layer with so many channels."""
-        return self.count or max(1, channels // self.width)
+    def of(self, level: int, channels: int) -> int:
+        """Heads at a level with so many channels."""
+        return self.counts[min(level, len(self.counts) - 1)] if self.counts else max(1, channels // self.width)
 
 
 CLIP_HEADS = {768: 12, 1024: 16, 1280: 20}
@@ -46,7 +46,7 @@ def unet_config(state: Mapping[str, Any], heads: Heads, *, upcast_attention: boo
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "transformer_layers_per_block": depths,
         "cross_attention_dim": state["mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "attention_head_dim": [heads.of(count) for count in channels],
+        "attention_head_dim": [heads.of(level, count) for level, count in enumerate(channels)],
         "use_linear_projection": state["mid_block.attentions.0.proj_in.weight"].ndim == 2,
         "upcast_attention": upcast_attention,
         "norm_num_groups": 32,

@@ -157,7 +157,7 @@ def test_what_the_hub_refuses_is_said_with_the_remedy(stand_in, tmp_path: Path, 
 
 
 def test_a_hub_that_is_not_there_is_named(tmp_path: Path):
-    with pytest.raises(ModelError, match="http://127.0.0.1:9 cannot be reached"):
+    with pytest.raises(ModelError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         list(Hub("http://127.0.0.1:9").fetch(NAME, tmp_path))
 
 

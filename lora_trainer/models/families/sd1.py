@@ -24,7 +24,7 @@ class SD1:
 
     def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel; `heads` where the source tells them."""
-        return shapes.unet_config(state, heads or shapes.Heads(count=8))
+        return shapes.unet_config(state, heads or shapes.Heads((8,)))
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
         """An empty text encoder of the right shape."""

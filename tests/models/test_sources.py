@@ -1,0 +1,212 @@
+"""The same model from a file and from a folder in diffusers' layout; VAEs of their own; and a model asked what it predicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+from lora_trainer.errors import ModelError
+from lora_trainer.models import layout, save, weights
+from lora_trainer.models.detect import inspect
+from lora_trainer.models.folder import weights_file
+from lora_trainer.models.load import load, read_vae
+from lora_trainer.models.probe import asked, correlation
+from lora_trainer.models.schedule import alphas_cumprod
+from lora_trainer.models.source import FileSource
+from tests.models.conftest import CPU, FAMILIES
+
+
+def write_folder(folder: Path, bundle, **scheduler: object) -> Path:
+    """A bundle as diffusers' own pipelines save it."""
+    bundle.unet.save_pretrained(folder / "unet")
+    bundle.vae.save_pretrained(folder / "vae")
+    for number, text in enumerate(bundle.text_encoders):
+        text.save_pretrained(folder / ("text_encoder" if not number else "text_encoder_2"))
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}), encoding="utf-8")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def folder(request, bundle_of, tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp(request.param), bundle_of(request.param), prediction_type="epsilon"), request.param
+
+
+def same(ours, theirs) -> bool:
+    pairs = zip(ours.modules(), theirs.modules(), strict=True)
+    states = [(dict(own.named_parameters()), dict(other.named_parameters())) for own, other in pairs]
+    return all(set(own) == set(other) and all(torch.equal(own[name], other[name]) for name in own) for own, other in states)
+
+
+def test_a_folder_holds_the_same_model_as_the_file(folder, bundle_of, checkpoint):
+    path, family = folder
+    assert same(load(FileSource(path), CPU), bundle_of(family))
+    facts, of_file = inspect(path), inspect(checkpoint(family))
+    assert facts.family == family
+    known = ("model_channels", "context_width", "text_layers", "unet_parameters", "text_parameters", "vae_parameters")
+    assert [getattr(facts, name) for name in known] == [getattr(of_file, name) for name in known]
+    assert (facts.prediction, facts.sure) == ("epsilon", True)
+
+
+def test_heads_of_a_folder_are_those_of_its_configs(folder, bundle_of):
+    path, family = folder
+    ours, theirs = load(FileSource(path), CPU), bundle_of(family)
+    noisy, words = torch.ones(1, 4, 8, 8), theirs.family.encode_text(theirs, torch.full((1, 77), 49407), 1)
+    with torch.no_grad():
+        own = ours.family.denoise(ours, noisy, torch.tensor([500]), words)
+        assert torch.allclose(own, theirs.family.denoise(theirs, noisy, torch.tensor([500]), words), atol=1e-5)
+
+
+def test_the_weights_by_which_a_model_is_known_are_its_unets(folder):
+    path, _ = folder
+    assert weights_file(path) == path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert weights_file(weights_file(path)) == weights_file(path)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        ({"prediction_type": "v_prediction"}, ("v", False)),
+        ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, ("v", True)),
+        ({"prediction_type": "epsilon", "rescale_betas_zero_snr": True}, ("epsilon", False)),
+        ({}, ("epsilon", False)),
+    ],
+)
+def test_what_a_folder_predicts_stands_in_its_scheduler(tmp_path, bundle_of, scheduler, expected):
+    facts = inspect(write_folder(tmp_path / "model", bundle_of("sd2"), **scheduler))
+    assert (facts.prediction, facts.zero_terminal_snr) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: (path / "unet" / "config.json").unlink(), "no model in diffusers' layout"),
+        (lambda path: (path / "vae" / "config.json").unlink(), "lacks vae"),
+        (lambda path: (path / "unet" / "diffusion_pytorch_model.safetensors").unlink(), "holds no weights"),
+        (lambda path: (path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', encoding="utf-8"), "a Flux model"),
+        (lambda path: (path / "model_index.json").write_text("{", encoding="utf-8"), "cannot be read"),
+        (
+            lambda path: (path / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "sample"}', encoding="utf-8"),
+            "a model that predicts sample",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_trained_on_are_refused_by_what_is_wrong(tmp_path, bundle_of, change, words):
+    path = write_folder(tmp_path / "model", bundle_of("sd1"))
+    change(path)
+    with pytest.raises(ModelError, match=words):
+        inspect(path)
+
+
+def test_a_model_in_pieces_and_in_torchs_own_files_is_read(tmp_path, bundle_of):
+    path = write_folder(tmp_path / "model", bundle_of("sd1"))
+    whole = path / "unet" / "diffusion_pytorch_model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(whole)
+    names, half = sorted(tensors), len(tensors) // 2
+    parts = (names[:half], names[half:])
+    pieces = {f"diffusion_pytorch_model-0000{number}-of-00002.safetensors": held for number, held in enumerate(parts, start=1)}
+    for file, held in pieces.items():
+        save_file({name: tensors[name] for name in held}, path / "unet" / file)
+    index = {"weight_map": {name: file for file, held in pieces.items() for name in held}}
+    (path / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    whole.unlink()
+    text = path / "text_encoder" / "model.safetensors"
+    torch.save(load_file(text), path / "text_encoder" / "pytorch_model.bin")
+    text.unlink()
+    assert same(load(FileSource(path), CPU), bundle_of("sd1"))
+
+
+def vae_of(bundle) -> dict[str, torch.Tensor]:
+    return {name: tensor + 1 for name, tensor in bundle.vae.named_parameters()}
+
+
+def test_another_vae_is_taken_from_a_file_of_any_layout_or_a_folder(tmp_path, checkpoint, bundle_of):
+    from safetensors.torch import save_file
+
+    wanted = vae_of(bundle_of("sd1"))
+    ldm = save.host_names("vae", wanted)
+    old = {f".attentions.0.{new}.": f".attentions.0.{name}." for name, new in layout.OLD_VAE_ATTENTION.items()}
+    before = {next((key.replace(new, name) for new, name in old.items() if new in key), key): tensor for key, tensor in wanted.items()}
+    assert set(before) != set(wanted)
+    save_file(ldm, tmp_path / "a.vae.safetensors")
+    save_file({layout.VAE + name: tensor for name, tensor in ldm.items()}, tmp_path / "b.safetensors")
+    save_file(wanted, tmp_path / "c.safetensors")
+    (tmp_path / "folder").mkdir()
+    save_file(before, tmp_path / "folder" / "diffusion_pytorch_model.safetensors")
+    torch.save({"state_dict": {**ldm, "loss.logvar": torch.ones(1)}}, tmp_path / "d.ckpt")
+    for name in ("a.vae.safetensors", "b.safetensors", "c.safetensors", "folder", "d.ckpt"):
+        made = load(FileSource(checkpoint("sd1"), tmp_path / name), CPU)
+        state = dict(made.vae.named_parameters())
+        assert set(state) == set(wanted)
+        assert all(torch.equal(state[key], wanted[key].reshape(state[key].shape)) for key in wanted), name
+
+
+def test_what_is_no_vae_is_refused(tmp_path, toy_checkpoint: Path):
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(ModelError, match="not a VAE"):
+        read_vae(tmp_path / "x.safetensors")
+    assert "encoder.conv_in.weight" in read_vae(toy_checkpoint)  # a whole checkpoint holds one
+
+
+class _AsV(torch.nn.Module):
+    """The answer of a model that predicts the noise, put as v: sqrt(a) e - sqrt(1 - a) x for the picture that it means."""
+
+    def __init__(self, unet: torch.nn.Module, alphas: torch.Tensor) -> None:
+        super().__init__()
+        self.unet, self.alphas = unet, alphas
+
+    def forward(self, noisy, timesteps, **told):
+        kept = self.alphas[timesteps].view(-1, 1, 1, 1)
+        noise = self.unet(noisy, timesteps, **told)[0]
+        picture = ((noisy - (1 - kept).sqrt() * noise) / kept.sqrt()).clamp(-3, 3)
+        return (kept.sqrt() * noise - (1 - kept).sqrt() * picture,)
+
+
+def test_a_trained_model_says_itself_what_it_predicts(toy_checkpoint: Path):
+    bundle = load(FileSource(toy_checkpoint), CPU)
+    assert asked(bundle) == "epsilon"
+    assert correlation(bundle) > 0.9
+    as_v = attrs.evolve(bundle, unet=_AsV(bundle.unet, alphas_cumprod()))
+    assert asked(as_v) == "v"
+    assert abs(correlation(as_v)) < 0.3
+
+
+def test_a_model_without_a_mark_is_asked_when_it_is_loaded_and_the_user_is_believed(tmp_path, toy_checkpoint: Path):
+    path = tmp_path / "toy-v-pred.safetensors"  # only its name says so, and it is wrong
+    path.write_bytes(toy_checkpoint.read_bytes())
+    assert (inspect(path).prediction, inspect(path).sure) == ("v", False)
+    assert load(FileSource(path), CPU).prediction == "epsilon"
+    assert load(FileSource(path, prediction="v"), CPU).prediction == "v"
+
+
+def test_zero_terminal_snr_is_loaded_as_it_is_marked(tmp_path, checkpoint):
+    from safetensors.torch import save_file
+
+    tensors = weights.tensors(checkpoint("sd1"))
+    save_file({**tensors, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "x.safetensors")
+    made = load(FileSource(tmp_path / "x.safetensors"), CPU)
+    assert (made.prediction, made.zero_terminal_snr) == ("v", True)
+    assert made.alphas_cumprod[-1] == 0
+
+
+def test_sdxls_vae_is_computed_in_single_precision_even_when_a_host_holds_it_in_half(bundle_of):
+    from lora_trainer.models.load import clip_tokenizer
+    from lora_trainer.models.source import LiveSource
+
+    made = bundle_of("sdxl")
+    parts = {"unet": made.unet, "vae": made.vae, "text": made.text_encoder, "text_2": made.text_encoder_2}
+    halves = {name: {key: value.half() for key, value in module.named_parameters()} for name, module in parts.items()}
+    host = {name: save.host_names(name, state, open_clip=name == "text_2") for name, state in halves.items()}
+    second = {"text_2_state": host["text_2"], "text_2_heads": 4}
+    held = load(LiveSource(host["unet"], host["vae"], host["text"], 0, 2, clip_tokenizer(), Path("x"), family="sdxl", **second), CPU)
+    assert {value.dtype for value in held.vae.parameters()} == {torch.float32}
+    assert {value.dtype for module in (held.unet, *held.text_encoders) for value in module.parameters()} == {torch.float16}
