@@ -54,6 +54,8 @@ def templates() -> Iterator[tuple[str, str]]:
     for option in declared(TrainConfig):
         yield option.option.label, f"config: {option.path}"
         yield option.option.help, f"config: {option.path}"
+        for text in filter(None, [option.option.group, *(label for _, label in option.option.labels)]):
+            yield text, f"config: {option.path}"
 
 
 def test_every_message_has_its_chinese():

@@ -24,6 +24,7 @@ SECTIONS = {
     "sample": "Previews",
     "validate": "Validation",
     "save": "Saving",
+    "log": "Logs",
 }
 
 
@@ -65,6 +66,9 @@ def _option(option: Declared, translated: Callable[[str], str]) -> dict[str, Any
         "kohya": known.kohya,
         "basic": known.basic,
         "kind": known.kind,
+        "group": translated(known.group) if known.group else "",
+        "when": [[need.path, list(need.values)] for need in known.when],
+        "labels": {choice: translated(words) for choice, words in known.labels},
         "search": [known.label, option.path, known.kohya or option.path.rpartition(".")[2], translate(known.label, "zh_CN")],
     }
 
