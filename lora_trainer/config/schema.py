@@ -402,6 +402,37 @@ class MemoryConfig:
     gradient_checkpointing: bool = param(
         False, "Save memory by recomputing", "Gradient checkpointing: much less memory, about a fifth slower, the same result."
     )
+    checkpointing_budget_gb: float = param(
+        0.0,
+        "Memory for a step's activations",
+        "In GB. Only as much is recomputed as this asks for, what saves most for least time first. 0: as much as can be.",
+        low=0.0,
+        high=1024.0,
+        when="gradient_checkpointing",
+    )
+    attention: str = param(
+        "auto",
+        "Attention",
+        "How attention is calculated. auto tries each way forward and backward at the start and takes the first that works.",
+        choices={
+            "auto": "automatic",
+            "xformers": "xformers",
+            "sdpa": "PyTorch",
+            "sliced": "one head at a time (least memory, slow)",
+        },
+    )
+    vae_precision: str = param(
+        "auto",
+        "VAE precision",
+        "Number format in which pictures are encoded and drawn. auto: as the VAE is held, and float32 where that gives no finite numbers.",
+        choices={"auto": "automatic", "fp32": "float32", "bf16": "bfloat16"},
+    )
+    retry: bool = param(
+        True,
+        "Go on when memory runs out",
+        "The step is done again with less memory (other parts off the GPU, recomputing, smaller pieces); each change is told. "
+        "Off: the run ends.",
+    )
 
 
 @section
