@@ -590,6 +590,35 @@ class MemoryConfig:
         "The step is done again with less memory (other parts off the GPU, recomputing, smaller pieces); each change is told. "
         "Off: the run ends.",
     )
+    cuda_graphs: bool = param(
+        False,
+        "Replay recorded steps",
+        "CUDA graphs: the work of a step is recorded once for each size of pictures and replayed, which frees small models on fast GPUs from "
+        "waiting for Python. Where it cannot be done the run goes on without, and says why.",
+        group="Speed",
+    )
+    compile: bool = param(
+        False,
+        "Compile blocks",
+        "torch.compile for the blocks of the U-Net: some minutes at the start for a somewhat faster step, so for long runs only. "
+        "Where it fails the run goes on without, and says why.",
+        kohya="torch_compile",
+        group="Speed",
+    )
+    own_process: bool = param(
+        False,
+        "A process of its own",
+        "The run does not share the WebUI's model: it reads the checkpoint's file, and pictures can be drawn meanwhile where the memory "
+        "suffices for both.",
+        group="Where it is calculated",
+    )
+    device: str = param(
+        "",
+        "Device",
+        "For example cuda:1 for the second GPU, or cpu. Empty: the WebUI's, or the first GPU. Another one than the WebUI's needs a process "
+        "of its own, and gets it.",
+        group="Where it is calculated",
+    )
 
 
 @section
