@@ -31,7 +31,7 @@ from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import FlatOptimizer, try_options
+from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, try_options
 from lora_trainer.train import metadata
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
@@ -149,7 +149,7 @@ class Trainer:
     device: torch.device
     bundle: ModelBundle
     adapter: LoraAdapter
-    optimizer: FlatOptimizer
+    optimizer: TrainingOptimizer
     scaler: Any
     captions: Captions
     cache: LatentCache
@@ -202,7 +202,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     ]
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
     rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
-    groups = [(parameters, rates[part]) for part, parameters in adapter.parameters().items()]
+    groups = [GroupPlan(part, part, rates[part]) for part in adapter.parameters()]
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
         config=config,
@@ -212,7 +212,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         device=lease.device,
         bundle=bundle,
         adapter=adapter,
-        optimizer=FlatOptimizer(config.optimizer.type, groups, derive.optimizer_args(config)),
+        optimizer=make_optimizer(config.optimizer.type, adapter.parameters(), groups, derive.optimizer_args(config)),
         scaler=make_scaler(precision, lease.device),
         captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
         cache=cache,

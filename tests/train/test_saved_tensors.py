@@ -14,7 +14,7 @@ from benchmarks.random_checkpoint import TINY
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
-from lora_trainer.optim.optimizers import FlatOptimizer
+from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.runtime import choose_precision, computing
 from lora_trainer.train.step import Batch, LossRules, picture_losses
@@ -33,8 +33,8 @@ def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
     precision = choose_precision("auto", source, CPU)
     bundle = load(source, CPU, precision.base)
     adapter = LoraAdapter(bundle, rank=5, alpha=5.0, parts=("unet", "text_encoder"))
-    groups = [(parameters, 1e-3) for parameters in adapter.parameters().values()]
-    optimizer = FlatOptimizer("AdamW", groups, {})
+    groups = [GroupPlan(part, part, 1e-3) for part in adapter.parameters()]
+    optimizer = make_optimizer("AdamW", adapter.parameters(), groups, {})
     adapter.attach(bundle)
     if checkpointing:
         Checkpointing(bundle.unet, bundle.text_encoder)
