@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lora_trainer.control import Control
+from lora_trainer.events import Event, Phase, Validated
 from lora_trainer.loss.noise import generator_for
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.train.course import Course
 from lora_trainer.train.runtime import Precision, computing
 from lora_trainer.train.step import Batch, LossRules, picture_losses
+from lora_trainer.train.wording import Wording
+
+if TYPE_CHECKING:
+    from lora_trainer.train.setup import Trainer
 
 TIMESTEPS = tuple(range(50, 1000, 100))
 PLAIN = LossRules()
+
+
+class Validation:
+    """Looks at the pictures of one run that are held back."""
+
+    def __init__(self, trainer: Trainer, course: Course, words: Wording, control: Control) -> None:
+        self.trainer, self.course, self.words, self.control = trainer, course, words, control
+
+    def look(self) -> Iterator[Event]:
+        """Measures with the weights as they are; nothing when there is no such picture, or it was done at this step already."""
+        trainer, course, held = self.trainer, self.course, self.trainer.pictures.held
+        if not held or course.validated_at == course.step:
+            return
+        yield Phase("validating", len(held))
+        captions = trainer.captions
+        captions.fill(trainer.bundle, captions.missing(map(self.words.held, held)))
+        loss = validation_loss(
+            trainer.bundle,
+            [trainer.latent(record, False) for record in held],
+            [record.key for record in held],
+            lambda number: captions.encode(trainer.bundle, [self.words.held(held[number])]),
+            trainer.precision,
+            lambda: not self.control.stopping,
+        )
+        if loss is not None:
+            course.validated_at = course.step
+            yield Validated(course.step, course.epoch, loss)
 
 
 def validation_loss(
