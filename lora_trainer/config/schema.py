@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from lora_trainer.config import samplers
 from lora_trainer.config.param import param, part, section
 
 Size = int | tuple[int, int]
@@ -593,8 +594,8 @@ class MemoryConfig:
     cuda_graphs: bool = param(
         False,
         "Replay recorded steps",
-        "CUDA graphs: the work of a step is recorded once for each size of pictures and replayed, which frees small models on fast GPUs from "
-        "waiting for Python. Where it cannot be done the run goes on without, and says why.",
+        "CUDA graphs: the work of a step is recorded once for each size of pictures and replayed, which frees small models on fast GPUs "
+        "from waiting for Python. Where it cannot be done the run goes on without, and says why.",
         group="Speed",
     )
     compile: bool = param(
@@ -626,10 +627,18 @@ class SampleConfig:
     prompts: tuple[str, ...] = param(
         (),
         "Preview prompt",
-        "Pictures drawn while training. Options behind the prompt as in sd-scripts: --n negative --w --h --d seed --l CFG --s steps.",
+        "Pictures drawn while training. Options behind the prompt as in sd-scripts: --n negative --w --h --d seed --l CFG --s steps "
+        "--ss sampler.",
         kohya="sample_prompts",
         basic=True,
         kind="prompts",
+    )
+    prompt_file: str = param(
+        "",
+        "Prompt file",
+        "More preview prompts, in a .txt, .toml or .json file as sd-scripts reads it. It is read anew at each preview, so it can be "
+        "edited while the run goes on.",
+        kind="file",
     )
     every_n_epochs: int | None = param(
         None,
@@ -643,7 +652,14 @@ class SampleConfig:
     at_first: bool = param(
         True, "Preview before training", "Draws each prompt once before the first step, to compare with.", kohya="sample_at_first"
     )
-    sampler: str = param("ddim", "Sampler", "How previews are drawn.", choices=("ddim", "euler", "euler_a"), kohya="sample_sampler")
+    sampler: str = param(
+        "ddim",
+        "Sampler",
+        "How previews are drawn, where the prompt does not say it. In a WebUI its own sampler of that name draws.",
+        choices=samplers.CHOICES,
+        also=samplers.ALSO,
+        kohya="sample_sampler",
+    )
 
 
 @section
@@ -735,6 +751,29 @@ class SaveConfig:
 
 
 @section
+class LogConfig:
+    csv: bool = param(True, "Table of steps", "steps.csv in the run's folder: a line a step, for a spreadsheet.")
+    logging_dir: str = param(
+        "",
+        "TensorBoard folder",
+        "Each run writes a folder of its own there, named after the time, for `tensorboard --logdir FOLDER`. Nothing needs to be "
+        "installed for writing it. Empty: none, or `logs` in the run's folder where TensorBoard is chosen.",
+        kind="folder",
+    )
+    log_with: str = param(
+        "auto",
+        "Also log to",
+        "Where losses, rates and previews go besides the run's own log. auto: to TensorBoard, where its folder is given.",
+        choices=("auto", "none", "tensorboard"),
+        also={"all": "tensorboard"},
+    )
+    log_prefix: str = param("", "TensorBoard prefix", "Stands in front of the time in the name of a run's folder.", kind="name")
+    log_tracker_name: str = param(
+        "", "TensorBoard name", "Name of the folder inside a run's folder. Empty: the result's name.", kind="name"
+    )
+
+
+@section
 class TrainConfig:
     seed: int = param(1, "Seed", "The same seed, settings and pictures give the same result.", low=0, high=2**32 - 1)
     method: str = param("lora", "Train", "What comes out: a LoRA file.", choices=("lora",), basic=True)
@@ -749,3 +788,4 @@ class TrainConfig:
     sample: SampleConfig = part(SampleConfig)
     validate: ValidateConfig = part(ValidateConfig)
     save: SaveConfig = part(SaveConfig)
+    log: LogConfig = part(LogConfig)

@@ -28,7 +28,7 @@ OFF_VALUES = (False, 0, 0.0, None, "", "0", "0.0", "none", "None", "False", "fal
 _WORDS: dict[Message, str] = {
     START: """num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port dynamo_backend dynamo_mode
         dynamo_use_dynamic dynamo_use_fullgraph extra_accelerate_launch_args ddp_timeout ddp_gradient_as_bucket_view
-        ddp_static_graph max_data_loader_n_workers persistent_data_loader_workers lowram lowvram highvram torch_compile
+        ddp_static_graph max_data_loader_n_workers persistent_data_loader_workers lowram lowvram highvram
         disable_mmap_load_safetensors tokenizer_cache_dir config_file output_config deepspeed zero_stage offload_optimizer_device
         offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model
         fp16_master_weights_and_gradients dataset_class skip_cache_check debug_dataset text_encoder_batch_size""",
