@@ -29,6 +29,8 @@ class Option:
     """What must hold for the option to have an effect; the tab shows it only then."""
     labels: tuple[tuple[str, str], ...] = ()
     """(choice, its words) where the choice does not say it by itself."""
+    also: tuple[tuple[str, str], ...] = ()
+    """(another spelling of a choice, the choice)."""
 
 
 @attrs.frozen
@@ -53,16 +55,20 @@ def param(
     kind: str = "",
     group: str = "",
     when: Mapping[str, Sequence[Any]] | str = "",
+    also: Mapping[str, str] | None = None,
 ) -> Any:
     """A field with its description. `low`/`high` are allowed, `above` is not; `kohya` is sd-scripts' name where it differs.
 
     `choices` as a mapping gives each its words. `when` names options that decide whether this one has an effect:
     "min_snr_gamma" (it is on), or {"loss_type": ("huber", "smooth_l1")}; a name without a dot is of the same section.
+    `also` holds other spellings of choices.
     """
     needs = {when: ()} if isinstance(when, str) and when else when or {}
     conditions = tuple(Condition(path, tuple(values)) for path, values in needs.items())
     labels = tuple(choices.items()) if isinstance(choices, Mapping) else ()
-    option = Option(label, help, low, high, above, tuple(choices), kohya, basic, kind, group, conditions, labels)
+    option = Option(
+        label, help, low, high, above, tuple(choices), kohya, basic, kind, group, conditions, labels, tuple((also or {}).items())
+    )
     if isinstance(default, (list, tuple)):
         values = tuple(default)
         return attrs.field(factory=lambda: values, metadata={"option": option})
