@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
-from lora_trainer.config.schema import DataConfig, TrainConfig
+from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
@@ -39,7 +39,6 @@ from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.sample import encode
-from lora_trainer.train.step import LossRules
 from lora_trainer.train.views import Views
 
 RELEASED: Any = None
@@ -154,7 +153,7 @@ class Trainer:
     captions: Captions
     cache: LatentCache
     views: Views
-    rules: LossRules
+    rules: LossConfig
     requests: tuple[SampleRequest, ...]
     checkpointing: Checkpointing | None = None
 
@@ -217,7 +216,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
         cache=cache,
         views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
-        rules=LossRules(config.loss.min_snr_gamma, config.loss.noise_offset),
+        rules=config.loss,
         requests=preview_requests(config),
     )
     return trainer

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lora_trainer.config.schema import LossConfig
 from lora_trainer.control import Control
 from lora_trainer.events import Event, Phase, Validated
 from lora_trainer.loss.noise import generator_for
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.train.course import Course
 from lora_trainer.train.runtime import Precision, computing
-from lora_trainer.train.step import Batch, LossRules, picture_losses
+from lora_trainer.train.step import Batch, picture_losses
 from lora_trainer.train.wording import Wording
 
 if TYPE_CHECKING:
     from lora_trainer.train.setup import Trainer
 
 TIMESTEPS = tuple(range(50, 1000, 100))
-PLAIN = LossRules()
+PLAIN = LossConfig()
 
 
 class Validation:
