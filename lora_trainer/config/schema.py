@@ -297,6 +297,20 @@ class NetworkConfig:
         kohya="network_alpha",
         basic=True,
     )
+    network_weights: str = param(
+        "",
+        "Start from a file",
+        "A LoRA file that the training begins with instead of an empty network. Its rank and alpha must be those given here.",
+        group="Start",
+        kind="lora",
+    )
+    dim_from_weights: bool = param(
+        False,
+        "Rank from the file",
+        "Takes rank and alpha from the file that the training begins with.",
+        group="Start",
+        when="network_weights",
+    )
 
 
 @section
@@ -368,6 +382,13 @@ class StepsConfig:
         low=1,
         high=1024,
     )
+    pause_after_n_epochs: int = param(
+        0, "Rest after n epochs", "The graphics card gets a rest after every so many epochs. 0: never.", low=0, high=100000, group="Rest"
+    )
+    pause_seconds: float = param(
+        60.0, "Seconds of rest", "How long each rest is.", low=0.0, high=86400.0, group="Rest", when="pause_after_n_epochs"
+    )
+    keep_awake: bool = param(True, "Keep the computer awake", "The computer does not go to sleep while a run goes on.", group="Rest")
 
 
 @section
@@ -748,6 +769,32 @@ class SaveConfig:
         "", "Runs folder", "Where each run keeps its log and previews. Empty: `runs` beside the output folder.", kind="folder"
     )
     overwrite: bool = param(False, "Overwrite", "Files of an earlier run with the same name may be replaced.")
+    ema_decay: float = param(
+        0.0,
+        "Running average",
+        "Files, previews and validation use an average of the weights over the last steps: 0.999 is about the last thousand. 0: none.",
+        low=0.0,
+        high=0.99999,
+        group="Average",
+    )
+    state: bool = param(
+        True,
+        "Keep what a resume needs",
+        "With the files, when the run is paused or stopped, and at its end: network, optimizer and position in the run's folder.",
+        kohya="save_state",
+        group="Resuming",
+    )
+    state_every_n_steps: int = param(0, "State every n steps", "0: not by steps.", low=0, high=10_000_000, group="Resuming", when="state")
+    state_every_minutes: float = param(
+        10.0,
+        "State every n minutes",
+        "So much is lost at most when the computer goes off. 0: not by time.",
+        low=0.0,
+        high=10000.0,
+        group="Resuming",
+        when="state",
+    )
+    last_n_states: int = param(2, "States that are kept", "Older ones are deleted.", low=1, high=1000, group="Resuming", when="state")
 
 
 @section
