@@ -40,6 +40,8 @@ PHASE_STATES = {
     "ranking": "sampling",
     "saving": "saving",
 }
+FROM_STATE = "state"
+"""Why a run goes on that was read from the disk."""
 STEADY = 0.9
 """How much of the moving average of seconds a step stays with each new step."""
 
@@ -68,6 +70,8 @@ class RunStatus:
     loss_average: float | None = None
     lr: float | None = None
     vram_mb: float | None = None
+    skipped: int = 0
+    loss_scale: float = 0.0
     validation: float | None = None
     sample: str = ""
     saved: int = 0
@@ -165,13 +169,16 @@ def _stepped(status: RunStatus, event: Stepped, time: float) -> dict[str, Any]:
         "loss_average": event.loss_average,
         "lr": event.lr,
         "vram_mb": event.vram_mb,
+        "skipped": event.skipped,
+        "loss_scale": event.loss_scale,
         "beside": beside,
         "beside_since": 0.0,
     }
 
 
 def _resumed(status: RunStatus, event: Resumed, time: float) -> dict[str, Any]:
-    return {"state": "training", "paused_because": "", "beside_since": 0.0}  # a pause is no part of the time that the rest takes
+    going = {"state": "training", "paused_because": "", "beside_since": 0.0}  # a pause is no part of the time that the rest takes
+    return going | ({"step": event.step, "epoch": event.epoch} if event.reason == FROM_STATE else {})
 
 
 def _ended(outcome: str, status: RunStatus, event: Any) -> dict[str, Any]:
