@@ -63,6 +63,14 @@ class Control:
             self._asked.discard(word)
             return asked
 
+    @property
+    def now(self) -> Control:
+        """What a work of this process alone asks while it goes on; another only where several processes agree on commands."""
+        return self
+
+    def agree(self) -> None:
+        """The place between two steps where several processes take over what was asked by then; nothing to do for one."""
+
     def wait_while_paused(self, poll: float = 0.2) -> None:
         """Blocks until resumed or stopped; call it with lock and device given back."""
         while self.pausing:

@@ -143,6 +143,11 @@ class LatentCache:
         return self._encoded([(record, False)], [pixels])[0]
 
     @property
+    def lasting(self) -> bool:
+        """Whether latents are kept on disk, where other processes find them."""
+        return self._make_disk is not None
+
+    @property
     def megabytes(self) -> float:
         """Memory that the kept latents take; those on disk take none."""
         return sum(latent.numel() * latent.element_size() for latent in self._kept.values()) / 2**20

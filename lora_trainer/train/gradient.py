@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_trainer.data.order import Item
 from lora_trainer.train.course import Course
 from lora_trainer.train.runtime import computing
+from lora_trainer.train.shares import Shares
 from lora_trainer.train.showing import mirrored
 from lora_trainer.train.step import noisy_batch, picture_losses, weighted
 from lora_trainer.train.wording import Wording
@@ -26,14 +27,19 @@ class Gradient:
     same bits, after `trainer.optimizer.drop()`.
     """
 
-    def __init__(self, trainer: Trainer, course: Course, words: Wording) -> None:
-        self.trainer, self.course, self.words = trainer, course, words
+    def __init__(self, trainer: Trainer, course: Course, words: Wording, shares: Shares) -> None:
+        self.trainer, self.course, self.words, self.shares = trainer, course, words, shares
 
     def add_up(self, group: Sequence[Sequence[Item]]) -> Tensor:
-        """Mean loss of the group's pictures, detached and on the device; its gradient lies in the optimizer's buffers."""
+        """Mean loss of the group's pictures, detached and on the device; its gradient lies in the optimizer's buffers.
+
+        Of several processes each adds up its own part of both.
+        """
         trainer, pictures = self.trainer, sum(len(batch) for batch in group)
         total = torch.zeros((), device=trainer.bundle.device)
-        for batch in group:
+        for batch in map(self.shares.of, group):
+            if not batch:
+                continue
             with trainer.adapter.calculating_with(trainer.optimizer.tensors(trainer.precision.autocast)):
                 loss = self._batch_loss(batch) / pictures
                 (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()

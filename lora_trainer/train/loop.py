@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -27,16 +28,18 @@ from lora_trainer.events import (
     Warned,
 )
 from lora_trainer.host.base import Host, Lease, with_remedy
+from lora_trainer.jobs.ranks import ALONE, Place
 from lora_trainer.optim.schedules import factor
 from lora_trainer.train import setup
 from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.course import Course
 from lora_trainer.train.gradient import Gradient
-from lora_trainer.train.output import Output
+from lora_trainer.train.output import Output, Silent
 from lora_trainer.train.plan import Machine, make_plan
 from lora_trainer.train.previews import Previews
 from lora_trainer.train.runtime import choose_precision, vram_mb
 from lora_trainer.train.saving import Names, claimed, refuse_overwriting
+from lora_trainer.train.shares import Shares, joined
 from lora_trainer.train.update import Updater
 from lora_trainer.train.validate import Validation
 from lora_trainer.train.wording import Wording
@@ -47,32 +50,39 @@ WORTH_TELLING = 4 * ROWS
 """More captions than this are a phase of their own."""
 
 
-def run(config: TrainConfig, host: Host, control: Control, folder: Path) -> Iterator[Event]:
+def run(config: TrainConfig, host: Host, control: Control, folder: Path, place: Place = ALONE) -> Iterator[Event]:
     """Trains as `config` says and yields what happens; `folder` is the run's own (samples go there).
 
-    Ends with Finished or Stopped; raises TrainerError. The host is given back in every case.
+    Of several processes each iterates its own; only the first one writes. Ends with Finished or Stopped; raises TrainerError. The
+    host is given back in every case.
     """
     names = Names(Path(config.save.output_dir or host.paths().lora_dir), derive.output_name(config))
-    refuse_overwriting(names, config.save.overwrite)
+    if place.leads:
+        refuse_overwriting(names, config.save.overwrite)
     pictures = setup.read_pictures(config)
     setup.check_optimizer(config)
     setup.preview_requests(config)
-    with host.lease(config.model) as lease, claimed(names, config.save.overwrite):
+    with host.lease(config.model) as lease, joined(place, lease.device) as shares, _claimed(names, config, place):
         machine = Machine(lease.device.type, host.memory()["free_mb"])
-        plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), machine, pictures.datasets)
+        plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), machine, pictures.datasets, place.count)
+        shares.require_same(setup.digest(config, pictures))
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
-        yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), 1)
+        yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
         trainer = setup.prepare(config, pictures, lease, host.paths().cache_dir)
         trainer.attach()
         try:
-            run = _Run.of(trainer, Course(plan), names, lease, control, folder)
+            run = _Run.of(trainer, Course(plan), names, lease, shares.listening(control), folder, shares)
             yield from run.events()
         finally:
             trainer.detach()
             trainer.cache.close()
     host.refresh_networks()
     yield (Stopped if run.stopped else Finished)(run.course.step, tuple(str(path) for path in run.course.files))
+
+
+def _claimed(names: Names, config: TrainConfig, place: Place) -> AbstractContextManager[None]:
+    return claimed(names, config.save.overwrite) if place.leads else nullcontext()
 
 
 @attrs.define(eq=False)
@@ -90,13 +100,14 @@ class _Run:
     output: Output
     previews: Previews
     validation: Validation
+    shares: Shares
     stopped: bool = False
     bad: int = 0
 
     @classmethod
-    def of(cls, trainer: setup.Trainer, course: Course, names: Names, lease: Lease, control: Control, folder: Path) -> _Run:
+    def of(cls, trainer: setup.Trainer, course: Course, names: Names, lease: Lease, control: Control, folder: Path, shares: Shares) -> _Run:
         words = Wording(trainer.pictures, trainer.config.seed, course)
-        output = Output(trainer, course, names, lease)
+        output = (Output if shares.place.leads else Silent)(trainer, course, names, lease)
         return cls(
             trainer=trainer,
             course=course,
@@ -104,11 +115,12 @@ class _Run:
             lease=lease,
             names=names,
             words=words,
-            gradient=Gradient(trainer, course, words),
+            gradient=Gradient(trainer, course, words, shares),
             updater=Updater(trainer.optimizer, trainer.scaler),
             output=output,
-            previews=Previews(trainer, course, output, lease, control, folder / "samples"),
-            validation=Validation(trainer, course, words, control),
+            previews=Previews(trainer, course, output, lease, control.now, folder / "samples"),
+            validation=Validation(trainer, course, words, control.now),
+            shares=shares,
         )
 
     @property
@@ -119,10 +131,11 @@ class _Run:
         """The whole run: cache, look before training, epochs, the last file."""
         if self.config.data.cache_latents or self.trainer.pictures.held:
             yield Phase("caching", len(self.trainer.pictures.records))
-            for event in setup.fill_cache(self.trainer, self.control):
+            for event in setup.fill_cache(self.trainer, self.control.now, self.shares):
                 yield event
                 if self.control.pausing:
                     yield from self._pause()
+        self.control.agree()
         if not self.control.stopping:
             yield from self.validation.look()
             if self.config.sample.at_first:
@@ -148,7 +161,8 @@ class _Run:
     def _groups(self) -> list[list[tuple[order.Item, ...]]]:
         """The batches of this epoch, those of each step together."""
         pictures, accumulation = self.trainer.pictures, self.config.steps.gradient_accumulation_steps
-        batches = order.epoch_batches(pictures.trained, batch_size=pictures.batch_sizes, seed=self.config.seed, epoch=self.course.epoch)
+        sizes = [size * self.shares.place.count for size in pictures.batch_sizes]
+        batches = order.epoch_batches(pictures.trained, batch_size=sizes, seed=self.config.seed, epoch=self.course.epoch)
         return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
 
     def _encode_ahead(self, groups: Sequence[Sequence[Sequence[order.Item]]]) -> Generator[Event, None, int]:
@@ -157,14 +171,15 @@ class _Run:
         if captions.trained:
             return len(groups)
         step = self.course.step
-        showings = ([self.words.of(item, step + number) for batch in group for item in batch] for number, group in enumerate(left))
+        own = ([item for batch in group for item in self.shares.of(batch)] for group in left)
+        showings = ([self.words.of(item, step + number) for item in group] for number, group in enumerate(own))
         texts, count = reach(showings, captions.room())
         captions.forget_others([*texts, *map(self.words.held, self.trainer.pictures.held)])
         missing = captions.missing(texts)
         if len(missing) > WORTH_TELLING:
             yield Phase("encoding", len(missing))
         for start in range(0, len(missing), ROWS):
-            if start:
+            if start and self.shares.place.alone:  # others have other captions to encode: they meet between the steps only
                 yield from self._between_steps()
             if self.control.stopping:
                 break
@@ -178,6 +193,7 @@ class _Run:
         course, plan, schedule = self.course, self.course.plan, self.config.schedule
         with torch.inference_mode(False), torch.enable_grad():
             total = self.gradient.add_up(group)
+            total = self.shares.add_up([group.buffer for group in self.trainer.optimizer.groups], total)
             rate = factor(schedule.type, course.step, plan.total_steps, plan.warmup_steps, schedule.min_lr_ratio)
             norm = self.updater.update(rate, self.config.optimizer.max_grad_norm)
         loss = float(total)
@@ -221,6 +237,7 @@ class _Run:
 
     def _between_steps(self) -> Iterator[Event]:
         """What the user asked for meanwhile: save, preview, pause; and other people's turn at the host."""
+        self.control.agree()
         if self.control.take("save"):
             yield from self.output.save(self.names.step(self.course.step))
         if self.control.take("sample"):

@@ -60,3 +60,14 @@ class Output:
             datasets=metadata.dataset_words(pictures.datasets, pictures.subsets, pictures.trained),
         )
         return metadata.run_metadata(facts, pictures.trained, self.trainer.adapter.metadata())
+
+
+class Silent(Output):
+    """Of a process that trains along with another one, which does the writing."""
+
+    def save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
+        """Nothing happens."""
+        return iter(())
+
+    def _shared_words(self, lease: Lease) -> dict[str, str]:
+        return {}

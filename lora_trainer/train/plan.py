@@ -103,15 +103,18 @@ def make_plan(
     facts: ModelFacts | None,
     machine: Machine,
     datasets: Sequence[DataConfig] = (),
+    processes: int = 1,
 ) -> TrainingPlan:
     """The plan for usable, placed records (validation and regularisation pictures among them are counted apart).
 
-    `datasets` hold the options of each dataset; without them all pictures are of one with [data]'s.
+    `datasets` hold the options of each dataset; without them all pictures are of one with [data]'s. Of several processes each takes
+    a batch of that size in every step.
     """
     datasets = tuple(datasets) or (config.data,)
     trained = [record for record in records if record.usable and not record.validation and record.repeats]
     held = len([record for record in records if record.usable and record.validation])
-    per_epoch = order.steps_per_epoch(trained, [data.batch_size for data in datasets], config.steps.gradient_accumulation_steps)
+    together = [data.batch_size * processes for data in datasets]
+    per_epoch = order.steps_per_epoch(trained, together, config.steps.gradient_accumulation_steps)
     epochs, total = derive.train_length(config, per_epoch)
     counts = Counter(record.bucket for record in trained if record.bucket)
     saves = Marks(derive.interval_epochs(config.save), config.save.every_n_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
+from lora_trainer.config.build import to_mapping
 from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
@@ -23,7 +25,7 @@ from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.store import LATENTS
 from lora_trainer.errors import DatasetError, ModelError, TrainingError
-from lora_trainer.events import Event, Warned
+from lora_trainer.events import Event, Progress, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
@@ -39,9 +41,12 @@ from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.sample import encode
+from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views
 
 RELEASED: Any = None
+ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
+"""Sections that several processes of a run must have alike; folders may have other names on other machines."""
 NAMED = 5
 """Files that are not used and named one by one."""
 ONE_TOKEN = 64
@@ -294,9 +299,22 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
     }
 
 
-def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
-    """Encodes all pictures once; Progress as it goes on."""
+def digest(config: TrainConfig, pictures: Pictures) -> str:
+    """Equal in processes that would train the same: settings, and every picture with its place."""
+    plain = to_mapping(config)
+    seen = [(record.key, record.bucket, record.repeats, record.crop) for record in pictures.records]
+    told = repr(([plain[name] for name in ALIKE], seen))
+    return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()
+
+
+def fill_cache(trainer: Trainer, control: Control, shares: Shares) -> Iterator[Event]:
+    """Encodes all pictures once; Progress as it goes on. What several processes keep on disk, each encodes a part of."""
     pictures = trainer.pictures
+    if not shares.place.alone and trainer.cache.lasting:
+        own = shares.of(pictures.records)
+        for event in trainer.cache.fill(own, flip=lambda record: pictures.subset_of(record).flip_aug, control=control):
+            yield Progress(event.done * shares.place.count) if isinstance(event, Progress) else event
+        shares.meet()
     yield from trainer.cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)
 
 

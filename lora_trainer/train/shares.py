@@ -49,6 +49,9 @@ class Shares:
     def require_same(self, digest: str) -> None:
         """Raises TrainingError where another process has other settings or pictures."""
 
+    def meet(self) -> None:
+        """Waits until every process is here."""
+
 
 class Together(Shares):
     """One of several processes, connected by torch.distributed (gloo between CPUs and for words, nccl between GPUs)."""
@@ -102,6 +105,11 @@ class Together(Shares):
                 reason=other,
                 fix="Start all processes with the same config, and with the same pictures at the same places.",
             )
+
+    def meet(self) -> None:
+        """A sum that nobody needs."""
+        with self._named():
+            dist.all_reduce(torch.zeros(1))
 
     def told(self, word: Any) -> Any:
         """The first process's `word` (plain JSON values) in every process; waits for it."""
@@ -182,6 +190,11 @@ class Agreed(Control):
         if (word := self.together.told_if_new(news)) is not None:
             self._told = word
             self._stop, self._save_on_stop, self._pause = word["stop"], word["save"], word["pause"]
+
+    @property
+    def now(self) -> Control:
+        """What the user asked by now, on the first process; no other one asks for itself."""
+        return self.asked if self.together.place.leads else self
 
     def command(self, word: str) -> None:
         """Goes the same way as the user's own."""
