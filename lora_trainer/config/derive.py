@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from lora_trainer.config import arguments
 from lora_trainer.config.names import slug
 from lora_trainer.config.schema import SampleConfig, SaveConfig, TrainConfig, ValidateConfig
 
@@ -19,9 +19,24 @@ def unet_lr(config: TrainConfig) -> float:
     return config.optimizer.learning_rate if config.optimizer.unet_lr is None else config.optimizer.unet_lr
 
 
-def text_encoder_lr(config: TrainConfig) -> float:
-    """Learning rate of the text encoder."""
-    return config.optimizer.learning_rate if config.optimizer.text_encoder_lr is None else config.optimizer.text_encoder_lr
+def text_encoder_lr(config: TrainConfig, encoder: int = 0) -> float:
+    """Learning rate of a text encoder (0 is the first); the last of a list holds for those that come after it."""
+    given = config.optimizer.text_encoder_lr
+    if isinstance(given, tuple):
+        given = given[min(encoder, len(given) - 1)] if given else None
+    return config.optimizer.learning_rate if given is None else given
+
+
+def batch_factor(config: TrainConfig, pictures: int) -> float:
+    """What rates are multiplied by where a step has so many pictures, by `optimizer.scale_lr`."""
+    return {"none": 1.0, "sqrt": math.sqrt(pictures), "linear": float(pictures)}[config.optimizer.scale_lr]
+
+
+def loraplus_ratio(config: TrainConfig, part: str) -> float:
+    """How much faster the upper matrices of a part learn; 1 is alike."""
+    section = config.optimizer
+    own = section.loraplus_unet_lr_ratio if part == "unet" else section.loraplus_text_encoder_lr_ratio
+    return own or section.loraplus_lr_ratio or 1.0
 
 
 def trains_unet(config: TrainConfig) -> bool:
@@ -30,8 +45,16 @@ def trains_unet(config: TrainConfig) -> bool:
 
 
 def trains_text_encoder(config: TrainConfig) -> bool:
-    """False only where `text_encoder_lr` itself says 0."""
-    return config.optimizer.text_encoder_lr != 0
+    """False only where `text_encoder_lr` itself says 0, for all encoders where it is a list."""
+    given = config.optimizer.text_encoder_lr
+    return any(given) if isinstance(given, tuple) and given else given != 0
+
+
+def nonzero_rates(config: TrainConfig) -> list[float]:
+    """The different rates that parts of the network are trained with, LoRA+ included."""
+    bases = {"unet": unet_lr(config) if trains_unet(config) else 0.0}
+    bases["text_encoder"] = text_encoder_lr(config) if trains_text_encoder(config) else 0.0
+    return sorted({rate for part, base in bases.items() for rate in (base, base * loraplus_ratio(config, part)) if rate})
 
 
 def interval_epochs(section: Interval) -> int:
@@ -101,12 +124,10 @@ def prompts(config: TrainConfig) -> list[str]:
 
 
 def optimizer_args(config: TrainConfig) -> dict[str, Any]:
-    """`weight_decay=0.01 betas=.9,.999` as {"weight_decay": 0.01, "betas": (0.9, 0.999)}: values are Python literals, else text."""
-    found: dict[str, Any] = {}
-    for word in config.optimizer.args.split():
-        key, _, value = word.partition("=")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+    """`weight_decay=0.01 betas=.9,.999` as {"weight_decay": 0.01, "betas": (0.9, 0.999)}."""
+    return arguments.values(config.optimizer.args)
+
+
+def schedule_args(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of a schedule that is a class of some package."""
+    return arguments.values(config.schedule.args)

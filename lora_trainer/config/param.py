@@ -22,7 +22,8 @@ class Option:
     kohya: str = ""
     basic: bool = False
     kind: str = ""
-    """How the tab shows it where the type does not say: folder, checkpoint, vae, prompt, prompts, name."""
+    """How the tab shows it where the type does not say: folder, checkpoint, vae, prompt, prompts, name,
+    class (a choice, or the dotted name of a class)."""
     group: str = ""
     """The heading inside its section under which the tab shows it; "" stands before the first heading."""
     when: tuple[Condition, ...] = ()
