@@ -20,6 +20,7 @@ from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.ranks import ALONE, Place
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
@@ -126,13 +127,13 @@ def new_folder(config: TrainConfig) -> RunFolder:
     return folder
 
 
-def training(config: TrainConfig, host: Host, folder: RunFolder) -> Work:
-    """The work of a training run, for a Job."""
+def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = ALONE) -> Work:
+    """The work of a training run, for a Job; of the first one where several processes train together."""
 
     def work(control: Control) -> Generator[Event, None, None]:
         from lora_trainer.train.loop import run
 
-        yield from run(config, host, control, folder.path)
+        yield from run(config, host, control, folder.path, place)
 
     return work
 

@@ -14,6 +14,7 @@ from typing import Any
 from lora_trainer.cli.out import DONE, FAILED, STOPPED, Out
 from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.ranks import place_of
 from lora_trainer.jobs.record import Record
 from lora_trainer.jobs.status import RunStatus, word_problem
 from lora_trainer.messages import Message, say
@@ -21,6 +22,8 @@ from lora_trainer.messages import Message, say
 EXIT = {"finished": DONE, "stopped": STOPPED, "failed": FAILED}
 QUIET_SECONDS = 5.0
 """Between two lines about steps where nobody watches a terminal."""
+HANDED_ON = 2.0
+"""Seconds in which the program that started several processes hands the same Ctrl-C on to each."""
 PHASES = {
     "planning": say("Planning"),
     "caching": say("Reading pictures"),
@@ -59,10 +62,14 @@ def tell_end(job: Job, out: Out) -> None:
 
 @contextmanager
 def _stopping_on_signals(job: Job, out: Out) -> Iterator[None]:
-    presses: list[int] = []
+    presses: list[float] = []
+    alone = place_of().alone
 
     def pressed(number: int, frame: Any) -> None:
-        presses.append(number)
+        now = time.monotonic()
+        if presses and not alone and now - presses[0] < HANDED_ON:
+            return
+        presses.append(now)
         if len(presses) > 1:
             raise KeyboardInterrupt
         # in a thread: the interrupted one may hold the lock that a command takes

@@ -21,15 +21,20 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 def run(args: argparse.Namespace, out: Out) -> int:
     """Trains; ends with {"run", "outcome", "files"}."""
     from lora_trainer.api import launch
+    from lora_trainer.cli.along import train_along
     from lora_trainer.cli.running import Console, exit_status, run_job, tell_end
     from lora_trainer.config.files import read_config
     from lora_trainer.jobs.job import Job
+    from lora_trainer.jobs.ranks import place_of
 
-    own_host = host()
-    config = launch.placed(read_config(args.config, args.sets, out.note), own_host)
+    place, config = place_of(), read_config(args.config, args.sets, out.note)
+    own_host = host(config.memory.device, place.local)
+    config = launch.placed(config, own_host)
+    if not place.leads:
+        return train_along(config, own_host, place)
     launch.refuse(launch.problems_before(config, own_host))
     folder = launch.new_folder(config)
-    job = Job(launch.training(config, own_host, folder), folder, [Console(out)])
+    job = Job(launch.training(config, own_host, folder, place), folder, [Console(out)])
     out.note(say("Run {path}", path=str(folder.path)))
     status = run_job(job, out)
     tell_end(job, out)

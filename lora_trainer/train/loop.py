@@ -69,7 +69,8 @@ def run(config: TrainConfig, host: Host, control: Control, folder: Path, place: 
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
-        trainer = setup.prepare(config, pictures, lease, host.paths().cache_dir)
+        trainer = setup.prepare(config, pictures if place.leads else pictures.without_held(), lease, host.paths().cache_dir)
+        trainer.requests = trainer.requests if place.leads else ()
         trainer.attach()
         try:
             run = _Run.of(trainer, Course(plan), names, lease, shares.listening(control), folder, shares)

@@ -89,6 +89,10 @@ class Pictures:
         """The rules of the folder that a picture comes from."""
         return self.subsets[record.subset]
 
+    def without_held(self) -> Pictures:
+        """For a process that trains along with another one, which validates."""
+        return attrs.evolve(self, held=())
+
     @property
     def records(self) -> tuple[ImageRecord, ...]:
         """Both together."""
