@@ -158,6 +158,7 @@ def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Probl
     yield from _check_pictures(config)
     yield from _check_captions(config)
     yield from _check_validation(config)
+    yield from _check_timesteps(config)
     yield from _check_optimizer_args(config)
 
 
@@ -254,6 +255,21 @@ def _check_validation(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Pr
                 "validate.data_dir",
                 "the validation folder is the folder that is trained on: its loss would say nothing.",
                 "Choose another folder, or leave it empty and set validate.fraction = 0.1.",
+            ),
+        )
+
+
+def _check_timesteps(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    low, high = config.loss.min_timestep, config.loss.max_timestep
+    if low >= high:
+        yield (
+            ("loss.min_timestep", "loss.max_timestep"),
+            problem(
+                "loss.min_timestep",
+                "no step is left: the first is {low}, and the one to stop before is {high} (loss.max_timestep).",
+                "Set loss.min_timestep to less than {high}.",
+                low=low,
+                high=high,
             ),
         )
 

@@ -33,8 +33,8 @@ from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, try_options
-from lora_trainer.train import metadata
+from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, probe
+from lora_trainer.train import doubts, metadata
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.plan import TrainingPlan
@@ -246,7 +246,7 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
 
 def check_optimizer(config: TrainConfig) -> None:
     """Raises TrainerError when the optimizer does not take its arguments."""
-    try_options(config.optimizer.type, derive.optimizer_args(config))
+    probe(config.optimizer.type, derive.optimizer_args(config))
 
 
 def facts_of(checkpoint: Path) -> ModelFacts | None:
@@ -295,9 +295,8 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
         "max_token_length": config.model.max_token_length,
         "cache_latents": config.data.cache_latents,
         "seed": config.seed,
-        "noise_offset": config.loss.noise_offset or None,
-        "min_snr_gamma": config.loss.min_snr_gamma or None,
-        "prior_loss_weight": config.loss.prior_loss_weight,
+        **metadata.loss_words(config.loss),
+        **metadata.validation_words(config.validate),
         "network_args": None,
         **{name: getattr(data, name) for name in metadata.OF_DATASET},
     }
@@ -342,6 +341,9 @@ def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) ->
         )
     if not any(rate for rate in (derive.unet_lr(config), derive.text_encoder_lr(config))):
         found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
+    facts = facts_of(checkpoint)
+    found += [Warned(message, path) for path, message in doubts.of_loss(config.loss, prediction=facts.prediction if facts else "epsilon")]
+    found += [Warned(message, path) for path, message in doubts.of_validation(config.validate, len(pictures.held))]
     return found
 
 
