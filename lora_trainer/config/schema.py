@@ -807,7 +807,7 @@ class ValidateConfig:
     early_stop_patience: int = param(
         0,
         "Stop when it gets no better",
-        "Ends the run after this many validations in a row without a lower loss than before. 0: never. The best epoch is named in each case.",
+        "Ends the run after this many validations in a row without a lower loss than before. 0: never.",
         low=0,
         high=10_000,
         group="Early end",

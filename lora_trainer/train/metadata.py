@@ -83,13 +83,12 @@ class RunFacts:
 
 def loss_words(loss: LossConfig) -> dict[str, Any]:
     """What the loss was, under sd-scripts' names (without `ss_`); what sd-scripts does not write is there only where it was used."""
-    huber = loss.loss_type in ("huber", "smooth_l1")
     return {
         "prior_loss_weight": loss.prior_loss_weight,
         "loss_type": loss.loss_type,
-        "huber_schedule": loss.huber_schedule if huber else None,
-        "huber_c": loss.huber_c if huber else None,
-        "huber_scale": loss.huber_scale if huber else None,
+        "huber_schedule": loss.huber_schedule,
+        "huber_c": loss.huber_c,
+        "huber_scale": loss.huber_scale,
         "min_snr_gamma": loss.min_snr_gamma or None,
         "debiased_estimation": loss.debiased_estimation_loss,
         "noise_offset": loss.noise_offset or None,

@@ -274,6 +274,20 @@ def _clip_skip(value: Any, given: Mapping[str, Any], read: Read) -> Options | Me
     return OFF if number(value) == 0 else [("model.clip_skip", brought(value, options()["model.clip_skip"]))]
 
 
+def _noise_type(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return say("Each kind of noise is used here as soon as its value is not 0.")
+
+
+def _validation_batches(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    """Batches there, pictures here."""
+    return [("validate.max_pictures", int(number(value) * max(1.0, number(given.get("train_batch_size", 1)))))]
+
+
+def _of_other_models(name: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """sd-scripts reads it for models of another kind only, whatever its value; the option of that name here is not it."""
+    return lambda value, given, read: reason(name, value)
+
+
 def _token_length(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     path = paths().get("max_token_length")
     if path is None:
@@ -306,4 +320,7 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "clip_skip": _clip_skip,
     "bucket_reso_steps": _bucket_steps,
     "max_token_length": _token_length,
+    "noise_offset_type": _noise_type,
+    "max_validation_steps": _validation_batches,
+    **{name: _of_other_models(name) for name in ("timestep_sampling", "logit_mean", "logit_std", "mode_scale")},
 }

@@ -70,7 +70,35 @@ def test_a_kohya_ss_file_keeps_its_meaning():
     assert config.sample.prompts == ("photo of mika --w 512 --h 768 --d 7", "mika at the beach --n blurry")
     assert (config.seed, config.loss.min_snr_gamma, config.loss.noise_offset) == (1234, 5, 0.05)
     assert "AdamW takes its place" in why(found, "optimizer")
-    assert why(found, "multires_noise_iterations") == "Not possible here yet."
+    assert config.loss.multires_noise_iterations == 6
+
+
+def test_every_option_of_the_loss_means_the_same_here():
+    given = {
+        "loss_type": "smooth_l1",
+        "huber_schedule": "exponential",
+        "huber_c": 0.2,
+        "huber_scale": 2.0,
+        "min_snr_gamma": 3.0,
+        "debiased_estimation_loss": True,
+        "scale_v_pred_loss_like_noise_pred": True,
+        "v_pred_like_loss": 0.5,
+        "noise_offset": 0.1,
+        "noise_offset_random_strength": True,
+        "adaptive_noise_scale": 0.05,
+        "multires_noise_iterations": 8,
+        "multires_noise_discount": 0.4,
+        "ip_noise_gamma": 0.1,
+        "ip_noise_gamma_random_strength": True,
+        "min_timestep": 100,
+        "max_timestep": 900,
+        "prior_loss_weight": 0.5,
+    }
+    own = {"max_validation_steps": 5, "train_batch_size": 4, "validation_seed": 7, "validation_split": 0.1}
+    found = import_text(tomlkit.dumps({**given, **own, "timestep_sampling": "sigma", "logit_mean": 1.0}))
+    assert {name: getattr(found.config.loss, name) for name in given} == given
+    assert (found.config.validate.max_pictures, found.config.validate.seed, found.config.validate.fraction) == (20, 7, 0.1)
+    assert {left.key for left in found.left} == {"timestep_sampling", "logit_mean"} and found.config.loss.logit_mean == 0
 
 
 def test_an_sd_scripts_file_keeps_its_meaning_and_what_sd_scripts_does_by_itself():
