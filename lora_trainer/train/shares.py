@@ -29,6 +29,11 @@ PATIENCE = timedelta(days=7)
 """The others wait while the first validates, draws, or is paused."""
 
 
+def part_of(batch: Sequence[Item], rank: int, count: int) -> Sequence[Item]:
+    """The part of one of `count` processes; parts differ by at most one picture."""
+    return batch[len(batch) * rank // count : len(batch) * (rank + 1) // count]
+
+
 class Shares:
     """One process that does it all."""
 
@@ -68,9 +73,8 @@ class Together(Shares):
         self._store.set(f"pid/{rank}", f"{socket.gethostname()} {os.getpid()} {process_mark(os.getpid())}")
 
     def of(self, batch: Sequence[Item]) -> Sequence[Item]:
-        """Parts of a batch differ by at most one picture."""
-        rank, count = self.place.rank, self.place.count
-        return batch[len(batch) * rank // count : len(batch) * (rank + 1) // count]
+        """Parts differ by at most one picture."""
+        return part_of(batch, self.place.rank, self.place.count)
 
     def add_up(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
         """One sum over everything. A gradient that no process has stays None, so that its parameter is left alone as it would be."""
