@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from itertools import chain, groupby
 from typing import Any
 
@@ -11,33 +12,39 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.errors import TrainerError
+from lora_trainer.optim.makers import maker
 from lora_trainer.optim.state import moved, pack_state, unpack_state
-from lora_trainer.registry import Registry
 
-OPTIMIZERS: Registry[Callable[..., torch.optim.Optimizer]] = Registry("optimizer")
+PROBED = (64, 64)
+"""A matrix of 4096 numbers: from there on the 8-bit optimizers keep 8 bits."""
 
 
-@OPTIMIZERS.add("AdamW", "AdamW", lr_hint=1e-4, elementwise=True, bytes_per_parameter=8, capturable=True)
-def adamw(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """torch's AdamW (Loshchilov & Hutter 2019), fused where this torch can."""
+def probe(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
+    """One real step of the optimizer on one matrix. Raises TrainerError when its package is absent, its options are wrong or it fails."""
+    parameter = nn.Parameter(torch.ones(PROBED, device=device))
     try:
-        return torch.optim.AdamW([dict(group) for group in groups], fused=True, **options)  # it writes its options into what it is given
-    except (RuntimeError, TypeError):  # torch 2.1 has no fused AdamW on the CPU
-        return torch.optim.AdamW(groups, foreach=False, **options)
-
-
-def try_options(name: str, options: Mapping[str, Any]) -> None:
-    """Builds the optimizer on one number. Raises TrainerError when it does not take these options."""
-    try:
-        OPTIMIZERS[name].make([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-4}], options)
-    except (TypeError, ValueError) as error:
+        with torch.inference_mode(False), torch.enable_grad():
+            made = make_optimizer(name, {"probe": [parameter]}, [GroupPlan("probe", "probe", 1.0)], options)
+            (made.tensors()[0][0] ** 2).sum().backward()
+            made.step(1e-4)
+    except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise TrainerError(
             "{name} does not take these arguments: {reason}.",
             path="optimizer.args",
             name=name,
-            reason=str(error),
+            reason=str(error) or type(error).__name__,
             fix="Correct or empty the field.",
+        ) from error
+    except (RuntimeError, ImportError, OSError, AttributeError) as error:
+        raise TrainerError(
+            "{name} does not work on this machine ({device}): {reason}.",
+            path="optimizer.type",
+            name=name,
+            device=device,
+            reason=str(error)[:200],
+            fix="Choose AdamW, or AdaFactor where memory is short.",
         ) from error
 
 
@@ -94,19 +101,24 @@ class TrainingOptimizer:
     def __init__(
         self, name: str, parts: Mapping[str, Sequence[nn.Parameter]], plans: Sequence[GroupPlan], options: Mapping[str, Any]
     ) -> None:
-        choice = OPTIMIZERS[name]
+        choice, known = maker(name), optimizer_named(name)
         self.name, self.options = choice.name, dict(options)
-        self.elementwise = bool(choice.facts.get("elementwise"))
-        self.capturable = bool(choice.facts.get("capturable"))
-        self.bytes_per_parameter = float(choice.facts.get("bytes_per_parameter", 8))
+        self.elementwise, self.bytes_per_parameter = known.elementwise, known.bytes
         self.groups = [
             Group(plan, [parts[plan.part][place] for place in plan.places] if plan.places else parts[plan.part]) for plan in plans
         ]
         self._parts = {part: [group for group in self.groups if group.part == part] for part in parts}
         self._seen = [[group.buffer] if self.elementwise else group.parameters for group in self.groups]
         made = [{"params": seen, "lr": group.rate} for seen, group in zip(self._seen, self.groups, strict=True)]
-        self.inner = choice.make(made, options)
-        self._device = self.groups[0].buffer.device
+        with redirect_stdout(sys.stderr):  # some of them talk
+            self.inner = choice.make(made, options)
+        if callable(getattr(self.inner, "train", None)):
+            self.inner.train()  # type: ignore[attr-defined]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step may be replayed by a CUDA graph: AdamW where it keeps its count of steps on the device."""
+        return self.name == "AdamW" and bool(self.inner.param_groups[0].get("fused") or self.inner.param_groups[0].get("capturable"))
 
     def tensors(self, dtype: torch.dtype | None = None) -> list[list[Tensor]]:
         """Each part's parameters for one forward and backward, in `dtype` (None: float32); their gradients add up in the buffers."""
@@ -142,9 +154,14 @@ class TrainingOptimizer:
     def rates(self, factor: float) -> dict[str, float]:
         """Each group's learning rate at `factor`, as it takes effect: with the step size that the optimizer found itself."""
         return {
-            group.name: group.rate * factor * float(made.get("d", 1.0))
-            for group, made in zip(self.groups, self.inner.param_groups, strict=True)
+            group.name: self._effective(made, group.rate * factor) for group, made in zip(self.groups, self.inner.param_groups, strict=True)
         }
+
+    def _effective(self, made: Mapping[str, Any], rate: float) -> float:
+        if made.get("relative_step"):  # AdaFactor: of the group's first matrix
+            state = self.inner.state.get(made["params"][0])
+            return float(self.inner._get_lr(made, state)) if state else 0.0  # type: ignore[attr-defined]
+        return rate * float(made.get("d", 1.0))
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """New rates by group name, from the next step on."""

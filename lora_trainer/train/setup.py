@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,7 @@ class Trainer:
     rules: LossConfig
     requests: tuple[SampleRequest, ...]
     checkpointing: Checkpointing | None = None
+    average: Average | None = None
 
     def attach(self) -> None:
         """Puts network and checkpointing on the bundle's modules."""
@@ -184,13 +186,27 @@ class Trainer:
         """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
         self.detach()
         if source is not self.source or self.bundle is RELEASED:
+            if self.bundle is RELEASED:
+                self._move(self.device)
             self.bundle, self.source = load(source, self.device, self.precision.base), source
         self.attach()
 
+    @torch.inference_mode(False)
     def release(self) -> None:
-        """Lets go of the model, so that nothing of it stays on the device; `rebuild` brings it back."""
+        """Lets go of the model and parks network and optimizer, so that nothing stays on the device; `rebuild` brings all back."""
         self.detach()
+        self._move(torch.device("cpu"))
         self.bundle = RELEASED
+
+    def _move(self, device: torch.device) -> None:
+        """Network, optimizer and average as fresh copies there; what is remembered on the device for a quicker step is forgotten."""
+        self.optimizer.unpark(device)
+        if self.average is not None:
+            self.average.move(device)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the network holds the weights that are saved, drawn with and validated with."""
+        return shown(self.optimizer, self.average)
 
     def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
         """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
@@ -209,8 +225,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
-    rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
-    groups = [GroupPlan(part, part, rates[part]) for part in adapter.parameters()]
+    optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
         config=config,
@@ -220,15 +235,22 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         device=lease.device,
         bundle=bundle,
         adapter=adapter,
-        optimizer=make_optimizer(config.optimizer.type, adapter.parameters(), groups, derive.optimizer_args(config)),
+        optimizer=optimizer,
         scaler=make_scaler(precision, lease.device),
         captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
         cache=cache,
         views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
         rules=config.loss,
         requests=preview_requests(config),
+        average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
     )
     return trainer
+
+
+def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
+    """The learning rates of a config for the parts of a network."""
+    rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
+    return [GroupPlan(part, part, rates[part]) for part in adapter.parameters()]
 
 
 def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path | None) -> LatentCache:

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from lora_trainer.optim.optimizers import FlatOptimizer
+    from lora_trainer.optim.optimizers import TrainingOptimizer
 
 
 class Updater:
     """Unscales, measures and shortens the gradient, then steps; a gradient that is no number is dropped instead."""
 
-    def __init__(self, optimizer: FlatOptimizer, scaler: Any) -> None:
+    def __init__(self, optimizer: TrainingOptimizer, scaler: Any) -> None:
         self.optimizer, self.scaler = optimizer, scaler
 
     def update(self, factor: float, limit: float) -> float:
         """Steps at `factor` times each group's rate; returns the gradient's length before it was shortened to `limit` (0: never)."""
         optimizer, scaler = self.optimizer, self.scaler
         if scaler is not None:
-            scaler.unscale_(optimizer.inner)
+            optimizer.unscale(scaler)
         norm = self._shortened(limit)
         if norm == norm and norm != float("inf"):
             optimizer.step(factor)
