@@ -14,6 +14,7 @@ from lora_trainer.data import order
 from lora_trainer.data.describe import size_of
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.detect import ModelFacts
+from lora_trainer.train.activations import Choice, Numbers
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 SD1_CHANNELS, SD1_PIXELS = 320, 512 * 512
@@ -140,6 +141,15 @@ def make_plan(
         free_mb=machine.free_mb,
         effective_scale=derive.network_scale(config),
     )
+
+
+def step_parts(choice: Choice, trained: int, numbers: Numbers, state: float = 8.0) -> dict[str, float]:
+    """Bytes that training needs besides the model: the network's numbers, the optimizer's (`state` bytes for each), and a step's own.
+
+    `choice` is what becomes of each block of the model. The most is needed where backward begins, or where the gradients are whole.
+    """
+    copies = trained * numbers.size if numbers.size < 4 else 0
+    return {"network": 4.0 * trained + copies, "optimizer": state * trained, "activations": max(choice.peak, 4.0 * trained + copies)}
 
 
 def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:
