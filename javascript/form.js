@@ -29,6 +29,15 @@
   };
   LT.differs = (path) => path in LT.state.values && !equal(LT.state.values[path], LT.defaultOf(path));
 
+  /* ---- options that depend on others ---- */
+
+  const isOff = (value) => value === undefined || value === null || value === false || value === "" || Number(value) === 0 || (Array.isArray(value) && !value.length);
+  const holds = ([path, values]) => LT.relevant(path) && (values.length ? values.some((one) => equal(one, LT.value(path))) : !isOff(LT.value(path)));
+  /** The first condition of an option that does not hold: [path, values], or null. */
+  LT.unmet = (path) => (((LT.options.get(path) || {}).when || []).find((need) => !holds(need)) || null);
+  /** Whether an option has an effect with the other values of the form. */
+  LT.relevant = (path) => LT.unmet(path) === null;
+
   /** A preview prompt that holds what is learnt, until the user writes one. */
   const suggestedPrompts = () => {
     const trigger = LT.state.values["data.trigger_word"] || "", known = LT.classWords();

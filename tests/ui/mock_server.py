@@ -18,9 +18,17 @@ from lora_trainer.api.options import defaults, options
 from lora_trainer.messages import words
 
 from .drawn import figure
-from .made_up import World
+from .made_up import World, schedule
 
 ROOT = Path(__file__).parents[2]
+LIVE = (
+    "optimizer.learning_rate",
+    "optimizer.unet_lr",
+    "optimizer.text_encoder_lr",
+    "schedule.type",
+    "save.every_n_epochs",
+    "sample.prompts",
+)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -74,7 +82,10 @@ class Handler(BaseHTTPRequestHandler):
                 {"title": "v1-5-pruned-emaonly", "path": "", "loaded": True},
                 {"title": "anime-mix", "path": "D:\\sd\\anime-mix.safetensors", "loaded": False},
             ]
-            self.send({"sections": options(language), "defaults": defaults({"native_size": 512}), "checkpoints": checkpoints, "vaes": []})
+            sections = options(language)
+            for option in (option for section in sections for option in section["options"] if option["path"] in LIVE):
+                option["live"] = True
+            self.send({"sections": sections, "defaults": defaults({"native_size": 512}), "checkpoints": checkpoints, "vaes": []})
         elif path == "words":
             words.cache_clear()
             self.send(dict(words(language)) if language != "en" else {})
@@ -124,6 +135,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send({"config": config, "toml": ""})
         elif what == "grid":
             self.send(world.grid())
+        elif what == "schedule":
+            self.send({"schedule": schedule(10_000 if world.scenario == "long" else 1320, world.share(world.steps_done()))})
         elif what == "files":
             name = parts[-1].removesuffix(".png")
             epoch, _, second = name.partition("-")
@@ -172,6 +185,15 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "grid":
             world.scenario = "halfgrid"
             self.send({"run": "mika-grid", "of": "mika"}, status=202)
+        elif path.endswith("/resume"):
+            world.scenario = "training"
+            self.send({"run": "mika"})
+        elif path.endswith("/control") and body["command"] == "change":
+            wrong = [path for path, value in body["changes"].items() if isinstance(value, str) and path.endswith("_lr")]
+            problems = [{"path": path, "message": "This must be a number.", "fix": "Write 1e-4."} for path in wrong]
+            if not wrong:
+                world.scenario, world.changed_at = "changed", world.steps_done()
+            self.send({"problems": problems} if wrong else {}, status=400 if wrong else 200)
         elif path.endswith("/control"):
             world.scenario = {"pause": "paused", "resume": "training", "stop": "finished", "stop-discard": "finished"}.get(
                 body["command"], world.scenario
