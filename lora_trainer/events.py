@@ -70,11 +70,15 @@ class Sampled:
 
 @attrs.frozen
 class Validated:
-    """Mean squared error over the validation pictures (weight 1, t = 50, 150 .. 950, fixed noise)."""
+    """Mean squared error over the validation pictures (weight 1, t = 50, 150 .. 950, fixed noise).
+
+    `best`: the lowest since training began.
+    """
 
     step: int
     epoch: int
     loss: float
+    best: bool = False
 
 
 @attrs.frozen

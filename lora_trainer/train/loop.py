@@ -233,8 +233,18 @@ class _Run:
             yield from self.output.save(self.names.epoch(course.epoch))
         if plan.validations.hit(course.step, course.epoch, epoch_done):
             yield from self.validation.look()
+            yield from self._end_early()
         if plan.previews.hit(course.step, course.epoch, epoch_done):
             yield from self.previews.draw()
+
+    def _end_early(self) -> Iterator[Event]:
+        """Ends the run where validation has found nothing better for long; every process learns it from the first."""
+        course = self.course
+        if not self.config.validate.early_stop_patience or not self.shares.told(course.early.ended) or course.over:
+            return
+        course.ended = True
+        if self.shares.place.leads:
+            yield Warned(self.validation.why_early(), "validate.early_stop_patience")
 
     def _between_steps(self) -> Iterator[Event]:
         """What the user asked for meanwhile: save, preview, pause; and other people's turn at the host."""

@@ -51,6 +51,10 @@ class Shares:
         """What the run asks for commands instead of `asked`."""
         return asked
 
+    def told(self, word: Any) -> Any:
+        """The first process's `word`."""
+        return word
+
     def require_same(self, digest: str) -> None:
         """Raises TrainingError where another process has other settings or pictures."""
 
