@@ -20,6 +20,7 @@ from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.launcher import OwnProcess
 from lora_trainer.jobs.ranks import ALONE, Place
 
 if TYPE_CHECKING:
@@ -136,6 +137,26 @@ def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = 
         yield from run(config, host, control, folder.path, place)
 
     return work
+
+
+def apart(config: TrainConfig) -> bool:
+    """Whether a run that is started from the tab gets a process of its own."""
+    return config.memory.own_process or bool(config.memory.device)
+
+
+def on_files(config: TrainConfig, host: Host) -> TrainConfig:
+    """For a process that cannot ask the host: the model that is loaded, and the VAE's name, as paths of their files."""
+    if host.name == "standalone" and not config.model.pretrained_model_name_or_path:
+        return config  # there it means the same
+    model, vae = model_path(config, host), config.model.vae
+    vae = next((str(path) for path in host.vaes() if vae in (path.name, path.stem)), vae) if vae else ""
+    return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=str(model), vae=vae))
+
+
+def process_of(folder: RunFolder, host: Host) -> OwnProcess:
+    """The process that trains what the folder's config.toml says."""
+    words = ("train", str(folder.config_file), "--into", str(folder.path))
+    return OwnProcess(folder, words, cache=host.paths().cache_dir, at_end=host.refresh_networks)
 
 
 def refuse(problems: list[Problem]) -> None:

@@ -121,12 +121,13 @@ def word_message(message: Any, language: str) -> str:
     """The text of a message as events.jsonl holds it: {"template", "values", "text"}, or plain text."""
     if not isinstance(message, Mapping):
         return str(message)
-    return _read(message).text(language)
+    return message_from(message).text(language)
 
 
-def _read(message: Mapping[str, Any]) -> Message:
+def message_from(message: Mapping[str, Any]) -> Message:
+    """A message from its plain values, as events.jsonl holds it."""
     values = message.get("values", {})
-    inner = {key: _read(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
+    inner = {key: message_from(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
     return Message(message["template"], {**values, **inner})
 
 
