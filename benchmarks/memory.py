@@ -17,7 +17,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,6 @@ import attrs
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -47,8 +46,6 @@ from lora_trainer.train.step import Batch, picture_losses
 
 CPU = torch.device("cpu")
 SHAPES = {"sd15": SD15, "tiny": TINY}
-FINE = (functional.group_norm, functional.layer_norm, functional.softmax)
-COARSE = (functional.linear, torch.conv2d, functional.conv2d, torch.addmm, functional.scaled_dot_product_attention)
 
 
 @attrs.frozen
@@ -116,14 +113,28 @@ class Allocations(TorchDispatchMode):
         self.alive -= size
 
 
-class AsCuda(TorchFunctionMode):
-    """Casts as autocast does on CUDA: norms in float32, matrices and convolutions in half."""
+@contextmanager
+def as_cuda() -> Iterator[None]:
+    """Casts as autocast does on CUDA: norms in float32, matrices, convolutions and attention in half."""
+    places = [(functional, name, torch.float32) for name in ("group_norm", "layer_norm", "softmax")]
+    places += [(functional, name, torch.bfloat16) for name in ("linear", "conv2d", "scaled_dot_product_attention")]
+    places.append((torch, "addmm", torch.bfloat16))
+    before = [getattr(module, name) for module, name, _ in places]
+    for (module, name, dtype), function in zip(places, before, strict=True):
+        setattr(module, name, _casting(function, dtype))
+    try:
+        yield
+    finally:
+        for (module, name, _), function in zip(places, before, strict=True):
+            setattr(module, name, function)
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        wanted = torch.float32 if function in FINE else torch.bfloat16 if function in COARSE else None
-        if wanted is not None:
-            args, kwargs = tree_map(lambda value: _cast(value, wanted), (args, kwargs or {}))
-        return function(*args, **(kwargs or {}))
+
+def _casting(function: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tree_map(lambda value: _cast(value, dtype), (args, kwargs))
+        return function(*args, **kwargs)
+
+    return run
 
 
 def _cast(value: Any, dtype: torch.dtype) -> Any:
@@ -201,16 +212,16 @@ def _bundle(widths: Widths, dtype: torch.dtype) -> ModelBundle:
     return ModelBundle(sd1.SD1(), unet, none, None, none, sd1.alphas_cumprod(), "epsilon", dtype, CPU)
 
 
-def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, as_cuda: bool) -> tuple[Counted, activations.Choice]:
+def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -> tuple[Counted, activations.Choice]:
     """The second step's allocations, without calculating anything."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        step = Step(widths, setting, dtype, Numbers(_size(dtype), 4 if as_cuda else _size(dtype)))
+        step = Step(widths, setting, dtype, Numbers(_size(dtype), 4 if cuda else _size(dtype)))
         model = sum(parameter.numel() * parameter.element_size() for parameter in step.bundle.unet.parameters())
-        if as_cuda:
-            stack.enter_context(AsCuda())
+        if cuda:
+            stack.enter_context(as_cuda())
         step()
         allocations = stack.enter_context(Allocations())
         lasting = [group.buffer for group in step.optimizer.groups]
@@ -221,11 +232,11 @@ def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, as_cuda: bool
         return Counted(model, between, allocations.peak), step.choice
 
 
-def rows(widths: Widths, settings: Sequence[Setting], dtype: torch.dtype, *, as_cuda: bool) -> Iterator[dict[str, Any]]:
+def rows(widths: Widths, settings: Sequence[Setting], dtype: torch.dtype, *, cuda: bool) -> Iterator[dict[str, Any]]:
     """For each setting: megabytes predicted and counted of activations and of all, and how far apart they are."""
-    numbers = Numbers(_size(dtype), 4 if as_cuda else _size(dtype))
+    numbers = Numbers(_size(dtype), 4 if cuda else _size(dtype))
     for setting in settings:
-        counted, choice = count(widths, setting, dtype, as_cuda=as_cuda)
+        counted, choice = count(widths, setting, dtype, cuda=cuda)
         trained = round(counted.between / 12)
         parts = step_parts(choice, trained, numbers)
         predicted = counted.model + sum(parts.values())
@@ -307,7 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(times(SHAPES[chosen_.shape], chosen_.side, chosen_.rounds), indent=1))
         return
     dtype = torch.float32 if chosen_.fp32 else torch.bfloat16
-    found = list(rows(SHAPES[chosen_.shape], SETTINGS, dtype, as_cuda=chosen_.as_cuda))
+    found = list(rows(SHAPES[chosen_.shape], SETTINGS, dtype, cuda=chosen_.as_cuda))
     if chosen_.json:
         print(json.dumps({"rows": found}))
         return

@@ -679,15 +679,23 @@ class MemoryConfig:
         choices={
             "auto": "automatic",
             "xformers": "xformers",
-            "sdpa": "PyTorch",
-            "sliced": "one head at a time (least memory, slow)",
+            "sdpa": "PyTorch's own",
+            "sliced": "in slices (least memory, slow)",
         },
+    )
+    pictures_at_once: int = param(
+        0,
+        "Pictures calculated together",
+        "The pictures of a step go through the model in pieces of at most so many: less memory, a little slower, the same result but for "
+        "rounding. 0: all together.",
+        low=0,
+        high=256,
     )
     vae_precision: str = param(
         "auto",
         "VAE precision",
         "Number format in which pictures are encoded and drawn. auto: as the VAE is held, and float32 where that gives no finite numbers.",
-        choices={"auto": "automatic", "fp32": "float32", "bf16": "bfloat16"},
+        choices={"auto": "automatic", "fp32": "float32 (exact)", "bf16": "bfloat16 (half the memory)"},
     )
     retry: bool = param(
         True,
