@@ -58,6 +58,9 @@ def tell_end(job: Job, out: Out) -> None:
         out.note(say("The whole report: {path}", path=str(job.folder.report_file)))
     elif status.outcome == "stopped":
         out.note(say("Stopped at step {step}.", step=status.step))
+    if status.best:
+        best = {**status.best, "loss": f"{status.best['loss']:.4f}"}
+        out.note(say("The validation loss is lowest at step {step}, epoch {epoch}: {loss}", **best))
 
 
 @contextmanager
@@ -121,7 +124,10 @@ class Console:
         if isinstance(event, Phase) and event.name not in ("saving", "validating", "sampling", "training"):
             return PHASES.get(event.name, event.name)
         if isinstance(event, Validated):
-            return say("step {step}: validation loss {loss}", step=event.step, loss=f"{event.loss:.4f}")
+            loss = f"{event.loss:.4f}"
+            if event.best:
+                return say("step {step}: validation loss {loss}, the lowest so far", step=event.step, loss=loss)
+            return say("step {step}: validation loss {loss}", step=event.step, loss=loss)
         if isinstance(event, Saved):
             return say("step {step}: saved {path}", step=event.step, path=event.path)
         if isinstance(event, Sampled):

@@ -148,7 +148,8 @@ class ReportFile:
         elif isinstance(event, Warned):
             self.lines.append(f"warning      {event.message}")
         elif isinstance(event, Validated):
-            self.lines.append(f"validation   step {event.step}, epoch {event.epoch}: {event.loss:.5f}")
+            lowest = ", the lowest so far" if event.best else ""
+            self.lines.append(f"validation   step {event.step}, epoch {event.epoch}: {event.loss:.5f}{lowest}")
         elif isinstance(event, Saved):
             self.lines.append(f"saved        {event.path}  {event.bytes / 1e6:.1f} MB  sha256 {event.sha256}")
         elif isinstance(event, (Finished, Stopped, Failed)):

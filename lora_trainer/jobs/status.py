@@ -73,6 +73,8 @@ class RunStatus:
     skipped: int = 0
     loss_scale: float = 0.0
     validation: float | None = None
+    best: Mapping[str, Any] | None = None
+    """The lowest validation loss since training began: step, epoch, loss."""
     sample: str = ""
     saved: int = 0
     warnings: int = 0
@@ -186,6 +188,11 @@ def _ended(outcome: str, status: RunStatus, event: Any) -> dict[str, Any]:
     return {"state": outcome, "outcome": outcome, "seconds_left": 0.0, "step": max(status.step, event.step)}
 
 
+def _validated(status: RunStatus, event: Validated) -> dict[str, Any]:
+    best = {"step": event.step, "epoch": event.epoch, "loss": event.loss} if event.best else status.best
+    return {"validation": event.loss, "best": best}
+
+
 def _rendered(status: RunStatus, event: Rendered, time: float) -> dict[str, Any]:
     done = status.done + 1
     pace = (time - status.phase_since) / done
@@ -199,7 +206,7 @@ _CHANGES: dict[type, Any] = {
     Progress: lambda status, event, time: {"done": event.done},
     Stepped: _stepped,
     Sampled: lambda status, event, time: {"sample": event.path},
-    Validated: lambda status, event, time: {"validation": event.loss},
+    Validated: lambda status, event, time: _validated(status, event),
     Saved: lambda status, event, time: {"saved": status.saved + (not event.final)},
     Rendered: _rendered,
     Warned: lambda status, event, time: {"warnings": status.warnings + 1, "warning": event.message},
