@@ -292,7 +292,7 @@ def _check_optimizer_args(config: TrainConfig) -> Iterator[tuple[tuple[str, ...]
 
 def _check_rates(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
     known = optimizer_named(config.optimizer.type)
-    if known.one_rate and len(rates := derive.nonzero_rates(config)) > 1:
+    if known.one_rate and len(rates := sorted({rate for rate in derive.rates(config).values() if rate})) > 1:
         yield (
             ("optimizer.type", "optimizer.unet_lr", "optimizer.text_encoder_lr", "optimizer.loraplus_lr_ratio"),
             problem(

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_trainer.config import arguments
 from lora_trainer.config.names import slug
-from lora_trainer.config.schema import SampleConfig, SaveConfig, TrainConfig, ValidateConfig
+from lora_trainer.config.schema import SampleConfig, SaveConfig, Steps, TrainConfig, ValidateConfig
 
 DEFAULT_EPOCHS = 10
 Interval = SampleConfig | ValidateConfig | SaveConfig
@@ -50,11 +50,22 @@ def trains_text_encoder(config: TrainConfig) -> bool:
     return any(given) if isinstance(given, tuple) and given else given != 0
 
 
-def nonzero_rates(config: TrainConfig) -> list[float]:
-    """The different rates that parts of the network are trained with, LoRA+ included."""
-    bases = {"unet": unet_lr(config) if trains_unet(config) else 0.0}
-    bases["text_encoder"] = text_encoder_lr(config) if trains_text_encoder(config) else 0.0
-    return sorted({rate for part, base in bases.items() for rate in (base, base * loraplus_ratio(config, part)) if rate})
+def rates(config: TrainConfig) -> dict[str, float]:
+    """Each group's learning rate: of the parts that are trained, "unet plus" for the upper matrices where LoRA+ makes them faster."""
+    bases = {"unet": unet_lr(config)} if trains_unet(config) else {}
+    if trains_text_encoder(config):
+        bases["text_encoder"] = text_encoder_lr(config)
+    found: dict[str, float] = {}
+    for part, base in bases.items():
+        found[part] = base
+        if (ratio := loraplus_ratio(config, part)) != 1.0:
+            found[f"{part} plus"] = base * ratio
+    return found
+
+
+def decay_steps(config: TrainConfig, total: int) -> int:
+    """Steps of a schedule's decay in a run of `total` steps."""
+    return _of_all(config.schedule.decay_steps, total)
 
 
 def interval_epochs(section: Interval) -> int:
@@ -79,7 +90,10 @@ def resolution(config: TrainConfig) -> tuple[int, int]:
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
     """Steps of warm-up in a run of `total` steps; a share such as "5%" is rounded to the nearest step."""
-    given = config.schedule.warmup_steps
+    return _of_all(config.schedule.warmup_steps, total)
+
+
+def _of_all(given: Steps, total: int) -> int:
     if isinstance(given, int):
         return min(given, total)
     return min(int(float(given.rstrip("% ")) / 100 * total + 0.5), total)

@@ -21,8 +21,9 @@ def class_at(path: str, base: type, option: str) -> Any:
         package = path.partition(".")[0]
         if package not in sys.modules and (error.name or "").partition(".")[0] == package:
             raise MissingPackage(
-                "{path} needs the package {package}, which is not installed.",
+                "{name} needs the package {package}, which is not installed.",
                 path=option,
+                name=path,
                 package=package.replace("_", "-"),
                 fix="Install it into the Python that runs this: pip install {package}",
             ) from error

@@ -103,7 +103,7 @@ class TrainingOptimizer:
     ) -> None:
         choice, known = maker(name), optimizer_named(name)
         self.name, self.options = choice.name, dict(options)
-        self.elementwise, self.bytes_per_parameter = known.elementwise, known.bytes
+        self.elementwise, self.bytes_per_parameter, self.finds = known.elementwise, known.bytes, known.finds
         self.groups = [
             Group(plan, [parts[plan.part][place] for place in plan.places] if plan.places else parts[plan.part]) for plan in plans
         ]
@@ -137,11 +137,15 @@ class TrainingOptimizer:
         scaler.unscale_(self.inner)
 
     def step(self, factor: float) -> None:
-        """One step at `factor` times each group's rate; gradients are dropped after it."""
+        """One step at `factor` times each group's rate; gradients are dropped after it.
+
+        At a rate of 0 an optimizer that finds the size of its steps learns nothing of it (and some divide by it).
+        """
         for made, group in zip(self.inner.param_groups, self.groups, strict=True):
             made["lr"] = group.rate * factor
         self._hand_out()
-        self.inner.step()
+        if not self.finds or any(made["lr"] for made in self.inner.param_groups):
+            self.inner.step()
         self.drop()
 
     def drop(self) -> None:

@@ -179,11 +179,13 @@ def schedule_of(section: ScheduleConfig, total: int, warmup: int, decay: int) ->
 
 def curve(schedule: Schedule, rate: float, points: int = 200) -> list[tuple[int, float]]:
     """(step, learning rate) at no more than about `points` steps, first and last included, and where the warm-up ends."""
-    count = max(1, min(points, schedule.total))
+    if not schedule.total:
+        return []
+    count = min(points, schedule.total)
     steps = {round(number * (schedule.total - 1) / max(1, count - 1)) for number in range(count)}
     if 0 < schedule.warmup < schedule.total:
         steps.add(schedule.warmup)
-    return [(step + 1, rate * schedule.factor(step)) for step in sorted(steps)]
+    return [(step + 1, float(f"{rate * schedule.factor(step):.6g}")) for step in sorted(steps)]
 
 
 def factor(name: str, step: int, total: int, warmup: int, floor: float) -> float:

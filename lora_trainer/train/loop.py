@@ -29,7 +29,6 @@ from lora_trainer.events import (
 )
 from lora_trainer.host.base import Host, Lease, with_remedy
 from lora_trainer.jobs.ranks import ALONE, Place
-from lora_trainer.optim.schedules import factor
 from lora_trainer.train import setup
 from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.course import Course
@@ -191,13 +190,13 @@ class _Run:
 
     def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Stepped:
         begin = time.perf_counter()
-        course, plan, schedule = self.course, self.course.plan, self.config.schedule
+        course, plan = self.course, self.course.plan
         with torch.inference_mode(False), torch.enable_grad():
             total = self.gradient.add_up(group)
             total = self.shares.add_up([group.buffer for group in self.trainer.optimizer.groups], total)
-            rate = factor(schedule.type, course.step, plan.total_steps, plan.warmup_steps, schedule.min_lr_ratio)
+            rate = plan.rate_factor(course.step)
             norm = self.updater.update(rate, self.config.optimizer.max_grad_norm)
-        loss = float(total)
+        loss, rates = float(total), self.trainer.optimizer.rates(rate)
         self._watch(loss)
         course.stepped(loss)
         return Stepped(
@@ -205,10 +204,11 @@ class _Run:
             epoch=course.epoch,
             loss=loss,
             loss_average=course.loss_average,
-            lr=self.trainer.optimizer.groups[0].rate * rate,
+            lr=next(iter(rates.values())),
             grad_norm=norm,
             seconds=time.perf_counter() - begin,
             vram_mb=round(vram_mb(self.trainer.bundle.device), 1),
+            rates=rates if len(rates) > 1 else {},
         )
 
     def _watch(self, loss: float) -> None:

@@ -14,6 +14,7 @@ from lora_trainer.data import order
 from lora_trainer.data.describe import size_of
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.detect import ModelFacts
+from lora_trainer.optim.schedules import Schedule, curve, schedule_of
 from lora_trainer.train.activations import Choice, Numbers
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
@@ -67,6 +68,15 @@ class TrainingPlan:
     memory: tuple[tuple[str, float], ...]
     free_mb: float
     effective_scale: float
+    rates: tuple[tuple[str, float], ...]
+    """Each group's learning rate where the schedule is at its height, scaled by the batch."""
+    rate_scale: float
+    """What the batch makes of the rates as they are written."""
+    schedule: Schedule
+
+    def rate_factor(self, step: int) -> float:
+        """What each group's written rate is multiplied by at a step (0 is the first)."""
+        return self.rate_scale * self.schedule.factor(step)
 
     @property
     def needed_mb(self) -> float:
@@ -95,6 +105,16 @@ class TrainingPlan:
                 "estimate": True,
             },
             "effective_scale": self.effective_scale,
+            "effective": {
+                name: {
+                    "rate": rate,
+                    "with_network": rate * self.effective_scale,
+                    "least": min((lr for _, lr in curve(self.schedule, rate)), default=0.0),
+                }
+                for name, rate in self.rates
+            },
+            "rate_scale": self.rate_scale,
+            "schedule": {name: curve(self.schedule, rate) for name, rate in self.rates},
         }
 
 
@@ -122,6 +142,7 @@ def make_plan(
     previews = Marks(derive.interval_epochs(config.sample), derive.interval_steps(config.sample))
     files = _count_files(saves, per_epoch, total)
     network = network_parameters(config, facts)
+    warmup, scale = derive.warmup_steps(config, total), derive.batch_factor(config, together[0] * config.steps.gradient_accumulation_steps)
     return TrainingPlan(
         images=sum(not record.is_reg for record in trained),
         reg_images=sum(record.is_reg for record in trained),
@@ -130,7 +151,7 @@ def make_plan(
         steps_per_epoch=per_epoch,
         epochs=epochs,
         total_steps=total,
-        warmup_steps=derive.warmup_steps(config, total),
+        warmup_steps=warmup,
         saves=saves,
         previews=previews,
         validations=Marks(derive.interval_epochs(config.validate), config.validate.every_n_steps),
@@ -140,6 +161,9 @@ def make_plan(
         memory=_memory(config, datasets, facts, machine, network),
         free_mb=machine.free_mb,
         effective_scale=derive.network_scale(config),
+        rates=tuple((name, rate * scale) for name, rate in derive.rates(config).items()),
+        rate_scale=scale,
+        schedule=schedule_of(config.schedule, total, warmup, derive.decay_steps(config, total)),
     )
 
 

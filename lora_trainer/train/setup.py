@@ -36,6 +36,7 @@ from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
 from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, probe
 from lora_trainer.train import doubts, metadata
+from lora_trainer.train.average import Average, shown
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.plan import TrainingPlan
@@ -93,6 +94,12 @@ class Pictures:
     def without_held(self) -> Pictures:
         """For a process that trains along with another one, which validates."""
         return attrs.evolve(self, held=())
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal where the same batches of the same pictures come."""
+        told = [(record.key, record.bucket, record.repeats, record.crop, record.dataset) for record in self.trained]
+        return hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
@@ -199,10 +206,14 @@ class Trainer:
         self.bundle = RELEASED
 
     def _move(self, device: torch.device) -> None:
-        """Network, optimizer and average as fresh copies there; what is remembered on the device for a quicker step is forgotten."""
+        """Network, optimizer and average as fresh copies there."""
         self.optimizer.unpark(device)
         if self.average is not None:
             self.average.move(device)
+        if self.scaler is not None:  # its two numbers are made anew, where they are needed, from what it knows
+            kept = self.scaler.state_dict()
+            self.scaler._scale = self.scaler._growth_tracker = None
+            self.scaler.load_state_dict(kept)
 
     def shown(self) -> AbstractContextManager[None]:
         """Inside, the network holds the weights that are saved, drawn with and validated with."""
@@ -248,9 +259,14 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
 
 
 def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
-    """The learning rates of a config for the parts of a network."""
-    rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
-    return [GroupPlan(part, part, rates[part]) for part in adapter.parameters()]
+    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others."""
+    rates, plans = derive.rates(config), []
+    for part, parameters in adapter.parameters().items():
+        upper = adapter.upper(part) if f"{part} plus" in rates else ()
+        plans.append(GroupPlan(part, part, rates[part], tuple(place for place in range(len(parameters)) if place not in upper)))
+        if upper:
+            plans.append(GroupPlan(f"{part} plus", part, rates[f"{part} plus"], upper))
+    return plans
 
 
 def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path | None) -> LatentCache:
