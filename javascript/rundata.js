@@ -44,7 +44,9 @@
   const readSchedule = async (data) => {
     if (!data.wantsSchedule || !data.plan) return;
     data.wantsSchedule = false;
-    data.schedule = (await LT.get(`runs/${encodeURIComponent(data.id)}/schedule`).catch(() => ({ schedule: null }))).schedule;
+    const { schedule = null, total_steps, epochs } = await LT.get(`runs/${encodeURIComponent(data.id)}/schedule`).catch(() => ({}));
+    data.schedule = schedule;
+    if (total_steps) data.plan = { ...data.plan, total_steps, epochs };
     data.planned += 1;
   };
   const DECIDES = /^(optimizer|schedule|steps)\./;

@@ -79,9 +79,10 @@
     box.addEventListener("pointerleave", () => (tip.hidden = true));
 
     const effective = () => {
-      const told = Object.entries(plan.effective || {}).filter(([, rate]) => typeof rate === "number" && isFinite(rate));
-      const rates = [...new Set(told.map(([, rate]) => LT.rate(rate)))];
-      return rates.length > 0 && h("span.lt-muted", { title: t("The network's strength is alpha / rank: with it a change of the weights counts this much.") }, t("effective with alpha / rank: {rates}", { rates: rates.join(" / ") }));
+      const told = Object.values(plan.effective || {});
+      const rates = [...new Set(told.map((one) => LT.rate(one.with_network)))];
+      if (!rates.length || told.every((one) => one.with_network === one.rate)) return null;
+      return h("span.lt-muted", { title: t("The network's strength is alpha / rank: with it a change of the weights counts this much.") }, t("effective with alpha / rank: {rates}", { rates: rates.join(" / ") }));
     };
     const paint = (shown) => {
       plan = shown;

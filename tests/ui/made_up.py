@@ -265,7 +265,7 @@ class World:
                 "estimate": True,
             },
             "schedule": schedule(each * epochs),
-            "effective": {group: rate / 2 for group, rate in RATES.items()},
+            "effective": {group: {"rate": rate, "with_network": rate / 2, "least": 0.0} for group, rate in RATES.items()},
             "problems": [],
             "warnings": warnings,
         }

@@ -21,14 +21,6 @@ from .drawn import figure
 from .made_up import World, schedule
 
 ROOT = Path(__file__).parents[2]
-LIVE = (
-    "optimizer.learning_rate",
-    "optimizer.unet_lr",
-    "optimizer.text_encoder_lr",
-    "schedule.type",
-    "save.every_n_epochs",
-    "sample.prompts",
-)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -82,10 +74,7 @@ class Handler(BaseHTTPRequestHandler):
                 {"title": "v1-5-pruned-emaonly", "path": "", "loaded": True},
                 {"title": "anime-mix", "path": "D:\\sd\\anime-mix.safetensors", "loaded": False},
             ]
-            sections = options(language)
-            for option in (option for section in sections for option in section["options"] if option["path"] in LIVE):
-                option["live"] = True
-            self.send({"sections": sections, "defaults": defaults({"native_size": 512}), "checkpoints": checkpoints, "vaes": []})
+            self.send({"sections": options(language), "defaults": defaults({"native_size": 512}), "checkpoints": checkpoints, "vaes": []})
         elif path == "words":
             words.cache_clear()
             self.send(dict(words(language)) if language != "en" else {})
@@ -136,7 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "grid":
             self.send(world.grid())
         elif what == "schedule":
-            self.send({"schedule": schedule(10_000 if world.scenario == "long" else 1320, world.share(world.steps_done()))})
+            total = 10_000 if world.scenario == "long" else 1320
+            self.send({"total_steps": total, "epochs": 10, "schedule": schedule(total, world.share(world.steps_done()))})
         elif what == "files":
             name = parts[-1].removesuffix(".png")
             epoch, _, second = name.partition("-")

@@ -328,7 +328,7 @@ def test_settings_are_changed_while_the_run_goes_on(mika: Page, made_up: tuple[s
     dialog.get_by_role("button", name="Change", exact=True).click()
     page.get_by_text("1 setting changes with the next step.").wait_for()
     assert asked(made_up[1], "runs/mika/control")[-1] == {"command": "change", "changes": {"optimizer.unet_lr": 7e-5}}
-    page.locator(".lt-changeline").wait_for()
+    page.locator(".lt-changeline").wait_for(state="attached")
     page.locator(".lt-loghead").click()
     page.locator(".lt-logline.change", has_text="U-Net learning rate: 1.4e-4 → 7e-5").wait_for()
     page.get_by_role("button", name="Change…").click()
