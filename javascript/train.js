@@ -44,7 +44,7 @@
       asked = "";
       if (!LT.active()) ended(run);
     }
-    if (run && (!old || run.id !== old.id || (run.state !== old.state && !LT.active()))) LT.loadRuns();
+    if (run ? !old || run.id !== old.id || (run.state !== old.state && !LT.active()) : old) LT.loadRuns();
     title(run);
     if (LT.state.step === "train") refresh();
   };
