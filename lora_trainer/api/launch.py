@@ -64,7 +64,7 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
     `read` reads the pictures where somebody has a quicker way than reading the folder again.
     """
     from lora_trainer.train.saving import Names, refuse_overwriting
-    from lora_trainer.train.setup import check_optimizer, preview_requests, read_pictures
+    from lora_trainer.train.setup import check_optimizer, read_pictures
 
     names = Names(Path(config.save.output_dir), derive.output_name(config))
     found: list[Problem] = []
@@ -72,7 +72,6 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "data.train_data_dir": lambda: (read or read_pictures)(config),
         "optimizer.args": lambda: check_optimizer(config),
-        "sample.prompts": lambda: preview_requests(config),
         "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
         "save.runs_dir": lambda: check_folder(Path(config.save.runs_dir)),
         "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite),

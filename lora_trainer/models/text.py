@@ -11,6 +11,8 @@ from torch import Tensor
 LENGTH = 77
 READ = LENGTH - 2
 """Tokens of a caption that CLIP reads at once, between its start and end token."""
+LONGEST = 75 * 100 + 2
+"""Tokens of the longest text that is read at all."""
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], limit: int = READ) -> Tensor:
@@ -37,3 +39,10 @@ def joined(hidden: Tensor, count: int) -> Tensor:
 def count_tokens(tokenizer: Any, text: str) -> int:
     """Tokens of a text without start and end; what is over the limit is cut off in training."""
     return len(tokenizer(text)["input_ids"]) - 2
+
+
+def room_for(tokenizer: Any, texts: Sequence[str]) -> int:
+    """The least multiple of 75 tokens that holds the longest text whole: the limit for `tokenize`."""
+    ids = tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"]
+    longest = max((len(one) - 2 for one in ids), default=0)
+    return max(1, -(-longest // READ)) * READ

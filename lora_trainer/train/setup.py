@@ -21,7 +21,7 @@ from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
-from lora_trainer.data.describe import SubsetRules, describe, training_size
+from lora_trainer.data.describe import SubsetRules, describe
 from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.store import LATENTS
@@ -35,14 +35,13 @@ from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
 from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, probe
-from lora_trainer.train import doubts, metadata
+from lora_trainer.train import attention, doubts, economy, metadata, vae
 from lora_trainer.train.average import Average, shown
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.plan import TrainingPlan
-from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.prompts import SampleRequest, prompts_of
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
-from lora_trainer.train.sample import encode
 from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views
 
@@ -174,12 +173,14 @@ class Trainer:
     requests: tuple[SampleRequest, ...]
     checkpointing: Checkpointing | None = None
     average: Average | None = None
+    attention: str = "sdpa"
+    notes: tuple[Warned, ...] = ()
 
     def attach(self) -> None:
-        """Puts network and checkpointing on the bundle's modules."""
+        """Puts network, attention and checkpointing on the bundle's modules."""
+        attention.use(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
         self.adapter.attach(self.bundle)
-        if self.config.memory.gradient_checkpointing:
-            self.checkpointing = Checkpointing(self.bundle.unet, self.bundle.text_encoder)
+        self.checkpointing = economy.checkpointing(self)
 
     def detach(self) -> None:
         """Takes both off again."""
@@ -196,6 +197,16 @@ class Trainer:
             if self.bundle is RELEASED:
                 self._move(self.device)
             self.bundle, self.source = load(source, self.device, self.precision.base), source
+            vae.hold(self.bundle, self.config.memory.vae_precision)
+        self.attach()
+
+    @torch.inference_mode(False)
+    def reset(self, config: TrainConfig) -> None:
+        """Other settings of [memory] from now on, and of how many pictures are encoded together."""
+        self.detach()
+        self.config, self.cache.batch = config, config.data.vae_batch_size
+        if config.memory.attention != "auto":
+            self.attention = config.memory.attention
         self.attach()
 
     @torch.inference_mode(False)
@@ -232,6 +243,8 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     """
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     bundle = load(lease.source, lease.device, precision.base)
+    vae.hold(bundle, config.memory.vae_precision)
+    attend, notes = attention.choose(config.memory.attention, bundle)
     parts = [
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]
@@ -254,6 +267,8 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         rules=config.loss,
         requests=preview_requests(config),
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
+        attention=attend,
+        notes=tuple(notes),
     )
     return trainer
 
@@ -274,7 +289,7 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
         return OnDisk((cache_dir or Path()) / LATENTS, encoder_of(bundle(), together=data.vae_batch_size))
 
     return LatentCache(
-        lambda pixels: encode(bundle(), pixels),
+        lambda pixels: vae.encode(bundle(), pixels),
         keep=data.cache_latents,
         disk=disk if cache_dir is not None and data.cache_latents and data.cache_latents_to_disk else None,
         batch=data.vae_batch_size,
@@ -296,18 +311,8 @@ def facts_of(checkpoint: Path) -> ModelFacts | None:
 
 
 def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
-    """The preview prompts of a config as requests. Raises TrainerError for a line that cannot be read."""
-    width, height = training_size(config.data)
-    defaults = SampleRequest(
-        "",
-        width=width,
-        height=height,
-        seed=config.seed,
-        sampler=config.sample.sampler,
-        clip_skip=config.model.clip_skip,
-        max_token_length=config.model.max_token_length,
-    )
-    return tuple(parse_prompt_line(line, defaults) for line in derive.prompts(config))
+    """The preview prompts of a config as requests, without those that cannot be read."""
+    return tuple(request for _, request in prompts_of(config).requests)
 
 
 def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
@@ -362,6 +367,7 @@ def fill_cache(trainer: Trainer, control: Control, shares: Shares) -> Iterator[E
 def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
     """What the user should know before the first step."""
     found = [Warned(message) for message in pictures.warnings]
+    found += [Warned(note, "sample.prompts") for note in prompts_of(config).notes]
     found += [Warned(message, path) for path, message in caption_notes.notes(pictures.trained, pictures.rules_of)]
     if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
         found.append(
