@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import attrs
 import torch
 
 from lora_trainer.config import derive
+from lora_trainer.config.live import changed
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import order
-from lora_trainer.errors import HostBusy, TrainingError
+from lora_trainer.errors import HostBusy
 from lora_trainer.events import (
     Event,
     Finished,
@@ -29,60 +30,82 @@ from lora_trainer.events import (
 )
 from lora_trainer.host.base import Host, Lease, with_remedy
 from lora_trainer.jobs.ranks import ALONE, Place
-from lora_trainer.train import setup
+from lora_trainer.jobs.states import Since
+from lora_trainer.jobs.status import FROM_STATE
+from lora_trainer.messages import say
+from lora_trainer.train import setup, state
+from lora_trainer.train.awake import awake
 from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.course import Course
 from lora_trainer.train.gradient import Gradient
+from lora_trainer.train.guards import Guards, missing_mb
+from lora_trainer.train.keeping import Forgetful, Keeping
+from lora_trainer.train.live import Live
 from lora_trainer.train.output import Output, Silent
-from lora_trainer.train.plan import Machine, make_plan
-from lora_trainer.train.previews import Previews
+from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
+from lora_trainer.train.previews import Blind, Previews
 from lora_trainer.train.runtime import choose_precision, vram_mb
 from lora_trainer.train.saving import Names, claimed, refuse_overwriting
 from lora_trainer.train.shares import Shares, joined
 from lora_trainer.train.update import Updater
 from lora_trainer.train.validate import Validation
 from lora_trainer.train.wording import Wording
+from lora_trainer.train.writer import Writer
 
 MOVED_AFTER = 10
-BAD_STEPS = 10
 WORTH_TELLING = 4 * ROWS
 """More captions than this are a phase of their own."""
 
 
-def run(config: TrainConfig, host: Host, control: Control, folder: Path, place: Place = ALONE) -> Iterator[Event]:
-    """Trains as `config` says and yields what happens; `folder` is the run's own (samples go there).
+def run(
+    config: TrainConfig, host: Host, control: Control, folder: Path, place: Place = ALONE, since: Since | None = None
+) -> Iterator[Event]:
+    """Trains as `config` says and yields what happens; `folder` is the run's own (samples and states go there).
 
-    Of several processes each iterates its own; only the first one writes. Ends with Finished or Stopped; raises TrainerError. The
-    host is given back in every case.
+    With `since` it goes on from there: `config` is then what the run began with. Of several processes each iterates its own; only the
+    first one writes. Ends with Finished or Stopped; raises TrainerError. The host is given back in every case.
     """
     names = Names(Path(config.save.output_dir or host.paths().lora_dir), derive.output_name(config))
+    own = config.save.overwrite or since is not None
     if place.leads:
-        refuse_overwriting(names, config.save.overwrite)
+        refuse_overwriting(names, own)
     pictures = setup.read_pictures(config)
     setup.check_optimizer(config)
     setup.preview_requests(config)
-    with host.lease(config.model) as lease, joined(place, lease.device) as shares, _claimed(names, config, place):
+    with (
+        awake(wanted=config.steps.keep_awake),
+        host.lease(config.model) as lease,
+        joined(place, lease.device) as shares,
+        claimed(names, own) if place.leads else nullcontext(),
+    ):
         machine = Machine(lease.device.type, host.memory()["free_mb"])
-        plan = make_plan(config, pictures.records, setup.facts_of(lease.checkpoint), machine, pictures.datasets, place.count)
+        facts = setup.facts_of(lease.checkpoint)
+
+        def planned(config: TrainConfig) -> TrainingPlan:
+            return make_plan(config, pictures.records, facts, machine, pictures.datasets, place.count)
+
+        course = Course(planned(config if since is None else changed(config, since.settings())[0]))
+        course.began = 0.0 if since is None else since.kept.plain["began"]
         shares.require_same(setup.digest(config, pictures))
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
-        yield Started(plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
+        yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
         trainer = setup.prepare(config, pictures if place.leads else pictures.without_held(), lease, host.paths().cache_dir)
-        trainer.requests = trainer.requests if place.leads else ()
+        run = _Run.of(trainer, course, names, lease, shares.listening(control), folder, shares, planned)
         trainer.attach()
         try:
-            run = _Run.of(trainer, Course(plan), names, lease, shares.listening(control), folder, shares)
+            if since is not None:
+                yield from run.take_back(since)
             yield from run.events()
+        except Exception:
+            yield from run.writer.finish()
+            raise
         finally:
+            run.writer.close()
             trainer.detach()
             trainer.cache.close()
     host.refresh_networks()
-    yield (Stopped if run.stopped else Finished)(run.course.step, tuple(str(path) for path in run.course.files))
-
-
-def _claimed(names: Names, config: TrainConfig, place: Place) -> AbstractContextManager[None]:
-    return claimed(names, config.save.overwrite) if place.leads else nullcontext()
+    yield (Stopped if run.stopped else Finished)(course.step, tuple(str(path) for path in course.files))
 
 
 @attrs.define(eq=False)
@@ -97,17 +120,30 @@ class _Run:
     words: Wording
     gradient: Gradient
     updater: Updater
+    writer: Writer
     output: Output
+    keeping: Keeping
     previews: Previews
     validation: Validation
+    live: Live
+    guards: Guards
     shares: Shares
     stopped: bool = False
-    bad: int = 0
 
     @classmethod
-    def of(cls, trainer: setup.Trainer, course: Course, names: Names, lease: Lease, control: Control, folder: Path, shares: Shares) -> _Run:
-        words = Wording(trainer.pictures, trainer.config.seed, course)
-        output = (Output if shares.place.leads else Silent)(trainer, course, names, lease)
+    def of(
+        cls,
+        trainer: setup.Trainer,
+        course: Course,
+        names: Names,
+        lease: Lease,
+        control: Control,
+        folder: Path,
+        shares: Shares,
+        planned: Callable[[TrainConfig], TrainingPlan],
+    ) -> _Run:
+        words, writer, leads = Wording(trainer.pictures, trainer.config.seed, course), Writer(), shares.place.leads
+        output = (Output if leads else Silent)(trainer, course, names, lease, writer)
         return cls(
             trainer=trainer,
             course=course,
@@ -116,16 +152,36 @@ class _Run:
             names=names,
             words=words,
             gradient=Gradient(trainer, course, words, shares),
-            updater=Updater(trainer.optimizer, trainer.scaler),
+            updater=Updater(trainer.optimizer, trainer.scaler, trainer.average),
+            writer=writer,
             output=output,
-            previews=Previews(trainer, course, output, lease, control.now, folder / "samples"),
+            keeping=(Keeping if leads else Forgetful)(trainer, course, writer, folder),
+            previews=(Previews if leads else Blind)(trainer, course, output, lease, control.now, folder / "samples"),
             validation=Validation(trainer, course, words, control.now),
+            live=Live(trainer, course, planned),
+            guards=Guards(trainer, course),
             shares=shares,
         )
 
     @property
     def config(self) -> TrainConfig:
         return self.trainer.config
+
+    def take_back(self, since: Since) -> Iterator[Event]:
+        """The run is where it was when its state was kept; changes that were made after that are to be made again."""
+        course = self.course
+        self.live.take_back(since.kept.plain["changes"])
+        with torch.inference_mode(False):
+            state.put_back(state.read(since.kept), self.trainer, course)
+        if not course.over:
+            again = (self.names.final(), *([] if course.epoch_ends else [self.names.epoch(course.epoch)]))
+            course.files = [path for path in course.files if path not in again]
+        self.keeping.took_back()
+        yield Resumed(course.step, FROM_STATE, course.epoch)
+        if since.kept.plain["pictures"] != self.trainer.pictures.digest:
+            yield Warned(say("The pictures are not those that this run began with: it goes on with what is there now."))
+        self.live.coming = list(since.replay)
+        yield from self.live.replay()
 
     def events(self) -> Iterator[Event]:
         """The whole run: cache, look before training, epochs, the last file."""
@@ -137,18 +193,26 @@ class _Run:
                     yield from self._pause()
         self.control.agree()
         if not self.control.stopping:
-            yield from self.validation.look()
-            if self.config.sample.at_first:
-                yield from self.previews.draw()
+            yield from self._look_first()
         yield Phase("training", self.course.plan.total_steps)
         while not self.course.over and not self.control.stopping:
-            self.course.epoch += 1
-            yield from self._one_epoch()
+            if self.course.epoch_ends:
+                self.course.next_epoch()
+            yield from self._rest_of_epoch()
         yield from self._end()
 
-    def _one_epoch(self) -> Iterator[Event]:
+    def _look_first(self) -> Iterator[Event]:
+        """Before the first step; a run that was resumed does what was due at the step where it was."""
+        if self.course.step:
+            yield from self._after_step()
+            return
+        yield from self.validation.look()
+        if self.config.sample.at_first:
+            yield from self.previews.draw()
+
+    def _rest_of_epoch(self) -> Iterator[Event]:
         course, groups = self.course, self._groups()
-        course.groups = encoded = 0
+        encoded = course.groups
         while course.groups < len(groups):
             yield from self._between_steps()
             if course.groups >= encoded and not self.control.stopping:
@@ -156,7 +220,8 @@ class _Run:
             if self.control.stopping or course.over:
                 return
             yield self._one_step(groups[course.groups])
-            yield from self._after_step(course.groups == len(groups))
+            yield from self._after_step()
+        yield from self._rest()
 
     def _groups(self) -> list[list[tuple[order.Item, ...]]]:
         """The batches of this epoch, those of each step together."""
@@ -195,9 +260,10 @@ class _Run:
             total = self.gradient.add_up(group)
             total = self.shares.add_up([group.buffer for group in self.trainer.optimizer.groups], total)
             rate = plan.rate_factor(course.step)
-            norm = self.updater.update(rate, self.config.optimizer.max_grad_norm)
+            norm = self.updater.update(rate, self.config.optimizer.max_grad_norm, course.step + 1)
         loss, rates = float(total), self.trainer.optimizer.rates(rate)
-        self._watch(loss)
+        seconds = time.perf_counter() - begin
+        self.guards.look(loss, norm, seconds)
         course.stepped(loss)
         return Stepped(
             step=course.step,
@@ -206,36 +272,31 @@ class _Run:
             loss_average=course.loss_average,
             lr=next(iter(rates.values())),
             grad_norm=norm,
-            seconds=time.perf_counter() - begin,
+            seconds=seconds,
             vram_mb=round(vram_mb(self.trainer.bundle.device), 1),
             rates=rates if len(rates) > 1 else {},
+            skipped=course.skipped,
+            loss_scale=self.updater.loss_scale,
         )
 
-    def _watch(self, loss: float) -> None:
-        """Stops a run whose loss is no number: ten such steps in a row cannot become well again."""
-        self.bad = 0 if loss == loss and loss not in (float("inf"), float("-inf")) else self.bad + 1
-        if self.bad >= BAD_STEPS:
-            raise TrainingError(
-                "the loss has been no number for {count} steps.",
-                count=BAD_STEPS,
-                fix='Use a lower learning rate, or set memory.mixed_precision to "no".',
-            )
-
-    def _after_step(self, epoch_ends: bool) -> Iterator[Event]:
+    def _after_step(self) -> Iterator[Event]:
         """Whatever is due at this step; done again at the same step, it does nothing."""
         course, plan = self.course, self.course.plan
         if course.step == MOVED_AFTER:
             setup.check_moved(self.trainer)
-        epoch_done = epoch_ends or course.over
+        yield from self.guards.warnings()
+        epoch_done, files = course.epoch_ends or course.over, len(course.files)
         if plan.saves.steps and course.step % plan.saves.steps == 0 and not course.over:
-            yield from self.output.save(self.names.step(course.step))
+            yield from self._save(self.names.step(course.step))
         if plan.saves.epochs and epoch_done and (course.epoch % plan.saves.epochs == 0 or course.over):
-            yield from self.output.save(self.names.epoch(course.epoch))
+            yield from self._save(self.names.epoch(course.epoch))
+        if self.keeping.due(len(course.files) - files) and not course.over:
+            yield from self._keep()
         if plan.validations.hit(course.step, course.epoch, epoch_done):
             yield from self.validation.look()
             yield from self._end_early()
         if plan.previews.hit(course.step, course.epoch, epoch_done):
-            yield from self.previews.draw()
+            yield from self._preview()
 
     def _end_early(self) -> Iterator[Event]:
         """Ends the run where validation has found nothing better for long; every process learns it from the first."""
@@ -247,22 +308,64 @@ class _Run:
             yield Warned(self.validation.why_early(), "validate.early_stop_patience")
 
     def _between_steps(self) -> Iterator[Event]:
-        """What the user asked for meanwhile: save, preview, pause; and other people's turn at the host."""
+        """What the user asked for meanwhile: change, save, preview, pause; and other people's turn at the host."""
         self.control.agree()
+        yield from self.writer.told()
+        yield from self.live.replay()
+        for wanted in self.control.take_changes():
+            yield from self.live.change(wanted)
         if self.control.take("save"):
-            yield from self.output.save(self.names.step(self.course.step))
+            yield from self._save(self.names.step(self.course.step))
         if self.control.take("sample"):
-            yield from self.previews.draw()
+            yield from self._preview()
         if self.control.pausing:
+            yield from self._keep()
             yield from self._pause()
         else:
             self.lease.breathe()
             self._follow_source()
 
-    def _pause(self) -> Iterator[Event]:
+    def _save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
+        yield from self._wait_for_room(path.parent, self.output.megabytes())
+        yield from self.output.save(path, final=final)
+
+    def _keep(self) -> Iterator[Event]:
+        if self.config.save.state:
+            yield from self._wait_for_room(self.keeping.folder, self.keeping.megabytes())
+            yield from self.keeping.keep()
+
+    def _preview(self) -> Iterator[Event]:
+        """What is saved is on the disk before anything is drawn."""
+        yield from self.writer.finish()
+        yield from self.previews.draw()
+
+    def _wait_for_room(self, folder: Path, megabytes: float) -> Iterator[Event]:
+        """A full disk loses nothing: the run waits until there is room, or somebody stops it."""
+        while (missing := missing_mb(folder, megabytes)) and not self.control.stopping:
+            yield Warned(
+                say("The disk of {folder} lacks {mb} MB: the run waits until there is room.", folder=str(folder), mb=round(missing)),
+                "save.output_dir",
+            )
+            yield from self._pause("disk", lambda: self._until(lambda: not missing_mb(folder, megabytes)))
+
+    def _until(self, there: Callable[[], bool]) -> None:
+        while not there() and not self.control.rest(5.0):
+            pass
+
+    def _rest(self) -> Iterator[Event]:
+        """A rest for the graphics card after so many epochs."""
+        every, seconds = self.config.steps.pause_after_n_epochs, self.config.steps.pause_seconds
+        if every and seconds and self.course.epoch % every == 0 and not self.course.over and not self.control.stopping:
+            yield from self._keep()
+            yield from self._pause("rest", lambda: self.control.rest(seconds))
+
+    def _pause(self, reason: str = "user", wait: Callable[[], object] = lambda: None) -> Iterator[Event]:
+        """Gives everything back, waits (also as long as the user wants), and takes it again as it was."""
+        yield from self.writer.finish()
         self.trainer.release()
         self.lease.pause()
-        yield Paused(self.course.step)
+        yield Paused(self.course.step, reason)
+        wait()
         while True:
             self.control.wait_while_paused()
             if self.control.stopping:  # the host stays with its user: what is saved now does not need it
@@ -285,9 +388,11 @@ class _Run:
     def _end(self) -> Iterator[Event]:
         course = self.course
         self.stopped = not course.over
-        if self.stopped:
-            if self.control.save_on_stop and course.step:
-                yield from self.output.save(self.names.step(course.step))
-            return
-        yield from self.validation.look()
-        yield from self.output.save(self.names.final(), final=True)
+        if not self.stopped:
+            yield from self.validation.look()
+            yield from self._save(self.names.final(), final=True)
+            yield from self._keep()
+        elif self.control.save_on_stop and course.step:
+            yield from self._save(self.names.step(course.step))
+            yield from self._keep()
+        yield from self.writer.finish()

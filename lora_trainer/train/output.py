@@ -2,55 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from lora_trainer.adapters.files import write_lora
 from lora_trainer.data.describe import size_of
 from lora_trainer.events import Event, Phase, Saved
 from lora_trainer.host.base import Lease
 from lora_trainer.train import metadata, setup
+from lora_trainer.train.average import weights_word
 from lora_trainer.train.course import Course
 from lora_trainer.train.saving import Names, write_side_files
+from lora_trainer.train.writer import Writer
 
 if TYPE_CHECKING:
     from lora_trainer.train.setup import Trainer
 
 
 class Output:
-    """Writes the network of one run under its names."""
+    """Writes the network of one run under its names, beside the steps."""
 
-    def __init__(self, trainer: Trainer, course: Course, names: Names, lease: Lease) -> None:
-        self.trainer, self.course, self.names = trainer, course, names
+    def __init__(self, trainer: Trainer, course: Course, names: Names, lease: Lease, writer: Writer) -> None:
+        self.trainer, self.course, self.names, self.writer = trainer, course, names, writer
+        course.began = course.began or metadata.now()
         self._shared = self._shared_words(lease)
 
     def save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
-        """Writes the weights as they are now; nothing when this run wrote that file already."""
-        course = self.course
+        """Hands the weights as they are now to the writer; nothing when this run wrote that file already."""
+        course, trainer = self.course, self.trainer
         if path in course.files:
             return
         yield Phase("saving", 1)
-        sha256 = self.write(path)
+        yield from self.writer.told()
         course.files.append(path)
-        self.describe(path, course.preview if course.sampled_at == course.step else None)
-        yield Saved(course.step, course.epoch, str(path), sha256, path.stat().st_size, final)
+        state, words, precision = self._weights(), self._words(), trainer.config.save.precision
+        step, epoch, average, beside = course.step, course.epoch, course.loss_average, self._beside(path)
 
-    def write(self, path: Path) -> str:
-        """The weights as they would be saved, in a file of any name; its sha256."""
-        words = metadata.moment(self._shared, step=self.course.step, epoch=self.course.epoch)
-        return write_lora(path, self.trainer.adapter.state_dict(), words, self.trainer.config.save.precision)
+        def write() -> Saved:
+            sha256 = write_lora(path, state, words, precision)
+            beside()
+            return Saved(step, epoch, str(path), sha256, path.stat().st_size, final, average)
 
-    def describe(self, path: Path, preview: Path | None = None) -> None:
-        """What the WebUI shows with a file, and its preview picture where there is one."""
-        text = f"{self.names.name}: epoch {self.course.epoch}, step {self.course.step}, {self.course.plan.images} pictures"
-        write_side_files(path, trigger=self.trainer.config.data.trigger_word, description=text, preview=preview)
+        self.writer.put(write)
+
+    def write(self, path: Path) -> None:
+        """The weights as they would be saved, at once and in a file of any name."""
+        write_lora(path, self._weights(), self._words(), self.trainer.config.save.precision)
+
+    def show_with(self, path: Path) -> None:
+        """Puts the preview picture of this step beside a file."""
+        self.writer.put(self._beside(path))
+
+    def megabytes(self) -> float:
+        """About what a file takes on the disk."""
+        return sum(group.buffer.numel() for group in self.trainer.optimizer.groups) * 4 / 2**20
+
+    def _weights(self) -> dict[str, Tensor]:
+        """A copy on the CPU that nobody else changes."""
+        with self.trainer.shown():
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.trainer.adapter.state_dict().items()}
+
+    def _words(self) -> dict[str, str]:
+        kind = weights_word(self.trainer.optimizer, self.trainer.average)
+        return {**metadata.moment(self._shared, step=self.course.step, epoch=self.course.epoch), **kind}
+
+    def _beside(self, path: Path) -> Callable[[], None]:
+        """Writes what the WebUI shows with a file, and its preview picture where there is one of this step."""
+        course, trigger = self.course, self.trainer.config.data.trigger_word
+        text = f"{self.names.name}: epoch {course.epoch}, step {course.step}, {course.plan.images} pictures"
+        preview = course.preview if course.sampled_at == course.step else None
+        return lambda: write_side_files(path, trigger=trigger, description=text, preview=preview)
 
     def _shared_words(self, lease: Lease) -> dict[str, str]:
         config, pictures = self.trainer.config, self.trainer.pictures
         facts = metadata.RunFacts(
             output_name=self.names.name,
-            started_at=metadata.now(),
+            started_at=self.course.began,
             checkpoint=lease.checkpoint,
             checkpoint_sha256=lease.sha256,
             vae=lease.vae_title,

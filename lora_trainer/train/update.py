@@ -8,16 +8,20 @@ import torch
 
 if TYPE_CHECKING:
     from lora_trainer.optim.optimizers import TrainingOptimizer
+    from lora_trainer.train.average import Average
 
 
 class Updater:
     """Unscales, measures and shortens the gradient, then steps; a gradient that is no number is dropped instead."""
 
-    def __init__(self, optimizer: TrainingOptimizer, scaler: Any) -> None:
-        self.optimizer, self.scaler = optimizer, scaler
+    def __init__(self, optimizer: TrainingOptimizer, scaler: Any, average: Average | None = None) -> None:
+        self.optimizer, self.scaler, self.average = optimizer, scaler, average
 
-    def update(self, factor: float, limit: float) -> float:
-        """Steps at `factor` times each group's rate; returns the gradient's length before it was shortened to `limit` (0: never)."""
+    def update(self, factor: float, limit: float, steps: int = 1) -> float:
+        """The `steps`-th step, at `factor` times each group's rate.
+
+        Returns the gradient's length before it was shortened to `limit` (0: never).
+        """
         optimizer, scaler = self.optimizer, self.scaler
         if scaler is not None:
             optimizer.unscale(scaler)
@@ -28,7 +32,14 @@ class Updater:
             optimizer.drop()
         if scaler is not None:
             scaler.update()
+        if self.average is not None:
+            self.average.follow(steps)
         return norm
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with; 0 without a GradScaler."""
+        return 0.0 if self.scaler is None else float(self.scaler.get_scale())
 
     def _shortened(self, limit: float) -> float:
         gradients = self.optimizer.gradients()
