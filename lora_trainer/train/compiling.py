@@ -49,5 +49,5 @@ class Compiled:
 
     def _give_up(self, error: Exception) -> None:
         self.works = False
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         self.told.append(say("Blocks are not compiled: {reason}", reason=reason))
