@@ -71,6 +71,21 @@
     choice: (option, id, write) => select(id, choicesOf(option), write),
     checkpoint: (option, id, write) => select(id, choicesOf(option), write, loadedLabel),
     vae: (option, id, write) => select(id, choicesOf(option), write, () => t("the checkpoint's own")),
+    /** One of the list, or a class of any installed package by its whole name. */
+    class: (option, id, write) => {
+      const other = "\u2026";
+      const known = (value) => (option.choices || []).includes(value);
+      const list = select(id, [...choicesOf(option), { value: other, label: t("another class…") }], (value) => (value === other ? open() : write(value)));
+      const field = h("input.lt-input.lt-classname", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: "package.Class", "aria-label": t("Whole name of the class"), onchange: () => field.value.trim() && write(field.value.trim()) });
+      const open = () => { field.hidden = false; field.focus(); };
+      const paint = (value) => {
+        if (field === document.activeElement) return;
+        list.paint(known(value) ? value : other);
+        field.hidden = known(value);
+        field.value = known(value) ? "" : value;
+      };
+      return { element: h("div", {}, list.element, field), paint };
+    },
     lines: (option, id, write) => {
       const area = h("textarea.lt-input", { id, rows: 1, spellcheck: "false", onchange: () => write(LT.read(option, area.value)), oninput: () => grow(area) });
       return { element: area, paint: (value) => { if (area !== document.activeElement) area.value = LT.shown(option, value); grow(area); } };
@@ -103,21 +118,11 @@
   };
   const choicesOf = (option) => (option.choices || []).map((choice) => (typeof choice === "object" ? choice : { value: choice, label: LT.choiceLabel(option.path, choice) }));
   /** A choice as users write it. */
-  LT.choiceLabel = (path, choice) =>
-    (((LT.options.get(path) || {}).labels || {})[choice]) ||
-    ({
-      "method:lora": "LoRA",
-      "network.type:lora": "LoRA",
-      "schedule.type:constant": t("constant"),
-      "schedule.type:cosine": t("cosine"),
-      "schedule.type:linear": t("linear"),
-      "memory.mixed_precision:auto": t("automatic"),
-      "memory.mixed_precision:no": t("no (fp32)"),
-      "save.precision:float": "fp32",
-      "sample.sampler:ddim": "DDIM",
-      "sample.sampler:euler": "Euler",
-      "sample.sampler:euler_a": "Euler a",
-    })[`${path}:${choice}`] || String(choice);
+  LT.choiceLabel = (path, choice) => {
+    const { labels = {}, facts = {} } = LT.options.get(path) || {};
+    const words = labels[choice] || String(choice);
+    return (facts[choice] || {}).missing ? t("{name} (not installed)", { name: words }) : words;
+  };
 
   const select = (id, choices, choose, empty) => {
     const list = h("select.lt-input", { id, onchange: () => choose(list.value) });
@@ -139,6 +144,17 @@
     if (option.kind in CONTROLS) return option.kind;
     if (option.type === "bool" || option.type === "choice") return option.type;
     return option.type === "list" ? "lines" : "text";
+  };
+
+  /** What to know of the chosen optimizer: the rate to begin with, what it does by itself, the package that it lacks. */
+  const chosenFacts = (option) => {
+    const facts = (option.facts || {})[LT.value(option.path)];
+    if (!facts) return "";
+    const usual = facts.finds ? t("Finds the size of its steps by itself: learning rates are multiples of it, 1 is usual.") : t("A learning rate of about {rate} is usual.", { rate: LT.rate(facts.hint) });
+    return [
+      facts.missing && h("span.lt-note", {}, t("Needs the package {package}: pip install {package}", { package: facts.missing }), " "),
+      usual, facts.free && [" ", t("It averages the weights by itself: the constant schedule suits it.")], " ",
+    ];
   };
 
   /** What an option is entered with: {element, paint(value)}; `write` gets what the user enters. */
@@ -164,7 +180,7 @@
       help: option.help,
       toml: full && path.split(".").pop(),
       control: control.element,
-      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option)] : hint,
+      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), chosenFacts(option), range(option)] : hint || (() => LT.differs(path) && chosenFacts(option)),
       shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
       differs: () => LT.differs(path),
       pending: () => pendingOf(option),

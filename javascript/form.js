@@ -108,7 +108,7 @@
     if (value === null || value === undefined) return "";
     if (option.type === "list") return Array.isArray(value) ? value.join("\n") : String(value);
     if (option.type === "size") return Array.isArray(value) ? LT.size(value[0], value[1]) : isNumber(String(value)) ? LT.size(value, value) : String(value);
-    if (option.type === "float") return asFloat(value);
+    if (option.type === "float") return Array.isArray(value) ? value.map(asFloat).join(", ") : asFloat(value);
     return String(value);
   };
   /** The value that a text stands for; a text that cannot be read goes to the server as it is, which says what is wrong. */
@@ -125,6 +125,8 @@
       const [width, height] = sides.map(Number);
       return height === undefined || height === width ? width : [width, height];
     }
+    const several = option.many ? bare.split(/[,，;\s]+/).filter(Boolean) : [];
+    if (several.length > 1 && several.every(isNumber)) return several.map(Number);
     return isNumber(numeric) ? Number(numeric) : text;
   };
 

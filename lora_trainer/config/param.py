@@ -60,13 +60,13 @@ def param(
 ) -> Any:
     """A field with its description. `low`/`high` are allowed, `above` is not; `kohya` is sd-scripts' name where it differs.
 
-    `choices` as a mapping gives each its words. `when` names options that decide whether this one has an effect:
+    `choices` as a mapping gives each its words ("": it says it by itself). `when` names options that decide whether this one has an effect:
     "min_snr_gamma" (it is on), or {"loss_type": ("huber", "smooth_l1")}; a name without a dot is of the same section.
     `also` holds other spellings of choices.
     """
     needs = {when: ()} if isinstance(when, str) and when else when or {}
     conditions = tuple(Condition(path, tuple(values)) for path, values in needs.items())
-    labels = tuple(choices.items()) if isinstance(choices, Mapping) else ()
+    labels = tuple((choice, words) for choice, words in choices.items() if words) if isinstance(choices, Mapping) else ()
     option = Option(
         label, help, low, high, above, tuple(choices), kohya, basic, kind, group, conditions, labels, tuple((also or {}).items())
     )

@@ -276,7 +276,7 @@ class NetworkConfig:
         "lora",
         "Network",
         "What is trained: lora adds two small matrices to each attention layer.",
-        choices=("lora",),
+        choices={"lora": "LoRA"},
         kohya="network_module",
     )
     dim: int = param(
@@ -658,7 +658,7 @@ class MemoryConfig:
         "auto",
         "Precision",
         "Number format for the calculation. auto: the one that the model is held in.",
-        choices=("auto", "no", "fp16", "bf16"),
+        choices={"auto": "automatic", "no": "no (fp32)", "fp16": "", "bf16": ""},
         kohya="mixed_precision",
     )
     gradient_checkpointing: bool = param(
@@ -854,7 +854,11 @@ class SaveConfig:
     )
     every_n_steps: int = param(0, "Save every n steps", "0: none by steps.", low=0, high=10_000_000, kohya="save_every_n_steps")
     precision: str = param(
-        "fp16", "File precision", "Number format of the saved file.", choices=("float", "fp16", "bf16"), kohya="save_precision"
+        "fp16",
+        "File precision",
+        "Number format of the saved file.",
+        choices={"float": "float32", "fp16": "", "bf16": ""},
+        kohya="save_precision",
     )
     runs_dir: str = param(
         "", "Runs folder", "Where each run keeps its log and previews. Empty: `runs` beside the output folder.", kind="folder"
@@ -902,7 +906,7 @@ class LogConfig:
         "auto",
         "Also log to",
         "Where losses, rates and previews go besides the run's own log. auto: to TensorBoard, where its folder is given.",
-        choices=("auto", "none", "tensorboard"),
+        choices={"auto": "automatic", "none": "nowhere", "tensorboard": "TensorBoard"},
         also={"all": "tensorboard"},
     )
     log_prefix: str = param("", "TensorBoard prefix", "Stands in front of the time in the name of a run's folder.", kind="name")
@@ -914,7 +918,7 @@ class LogConfig:
 @section
 class TrainConfig:
     seed: int = param(1, "Seed", "The same seed, settings and pictures give the same result.", low=0, high=2**32 - 1)
-    method: str = param("lora", "Train", "What comes out: a LoRA file.", choices=("lora",), basic=True)
+    method: str = param("lora", "Train", "What comes out: a LoRA file.", choices={"lora": "LoRA"}, basic=True)
     model: ModelConfig = part(ModelConfig)
     data: DataConfig = part(DataConfig)
     network: NetworkConfig = part(NetworkConfig)
