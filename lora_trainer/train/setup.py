@@ -17,6 +17,7 @@ from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
+from lora_trainer.config.rates import rate_notes
 from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
@@ -385,6 +386,8 @@ def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) ->
         )
     if not any(rate for rate in (derive.unet_lr(config), derive.text_encoder_lr(config))):
         found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
+    together = pictures.batch_sizes[0] * config.steps.gradient_accumulation_steps
+    found += [Warned(message, path) for path, message in rate_notes(config, together)]
     facts = facts_of(checkpoint)
     found += [Warned(message, path) for path, message in doubts.of_loss(config.loss, prediction=facts.prediction if facts else "epsilon")]
     found += [Warned(message, path) for path, message in doubts.of_validation(config.validate, len(pictures.held))]

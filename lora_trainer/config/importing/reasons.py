@@ -51,7 +51,7 @@ _WORDS: dict[Message, str] = {
         save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state save_n_epoch_ratio lr_scheduler_num_cycles
         lr_scheduler_power lr_scheduler_timescale lr_scheduler_type lr_scheduler_args lr_decay_steps stop_text_encoder_training
         stop_text_encoder_training_pct loraplus_lr_ratio loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio network_args
-        network_args_custom lycoris_algo lokr_factor dylora_unit dropout train_norm prodigy_d0 prodigy_d_coef conditioning_data_dir
+        network_args_custom lycoris_algo lokr_factor dylora_unit dropout train_norm conditioning_data_dir
         dataset_repeats cache_info LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rank_dropout_scale
         rescaled train_on_input unit use_cp use_scalar use_tucker optimizer_args_custom randomly_choice_prompt
         cache_text_encoder_outputs_to_disk dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
