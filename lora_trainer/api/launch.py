@@ -41,6 +41,8 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
     plain["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": derive.output_name(config)}
     for section, name in READ:
         plain[section][name] = _absolute(plain[section][name])
+    if config.log.logging_dir.strip():
+        plain["log"]["logging_dir"] = str(Path(config.log.logging_dir).absolute())
     for table in plain["data"]["subsets"]:
         table.update({name: _absolute(table[name]) for name in TABLE_INPUTS if name in table})
     return build(plain)

@@ -29,6 +29,8 @@ PATH_OPTIONS = (
     "model.vae",
     "save.output_dir",
     "save.runs_dir",
+    "sample.prompt_file",
+    "log.logging_dir",
 )
 
 
