@@ -96,7 +96,7 @@ def _assemble(
     _give(text, text_state, path, device, dtype)
     _give(vae, vae_state, path, device, vae_dtype)
     held = next(unet.parameters()).dtype
-    return ModelBundle(sd1.SD1(), unet, text, tokenizer, vae, sd1.alphas_cumprod(), prediction, held, device)
+    return ModelBundle(sd1.SD1(), unet, text, tokenizer, vae, sd1.alphas_cumprod().to(device), prediction, held, device)
 
 
 def _give(module: nn.Module, state: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype | None) -> None:

@@ -14,17 +14,23 @@ BLOCKS = frozenset({"BasicTransformerBlock"})
 
 
 class Compiled:
-    """Wraps `forward` of the blocks of a module on the instances; `remove` gives them back.
+    """Wraps `forward` of the blocks of a module on the instances, from `put_on` to `remove`.
 
     The first error of the compiler ends it for all blocks: the call is done again without, and `told` says why.
     """
 
-    def __init__(self, root: nn.Module, backend: str = "inductor") -> None:
+    def __init__(self, backend: Any = "inductor") -> None:
+        self.backend = backend
         self.told: list[Message] = []
         self.works = True
-        self._wrapped = [module for module in root.modules() if type(module).__name__ in BLOCKS]
+        self._wrapped: list[nn.Module] = []
+
+    def put_on(self, root: nn.Module) -> None:
+        """Wraps the blocks of a U-Net; nothing when compiling has failed before."""
+        if self.works:
+            self._wrapped = [module for module in root.modules() if type(module).__name__ in BLOCKS]
         for module in self._wrapped:
-            module.forward = self._either(module.forward, backend)  # type: ignore[method-assign]
+            module.forward = self._either(module.forward)  # type: ignore[method-assign]
 
     def remove(self) -> None:
         """Gives every block its own `forward` back."""
@@ -32,8 +38,8 @@ class Compiled:
             module.__dict__.pop("forward", None)
         self._wrapped = []
 
-    def _either(self, forward: Callable[..., Any], backend: str) -> Callable[..., Any]:
-        compiled = torch.compile(forward, backend=backend)
+    def _either(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        compiled = torch.compile(forward, backend=self.backend)
 
         def run(*args: Any, **kwargs: Any) -> Any:
             if self.works:

@@ -40,6 +40,7 @@ from lora_trainer.train.course import Course
 from lora_trainer.train.gradient import Gradient
 from lora_trainer.train.guards import Guards, missing_mb
 from lora_trainer.train.keeping import Forgetful, Keeping
+from lora_trainer.train.ladder import ENCODING, LOOKING, Ladder, in_words, twice
 from lora_trainer.train.live import Live
 from lora_trainer.train.output import Output, Silent
 from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
@@ -90,13 +91,16 @@ def run(
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
-        trainer = setup.prepare(config, pictures if place.leads else pictures.without_held(), lease, host.paths().cache_dir)
+        own_pictures = pictures if place.leads else pictures.without_held()
+        trainer = twice(lambda: setup.prepare(config, own_pictures, lease, host.paths().cache_dir), config, lease.device)
+        yield from trainer.notes
         run = _Run.of(trainer, course, names, lease, shares.listening(control), folder, shares, planned)
         trainer.attach()
         try:
-            if since is not None:
-                yield from run.take_back(since)
-            yield from run.events()
+            with in_words(lambda: trainer.config, lambda: course.step):
+                if since is not None:
+                    yield from run.take_back(since)
+                yield from run.events()
         except Exception:
             yield from run.writer.finish()
             raise
@@ -128,6 +132,7 @@ class _Run:
     live: Live
     guards: Guards
     shares: Shares
+    ladder: Ladder
     stopped: bool = False
 
     @classmethod
@@ -144,6 +149,7 @@ class _Run:
     ) -> _Run:
         words, writer, leads = Wording(trainer.pictures, trainer.config.seed, course), Writer(), shares.place.leads
         output = (Output if leads else Silent)(trainer, course, names, lease, writer)
+        updater = Updater(trainer.optimizer, trainer.scaler, trainer.average)
         return cls(
             trainer=trainer,
             course=course,
@@ -152,7 +158,7 @@ class _Run:
             names=names,
             words=words,
             gradient=Gradient(trainer, course, words, shares),
-            updater=Updater(trainer.optimizer, trainer.scaler, trainer.average),
+            updater=updater,
             writer=writer,
             output=output,
             keeping=(Keeping if leads else Forgetful)(trainer, course, writer, folder),
@@ -161,6 +167,7 @@ class _Run:
             live=Live(trainer, course, planned),
             guards=Guards(trainer, course),
             shares=shares,
+            ladder=Ladder(trainer, course, lambda: updater.begun),
         )
 
     @property
@@ -187,7 +194,7 @@ class _Run:
         """The whole run: cache, look before training, epochs, the last file."""
         if self.config.data.cache_latents or self.trainer.pictures.held:
             yield Phase("caching", len(self.trainer.pictures.records))
-            for event in setup.fill_cache(self.trainer, self.control.now, self.shares):
+            for event in self.ladder.through(lambda: setup.fill_cache(self.trainer, self.control.now, self.shares), ENCODING):
                 yield event
                 if self.control.pausing:
                     yield from self._pause()
@@ -206,7 +213,7 @@ class _Run:
         if self.course.step:
             yield from self._after_step()
             return
-        yield from self.validation.look()
+        yield from self._validate()
         if self.config.sample.at_first:
             yield from self.previews.draw()
 
@@ -219,7 +226,7 @@ class _Run:
                 encoded = course.groups + (yield from self._encode_ahead(groups[course.groups :]))
             if self.control.stopping or course.over:
                 return
-            yield self._one_step(groups[course.groups])
+            yield from self.ladder.through(lambda: self._one_step(groups[course.groups]))
             yield from self._after_step()
         yield from self._rest()
 
@@ -248,12 +255,17 @@ class _Run:
                 yield from self._between_steps()
             if self.control.stopping:
                 break
-            captions.fill(self.trainer.bundle, missing[start : start + ROWS])
+            yield from self.ladder.through(lambda: self._encode(missing[start : start + ROWS]), ENCODING)  # noqa: B023 - used at once
             if len(missing) > WORTH_TELLING:
                 yield Progress(min(start + ROWS, len(missing)))
         return count
 
-    def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Stepped:
+    def _encode(self, texts: Sequence[str]) -> Iterator[Event]:
+        self.trainer.captions.fill(self.trainer.bundle, texts)
+        return iter(())
+
+    def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Iterator[Event]:
+        """Until the optimizer has stepped, it can be done again with the same bits."""
         begin = time.perf_counter()
         course, plan = self.course, self.course.plan
         with torch.inference_mode(False), torch.enable_grad():
@@ -265,7 +277,7 @@ class _Run:
         seconds = time.perf_counter() - begin
         self.guards.look(loss, norm, seconds)
         course.stepped(loss)
-        return Stepped(
+        yield Stepped(
             step=course.step,
             epoch=course.epoch,
             loss=loss,
@@ -285,6 +297,7 @@ class _Run:
         if course.step == MOVED_AFTER:
             setup.check_moved(self.trainer)
         yield from self.guards.warnings()
+        yield from self.gradient.warnings()
         epoch_done, files = course.epoch_ends or course.over, len(course.files)
         if plan.saves.steps and course.step % plan.saves.steps == 0 and not course.over:
             yield from self._save(self.names.step(course.step))
@@ -293,7 +306,7 @@ class _Run:
         if self.keeping.due(len(course.files) - files) and not course.over:
             yield from self._keep()
         if plan.validations.hit(course.step, course.epoch, epoch_done):
-            yield from self.validation.look()
+            yield from self._validate()
             yield from self._end_early()
         if plan.previews.hit(course.step, course.epoch, epoch_done):
             yield from self._preview()
@@ -327,12 +340,15 @@ class _Run:
 
     def _save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
         yield from self._wait_for_room(path.parent, self.output.megabytes())
-        yield from self.output.save(path, final=final)
+        yield from self.ladder.through(lambda: self.output.save(path, final=final), LOOKING)
 
     def _keep(self) -> Iterator[Event]:
         if self.config.save.state:
             yield from self._wait_for_room(self.keeping.folder, self.keeping.megabytes())
-            yield from self.keeping.keep()
+            yield from self.ladder.through(self.keeping.keep, LOOKING)
+
+    def _validate(self) -> Iterator[Event]:
+        return self.ladder.through(self.validation.look, LOOKING)
 
     def _preview(self) -> Iterator[Event]:
         """What is saved is on the disk before anything is drawn."""
@@ -389,7 +405,7 @@ class _Run:
         course = self.course
         self.stopped = not course.over
         if not self.stopped:
-            yield from self.validation.look()
+            yield from self._validate()
             yield from self._save(self.names.final(), final=True)
             yield from self._keep()
         elif self.control.save_on_stop and course.step:

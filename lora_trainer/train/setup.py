@@ -39,7 +39,9 @@ from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_opt
 from lora_trainer.train import attention, doubts, economy, metadata, vae
 from lora_trainer.train.average import Average, shown
 from lora_trainer.train.checkpointing import Checkpointing
+from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
+from lora_trainer.train.graphs import Replays
 from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import SampleRequest, prompts_of
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
@@ -176,11 +178,15 @@ class Trainer:
     average: Average | None = None
     attention: str = "sdpa"
     notes: tuple[Warned, ...] = ()
+    compiled: Compiled | None = None
+    replays: Replays | None = None
 
     def attach(self) -> None:
         """Puts network, attention and checkpointing on the bundle's modules."""
         attention.use(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
         self.adapter.attach(self.bundle)
+        if self.compiled is not None:
+            self.compiled.put_on(self.bundle.unet)
         self.checkpointing = economy.checkpointing(self)
 
     def detach(self) -> None:
@@ -188,6 +194,10 @@ class Trainer:
         if self.checkpointing is not None:
             self.checkpointing.remove()
             self.checkpointing = None
+        if self.compiled is not None:
+            self.compiled.remove()
+        if self.replays is not None:
+            self.replays.forget()
         self.adapter.detach()
 
     @torch.inference_mode(False)
@@ -270,6 +280,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
         notes=tuple(notes),
+        compiled=Compiled() if config.memory.compile else None,
     )
     return trainer
 

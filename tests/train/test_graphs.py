@@ -178,7 +178,8 @@ def test_compiled_blocks_calculate_the_same_and_come_off_again(toy_checkpoint):
         with torch.no_grad():
             return bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
 
-    plain, compiled = drawn(), Compiled(bundle.unet, backend="eager")
+    plain, compiled = drawn(), Compiled(backend="eager")
+    compiled.put_on(bundle.unet)
     assert torch.allclose(drawn(), plain, atol=1e-5)
     assert compiled.told == []
     compiled.remove()
@@ -197,7 +198,8 @@ def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_che
 
     with torch.no_grad():
         plain = bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
-        compiled = Compiled(bundle.unet, backend=broken)
+        compiled = Compiled(backend=broken)
+        compiled.put_on(bundle.unet)
         assert torch.equal(bundle.family.denoise(bundle, latents, torch.tensor([500]), text), plain)
     assert len(compiled.told) == 1
     assert "no compiler is installed" in compiled.told[0].text()
