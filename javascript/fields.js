@@ -151,9 +151,12 @@
     const facts = (option.facts || {})[LT.value(option.path)];
     if (!facts) return "";
     const usual = facts.finds ? t("Finds the size of its steps by itself: learning rates are multiples of it, 1 is usual.") : t("A learning rate of about {rate} is usual.", { rate: LT.rate(facts.hint) });
+    const set = () => LT.set({ "optimizer.learning_rate": facts.hint, "optimizer.unet_lr": undefined, "optimizer.text_encoder_lr": undefined });
+    const others = ["optimizer.learning_rate", "optimizer.unet_lr", "optimizer.text_encoder_lr"].map(LT.value).filter((rate) => rate !== null && rate !== 0);
     return [
       facts.missing && h("span.lt-note", {}, t("Needs the package {package}: pip install {package}", { package: facts.missing }), " "),
-      usual, facts.free && [" ", t("It averages the weights by itself: the constant schedule suits it.")], " ",
+      usual, facts.free && [" ", t("It averages the weights by itself: the constant schedule suits it.")],
+      others.some((rate) => rate !== facts.hint) && LT.differs(option.path) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
     ];
   };
 
@@ -180,7 +183,7 @@
       help: option.help,
       toml: full && path.split(".").pop(),
       control: control.element,
-      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), chosenFacts(option), range(option)] : hint || (() => LT.differs(path) && chosenFacts(option)),
+      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)]] : hint || (() => LT.differs(path) && chosenFacts(option)),
       shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
       differs: () => LT.differs(path),
       pending: () => pendingOf(option),

@@ -10,8 +10,9 @@ from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.files import read_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.states import changes_of
 
-DECIDING = ("optimizer.", "schedule.", "steps.")
+DECIDING = ("optimizer", "schedule", "steps")
 """Sections that decide on the rates."""
 
 
@@ -31,15 +32,10 @@ def course(folder: RunFolder) -> dict[str, Any]:
 
 
 def with_changes(config: TrainConfig, events: Iterable[Mapping[str, Any]]) -> TrainConfig:
-    """The config with the changes that events tell of; those behind a state that the run went on from did not last."""
-    made: list[Mapping[str, Any]] = []
-    for event in events:
-        if event["event"] == "changed" and str(event["path"]).startswith(DECIDING):
-            made.append(event)
-        elif event["event"] == "resumed" and event.get("reason") == "state":
-            made = [change for change in made if change["step"] <= event["step"]]
+    """The config with the changes that events tell of, as far as they decide on the rates."""
     mapping = to_mapping(config)
-    for change in made:
-        section, _, name = change["path"].partition(".")
-        mapping[section][name] = change["new"]
+    for change in changes_of(events):
+        section, _, name = str(change["path"]).partition(".")
+        if section in DECIDING:
+            mapping[section][name] = change["new"]
     return build(mapping)
