@@ -198,6 +198,72 @@ def test_a_setting_is_found_by_label_toml_name_kohya_name_and_chinese(mika: Page
     page.locator('.lt-form code:text-is("dim")').wait_for()
 
 
+def test_an_option_shows_only_while_it_has_an_effect(mika: Page):
+    page = mika("settings")
+    page.evaluate("LoraTrainer.showOption('loss.loss_type')")
+    threshold = page.locator('[data-path="loss.huber_c"]')
+    assert not threshold.is_visible()
+    page.locator('[id="lora_trainer_f_loss.loss_type"]').select_option("huber")
+    threshold.wait_for()
+    threshold.locator("input").fill("0.3")
+    threshold.locator("input").press("Enter")
+    page.locator('[id="lora_trainer_f_loss.loss_type"]').select_option("l2")
+    assert "No effect unless Error is Huber / Smooth L1." in threshold.inner_text()  # what the user changed is never hidden
+
+
+def test_an_option_without_effect_is_found_all_the_same(mika: Page):
+    page = mika("settings")
+    page.keyboard.press("/")
+    page.keyboard.type("huber_scale")
+    assert "No effect unless" in page.locator('[data-path="loss.huber_scale"]').inner_text()
+
+
+def test_the_sections_of_all_settings_can_be_jumped_to(mika: Page):
+    page = mika("settings")
+    page.locator(".lt-settings").get_by_role("radio", name="All").click()
+    page.locator(".lt-index").get_by_role("button", name="Validation").click()
+    page.wait_for_timeout(300)
+    top = page.locator(".lt-form").bounding_box()["y"]
+    assert abs(page.locator('[data-section="validate"]').bounding_box()["y"] - top) < 8
+    network = page.locator(".lt-index button", has_text="Network")
+    assert network.locator(".lt-differs").count() == 1  # the rank is not the default's
+    page.evaluate("LoraTrainer.set({'network.dim': undefined, 'network.alpha': undefined})")
+    assert network.locator(".lt-differs").count() == 0
+
+
+def test_an_optimizer_tells_its_usual_rate_and_a_class_is_given_by_its_name(mika: Page):
+    page = mika("settings")
+    field = page.locator('[data-path="optimizer.type"]')
+    field.locator("select").select_option("Prodigy")
+    assert "1 is usual" in field.inner_text()
+    field.get_by_role("button", name="Set it").click()
+    assert page.evaluate("LoraTrainer.value('optimizer.learning_rate')") == 1
+    assert field.get_by_role("button", name="Set it").count() == 0
+    field.locator("select").select_option(label="another class…")
+    field.get_by_label("Whole name of the class").fill("torch.optim.RMSprop")
+    field.get_by_label("Whole name of the class").press("Enter")
+    assert page.evaluate("LoraTrainer.value('optimizer.type')") == "torch.optim.RMSprop"
+
+
+def test_each_text_encoder_may_have_its_rate(mika: Page):
+    page = mika("settings")
+    field = page.locator('[data-path="optimizer.text_encoder_lr"] input')
+    field.fill("1e-4, 5e-5")
+    field.press("Enter")
+    assert page.evaluate("LoraTrainer.value('optimizer.text_encoder_lr')") == [1e-4, 5e-5]
+
+
+def test_the_rates_are_drawn_before_the_start_and_can_be_read(mika: Page):
+    page = mika("settings")
+    card = page.locator(".lt-schedule")
+    assert card.locator(".lt-curve").count() == 2
+    assert "U-Net 1.4e-4 → 0" in card.inner_text()
+    assert "effective with alpha / rank: 7e-5 / 3.5e-5" in card.inner_text()
+    box = card.locator(".lt-schedulebox").bounding_box()
+    page.mouse.move(box["x"] + 44 + (box["width"] - 50) * 66 / 2640, box["y"] + 40)
+    assert "1.4e-4" in card.locator(".lt-tip").inner_text()
+
+
 def test_the_model_that_cannot_be_trained_is_said_with_its_reason(mika: Page):
     page = mika("settings", "refused")
     page.locator(".lt-model.bad").wait_for()
