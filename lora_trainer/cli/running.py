@@ -90,6 +90,18 @@ def _stopping_on_signals(job: Job, out: Out) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def pace(seconds: float) -> str:
+    """Steps a second, or seconds a step where one takes longer than that: "3.21 it/s", "1.74 s/it"."""
+    return f"{1 / seconds:.2f} it/s" if 0 < seconds <= 1 else f"{seconds:.2f} s/it"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: 4:05, 2:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 class Console:
     """A sink that tells a terminal, or a log file, how far a run is."""
 
@@ -153,15 +165,15 @@ class Console:
     def _progress(self, event: Stepped | Progress | Rendered) -> Message:
         status = self.status
         if isinstance(event, Stepped):
-            left = int(status.seconds_left or 0)
             return say(
-                "step {step} of {total}, epoch {epoch}: loss {loss}, {minutes}:{seconds} left",
+                "step {step} of {total}, epoch {epoch} of {epochs}: loss {loss}, {pace}, {left} left",
                 step=event.step,
                 total=status.total_steps,
                 epoch=event.epoch,
+                epochs=max(status.epochs, event.epoch),
                 loss=f"{event.loss_average:.4f}",
-                minutes=left // 60,
-                seconds=f"{left % 60:02d}",
+                pace=pace(status.speed or event.seconds),
+                left=clock(status.seconds_left or 0.0),
             )
         phase = PHASES.get(status.phase, say("Working"))
         return say("{phase}: {done} of {total}", phase=phase, done=status.done, total=status.total)
