@@ -36,7 +36,7 @@ def loraplus_ratio(config: TrainConfig, part: str) -> float:
     """How much faster the upper matrices of a part learn; 1 is alike."""
     section = config.optimizer
     own = section.loraplus_unet_lr_ratio if part == "unet" else section.loraplus_text_encoder_lr_ratio
-    return own or section.loraplus_lr_ratio or 1.0
+    return (section.loraplus_lr_ratio if own is None else own) or 1.0
 
 
 def trains_unet(config: TrainConfig) -> bool:

@@ -34,13 +34,18 @@ def class_at(path: str, base: type, option: str) -> Any:
 
 
 def _unknown(path: str, option: str) -> TrainerError:
-    kind = "optimizer" if option.startswith("optimizer") else "schedule"
+    if option.startswith("optimizer"):
+        return TrainerError(
+            "{name} is no optimizer of an installed package.",
+            path=option,
+            name=path,
+            fix="Choose one of the list, or write the whole name of a class, for example torch.optim.RMSprop.",
+        )
     return TrainerError(
-        "{name} is no {kind} of an installed package.",
+        "{name} is no schedule of an installed package.",
         path=option,
         name=path,
-        kind=kind,
-        fix="Choose one of the list, or write the whole name of a class, for example torch.optim.RMSprop.",
+        fix="Choose one of the list, or write the whole name of a class, for example torch.optim.lr_scheduler.OneCycleLR.",
     )
 
 
