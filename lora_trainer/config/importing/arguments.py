@@ -14,7 +14,10 @@ from lora_trainer.config.importing.learning import LEARNING, Options, Read
 from lora_trainer.config.importing.reasons import CONV, EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason
 from lora_trainer.config.importing.result import Filled, Left, Taken
 from lora_trainer.config.importing.values import brought, is_empty, number
-from lora_trainer.errors import ConfigError
+from lora_trainer.config.names import problem_of_name, slug
+from lora_trainer.config.prompt_files import ENDINGS, rows_of_file, rows_of_lines
+from lora_trainer.config.samplers import known_sampler
+from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 
 
@@ -129,24 +132,41 @@ def _network(value: Any, given: Mapping[str, Any], read: Read) -> Options | Mess
 
 
 def _sample_prompts(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """The prompts themselves, or the text file that holds them."""
+    """The prompts themselves, or those of the file that holds them."""
     text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-    if text.lower().endswith((".txt", ".json", ".toml")) and "\n" not in text:
-        if not text.lower().endswith(".txt"):
-            return say("Prompts from {file} are not read here: write them into sample.prompts.", file=text)
+    if text.lower().endswith(ENDINGS) and "\n" not in text:
         content = read(text)
         if content is None:
             return say("The prompt file {file} cannot be read from here: write its prompts into sample.prompts.", file=text)
-        text = content
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+        try:
+            lines = [row.line() for row in rows_of_file(content, text)]
+        except TrainerError as error:
+            return say("Not taken: {why}", why=error.problems[0].message)
+    else:
+        lines = [row.line() for row in rows_of_lines(text)]
     return [("sample.prompts", lines)] if lines else EMPTY
 
 
 def _sampler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    name = str(value).removeprefix("k_")
-    if name in options()["sample.sampler"].option.choices:
-        return [("sample.sampler", name)]
-    return say("The sampler {name} is not here yet: previews are drawn with {default}.", name=value, default="ddim")
+    name = known_sampler(str(value))
+    if name is None:
+        return say("The sampler {name} is not here: previews are drawn with {default}.", name=value, default="ddim")
+    return [("sample.sampler", name)]
+
+
+def _log_with(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    if str(value).lower() in ("tensorboard", "all"):
+        return [("log.log_with", "tensorboard")]
+    return say("{name} is not used here: every run keeps its own log, and TensorBoard can be chosen.", name=value)
+
+
+def _log_name(path: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """A part of a folder's name, brought to what may be one."""
+
+    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+        return [(path, slug(str(value)) if problem_of_name(str(value)) else str(value))]
+
+    return take
 
 
 def _mask_folder(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
@@ -212,6 +232,9 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "conv_alpha": _conv,
     "sample_prompts": _sample_prompts,
     "sample_sampler": _sampler,
+    "log_with": _log_with,
+    "log_prefix": _log_name("log.log_prefix"),
+    "log_tracker_name": _log_name("log.log_tracker_name"),
     "save_model_as": _model_format,
     "conditioning_data_dir": _mask_folder,
     "masked_loss": _masked_loss,

@@ -39,7 +39,7 @@ _WORDS: dict[Message, str] = {
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization xformers sdpa mem_eff_attn model_train_type no_half_vae
         sdxl_no_half_vae cache_text_encoder_outputs sdxl_cache_text_encoder_outputs use_safetensors zero_terminal_snr is_valid""",
-    LOG: """logging_dir log_with log_prefix log_tracker_name log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
+    LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
     NOT_YET: """network_dropout rank_dropout module_dropout scale_weight_norms base_weights base_weights_multiplier
         down_lr_weight mid_lr_weight
         up_lr_weight block_lr_zero_threshold block_dims block_alphas conv_block_dims conv_block_alphas block_lr full_fp16 full_bf16
