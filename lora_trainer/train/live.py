@@ -52,6 +52,6 @@ class Live:
 
     def _follow(self, config: Any) -> None:
         """Everything that was made of the config before, made anew. Raises TrainerError before anything is changed."""
-        trainer, requests, plan = self.trainer, setup.preview_requests(config), self.plan(config)
-        trainer.config, trainer.requests, self.course.plan = config, requests, plan
+        trainer, plan = self.trainer, self.plan(config)
+        trainer.config, self.course.plan = config, plan
         trainer.optimizer.set_rates({group.name: group.rate for group in setup.group_plans(config, trainer.adapter)})

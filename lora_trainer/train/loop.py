@@ -72,7 +72,6 @@ def run(
         refuse_overwriting(names, own)
     pictures = setup.read_pictures(config)
     setup.check_optimizer(config)
-    setup.preview_requests(config)
     with (
         awake(wanted=config.steps.keep_awake),
         host.lease(config.model) as lease,
@@ -183,10 +182,12 @@ class _Run:
         if not course.over:
             again = (self.names.final(), *([] if course.epoch_ends else [self.names.epoch(course.epoch)]))
             course.files = [path for path in course.files if path not in again]
+            course.saves = {path: save for path, save in course.saves.items() if Path(path) in course.files}
         self.keeping.took_back()
         yield Resumed(course.step, FROM_STATE, course.epoch)
         if since.kept.plain["pictures"] != self.trainer.pictures.digest:
             yield Warned(say("The pictures are not those that this run began with: it goes on with what is there now."))
+        yield from self.output.tell_again(since.told)
         self.live.coming = list(since.replay)
         yield from self.live.replay()
 
@@ -215,7 +216,7 @@ class _Run:
             return
         yield from self._validate()
         if self.config.sample.at_first:
-            yield from self.previews.draw()
+            yield from self._preview()
 
     def _rest_of_epoch(self) -> Iterator[Event]:
         course, groups = self.course, self._groups()
@@ -331,6 +332,10 @@ class _Run:
             yield from self._save(self.names.step(self.course.step))
         if self.control.take("sample"):
             yield from self._preview()
+        yield from self._turn()
+
+    def _turn(self) -> Iterator[Event]:
+        """Between two steps, and between two previews."""
         if self.control.pausing:
             yield from self._keep()
             yield from self._pause()
@@ -351,9 +356,11 @@ class _Run:
         return self.ladder.through(self.validation.look, LOOKING)
 
     def _preview(self) -> Iterator[Event]:
-        """What is saved is on the disk before anything is drawn."""
+        """What is saved is on the disk before anything is drawn, the last file too."""
+        if self.course.over:
+            yield from self._save(self.names.final(), final=True)
         yield from self.writer.finish()
-        yield from self.previews.draw()
+        yield from self.previews.draw(self._turn if self.shares.place.alone else lambda: iter(()))
 
     def _wait_for_room(self, folder: Path, megabytes: float) -> Iterator[Event]:
         """A full disk loses nothing: the run waits until there is room, or somebody stops it."""

@@ -17,6 +17,7 @@ from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
+from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.rates import rate_notes
 from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
@@ -35,7 +36,7 @@ from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, probe
+from lora_trainer.optim.optimizers import CannotStep, GroupPlan, TrainingOptimizer, make_optimizer, probe
 from lora_trainer.train import attention, doubts, economy, metadata, vae
 from lora_trainer.train.average import Average, shown
 from lora_trainer.train.checkpointing import Checkpointing
@@ -43,7 +44,7 @@ from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.graphs import Replays
 from lora_trainer.train.plan import TrainingPlan
-from lora_trainer.train.prompts import SampleRequest, prompts_of
+from lora_trainer.train.prompts import prompts_of
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views
@@ -173,7 +174,6 @@ class Trainer:
     cache: LatentCache
     views: Views
     rules: LossConfig
-    requests: tuple[SampleRequest, ...]
     checkpointing: Checkpointing | None = None
     average: Average | None = None
     attention: str = "sdpa"
@@ -276,7 +276,6 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         cache=cache,
         views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
         rules=config.loss,
-        requests=preview_requests(config),
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
         notes=tuple(notes),
@@ -290,7 +289,7 @@ def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
     rates, plans = derive.rates(config), []
     for part, parameters in adapter.parameters().items():
         upper = adapter.upper(part) if f"{part} plus" in rates else ()
-        plans.append(GroupPlan(part, part, rates[part], tuple(place for place in range(len(parameters)) if place not in upper)))
+        plans.append(GroupPlan(part, part, rates[part], tuple(sorted({*range(len(parameters))} - {*upper}))))
         if upper:
             plans.append(GroupPlan(f"{part} plus", part, rates[f"{part} plus"], upper))
     return plans
@@ -310,8 +309,27 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raises TrainerError when the optimizer does not take its arguments."""
-    probe(config.optimizer.type, derive.optimizer_args(config))
+    """Raises TrainerError when the optimizer is not installed, or does not take its arguments."""
+    gpu = optimizer_named(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
+    working_optimizer(config, "cuda" if gpu else "cpu")
+
+
+def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, list[Warned]]:
+    """The config with an optimizer that steps on the device: where an 8-bit one does not, the one that steps alike with more memory.
+
+    Raises TrainerError where there is none.
+    """
+    try:
+        probe(config.optimizer.type, derive.optimizer_args(config), device)
+    except CannotStep as error:
+        known = optimizer_named(config.optimizer.type)
+        if not known.stand_in:
+            raise
+        instead = attrs.evolve(config, optimizer=attrs.evolve(config.optimizer, type=known.stand_in))
+        probe(known.stand_in, derive.optimizer_args(instead), device)
+        told = say("{why} {other} takes its place: the same steps, more memory.", why=error.problems[0].message, other=known.stand_in)
+        return instead, [Warned(told, "optimizer.type")]
+    return config, []
 
 
 def facts_of(checkpoint: Path) -> ModelFacts | None:
@@ -320,11 +338,6 @@ def facts_of(checkpoint: Path) -> ModelFacts | None:
         return inspect(checkpoint)
     except ModelError:
         return None
-
-
-def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
-    """The preview prompts of a config as requests, without those that cannot be read."""
-    return tuple(request for _, request in prompts_of(config).requests)
 
 
 def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
