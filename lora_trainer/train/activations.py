@@ -13,6 +13,8 @@ TOKENS = 77
 HEADS = 8
 ELEMENTWISE = 40.0
 """FLOP that one byte of a norm or an activation counts as when it is computed again: such operations wait for memory."""
+WORTH = 1.2e-4
+"""Bytes that a FLOP has to save: the wide convolutions of the deep levels save next to nothing and take long."""
 SD1_LEVELS = (1, 2, 4, 4)
 """Width of each level of Stable Diffusion 1.x's U-Net, in its first one's."""
 
@@ -161,8 +163,13 @@ def keep_all(blocks: Iterable[Block], rest: float) -> Choice:
 
 
 def all_again(blocks: Iterable[Block], rest: float) -> Choice:
-    """Every block is computed again."""
-    return Choice(tuple((block, block.ways[-1]) for block in blocks), rest)
+    """Every block is computed again as far as that is worth its time."""
+    return Choice(tuple((block, _furthest(block)) for block in blocks), rest)
+
+
+def _furthest(block: Block) -> Way:
+    worth = [way for saved, flop, way in _worthwhile(block) if saved >= WORTH * flop]
+    return worth[-1] if worth else block.ways[0]
 
 
 def within(blocks: Iterable[Block], rest: float, budget: float) -> Choice:
@@ -172,7 +179,9 @@ def within(blocks: Iterable[Block], rest: float, budget: float) -> Choice:
     """
     blocks = list(blocks)
     chosen = {block.name: block.ways[0] for block in blocks}
-    steps = [(saved / max(flop, 1.0), number, way, block) for block in blocks for number, (saved, flop, way) in enumerate(_worthwhile(block))]
+    steps = [
+        (saved / max(flop, 1.0), number, way, block) for block in blocks for number, (saved, flop, way) in enumerate(_worthwhile(block))
+    ]
     for _, _, way, block in sorted(steps, key=lambda step: (-step[0], step[1])):
         found = Choice(tuple((each, chosen[each.name]) for each in blocks), rest)
         if found.peak <= budget:

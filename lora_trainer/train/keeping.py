@@ -45,9 +45,13 @@ class Keeping:
         if not options.state or not course.step or now == self._kept:
             return
         yield from self.writer.told()
-        self._kept, self._at = now, time.monotonic()
         course.states += 1
-        taken, folder, count = state.taken(self.trainer, course), self.folder, options.last_n_states
+        try:
+            taken, folder, count = state.taken(self.trainer, course), self.folder, options.last_n_states
+        except (RuntimeError, MemoryError):
+            course.states -= 1
+            raise
+        self._kept, self._at = now, time.monotonic()
         self.writer.put(lambda: state.write(taken, folder, count))
 
     def megabytes(self) -> float:

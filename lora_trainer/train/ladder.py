@@ -16,8 +16,10 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
 from lora_trainer.messages import Message, say
+from lora_trainer.train import economy
 
 if TYPE_CHECKING:
+    from lora_trainer.train.course import Course
     from lora_trainer.train.setup import Trainer
 
 STEP, ENCODING, LOOKING = "step", "encoding", "looking"
@@ -57,8 +59,8 @@ class Ladder:
     Nothing of a step is lost: its gradient is dropped and calculated anew, from the same random numbers, before the optimizer steps.
     """
 
-    def __init__(self, trainer: Trainer, step: Callable[[], int], cannot_repeat: Callable[[], bool] = lambda: False) -> None:
-        self.trainer, self._step, self._cannot_repeat = trainer, step, cannot_repeat
+    def __init__(self, trainer: Trainer, course: Course, cannot_repeat: Callable[[], bool] = lambda: False) -> None:
+        self.trainer, self.course, self._cannot_repeat = trainer, course, cannot_repeat
         self._freed_at: tuple[int, str] | None = None
 
     def through(self, work: Callable[[], Iterator[Event]], kind: str = STEP) -> Iterator[Event]:
@@ -77,8 +79,9 @@ class Ladder:
 
     def _climb(self, kind: str, reason: str) -> Iterator[Event]:
         """Takes the next rung: here the failed work's tensors are gone, its exception being gone too."""
-        trainer, step = self.trainer, self._step()
-        trainer.forget_step()
+        trainer, step = self.trainer, self.course.step
+        if kind == STEP:
+            self._forget_step()
         give_back(trainer.device)
         if not trainer.config.memory.retry or (kind == STEP and self._cannot_repeat()):
             raise out_of_memory(trainer.config, step, reason, everything_tried=False)
@@ -95,17 +98,23 @@ class Ladder:
         for change, before in zip(rung.changes, old, strict=True):
             yield Changed(change.path, before, change.value, step)
 
+    def _forget_step(self) -> None:
+        """Its gradient, and that it was unscaled."""
+        self.trainer.optimizer.drop()
+        if self.trainer.scaler is not None:
+            self.trainer.scaler._per_optimizer_states.clear()
+
     def _rungs(self) -> Iterator[Rung]:
         """Those that are left, the cheapest first."""
         trainer = self.trainer
         memory = trainer.config.memory
-        if trainer.spare():
+        if economy.spare(trainer):
             yield Rung(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
         if trainer.cache.batch > 1:
             told = say("Memory ran out: pictures are encoded one at a time.")
             yield Rung(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
         if not memory.gradient_checkpointing:
-            gigabytes = trainer.half_budget_gb()
+            gigabytes = economy.half_budget_gb(trainer)
             told = say("Memory ran out: half of what a step keeps is computed again instead, at most {gb} GB stay.", gb=gigabytes)
             yield Rung(
                 told,
@@ -145,22 +154,23 @@ def out_of_memory(config: TrainConfig, step: int, reason: str, *, everything_tri
 
 def twice(make: Callable[[], Made], config: TrainConfig, device: torch.device) -> Made:
     """What `make` gives; done once more, with unneeded memory given back, when memory ran out. Raises OutOfMemory."""
-    with _told(config, device):
+    try:
         return make()
-    with _told(config, device, last=True):
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+    give_back(device)
+    with in_words(lambda: config):
         return make()
 
 
 @contextmanager
-def _told(config: TrainConfig, device: torch.device, *, last: bool = False) -> Iterator[None]:
-    reason = None
+def in_words(config: Callable[[], TrainConfig], step: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Whatever runs out of memory inside and is not done again ends with the one thing to change. Raises OutOfMemory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        reason = str(error).strip().partition("\n")[0]
-    if reason is not None:
-        give_back(device)
-        if last:
-            raise out_of_memory(config, 0, reason, everything_tried=False)
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise out_of_memory(config(), step(), reason, everything_tried=False) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_trainer.adapters.files import write_lora
 from lora_trainer.data.describe import size_of
 from lora_trainer.events import Event, Phase, Saved
+from lora_trainer.files import file_sha256
 from lora_trainer.host.base import Lease
 from lora_trainer.train import metadata, setup
 from lora_trainer.train.average import weights_word
@@ -37,9 +38,10 @@ class Output:
             return
         yield Phase("saving", 1)
         yield from self.writer.told()
-        course.files.append(path)
         state, words, precision = self._weights(), self._words(), trainer.config.save.precision
-        step, epoch, average, beside = course.step, course.epoch, course.loss_average, self._beside(path)
+        course.files.append(path)
+        course.saves[str(path)] = step, epoch, final, average = course.step, course.epoch, final, course.loss_average
+        beside = self._beside(path)
 
         def write() -> Saved:
             sha256 = write_lora(path, state, words, precision)
@@ -47,6 +49,12 @@ class Output:
             return Saved(step, epoch, str(path), sha256, path.stat().st_size, final, average)
 
         self.writer.put(write)
+
+    def tell_again(self, told: Collection[str]) -> Iterator[Event]:
+        """The files whose writing a killed process could not tell of any more."""
+        for path, (step, epoch, final, average) in self.course.saves.items():
+            if path not in told and Path(path).is_file():
+                yield Saved(step, epoch, path, file_sha256(Path(path)), Path(path).stat().st_size, final, average)
 
     def write(self, path: Path) -> None:
         """The weights as they would be saved, at once and in a file of any name."""
@@ -97,6 +105,10 @@ class Silent(Output):
 
     def save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
         """Nothing happens."""
+        return iter(())
+
+    def tell_again(self, told: Collection[str]) -> Iterator[Event]:
+        """The first process tells."""
         return iter(())
 
     def _shared_words(self, lease: Lease) -> dict[str, str]:

@@ -252,6 +252,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
 
     Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory.
     """
+    config, told = working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     bundle = load(lease.source, lease.device, precision.base)
     vae.hold(bundle, config.memory.vae_precision)
@@ -278,7 +279,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         rules=config.loss,
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
-        notes=tuple(notes),
+        notes=(*told, *notes),
         compiled=Compiled() if config.memory.compile else None,
     )
     return trainer

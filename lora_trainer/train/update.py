@@ -16,6 +16,9 @@ class Updater:
 
     def __init__(self, optimizer: TrainingOptimizer, scaler: Any, average: Average | None = None) -> None:
         self.optimizer, self.scaler, self.average = optimizer, scaler, average
+        self.begun = False
+        """Whether a step has begun and not ended: it cannot be done again."""
+        self._stepped = False
 
     def update(self, factor: float, limit: float, steps: int = 1) -> float:
         """The `steps`-th step, at `factor` times each group's rate.
@@ -27,14 +30,32 @@ class Updater:
             optimizer.unscale(scaler)
         norm = self._shortened(limit)
         if norm == norm and norm != float("inf"):
-            optimizer.step(factor)
+            self._step(factor)
         else:
             optimizer.drop()
         if scaler is not None:
             scaler.update()
         if self.average is not None:
             self.average.follow(steps)
+        self.begun = False
         return norm
+
+    def _step(self, factor: float) -> None:
+        """The first step makes the optimizer's state, for which there may be no room: then all is as before it."""
+        if self._stepped:
+            self.begun = True
+            self.optimizer.step(factor)
+            return
+        values, kept = [group.buffer.detach().clone() for group in self.optimizer.groups], self.optimizer.state_dict()
+        try:
+            self.optimizer.step(factor)
+        except (RuntimeError, MemoryError):
+            self.optimizer.load_state_dict(*kept)
+            with torch.no_grad():
+                for group, before in zip(self.optimizer.groups, values, strict=True):
+                    group.buffer.copy_(before)
+            raise
+        self.begun = self._stepped = True
 
     @property
     def loss_scale(self) -> float:
