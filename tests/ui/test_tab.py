@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lora_trainer.config.build import build
+from lora_trainer.config.files import write_config
+from lora_trainer.jobs.folder import RunFolder
 
 from .conftest import Server
 
@@ -188,3 +193,56 @@ def test_a_script_that_comes_late_does_not_break_the_page(open_page: Page, real:
     page.route("**/words.js*", late)
     page.goto(f"{real.address}?__lang=en")
     page.wait_for_selector("[data-ready=true]", timeout=30_000)
+
+
+# a run of ten thousand steps
+
+STEPS, EACH = 10_000, 500
+SECONDS = 1.0
+OPENED = """async () => {
+    const frame = () => new Promise(requestAnimationFrame);
+    const before = performance.now();
+    LoraTrainer.openRun('long');
+    LoraTrainer.go('train');
+    const line = () => document.querySelector('.lt-smoothline');
+    while (!line() || !line().getAttribute('d')) await frame();
+    await frame();
+    return (performance.now() - before) / 1000;
+}"""
+
+
+@pytest.fixture
+def long_run(real: Server) -> RunFolder:
+    """The folder that such a run leaves."""
+    folder = RunFolder.create(real.root / "runs", "long")
+    write_config(build({"steps": {"max_train_steps": STEPS}, "schedule": {"warmup_steps": 100}}), folder.config_file)
+    plan = {"images": 40, "total_steps": STEPS, "steps_per_epoch": EACH, "epochs": STEPS // EACH, "rate_scale": 1.0}
+    folder.plan_file.write_text(json.dumps(plan), encoding="utf-8")
+    noise, average, lines = random.Random(3), 0.15, []
+    lines.append({"event": "started", "plan": plan, "device": "cpu", "dtype": "float32", "processes": 1})
+    for step in range(1, STEPS + 1):
+        loss = max(0.02, 0.1 + 0.05 * 0.9995**step + noise.gauss(0, 0.02))
+        average += 0.02 * (loss - average)
+        numbers = {"loss": loss, "loss_average": average, "lr": 1e-4, "grad_norm": 0.3, "seconds": 0.4, "vram_mb": 5000.0}
+        epoch = (step - 1) // EACH + 1
+        lines.append({"event": "stepped", "step": step, "epoch": epoch, **numbers, "rates": {}, "skipped": 0, "loss_scale": 0.0})
+        if step % EACH == 0:
+            lines.append({"event": "validated", "step": step, "epoch": epoch, "loss": average})
+    lines.append({"event": "finished", "step": STEPS, "files": []})
+    text = "".join(json.dumps({"n": n, "time": 1.7e9 + n, **line}) + "\n" for n, line in enumerate(lines, 1))
+    folder.events_file.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_chart_of_ten_thousand_steps_is_read_and_drawn_within_a_second(open_page: Page, real: Server, long_run: RunFolder):
+    took = []
+    for _ in range(3):  # a fresh page each time; the machine has other things to do too
+        page = open_page(f"{real.address}?__lang=en")
+        page.evaluate("LoraTrainer.go('settings')")
+        took.append(page.evaluate(OPENED))
+        assert page.evaluate("LoraTrainer.runData('long').steps.length") == STEPS
+        page.close()
+        if took[-1] < SECONDS:
+            break
+    assert min(took) < SECONDS
+    assert long_run.events_file.stat().st_size > 1_500_000
