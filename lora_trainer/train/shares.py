@@ -192,12 +192,14 @@ class Agreed(Control):
         """Takes over what was asked of the first process by now."""
         news = None
         if self.together.place.leads:
-            stop = self.asked.stopping
+            stop, changes = self.asked.stopping, self.asked.take_changes()
             now = {"stop": stop, "save": self.asked.save_on_stop, "pause": self.asked.pausing}
-            news = now if now != self._told else None
+            news = {**now, "changes": changes} if changes or now != self._told else None
+            self._told = now
         if (word := self.together.told_if_new(news)) is not None:
-            self._told = word
             self._stop, self._save_on_stop, self._pause = word["stop"], word["save"], word["pause"]
+            for wanted in word["changes"]:
+                self.change(wanted)
 
     @property
     def now(self) -> Control:
@@ -218,6 +220,10 @@ class Agreed(Control):
             if self.together.place.leads:
                 self.asked.wait_while_paused(poll)
             self.agree()
+
+    def rest(self, seconds: float) -> bool:
+        """The first process rests; the others wait for it where they meet next."""
+        return self.together.place.leads and self.asked.rest(seconds)
 
 
 @contextmanager

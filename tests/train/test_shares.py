@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from lora_trainer.config.files import write_config
+from lora_trainer.control import Control
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.ranks import ALONE, Place, place_of
-from lora_trainer.train.shares import Shares, part_of
+from lora_trainer.train.shares import Agreed, Shares, part_of
 from tests.train.ordinary import draw_ordinary
 from tests.train.runs import small_config, tensors_of
 
@@ -168,3 +169,43 @@ def test_one_process_alone_shares_with_nobody():
     assert float(shares.add_up([parameter], torch.tensor(2.0))) == 2.0
     assert parameter.grad.tolist() == [3.0, 3.0]
     assert shares.of([1, 2, 3]) == [1, 2, 3]
+
+
+class Wire:
+    """Stands for the connection: what the first process tells is told to the others in the same order."""
+
+    def __init__(self, told: list, rank: int):
+        self.told, self.place = told, Place(rank=rank, count=2)
+
+    def told_if_new(self, word):
+        if self.place.leads:
+            self.told.append(word)
+            return word
+        return self.told.pop(0)
+
+
+def test_every_process_is_asked_the_same_between_the_same_two_steps():
+    told, user = [], Control()
+    first, other = Agreed(Wire(told, 0), user), Agreed(Wire(told, 1), Control())
+
+    def agreed():
+        first.agree()
+        other.agree()
+        seen = [(one.stopping, one.save_on_stop, one.pausing, one.take_changes()) for one in (first, other)]
+        assert seen[0] == seen[1]
+        return seen[0]
+
+    assert agreed() == (False, True, False, [])
+    user.change({"optimizer.learning_rate": 1e-5})
+    user.command("pause")
+    assert not first.pausing  # not before they meet
+    assert agreed() == (False, True, True, [{"optimizer.learning_rate": 1e-5}])
+    assert agreed() == (False, True, True, [])
+    user.command("resume")
+    user.command("save")
+    assert agreed() == (False, True, False, [])
+    assert (first.take("save"), other.take("save"), first.take("save")) == (True, False, False)
+    user.command("stop-discard")
+    assert (first.now.stopping, first.stopping, other.now.stopping) == (True, False, False)
+    assert agreed() == (True, False, False, [])
+    assert told == []
