@@ -49,7 +49,7 @@
       h("div.lt-failedhead", {}, LT.icon("cross"), h("b", {}, headline(run.state, first, step, total)), h("span.lt-gap"), h("span", {}, where)),
       h("div.lt-failedbody", {},
         column("warning", "lt-bad", t("What happened"), problems.length ? problems.map((problem) => h("p", {}, problem.message)) : h("p", {}, first.message)),
-        column("save", "lt-good", t("What was saved"), savedLines(data, step, LT.knownRun(run.id) || run)),
+        column("save", "lt-good", t("What was saved"), savedLines(data, step, LT.stateOf(run))),
         column("play", "lt-accent", t("What to try"), h("p", {}, first.fix || t("Copy the report and ask for help with it.")), tries(run, first))));
   };
   const ranOut = (problem) => problem.path === "memory.gradient_checkpointing";
@@ -64,10 +64,9 @@
     return total ? t("Failed at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Failed before the first step");
   };
 
-  const savedLines = (data, step, known) => {
+  const savedLines = (data, step, state) => {
     const files = LT.numbered(data);
-    const state = known.resumable && known.state_step ? known.state_step : 0;
-    const kept = state > 0 && h("p.lt-muted", {}, t("State to resume from: step {step}.", { step: LT.count(state) }), " ", lostWords(data, step - state));
+    const kept = state !== null && h("p.lt-muted", {}, t("State to resume from: step {step}.", { step: LT.count(state) }), " ", lostWords(data, step - state));
     if (!files.length) return [h("p", {}, t("No file: the run ended before the first one.")), kept];
     const best = LT.bestOf(data);
     const file = best && files.find((save) => save.step === best.step);

@@ -6,11 +6,12 @@
 
   /** What the history knows of a run: whether a state of it was kept, and of which step. */
   LT.knownRun = (id) => (LT.seen.runs || []).find((run) => run.id === id) || null;
-  /** Whether there is a state that the run can go on from. */
-  LT.resumable = (run) => {
-    const known = LT.knownRun(run.id) || run;
-    return Boolean(known.resumable) && !(LT.active() && LT.active().id === run.id);
+  /** Step of the state that the run can go on from, or null. */
+  LT.stateOf = (run) => {
+    const { state_step: step } = LT.knownRun(run.id) || run;
+    return step === undefined || (LT.active() && LT.active().id === run.id) ? null : step;
   };
+  LT.resumable = (run) => LT.stateOf(run) !== null;
 
   /** Goes on from the last state: `epochs` more than were planned, with `changes` of settings. True when it began. */
   LT.resumeRun = async (run, { epochs, changes } = {}) => {
@@ -60,7 +61,7 @@
       const values = run && { name: run.name, step: LT.count(run.step), total: LT.count(run.total_steps) };
       LT.fill(strip, run && [
         LT.icon("warning"), h("span", {}, t("The run {name} was interrupted at step {step} of {total}.", values)), h("span.lt-gap"),
-        run.resumable && LT.button(t("Resume"), { kind: "small", icon: "play", onclick: () => LT.resumeRun(run) }),
+        LT.resumable(run) && LT.button(t("Resume"), { kind: "small", icon: "play", onclick: () => LT.resumeRun(run) }),
         LT.button(t("Show it"), { kind: "small", onclick: () => { LT.openRun(run.id); LT.go("train"); } }),
         LT.button(t("Leave it"), { kind: "small.plain", onclick: () => leave(run) })]);
       LT.root().style.setProperty("--lt-strip", `${strip.offsetHeight}px`); // the steps fill the window below it
