@@ -25,6 +25,7 @@ RAISED = {
     "MissingPackage",
     "OutOfMemory",
     "TrainingError",
+    "CannotStep",
     "Refused",
     "Forbidden",
     "Missing",

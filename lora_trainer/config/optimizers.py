@@ -47,10 +47,12 @@ class OptimizerName:
     free: bool = False
     finds: bool = False
     also: tuple[str, ...] = ()
+    stand_in: str = ""
+    """The one that steps alike with more memory, where this one does not work."""
 
 
-def _bits(name: str, label: str, family: Family, state: float, *also: str, whole: bool = False) -> OptimizerName:
-    return OptimizerName(name, label, family, "bitsandbytes", "bitsandbytes", state, whole, also=also)
+def _bits(name: str, label: str, family: Family, state: float, stand_in: str, *also: str) -> OptimizerName:
+    return OptimizerName(name, label, family, "bitsandbytes", "bitsandbytes", state, also=also, stand_in=stand_in)
 
 
 def _adapting(name: str, label: str, state: float, *also: str, whole: bool = True) -> OptimizerName:
@@ -59,15 +61,15 @@ def _adapting(name: str, label: str, state: float, *also: str, whole: bool = Tru
 
 OPTIMIZER_NAMES = (
     OptimizerName("AdamW", "AdamW", ADAM, elementwise=True, also=("torch.optim.AdamW",)),
-    _bits("AdamW8bit", "AdamW, 8 bit", ADAM, 2.0, "bitsandbytes.optim.AdamW8bit"),
-    _bits("PagedAdamW8bit", "AdamW, 8 bit, paged", ADAM, 2.0, "bitsandbytes.optim.PagedAdamW8bit"),
-    _bits("PagedAdamW", "AdamW, paged", ADAM, 8.0, "PagedAdamW32bit", "bitsandbytes.optim.PagedAdamW"),
+    _bits("AdamW8bit", "AdamW, 8 bit", ADAM, 2.0, "AdamW", "bitsandbytes.optim.AdamW8bit"),
+    _bits("PagedAdamW8bit", "AdamW, 8 bit, paged", ADAM, 2.0, "AdamW", "bitsandbytes.optim.PagedAdamW8bit"),
+    _bits("PagedAdamW", "AdamW, paged", ADAM, 8.0, "AdamW", "PagedAdamW32bit", "bitsandbytes.optim.PagedAdamW"),
     OptimizerName("Lion", "Lion", LION, "lion_pytorch", "lion-pytorch", 4.0, True, also=("lion_pytorch.Lion",)),
-    _bits("Lion8bit", "Lion, 8 bit", LION, 1.0, "bitsandbytes.optim.Lion8bit"),
-    _bits("PagedLion8bit", "Lion, 8 bit, paged", LION, 1.0, "bitsandbytes.optim.PagedLion8bit"),
+    _bits("Lion8bit", "Lion, 8 bit", LION, 1.0, "Lion", "bitsandbytes.optim.Lion8bit"),
+    _bits("PagedLion8bit", "Lion, 8 bit, paged", LION, 1.0, "Lion", "bitsandbytes.optim.PagedLion8bit"),
     OptimizerName("SGD", "SGD", SGD, bytes=4.0, elementwise=True, also=("torch.optim.SGD",)),
     OptimizerName("SGDNesterov", "SGD, Nesterov", SGD, bytes=4.0, elementwise=True),
-    _bits("SGDNesterov8bit", "SGD, Nesterov, 8 bit", SGD, 1.0),
+    _bits("SGDNesterov8bit", "SGD, Nesterov, 8 bit", SGD, 1.0, "SGDNesterov"),
     OptimizerName(
         "AdaFactor",
         "AdaFactor",

@@ -29,8 +29,6 @@ def rate_notes(config: TrainConfig, pictures: int) -> Iterator[tuple[str, Messag
         yield from _of_schedule(config, known, bool(args.get("safeguard_warmup")))
     if config.schedule.type == "adafactor" and known.name != "AdaFactor":
         yield "schedule.type", say("AdaFactor's own schedule is constant with {name}.", name=known.name)
-    if known.name == "DAdaptLion":
-        yield "optimizer.type", say("DAdaptLion is known to learn next to nothing: take Prodigy, or Lion with a rate.")
 
 
 def _of_rates(config: TrainConfig, known: OptimizerName, scale: float) -> Iterator[tuple[str, Message]]:

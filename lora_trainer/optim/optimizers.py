@@ -21,8 +21,15 @@ PROBED = (64, 64)
 """A matrix of 4096 numbers: from there on the 8-bit optimizers keep 8 bits."""
 
 
+class CannotStep(TrainerError):
+    """An optimizer that is installed but does not work here: its package lacks kernels for this device."""
+
+
 def probe(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
-    """One real step of the optimizer on one matrix. Raises TrainerError when its package is absent, its options are wrong or it fails."""
+    """One real step of the optimizer on one matrix.
+
+    Raises MissingPackage, TrainerError for options that it does not take, CannotStep when it fails on this device.
+    """
     parameter = nn.Parameter(torch.ones(PROBED, device=device))
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -38,7 +45,7 @@ def probe(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
             fix="Correct or empty the field.",
         ) from error
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
-        raise TrainerError(
+        raise CannotStep(
             "{name} does not work on this machine ({device}): {reason}.",
             path="optimizer.type",
             name=name,
