@@ -137,6 +137,67 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
     page.wait_for_function("LoraTrainer.state.step === 'settings' && LoraTrainer.value('network.dim') === 4", timeout=15_000)
 
 
+@pytest.mark.slow
+def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+    values = {
+        "data.train_data_dir": str(pictures),
+        "data.trigger_word": "sks crescent",
+        "data.leave_out": ["12.png"],
+        "data.batch_size": 4,
+        "data.resolution": 64,
+        "network.dim": 4,
+        "network.alpha": 4,
+        "steps.max_train_epochs": 400,
+        "save.every_n_epochs": 0,
+        "sample.every_n_epochs": 0,
+        "sample.at_first": False,
+        "save.output_name": "steered",
+    }
+    page.evaluate("values => { LoraTrainer.set(values); LoraTrainer.go('settings'); }", values)
+    page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.total_steps === 1200", timeout=60_000)
+    assert page.locator(".lt-schedule .lt-curve").count() >= 1
+    page.locator("#lora_trainer_start:not(:disabled)").click(timeout=60_000)
+    page.wait_for_function("LoraTrainer.runData('steered').steps.length > 5", timeout=120_000)
+
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.locator(".lt-banner.wait").wait_for(timeout=30_000)
+    page.get_by_role("button", name="Change…").click()
+    rate = page.get_by_role("dialog").locator('[data-path="optimizer.unet_lr"] input')
+    rate.fill("3e-5")
+    rate.press("Tab")
+    page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
+    page.get_by_role("button", name="Go on", exact=True).click()
+    page.wait_for_function("LoraTrainer.runData('steered').changes.length === 1", timeout=30_000)
+    changed = page.evaluate("LoraTrainer.runData('steered').changes[0].step")
+    page.wait_for_function("step => LoraTrainer.runData('steered').last.step > step", arg=changed, timeout=30_000)
+    assert page.evaluate("LoraTrainer.plannedRate(LoraTrainer.runData('steered'))(2)") <= 3e-5
+    assert page.evaluate("LoraTrainer.runData('steered').last.lr") <= 3e-5
+
+    page.get_by_role("button", name="Stop…").click()
+    page.get_by_role("button", name="Stop and save").click()
+    page.get_by_role("button", name="Resume", exact=True).click(timeout=60_000)
+    stopped = page.evaluate("LoraTrainer.runData('steered').last.step")
+    page.wait_for_function("step => LoraTrainer.runData('steered').last.step > step", arg=stopped, timeout=120_000)
+    steps = page.evaluate("LoraTrainer.runData('steered').steps")
+    assert steps == list(range(1, len(steps) + 1))  # nothing is missing and nothing is there twice
+    assert page.evaluate("LoraTrainer.runData('steered').last.lr") <= 3e-5  # the change is made again
+
+    page.get_by_role("button", name="Change…").click()  # an end within reach
+    epochs = page.get_by_role("dialog").locator('[data-path="steps.max_train_epochs"] input')
+    assert epochs.input_value() == "400"
+    wanted = len(steps) // 3 + 20
+    epochs.fill(str(wanted))
+    epochs.press("Tab")
+    page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
+    page.get_by_role("button", name="More epochs…").click(timeout=120_000)
+    assert page.evaluate("LoraTrainer.runData('steered').last.step") == 3 * wanted
+    page.get_by_label("Further epochs").fill("2")
+    page.get_by_role("dialog").get_by_role("button", name="Go on training").click()
+    page.wait_for_function("step => LoraTrainer.runData('steered').last.step === step", arg=3 * wanted + 6, timeout=120_000)
+    page.locator(".lt-banner.good").wait_for(timeout=60_000)
+
+
 def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pictures: Path):
     page = open_page(f"{real.address}?__lang=en")
     page.evaluate("folder => LoraTrainer.set({'data.train_data_dir': folder, 'network.dim': 24})", str(pictures))
