@@ -3,7 +3,11 @@
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
-  const SAMPLERS = { ddim: "DDIM", euler: "Euler", euler_a: "Euler a" };
+  /* What the WebUI calls our samplers (lora_trainer/config/samplers.py). */
+  const SAMPLERS = {
+    ddim: "DDIM", ddpm: "DDPM", pndm: "PLMS", lms: "LMS", heun: "Heun", euler: "Euler", euler_a: "Euler a",
+    dpmsolver: "DPM++ 2M", "dpmsolver++": "DPM++ 2M", dpmsingle: "DPM++ 2M", dpm_2: "DPM2", dpm_2_a: "DPM2 a",
+  };
   const same = (one, other) => Math.abs(one - other) < 1e-9;
 
   LT.makeCell = (view, { choose, again }) => {

@@ -29,7 +29,7 @@
     let drawn = "";
     chart.paint = (data, { live = false, last = false } = {}) => {
       Object.assign(chart, { data, live, last });
-      const wanted = [data.id, data.next, Boolean(data.config), live, last].join(" ");
+      const wanted = [data.id, data.next, data.planned, live, last].join(" ");
       if (wanted !== drawn) draw();
       drawn = box.clientWidth ? wanted : "";
     };
@@ -93,8 +93,9 @@
     high = Math.ceil(high / step - 1e-9) * step;
     const rate = LT.plannedRate(data);
     let rates = 0;
+    for (const list of Object.values(data.groups)) for (let index = 0; index < list.length; index += Math.max(1, Math.floor(list.length / 400))) rates = Math.max(rates, list[index] || 0);
     for (let index = 0; index < data.rates.length; index += Math.max(1, Math.floor(data.rates.length / 400))) rates = Math.max(rates, data.rates[index]);
-    for (let at = 1; at <= total; at += Math.max(1, Math.floor(total / 400))) rates = Math.max(rates, rate(at));
+    for (let at = 1; at <= total; at += Math.max(1, Math.floor(total / 400))) rates = Math.max(rates, rate(at) || 0);
     const rateTicks = LT.ticks(0, rates || 1, 4);
     const rateStep = rateTicks[1] - rateTicks[0];
     const rateHigh = Math.ceil((rates || 1) / rateStep - 1e-9) * rateStep;
@@ -191,6 +192,25 @@
     return drawn;
   };
 
+  /** Rates of groups of weights beside the one that `lr` tells: [[name, one entry a step]]. */
+  const others = (data) => Object.entries(data.groups).filter(([, list]) => list[list.length - 1] !== data.rates[data.rates.length - 1] || list[list.length >> 1] !== data.rates[list.length >> 1]);
+  const through = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+  const MANY = 8; // from so many validations on their line is smoothed
+  /** Each value averaged with its neighbours on both sides, the nearer the more: a line that lags behind neither way. */
+  const averaged = (values) => {
+    const reach = Math.max(1, Math.round(values.length / 16));
+    return values.map((_, index) => {
+      let [sum, weight] = [0, 0];
+      for (let off = -reach; off <= reach; off += 1) {
+        const near = values[index + off];
+        if (near === undefined || !isFinite(near)) continue;
+        const share = 1 + reach - Math.abs(off);
+        [sum, weight] = [sum + share * near, weight + share];
+      }
+      return weight ? sum / weight : NaN;
+    });
+  };
+
   const lines = ({ data, live }, scale) => {
     const first = lowerBound(data.steps, scale.from);
     const inside = (value) => Math.max(scale.plot.top, Math.min(scale.plot.bottom, scale.y(value)));
@@ -200,9 +220,11 @@
     const held = data.validations.filter((one) => one.step >= scale.from && one.step <= scale.to);
     const best = LT.bestOf(data);
     return [
+      others(data).map(([, list]) => s("path", { d: path(data.steps, list, first, scale.x, scale.yRate), class: "lt-rateline lt-otherrate" })),
       s("path", { d: path(data.steps, data.rates, first, scale.x, scale.yRate), class: "lt-rateline" }),
-      s("path", { d: ahead.map((at, index) => `${index ? "L" : "M"}${scale.x(at).toFixed(1)} ${scale.yRate(scale.rate(at)).toFixed(1)}`).join(""), class: "lt-rateline lt-planned" }),
-      s("path", { d: held.map((one, index) => `${index ? "L" : "M"}${scale.x(one.step).toFixed(1)} ${inside(one.loss).toFixed(1)}`).join(""), class: "lt-heldline" }),
+      scale.rate(scale.to) !== null && s("path", { d: through(ahead.map((at) => [scale.x(at), scale.yRate(scale.rate(at))])), class: "lt-rateline lt-planned" }),
+      s("path", { d: through(held.map((one) => [scale.x(one.step), inside(one.loss)])), class: held.length < MANY ? "lt-heldline" : "lt-heldline lt-raw" }),
+      held.length >= MANY && s("path", { d: through(averaged(held.map((one) => one.loss)).map((loss, index) => [scale.x(held[index].step), inside(loss)])), class: "lt-heldline" }),
       s("path", { d: path(data.steps, data.smoothed, first, scale.x, inside), class: "lt-smoothline" }),
       held.length <= 60 && held.map((one) => (best && one.step === best.step ? LT.sign("star", scale.x(one.step), inside(one.loss), 12, "lt-beststar") : s("rect", { x: scale.x(one.step) - 3.5, y: inside(one.loss) - 3.5, width: 7, height: 7, class: "lt-heldmark" }))),
       (live || data.outcome === "failed") && scale.newest > scale.from && s("line", { x1: scale.x(scale.newest), x2: scale.x(scale.newest), y1: scale.plot.top, y2: scale.plot.bottom, class: data.outcome === "failed" ? "lt-now lt-failedat" : "lt-now" }),
@@ -215,6 +237,10 @@
     return [
       saves.length <= 60 && saves.map((save) => s("line", { x1: scale.x(save.step), x2: scale.x(save.step), y1: scale.plot.top, y2: scale.plot.bottom, class: "lt-saveline" })),
       saves.filter((save, index) => index % room === 0).map((save) => LT.sign("save", scale.x(save.step), scale.plot.top - 10, 11, "lt-savemark")),
+      [...new Set(data.changes.map((change) => change.step))].filter((step) => step >= scale.from && step <= scale.to).map((step) => [
+        s("line", { x1: scale.x(step), x2: scale.x(step), y1: scale.plot.top, y2: scale.plot.bottom, class: "lt-changeline" }),
+        LT.sign("pencil", scale.x(step) + 8, scale.plot.bottom - 9, 11, "lt-changemark"),
+      ]),
       data.outcome === "failed" && scale.newest > scale.from && LT.sign("cross", scale.x(scale.newest), scale.plot.top - 10, 11, "lt-failedsign"),
     ];
   };
@@ -229,7 +255,7 @@
     const done = index >= 0 && data.steps[index] === at;
     const held = data.validations.find((one) => one.step === at);
     if (!done && !held && at <= scale.newest && index >= 0 && at > 0) return hovered(data, scale, data.steps[index]);
-    return { step: at, epoch: done ? data.epochs[index] : null, smoothed: done ? data.smoothed[index] : null, loss: done ? data.losses[index] : null, held: held ? held.loss : null, rate: done ? data.rates[index] : at > 0 ? scale.rate(at) : null, done };
+    return { step: at, epoch: done ? data.epochs[index] : null, smoothed: done ? data.smoothed[index] : null, loss: done ? data.losses[index] : null, held: held ? held.loss : null, rate: done ? data.rates[index] : at > 0 ? scale.rate(at) : null, others: done ? others(data).map(([name, list]) => [name, list[index]]) : [], done };
   };
   const hoverMarks = (data, scale, found) => {
     const x = scale.x(found.step);
@@ -243,6 +269,7 @@
   const tipWords = (data, found) => {
     const each = data.plan && data.plan.steps_per_epoch;
     const end = each && found.step > 0 && found.step % each === 0;
+    const changed = data.changes.filter((change) => change.step === found.step).map((change) => h("div", {}, t("{setting}: {old} → {new}", LT.changeWords(change))));
     const title = [t("Step {n}", { n: LT.count(found.step) }), end ? t("end of epoch {n}", { n: found.step / each }) : found.epoch && t("epoch {n}", { n: found.epoch }), !found.done && found.step > 0 && t("planned")].filter(Boolean).join(" · ");
     const row = (look, name, value) => value !== null && h("div.lt-tiprow", {}, h(`i.${look}`), h("span", {}, name), h("b", {}, value));
     return [
@@ -251,22 +278,8 @@
       row("lt-k-dot", t("this step"), found.loss === null ? null : LT.loss(found.loss)),
       row("lt-k-held", t("validation"), found.held === null ? null : LT.loss(found.held)),
       row("lt-k-rate", t("learning rate"), found.rate === null ? null : LT.rate(found.rate)),
+      found.others.map(([name, rate]) => row("lt-k-rate", LT.groupName(name), LT.rate(rate))),
+      changed,
     ];
-  };
-
-  /* ---- one sentence: what the chart says ---- */
-
-  /** {look, words} of a run's validation: the sentence under the chart. */
-  LT.verdictOf = (data, live) => {
-    const held = data.validations.filter((one) => one.step > 0);
-    const best = LT.bestOf(data);
-    if (!held.length) return data.steps.length > 20 ? { look: "calm", words: t("Without validation pictures the loss says little: compare the previews, and the files in step 5.") } : { look: "calm", words: t("Too few points to say.") };
-    const byEpoch = [...new Map(held.map((one) => [one.epoch, one])).values()];
-    const since = byEpoch.filter((one) => one.epoch > best.epoch).length;
-    const values = { epoch: best.epoch, loss: LT.loss(best.loss), n: since };
-    if (!live) return { look: "good", words: since >= 3 ? t("Validation loss was lowest at epoch {epoch} ({loss}) and rose after it: later files may have learnt by heart.", values) : t("The best file by validation loss is epoch {epoch} ({loss}).", values) };
-    if (byEpoch.length < 3) return { look: "calm", words: t("Too few points to say.") };
-    if (since === 0) return { look: "good", words: t("Validation loss is still falling: the best file so far is epoch {epoch} ({loss}). Let it run.", values) };
-    return { look: since >= 3 ? "warn" : "calm", words: LT.tn(since, "Validation loss has not fallen for {n} epoch: the best file so far is epoch {epoch} ({loss}).", "Validation loss has not fallen for {n} epochs: the best file so far is epoch {epoch} ({loss}).", values) };
   };
 })();

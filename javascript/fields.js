@@ -15,7 +15,7 @@
   LT.startFields = () => ["form", "plan", "suggestions", "pictures", "status"].forEach((name) => LT.on(name, LT.paintFields));
 
   /** The frame of a field around its control; `pending()` gives the text of an open suggestion, `wrong()` a problem. */
-  LT.fieldFrame = ({ id, label, help, control, hint, differs, pending, wrong, toml, update }) => {
+  LT.fieldFrame = ({ id, label, help, control, hint, differs, pending, wrong, toml, update, shown }) => {
     const dot = h("span.lt-differs", { title: t("differs from the default") });
     const chip = h("span.lt-pending");
     const below = h("div.lt-hint");
@@ -34,10 +34,11 @@
         element.classList.toggle("lt-offered", !chip.hidden);
         const words = typeof hint === "function" ? hint() : hint;
         LT.fill(below, words);
-        below.hidden = !words;
+        below.hidden = !below.textContent;
         const found = wrong ? wrong() : null;
         element.classList.toggle("lt-wrong", Boolean(found));
         LT.fill(problem, found && LT.problem(found));
+        element.hidden = Boolean(shown && !shown() && !found);
       },
     };
     fields.add(field);
@@ -60,29 +61,43 @@
     return change ? LT.shown(option, change.value).replace(/\n/g, " / ") : null;
   };
 
-  const write = (option, value) => LT.set({ [option.path]: value });
-
   const CONTROLS = {
-    bool: (option, id) => {
-      const box = h("input", { type: "checkbox", id, onchange: () => write(option, box.checked) });
+    bool: (option, id, write) => {
+      const box = h("input", { type: "checkbox", id, onchange: () => { paint(box.checked); write(box.checked); } });
       const words = h("span");
-      return { element: h("label.lt-switch", {}, box, words), paint: (value) => { box.checked = value === true; words.textContent = value === true ? t("on") : t("off"); } };
+      const paint = (value) => { box.checked = value === true; words.textContent = value === true ? t("on") : t("off"); };
+      return { element: h("label.lt-switch", {}, box, words), paint };
     },
-    choice: (option, id) => select(id, choicesOf(option), (value) => write(option, value)),
-    checkpoint: (option, id) => select(id, choicesOf(option), (value) => write(option, value), loadedLabel),
-    vae: (option, id) => select(id, choicesOf(option), (value) => write(option, value), () => t("the checkpoint's own")),
-    lines: (option, id) => {
-      const area = h("textarea.lt-input", { id, rows: 1, spellcheck: "false", onchange: () => write(option, LT.read(option, area.value)), oninput: () => grow(area) });
+    choice: (option, id, write) => select(id, choicesOf(option), write),
+    checkpoint: (option, id, write) => select(id, choicesOf(option), write, loadedLabel),
+    vae: (option, id, write) => select(id, choicesOf(option), write, () => t("the checkpoint's own")),
+    /** One of the list, or a class of any installed package by its whole name. */
+    class: (option, id, write) => {
+      const other = "\u2026";
+      const known = (value) => (option.choices || []).includes(value);
+      const list = select(id, [...choicesOf(option), { value: other, label: t("another class…") }], (value) => (value === other ? open() : write(value)));
+      const field = h("input.lt-input.lt-classname", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: "package.Class", "aria-label": t("Whole name of the class"), onchange: () => field.value.trim() && write(field.value.trim()) });
+      const open = () => { field.hidden = false; field.focus(); };
+      const paint = (value) => {
+        if (field === document.activeElement) return;
+        list.paint(known(value) ? value : other);
+        field.hidden = known(value);
+        field.value = known(value) ? "" : value;
+      };
+      return { element: h("div", {}, list.element, field), paint };
+    },
+    lines: (option, id, write) => {
+      const area = h("textarea.lt-input", { id, rows: 1, spellcheck: "false", onchange: () => write(LT.read(option, area.value)), oninput: () => grow(area) });
       return { element: area, paint: (value) => { if (area !== document.activeElement) area.value = LT.shown(option, value); grow(area); } };
     },
-    folder: (option, id) => {
-      const field = CONTROLS.text(option, id);
-      const browse = h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: () => LT.pickFolder(LT.value(option.path)).then((path) => path && write(option, path)) }, "…");
+    folder: (option, id, write) => {
+      const field = CONTROLS.text(option, id, write);
+      const browse = h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: () => LT.pickFolder(LT.value(option.path)).then((path) => path && write(path)) }, "…");
       return { element: h("div.lt-withbutton", {}, field.element, browse), paint: field.paint };
     },
-    text: (option, id) => {
+    text: (option, id, write) => {
       const plain = option.type === "str" ? undefined : "decimal";
-      const field = h("input.lt-input", { id, type: "text", inputmode: plain, spellcheck: "false", autocomplete: "off", placeholder: placeholder(option), onchange: () => write(option, LT.read(option, field.value)) });
+      const field = h("input.lt-input", { id, type: "text", inputmode: plain, spellcheck: "false", autocomplete: "off", placeholder: placeholder(option), onchange: () => write(LT.read(option, field.value)) });
       field.addEventListener("keydown", (event) => event.key === "Enter" && field.dispatchEvent(new Event("change")));
       return { element: field, paint: (value) => { if (field !== document.activeElement) field.value = LT.shown(option, value); field.placeholder = placeholder(option); } };
     },
@@ -103,20 +118,11 @@
   };
   const choicesOf = (option) => (option.choices || []).map((choice) => (typeof choice === "object" ? choice : { value: choice, label: LT.choiceLabel(option.path, choice) }));
   /** A choice as users write it. */
-  LT.choiceLabel = (path, choice) =>
-    ({
-      "method:lora": "LoRA",
-      "network.type:lora": "LoRA",
-      "schedule.type:constant": t("constant"),
-      "schedule.type:cosine": t("cosine"),
-      "schedule.type:linear": t("linear"),
-      "memory.mixed_precision:auto": t("automatic"),
-      "memory.mixed_precision:no": t("no (fp32)"),
-      "save.precision:float": "fp32",
-      "sample.sampler:ddim": "DDIM",
-      "sample.sampler:euler": "Euler",
-      "sample.sampler:euler_a": "Euler a",
-    })[`${path}:${choice}`] || String(choice);
+  LT.choiceLabel = (path, choice) => {
+    const { labels = {}, facts = {} } = LT.options.get(path) || {};
+    const words = labels[choice] || String(choice);
+    return (facts[choice] || {}).missing ? t("{name} (not installed)", { name: words }) : words;
+  };
 
   const select = (id, choices, choose, empty) => {
     const list = h("select.lt-input", { id, onchange: () => choose(list.value) });
@@ -140,18 +146,45 @@
     return option.type === "list" ? "lines" : "text";
   };
 
-  /** The field of an option as the server declares it. */
-  LT.field = (path, { label, hint, full = false } = {}) => {
+  /** What to know of the chosen optimizer: the rate to begin with, what it does by itself, the package that it lacks. */
+  const chosenFacts = (option) => {
+    const facts = (option.facts || {})[LT.value(option.path)];
+    if (!facts) return "";
+    const usual = facts.finds ? t("Finds the size of its steps by itself: learning rates are multiples of it, 1 is usual.") : t("A learning rate of about {rate} is usual.", { rate: LT.rate(facts.hint) });
+    const set = () => LT.set({ "optimizer.learning_rate": facts.hint, "optimizer.unet_lr": undefined, "optimizer.text_encoder_lr": undefined });
+    const others = ["optimizer.learning_rate", "optimizer.unet_lr", "optimizer.text_encoder_lr"].map(LT.value).filter((rate) => rate !== null && rate !== 0);
+    return [
+      facts.missing && h("span.lt-note", {}, t("Needs the package {package}: pip install {package}", { package: facts.missing }), " "),
+      usual, facts.free && [" ", t("It averages the weights by itself: the constant schedule suits it.")],
+      others.some((rate) => rate !== facts.hint) && LT.differs(option.path) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
+    ];
+  };
+
+  /** What an option is entered with: {element, paint(value)}; `write` gets what the user enters. */
+  LT.control = (option, id, write) => CONTROLS[kindOf(option)](option, id, write);
+
+  /** Why an option has no effect now: what another one would have to be. */
+  const noEffect = (path) => {
+    const need = LT.unmet(path);
+    if (!need) return "";
+    const [other, values] = need;
+    const words = values.map((value) => (typeof value === "boolean" ? (value ? t("on") : t("off")) : LT.choiceLabel(other, value))).join(" / ");
+    return values.length ? t("No effect unless {name} is {values}.", { name: LT.labelOf(other), values: words }) : t("No effect while {name} is off.", { name: LT.labelOf(other) });
+  };
+
+  /** The field of an option as the server declares it. It hides while it has no effect, unless somebody changed it or looks for it (`found`). */
+  LT.field = (path, { label, hint, full = false, found = false } = {}) => {
     const option = LT.options.get(path);
     if (!option || option.kind === "hidden") return null;
-    const control = CONTROLS[kindOf(option)](option, `lora_trainer_f_${path}`);
+    const control = LT.control(option, `lora_trainer_f_${path}`, (value) => LT.set({ [path]: value }));
     return LT.fieldFrame({
       id: path,
       label: label || option.label,
       help: option.help,
       toml: full && path.split(".").pop(),
       control: control.element,
-      hint: full ? () => range(option) : hint,
+      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)]] : hint || (() => LT.differs(path) && chosenFacts(option)),
+      shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
       differs: () => LT.differs(path),
       pending: () => pendingOf(option),
       wrong: () => LT.problemOf(path),

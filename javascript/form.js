@@ -29,6 +29,15 @@
   };
   LT.differs = (path) => path in LT.state.values && !equal(LT.state.values[path], LT.defaultOf(path));
 
+  /* ---- options that depend on others ---- */
+
+  const isOff = (value) => value === undefined || value === null || value === false || value === "" || Number(value) === 0 || (Array.isArray(value) && !value.length);
+  const holds = ([path, values]) => LT.relevant(path) && (values.length ? values.some((one) => equal(one, LT.value(path))) : !isOff(LT.value(path)));
+  /** The first condition of an option that does not hold: [path, values], or null. */
+  LT.unmet = (path) => (((LT.options.get(path) || {}).when || []).find((need) => !holds(need)) || null);
+  /** Whether an option has an effect with the other values of the form. */
+  LT.relevant = (path) => LT.unmet(path) === null;
+
   /** A preview prompt that holds what is learnt, until the user writes one. */
   const suggestedPrompts = () => {
     const trigger = LT.state.values["data.trigger_word"] || "", known = LT.classWords();
@@ -99,7 +108,7 @@
     if (value === null || value === undefined) return "";
     if (option.type === "list") return Array.isArray(value) ? value.join("\n") : String(value);
     if (option.type === "size") return Array.isArray(value) ? LT.size(value[0], value[1]) : isNumber(String(value)) ? LT.size(value, value) : String(value);
-    if (option.type === "float") return asFloat(value);
+    if (option.type === "float") return Array.isArray(value) ? value.map(asFloat).join(", ") : asFloat(value);
     return String(value);
   };
   /** The value that a text stands for; a text that cannot be read goes to the server as it is, which says what is wrong. */
@@ -116,6 +125,8 @@
       const [width, height] = sides.map(Number);
       return height === undefined || height === width ? width : [width, height];
     }
+    const several = option.many ? bare.split(/[,，;\s]+/).filter(Boolean) : [];
+    if (several.length > 1 && several.every(isNumber)) return several.map(Number);
     return isNumber(numeric) ? Number(numeric) : text;
   };
 

@@ -58,7 +58,7 @@
     parts.silent = h("div.lt-silent", { role: "status" });
     LT.fill(
       root,
-      h("div.lt-app", { lang: LT.language === "zh_CN" ? "zh-CN" : "en" }, header, h("div.lt-stepper", {}, stepper, h("span.lt-gap"), parts.run), parts.silent, h("div.lt-main", {}, Object.values(parts.panels))),
+      h("div.lt-app", { lang: LT.language === "zh_CN" ? "zh-CN" : "en" }, header, h("div.lt-stepper", {}, stepper, h("span.lt-gap"), parts.run), parts.silent, LT.buildBroken(), h("div.lt-main", {}, Object.values(parts.panels))),
     );
     LT.panels = parts.panels;
     LT.on("step", showStep);

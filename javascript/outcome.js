@@ -15,8 +15,10 @@
   const banner = (look, sign, strong, more) => h(`div.lt-banner.${look}`, {}, LT.icon(sign), h("div", {}, h("b", {}, strong), more && h("span", {}, " ", more)));
 
   const paused = (run, data) => {
+    if (run.paused_because === "rest") return banner("wait", "pause", t("Rest after step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), t("The graphics card cools down between epochs; the run goes on by itself. Go on ends the rest now."));
+    if (run.paused_because === "disk") return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), t("The disk is full: free some space, then go on. Nothing is lost."));
     const host = LT.onGpu(data.device) ? t("The GPU and the model are free: other tabs can draw.") : t("The model is free: other tabs can draw.");
-    return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), `${host} ${t("The run goes on exactly where it stopped.")}${run.paused_because && run.paused_because !== "user" ? ` (${run.paused_because})` : ""}`);
+    return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), `${host} ${t("The run goes on exactly where it stopped.")}`);
   };
 
   /** Generations of the host's other tabs that wait for this run. */
@@ -37,16 +39,17 @@
 
   const failed = (run, data) => {
     const problems = (run.problems && run.problems.length ? run.problems : data.problems).map((problem) => ({ path: problem.path, message: LT.worded(problem.message), fix: LT.worded(problem.fix) }));
-    const first = problems[0] || { path: "", message: t("The program that trained ended without a word: it was closed, or the computer ran out of memory."), fix: t("Start it again; the saved files can be used.") };
+    const fix = LT.resumable(run) ? t("Resume it: the run goes on from its last state as if nothing had happened.") : t("Start it again; the saved files can be used.");
+    const first = problems[0] || { path: "", message: t("The program that trained ended without a word: it was closed, or the computer ran out of memory."), fix };
     const step = data.endedAt || (data.last && data.last.step) || run.step || 0;
     const total = run.total_steps || (data.plan && data.plan.total_steps) || 0;
     const where = [data.ended && LT.clockSeconds(data.ended), data.last && t("epoch {n}", { n: data.last.epoch }), total && LT.percent(step / total)].filter(Boolean).join(" · ");
     const column = (sign, look, title, ...lines) => h("div", {}, LT.icon(sign, look), h("div", {}, h("b", {}, title), lines));
     return h("div.lt-failedcard", { "data-run": run.id },
-      h("div.lt-failedhead", {}, LT.icon("cross"), h("b", {}, headline(first, step, total)), h("span.lt-gap"), h("span", {}, where)),
+      h("div.lt-failedhead", {}, LT.icon("cross"), h("b", {}, headline(run.state, first, step, total)), h("span.lt-gap"), h("span", {}, where)),
       h("div.lt-failedbody", {},
         column("warning", "lt-bad", t("What happened"), problems.length ? problems.map((problem) => h("p", {}, problem.message)) : h("p", {}, first.message)),
-        column("save", "lt-good", t("What was saved"), savedLines(data, step)),
+        column("save", "lt-good", t("What was saved"), savedLines(data, step, LT.stateOf(run))),
         column("play", "lt-accent", t("What to try"), h("p", {}, first.fix || t("Copy the report and ask for help with it.")), tries(run, first))));
   };
   const ranOut = (problem) => problem.path === "memory.gradient_checkpointing";
@@ -55,24 +58,26 @@
     const problem = (run.problems || [])[0];
     return problem ? (ranOut(problem) ? t("out of memory") : problem.message) : run.error || "";
   };
-  const headline = (problem, step, total) => {
+  const headline = (state, problem, step, total) => {
     if (ranOut(problem)) return total ? t("Out of memory at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Out of memory");
+    if (state === "interrupted") return t("Interrupted at step {step} of {total}", { step: LT.count(step), total: LT.count(total) });
     return total ? t("Failed at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Failed before the first step");
   };
 
-  const savedLines = (data, step) => {
+  const savedLines = (data, step, state) => {
     const files = LT.numbered(data);
-    if (!files.length) return [h("p", {}, t("No file: the run ended before the first one."))];
+    const kept = state !== null && h("p.lt-muted", {}, t("State to resume from: step {step}.", { step: LT.count(state) }), " ", lostWords(data, step - state));
+    if (!files.length) return [h("p", {}, t("No file: the run ended before the first one.")), kept];
     const best = LT.bestOf(data);
     const file = best && files.find((save) => save.step === best.step);
     const epochs = files.map((save) => save.epoch);
     const range = files.length > 1 ? t("{n} files, epochs {from} to {to}.", { n: files.length, from: Math.min(...epochs), to: Math.max(...epochs) }) : t("1 file, epoch {from}.", { from: epochs[0] });
-    const lost = step - Math.max(...files.map((save) => save.step));
     return [
       h("p", {}, range, file && [" ", ...LT.rich("Best so far: {file}, validation loss {loss}.", { file: h("b", {}, LT.fileName(file.path).replace(/\.safetensors$/, "")), loss: LT.loss(best.loss) })]),
-      lost > 0 && h("p.lt-muted", {}, LT.tn(lost, "Lost: {n} step, {time} of training.", "Lost: {n} steps, {time} of training.", { time: LT.duration(lost * (data.seconds[data.seconds.length - 1] || 0)) })),
+      kept || h("p.lt-muted", {}, lostWords(data, step - Math.max(...files.map((save) => save.step)))),
     ];
   };
+  const lostWords = (data, lost) => lost > 0 && LT.tn(lost, "Lost: {n} step, {time} of training.", "Lost: {n} steps, {time} of training.", { time: LT.duration(lost * (data.seconds[data.seconds.length - 1] || 0)) });
 
   const again = async (run, changes) => {
     try {
@@ -84,13 +89,15 @@
     }
   };
   const tries = (run, problem) => {
-    if (ranOut(problem)) {
-      return h("div.lt-answers", {}, LT.button(t("Turn it on and start again"), { kind: "primary", onclick: () => again(run, { "memory.gradient_checkpointing": true }) }), LT.button(t("Start again as it is"), { onclick: () => again(run, {}) }));
-    }
+    const goesOn = LT.resumable(run);
+    const go = (changes) => (goesOn ? LT.resumeRun(run, { changes }) : again(run, changes || {}));
+    const plain = (kind) => LT.button(goesOn ? t("Resume as it is") : t("Start again as it is"), { kind, onclick: () => go() });
+    if (ranOut(problem)) return h("div.lt-answers", {}, LT.button(goesOn ? t("Turn it on and resume") : t("Turn it on and start again"), { kind: "primary", onclick: () => go({ "memory.gradient_checkpointing": true }) }), plain(""));
+    if (run.state === "interrupted" && goesOn) return h("div.lt-answers", {}, LT.button(t("Resume"), { kind: "primary", icon: "play", onclick: () => LT.resumeRun(run) }), LT.button(t("Clone settings"), { onclick: () => LT.cloneRun(run) }));
     if (LT.options.has(problem.path)) {
-      return h("div.lt-answers", {}, LT.button(t("Change this setting"), { kind: "primary", onclick: async () => (await LT.cloneRun(run)) && LT.showOption(problem.path) }), LT.button(t("Start again as it is"), { onclick: () => again(run, {}) }));
+      return h("div.lt-answers", {}, LT.button(t("Change this setting"), { kind: "primary", onclick: async () => (await LT.cloneRun(run)) && LT.showOption(problem.path) }), plain(""));
     }
-    return h("div.lt-answers", {}, LT.button(t("Start again as it is"), { kind: "primary", onclick: () => again(run, {}) }), LT.button(t("Clone settings"), { onclick: () => LT.cloneRun(run) }));
+    return h("div.lt-answers", {}, plain("primary"), LT.button(t("Clone settings"), { onclick: () => LT.cloneRun(run) }));
   };
 
   /* ---- the log ---- */
@@ -120,7 +127,7 @@
       copy.hidden = list.hidden = foot.hidden = !shown;
       element.classList.toggle("lt-open", shown);
       if (!shown) return;
-      LT.fill(list, data.log.slice(-SHOWN).map((line) => h(`div.lt-logline.${line.look || "plain"}`, {}, h("time", {}, LT.clockSeconds(line.time)), line.look === "warn" ? LT.icon("warning") : line.look === "bad" ? LT.icon("cross") : h("i"), h("span", {}, line.words))), data.last && !data.outcome && h("div.lt-logline.quiet", {}, h("time", {}, LT.clockSeconds(data.last.time)), h("i"), h("span", {}, stepWords(data.last))));
+      LT.fill(list, data.log.slice(-SHOWN).map((line) => h(`div.lt-logline.${line.look || "plain"}`, {}, h("time", {}, LT.clockSeconds(line.time)), line.look === "warn" ? LT.icon("warning") : line.look === "bad" ? LT.icon("cross") : line.look === "change" ? LT.icon("pencil") : h("i"), h("span", {}, line.words))), data.last && !data.outcome && h("div.lt-logline.quiet", {}, h("time", {}, LT.clockSeconds(data.last.time)), h("i"), h("span", {}, stepWords(data.last))));
       if (bottom || turned) list.scrollTop = list.scrollHeight;
     };
     return { element, paint };

@@ -37,7 +37,9 @@
   };
 
   LT.buildPlan = () => {
-    parts.card = h("div.lt-card.lt-plan");
+    parts.numbers = h("div");
+    parts.schedule = LT.makeSchedule();
+    parts.card = h("div.lt-card.lt-plan", {}, parts.numbers, parts.schedule.element);
     parts.notes = h("div.lt-notes");
     return [parts.card, parts.notes];
   };
@@ -70,7 +72,7 @@
     const was = (value) => now && now.total_steps !== undefined && t("now {value}", { value });
     const choices = [{ value: "with", label: LT.tn(LT.tickedCount(), "with the change", "with the {n} changes") }, { value: "now", label: t("as it is now") }];
     LT.fill(
-      parts.card,
+      parts.numbers,
       h("div.lt-cardhead", {}, h("div.lt-title", {}, t("What will happen")), h("span.lt-gap"), both && LT.segments(choices, show, (value) => { show = value; paint(); }, { label: t("What will happen"), kind: "lt-smallsegments" })),
       h("div.lt-happens", {},
         tile(t("Steps"), LT.count(plan.total_steps), [was(now && LT.count(now.total_steps))]),
@@ -79,6 +81,7 @@
         tile(t("Disk"), LT.megabytes(plan.disk_mb || 0), [LT.tn(plan.files || 0, "{n} file", "{n} files"), was(now && LT.megabytes(now.disk_mb || 0))])),
       plan.memory && memory(plan.memory),
     );
+    parts.schedule.paint(plan);
   };
 
   const LOOKS = ["model", "network", "activations", "workspace", "other"];

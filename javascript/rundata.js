@@ -8,7 +8,8 @@
   const empty = (id) => ({
     id, next: 0, config: null, plan: null, started: 0, ended: 0, outcome: null, problems: [],
     steps: [], losses: [], smoothed: [], rates: [], seconds: [], // one entry a step
-    epochs: [], validations: [], saves: [], samples: [], log: [], warnings: 0, last: null, reading: null, device: "",
+    epochs: [], validations: [], saves: [], samples: [], changes: [], log: [], warnings: 0, last: null, reading: null, device: "",
+    groups: {}, processes: 1, schedule: null, planned: 0, wantsSchedule: true,
   });
   LT.runData = (id) => {
     if (!kept.has(id)) {
@@ -30,12 +31,25 @@
     let news = false;
     for (;;) {
       const { events, next } = await LT.get(`${address}/events?after=${data.next}`);
-      if (!events.length) return news;
+      if (!events.length) {
+        await readSchedule(data);
+        return news;
+      }
       events.forEach((event) => take(data, event));
       data.next = next;
       news = true;
     }
   };
+  /** The planned rates of a run, anew after each change of what they follow from. */
+  const readSchedule = async (data) => {
+    if (!data.wantsSchedule || !data.plan) return;
+    data.wantsSchedule = false;
+    const { schedule = null, total_steps, epochs } = await LT.get(`runs/${encodeURIComponent(data.id)}/schedule`).catch(() => ({}));
+    data.schedule = schedule;
+    if (total_steps) data.plan = { ...data.plan, total_steps, epochs };
+    data.planned += 1;
+  };
+  const DECIDES = /^(optimizer|schedule|steps)\./;
 
   const line = (data, event, words, look = "") => data.log.push({ time: event.time, words, look });
 
@@ -44,6 +58,8 @@
       data.plan = event.plan;
       data.started = data.started || event.time;
       data.device = event.device;
+      data.processes = event.processes || 1;
+      data.wantsSchedule = true;
       line(data, event, t("started on {device}, {dtype}: {n} steps", { device: event.device, dtype: event.dtype, n: LT.count(event.plan.total_steps || 0) }));
     },
     phase(data, event) {
@@ -56,6 +72,7 @@
       data.rates.push(event.lr);
       data.seconds.push(event.seconds);
       data.epochs.push(event.epoch);
+      for (const [name, rate] of Object.entries(event.rates || {})) (data.groups[name] = data.groups[name] || [])[data.steps.length - 1] = rate;
       data.last = event;
     },
     validated(data, event) {
@@ -77,15 +94,31 @@
       data.warnings += 1;
       line(data, event, LT.worded(event.message), "warn");
     },
-    changed: (data, event) => line(data, event, t("{setting}: {old} → {new}", { setting: LT.labelOf(event.path), old: event.old, new: event.new })),
-    paused: (data, event) => line(data, event, t("paused at step {step}", { step: LT.count(event.step) })),
-    resumed: (data, event) => line(data, event, t("goes on from step {step}", { step: LT.count(event.step) })),
+    changed(data, event) {
+      data.changes.push(event);
+      data.wantsSchedule = data.wantsSchedule || DECIDES.test(event.path);
+      line(data, event, t("{setting}: {old} → {new}", LT.changeWords(event)), "change");
+    },
+    paused: (data, event) => line(data, event, event.reason === "rest" ? t("rest after step {step}", { step: LT.count(event.step) }) : t("paused at step {step}", { step: LT.count(event.step) })),
+    resumed(data, event) {
+      if (event.reason === "state") back(data, event.step);
+      line(data, event, event.reason === "state" ? t("goes on from the state of step {step}", { step: LT.count(event.step) }) : t("goes on from step {step}", { step: LT.count(event.step) }));
+    },
     finished: (data, event) => end(data, event, "finished", t("finished at step {step}", { step: LT.count(event.step) })),
     stopped: (data, event) => end(data, event, "stopped", t("stopped at step {step}", { step: LT.count(event.step) })),
     failed(data, event) {
       data.problems = event.problems || [];
       end(data, event, "failed", t("failed at step {step}: {why}", { step: LT.count(event.step), why: LT.worded((data.problems[0] || {}).message) }), "bad");
     },
+  };
+  /** What came after the state that a run goes on from did not happen: the steps are made again. */
+  const back = (data, step) => {
+    const keep = data.steps.findIndex((one) => one > step);
+    if (keep >= 0) [data.steps, data.losses, data.smoothed, data.rates, data.seconds, data.epochs, ...Object.values(data.groups)].forEach((list) => list.splice(keep));
+    ["validations", "saves", "samples"].forEach((name) => (data[name] = data[name].filter((one) => one.step <= step)));
+    data.changes = data.changes.filter((one) => one.step <= step);
+    if (data.last && data.last.step > step) data.last = null;
+    Object.assign(data, { outcome: null, ended: 0, endedAt: 0, problems: [], wantsSchedule: true });
   };
   const end = (data, event, outcome, words, look = "") => {
     data.outcome = outcome;
@@ -108,25 +141,17 @@
   /** Files of numbered epochs (or steps): without the one for the end. */
   LT.numbered = (data) => data.saves.filter((save) => !save.final);
 
-  /** Learning rate that the schedule plans for a step (1 is the first), from the run's own config. */
+  /** {setting, old, new} of a changed event, as the form writes them. */
+  LT.changeWords = ({ path, old, new: value }) => {
+    const option = LT.options.get(path);
+    const words = (one) => (!option ? String(one) : one === null || one === "" ? t("automatic") : option.type === "bool" ? (one ? t("on") : t("off")) : option.type === "choice" ? LT.choiceLabel(path, one) : LT.shown(option, one).replace(/\n/g, " / "));
+    return { setting: LT.labelOf(path), old: words(old), new: words(value) };
+  };
+
+  /** Learning rate that is planned for a step (1 is the first): the U-Net's, or the first group's where only others are trained. */
   LT.plannedRate = (data) => {
-    const config = data.config || {};
-    const { optimizer = {}, schedule = {} } = config;
-    const value = (section, path, name) => (section[name] !== undefined ? section[name] : LT.defaultOf(path + name));
-    const base = value(optimizer, "optimizer.", "learning_rate");
-    const unet = value(optimizer, "optimizer.", "unet_lr");
-    const text = value(optimizer, "optimizer.", "text_encoder_lr");
-    const rate = unet === 0 ? (text === null ? base : text) : unet === null || unet === undefined ? base : unet;
-    const total = (data.plan && data.plan.total_steps) || 1;
-    const asked = value(schedule, "schedule.", "warmup_steps");
-    const warmup = typeof asked === "string" && asked.endsWith("%") ? Math.round((parseFloat(asked) / 100) * total) : Number(asked) || 0;
-    const floor = value(schedule, "schedule.", "min_lr_ratio") || 0;
-    const shape = { constant: () => 1, linear: (done) => floor + (1 - floor) * (1 - done), cosine: (done) => floor + (1 - floor) * 0.5 * (1 + Math.cos(Math.PI * done)) };
-    const chosen = shape[value(schedule, "schedule.", "type")] || shape.constant;
-    return (step) => {
-      const at = step - 1;
-      if (at < warmup) return (rate * at) / warmup;
-      return rate * chosen(Math.min(1, (at - warmup) / Math.max(1, total - warmup)));
-    };
+    const groups = data.schedule || (data.plan && data.plan.schedule) || {};
+    const points = groups.unet || Object.values(groups)[0] || [];
+    return (step) => LT.curveAt(points, step);
   };
 })();

@@ -69,7 +69,9 @@
     const act = (label, work, kind = "small") => LT.button(label, { kind, onclick: work });
     return h("div.lt-runline", { "aria-current": run.id === shown, "data-run": run.id },
       h("button.lt-run", { onclick: open }, LT.icon(look.sign, `lt-${look.look}`), h("span.lt-runname", {}, h("b", {}, run.name), h("span.lt-muted", {}, facts.join(" · ")))),
-      h("span.lt-runacts", {}, act(t("Clone settings"), () => LT.cloneRun(run)), act(t("Rename…"), () => rename(run, list)), !live && act(t("Delete…"), () => remove(run, list), "small.bad")));
+      h("span.lt-runacts", {},
+        !LT.active() && LT.resumable(run) && (run.state === "finished" ? act(t("More epochs…"), () => LT.askMoreEpochs(run)) : act(t("Resume"), () => LT.resumeRun(run))),
+        act(t("Clone settings"), () => LT.cloneRun(run)), act(t("Rename…"), () => rename(run, list)), !live && act(t("Delete…"), () => remove(run, list), "small.bad")));
   };
 
   /** Takes a run's settings into the form. */

@@ -22,7 +22,8 @@
     const both = [{ value: "basic", label: t("Basic") }, { value: "all", label: t("All") }];
     parts.kind = LT.segments(both, LT.state.all ? "all" : "basic", (kind) => { LT.state.all = kind === "all"; LT.keep(); paint(); }, { label: t("Which settings"), kind: "lt-equal" });
     parts.form = h("div.lt-form.lt-scroll");
-    LT.fill(parts.left, h("div.lt-toolbar", {}, h("div.lt-searchbox", {}, LT.icon("search"), field, LT.key("/")), parts.kind), parts.form, foot());
+    parts.index = h("div.lt-index", { role: "navigation", "aria-label": t("Sections") });
+    LT.fill(parts.left, h("div.lt-toolbar", {}, h("div.lt-searchbox", {}, LT.icon("search"), field, LT.key("/")), parts.kind), parts.index, parts.form, foot());
     LT.buildSuggestions(parts.right);
     paint();
   };
@@ -36,8 +37,10 @@
   const paint = () => {
     LT.fill(parts.form, search ? found() : LT.state.all ? everything() : basic());
     LT.paintFields();
+    paintIndex();
   };
   LT.on("options", () => parts.form && paint());
+  LT.on("form", () => parts.form && paintIndex());
 
   /* ---- basic: in the user's words ---- */
 
@@ -121,8 +124,31 @@
 
   /* ---- all, and what a search finds ---- */
 
-  const section = (name, label, options) => options.length > 0 && [h("div.lt-group", {}, label, h("code.lt-toml", {}, name && `[${name}]`)), h("div.lt-fields.lt-two", {}, options.map((option) => LT.field(option.path, { full: true })))];
+  /** Options in blocks under their headings, in the order of declaration: [[heading, options]]. */
+  const blocks = (options) => {
+    const found = new Map();
+    options.filter((option) => option.kind !== "hidden").forEach((option) => found.set(option.group, [...(found.get(option.group) || []), option]));
+    return [...found];
+  };
+  const fieldsOf = (options, more) => h("div.lt-fields.lt-two", {}, options.map((option) => LT.field(option.path, { full: true, ...more })));
+  const section = (name, label, options, more) =>
+    options.length > 0 &&
+    h("div.lt-section", { "data-section": name }, h("div.lt-group", {}, label, h("code.lt-toml", {}, name && `[${name}]`)),
+      blocks(options).map(([heading, some]) => h("div.lt-block", {}, heading && h("div.lt-blockname", {}, heading), fieldsOf(some, more))));
   const everything = () => LT.seen.options.sections.map((one) => section(one.name, one.label, one.options));
+
+  /* ---- the sections in a row, to jump to ---- */
+
+  const changed = (options) => options.filter((option) => option.kind !== "hidden" && LT.differs(option.path)).length;
+  const paintIndex = () => {
+    parts.index.hidden = Boolean(search) || !LT.state.all;
+    if (parts.index.hidden) return;
+    const jump = (name) => parts.form.querySelector(`[data-section="${CSS.escape(name)}"]`).scrollIntoView({ block: "start" });
+    LT.fill(parts.index, LT.seen.options.sections.filter((one) => one.options.some((option) => option.kind !== "hidden")).map((one) => {
+      const count = changed(one.options);
+      return h("button", { onclick: () => jump(one.name) }, one.label, count > 0 && h("span.lt-differs", { title: t("differs from the default") }));
+    }));
+  };
 
   const find = async (text) => {
     search = text.trim().toLowerCase();
@@ -141,7 +167,7 @@
     return words.every((word) => names.includes(word) || names.replace(/_/g, "").includes(word.replace(/_/g, "")) || (word.length > 3 && String(option.help).toLowerCase().includes(word)));
   };
   const found = () => {
-    const groups = LT.seen.options.sections.map((one) => section(one.name, one.label, one.options.filter((option) => option.kind !== "hidden" && matches(option)))).filter(Boolean);
+    const groups = LT.seen.options.sections.map((one) => section(one.name, one.label, one.options.filter((option) => option.kind !== "hidden" && matches(option)), { found: true })).filter(Boolean);
     return groups.length ? groups : h("div.lt-muted.lt-pad", {}, t("No setting is called “{words}”.", { words: search }));
   };
 
@@ -157,6 +183,7 @@
       parts.kind.pick("all");
       paint();
     }
+    if (at() && at().hidden) find((parts.search.value = path)); // an option without effect now is shown where it is looked for
     const field = at() || panel.querySelector('[data-path="times"]');
     if (!field) return;
     field.scrollIntoView({ block: "center" });

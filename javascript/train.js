@@ -16,9 +16,10 @@
     parts.tiles = h("div.lt-tiles");
     parts.chart = LT.makeChart();
     parts.verdict = h("div.lt-verdictline");
+    parts.health = h("div.lt-health");
     const ranges = [{ value: "all", label: t("Whole run") }, { value: "last", label: t("Last 200 steps") }];
     const range = LT.segments(ranges, "all", (value) => { last = value === "last"; paint(); }, { label: t("Which steps"), kind: "lt-smallsegments.lt-nophone" });
-    parts.loss = h("div.lt-card.lt-loss", {}, h("div.lt-cardhead", {}, h("div.lt-title", {}, t("Loss")), legend(), h("span.lt-gap"), range), parts.chart.element, parts.verdict);
+    parts.loss = h("div.lt-card.lt-loss", {}, h("div.lt-cardhead", {}, h("div.lt-title", {}, t("Loss")), legend(), h("span.lt-gap"), range), parts.chart.element, parts.verdict, parts.health);
     parts.previews = LT.makePreviews();
     parts.log = LT.makeLog();
     parts.body = h("div.lt-trainbody", {}, parts.loss, parts.previews.element, parts.log.element);
@@ -26,6 +27,7 @@
     parts.all = panel.querySelector(".lt-trainall");
     LT.on("show train", refresh);
     LT.on("run", refresh);
+    LT.on("runs", () => LT.state.step === "train" && paint());
     LT.on("status", onStatus);
     refresh();
   };
@@ -42,7 +44,7 @@
       asked = "";
       if (!LT.active()) ended(run);
     }
-    if (run && (!old || run.id !== old.id || (run.state !== old.state && !LT.active()))) LT.loadRuns();
+    if (run ? !old || run.id !== old.id || (run.state !== old.state && !LT.active()) : old) LT.loadRuns();
     title(run);
     if (LT.state.step === "train") refresh();
   };
@@ -115,6 +117,9 @@
     const verdict = LT.verdictOf(data, live);
     parts.verdict.className = `lt-verdictline lt-v-${verdict.look}`;
     LT.fill(parts.verdict, LT.icon({ good: "check", warn: "warning", calm: "search" }[verdict.look]), verdict.words);
+    const health = LT.healthOf(data, live);
+    LT.fill(parts.health, health);
+    parts.health.hidden = !health.length;
     parts.body.classList.toggle("lt-failed", run.state === "failed");
     parts.previews.element.hidden = run.state === "failed" && !data.samples.length;
     parts.previews.paint(data, live);
@@ -162,6 +167,7 @@
       plan.images && LT.tn(plan.images, "{n} picture", "{n} pictures"),
       plan.epochs && t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) }),
       plan.epochs && t("rank {n}", { n: network.dim === undefined ? LT.defaultOf("network.dim") : network.dim }),
+      data.processes > 1 && t("{n} processes", { n: data.processes }),
       data.started && h("span.lt-nophone", {}, t("started {time}", { time: LT.date(data.started) })),
     ].filter(Boolean);
     const waiting = (word) => asked === word;
@@ -175,13 +181,16 @@
             : LT.button(waiting("pause") ? t("Pausing…") : pausing, { icon: "pause", kind: "lt-first", disabled: waiting("pause") || run.state === "stopping", onclick: () => command(run, "pause") }),
           !paused && LT.button(t("Save now"), { icon: "save", disabled: waiting("save") || early || run.state === "stopping", onclick: () => command(run, "save") }),
           !paused && LT.button(t("Preview now"), { icon: "picture", disabled: waiting("sample") || early || run.state === "stopping", onclick: () => command(run, "sample") }),
+          LT.canChange() && LT.button(t("Change…"), { icon: "pencil", disabled: run.state === "stopping" || !data.config, onclick: () => LT.askChange(run, data) }),
           LT.button(run.state === "stopping" || waiting("stop") || waiting("stop-discard") ? t("Stopping…") : t("Stop…"), { icon: "stop", kind: "stop", disabled: run.state === "stopping" || waiting("stop") || waiting("stop-discard"), onclick: () => askStop(run, data) }),
         ]
       : [
           LT.numbered(data).length > 0 && LT.button(LT.tn(LT.numbered(data).length, "Compare the file", "Compare the {n} files"), { icon: "grid", kind: run.state === "finished" ? "primary" : "", onclick: () => LT.go("compare") }),
+          LT.resumable(run) && run.state === "finished" && LT.button(t("More epochs…"), { icon: "plus", onclick: () => LT.askMoreEpochs(run) }),
+          LT.resumable(run) && run.state === "stopped" && LT.button(t("Resume"), { icon: "play", kind: "primary", onclick: () => LT.resumeRun(run) }),
           LT.button(t("Clone settings"), { onclick: () => LT.cloneRun(run) }),
         ];
-    const wanted = JSON.stringify([run.id, run.name, run.state, live, asked, facts.length, plan.total_steps, LT.numbered(data).length]);
+    const wanted = JSON.stringify([run.id, run.name, run.state, live, asked, facts.length, plan.total_steps, LT.numbered(data).length, Boolean(data.config), LT.resumable(run)]);
     if (parts.head.dataset.drawn === wanted) return;
     parts.head.dataset.drawn = wanted;
     const name = live ? (paused ? t("{name} is paused", { name: run.name }) : t("Training {name}", { name: run.name })) : run.name;

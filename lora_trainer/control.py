@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 COMMANDS = ("stop", "stop-discard", "pause", "resume", "save", "sample")
+CHANGE = "change"
+"""Stands in front of `section.name=value`, or of a JSON object of options and values."""
 
 
 class Control:
@@ -21,6 +26,8 @@ class Control:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._asked: set[str] = set()
+        self._changes: list[dict[str, Any]] = []
+        self._rested = False
         self._stop = False
         self._save_on_stop = True
         self._pause = False
@@ -34,9 +41,23 @@ class Control:
                 self._stop, self._save_on_stop, self._pause = True, word == "stop", False
             elif word in ("pause", "resume"):
                 self._pause = word == "pause" and not self._stop
+                self._rested = word == "resume"
             else:
                 self._asked.add(word)
             self._wake.notify_all()
+
+    def change(self, wanted: Mapping[str, Any]) -> None:
+        """Options (dotted path -> value; a text is read as after --set) that are to have these values from the next step on."""
+        with self._wake:
+            self._changes.append(dict(wanted))
+            self._wake.notify_all()
+
+    def take_changes(self) -> list[dict[str, Any]]:
+        """What was asked to be changed since the last call."""
+        self._read_inbox()
+        with self._lock:
+            asked, self._changes = self._changes, []
+        return asked
 
     @property
     def stopping(self) -> bool:
@@ -63,11 +84,29 @@ class Control:
             self._asked.discard(word)
             return asked
 
+    @property
+    def now(self) -> Control:
+        """What a work of this process alone asks while it goes on; another only where several processes agree on commands."""
+        return self
+
+    def agree(self) -> None:
+        """The place between two steps where several processes take over what was asked by then; nothing to do for one."""
+
     def wait_while_paused(self, poll: float = 0.2) -> None:
         """Blocks until resumed or stopped; call it with lock and device given back."""
         while self.pausing:
             with self._wake:
                 self._wake.wait(poll)
+
+    def rest(self, seconds: float) -> bool:
+        """Blocks for so long; True as soon as "resume" or "stop" is asked. A pause that is asked meanwhile goes on after it."""
+        end, self._rested = time.monotonic() + seconds, False
+        while not (self.stopping or self._rested):
+            if (left := end - time.monotonic()) <= 0:
+                return False
+            with self._wake:
+                self._wake.wait(min(left, 0.2))
+        return True
 
     def keep_going(self) -> bool:
         """For a work that has nothing to give back: waits while paused, False when stopped."""
@@ -77,12 +116,29 @@ class Control:
     def _read_inbox(self) -> None:
         if self.inbox is None or not self.inbox.exists():
             return
+        taken = self.inbox.with_name(f".{self.inbox.name}.taken")
         try:
-            words = self.inbox.read_text(encoding="utf-8").split()
-            self.inbox.unlink()
+            self.inbox.replace(taken)  # what is written from now on is the next letter
+            lines = taken.read_text(encoding="utf-8").splitlines()
+            taken.unlink()
         except OSError:  # another process is just writing it: next time
             time.sleep(0.01)
             return
-        for word in words:
+        for line in lines:
+            word, _, rest = line.strip().partition(" ")
             if word in COMMANDS:
                 self.command(word)
+            elif word == CHANGE and (wanted := change_of(rest)):
+                self.change(wanted)
+
+
+def change_of(text: str) -> dict[str, Any]:
+    """`section.name=value`, or a JSON object, as {path: value}; {} where it is neither."""
+    if text.startswith("{"):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+    path, equals, value = text.partition("=")
+    return {path.strip(): value.strip()} if equals and path.strip() else {}

@@ -37,7 +37,11 @@ class Progress:
 
 @attrs.frozen
 class Stepped:
-    """One optimizer step is done. `lr` is the U-Net's rate (or the text encoder's where only that is trained)."""
+    """One optimizer step is done. `lr` is the U-Net's rate (or the text encoder's where only that is trained).
+
+    `rates`: each group's rate where there are several. `skipped`: steps of the run so far whose gradient was no number and was
+    dropped. `loss_scale`: what a GradScaler multiplies the loss with, 0 without one.
+    """
 
     step: int
     epoch: int
@@ -47,6 +51,9 @@ class Stepped:
     grad_norm: float
     seconds: float
     vram_mb: float
+    rates: Mapping[str, float] = attrs.field(factory=dict)
+    skipped: int = 0
+    loss_scale: float = 0.0
 
 
 @attrs.frozen
@@ -63,16 +70,23 @@ class Sampled:
 
 @attrs.frozen
 class Validated:
-    """Mean squared error over the validation pictures (weight 1, t = 50, 150 .. 950, fixed noise)."""
+    """Mean squared error over the validation pictures (weight 1, t = 50, 150 .. 950, fixed noise).
+
+    `best`: the lowest since training began.
+    """
 
     step: int
     epoch: int
     loss: float
+    best: bool = False
 
 
 @attrs.frozen
 class Saved:
-    """A file of weights was written, opened again and found whole. `final` marks NAME.safetensors."""
+    """A file of weights was written, opened again and found whole. `final` marks NAME.safetensors.
+
+    Files are written beside the steps, so this may come some steps after `step`; `loss_average` is that of `step`.
+    """
 
     step: int
     epoch: int
@@ -80,6 +94,7 @@ class Saved:
     sha256: str
     bytes: int
     final: bool = False
+    loss_average: float | None = None
 
 
 @attrs.frozen
@@ -112,7 +127,7 @@ class Changed:
 
 @attrs.frozen
 class Paused:
-    """The run waits; lock and device are free."""
+    """The run waits; lock and device are free. `reason`: user, rest (between epochs) or disk (no room for a file)."""
 
     step: int
     reason: str = "user"
@@ -120,9 +135,11 @@ class Paused:
 
 @attrs.frozen
 class Resumed:
-    """The run goes on after a pause."""
+    """The run goes on after a pause; with reason "state" from what it kept on disk, and what came after `step` counts no more."""
 
     step: int
+    reason: str = "user"
+    epoch: int = 0
 
 
 @attrs.frozen

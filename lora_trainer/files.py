@@ -7,15 +7,26 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from lora_trainer.errors import TrainerError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes `path` in one go. Raises TrainerError naming the file when the disk is full or the folder cannot be written."""
+    _write(path, content, lambda file: None)
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """As `write_atomically`, and on the disk itself when it returns: a power cut leaves the old file or the new one, whole."""
+    _write(path, content, _to_disk)
+    sync_folder(path.parent)
+
+
+def _write(path: Path, content: bytes, settle: Callable[[IO[bytes]], None]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
@@ -30,6 +41,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            settle(file)
         replace_file(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -42,6 +54,23 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _to_disk(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the system knows of that."""
+    if sys.platform == "win32":
+        return
+    with suppress(OSError):  # some network file systems refuse
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def replace_file(source: Path, target: Path) -> None:

@@ -25,6 +25,7 @@ RAISED = {
     "MissingPackage",
     "OutOfMemory",
     "TrainingError",
+    "CannotStep",
     "Refused",
     "Forbidden",
     "Missing",
@@ -32,7 +33,7 @@ RAISED = {
     "TooLarge",
 }
 TERMS = re.compile(
-    r"LoRA|U-Net|VAE|AdamW|Alpha|DDIM|Euler|Min-SNR|gamma|TOML|JSON|SD|XL|Flux|GPU|CPU|GB|MB|CLIP|X/Y/Z|txt2img|ID|Trainer|WebUI|epsilon|Esc|RAM|"
+    r"LoRA|TensorBoard|float|U-Net|VAE|AdamW|AdaFactor|Prodigy|Lion|SGD|CAME|LAMB|Alpha|DDIM|DDPM|PLMS|pndm|LMS|Heun|DPM|Solver|Euler|Min-SNR|gamma|TOML|JSON|SD|XL|Flux|GPU|CPU|GB|MB|CLIP|X/Y/Z|txt2img|ID|Trainer|WebUI|epsilon|Esc|RAM|"
     r"\{[a-z_]*(?::[^}]*)?\}|[^A-Za-z]"
 )
 
@@ -54,6 +55,8 @@ def templates() -> Iterator[tuple[str, str]]:
     for option in declared(TrainConfig):
         yield option.option.label, f"config: {option.path}"
         yield option.option.help, f"config: {option.path}"
+        for text in filter(None, [option.option.group, *(label for _, label in option.option.labels)]):
+            yield text, f"config: {option.path}"
 
 
 def test_every_message_has_its_chinese():

@@ -65,6 +65,10 @@ class LoraAdapter:
         """Trainable tensors by part."""
         return {part: [tensor for pair in pairs.values() for tensor in (pair.down, pair.up)] for part, pairs in self.pairs.items()}
 
+    def upper(self, part: str) -> tuple[int, ...]:
+        """The places of the upper matrices, which start at zero, among the part's parameters."""
+        return tuple(range(1, 2 * len(self.pairs[part]), 2))
+
     @contextmanager
     def calculating_with(self, tensors: Iterable[Sequence[Tensor]]) -> Iterator[None]:
         """Layers use these instead of `parameters()` (same order, equal values, any format) while the block runs."""

@@ -20,6 +20,8 @@ from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.launcher import OwnProcess
+from lora_trainer.jobs.ranks import ALONE, Place
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
@@ -39,6 +41,8 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
     plain["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": derive.output_name(config)}
     for section, name in READ:
         plain[section][name] = _absolute(plain[section][name])
+    if config.log.logging_dir.strip():
+        plain["log"]["logging_dir"] = str(Path(config.log.logging_dir).absolute())
     for table in plain["data"]["subsets"]:
         table.update({name: _absolute(table[name]) for name in TABLE_INPUTS if name in table})
     return build(plain)
@@ -62,7 +66,7 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
     `read` reads the pictures where somebody has a quicker way than reading the folder again.
     """
     from lora_trainer.train.saving import Names, refuse_overwriting
-    from lora_trainer.train.setup import check_optimizer, preview_requests, read_pictures
+    from lora_trainer.train.setup import check_optimizer, read_pictures
 
     names = Names(Path(config.save.output_dir), derive.output_name(config))
     found: list[Problem] = []
@@ -70,7 +74,6 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "data.train_data_dir": lambda: (read or read_pictures)(config),
         "optimizer.args": lambda: check_optimizer(config),
-        "sample.prompts": lambda: preview_requests(config),
         "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
         "save.runs_dir": lambda: check_folder(Path(config.save.runs_dir)),
         "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite),
@@ -126,15 +129,35 @@ def new_folder(config: TrainConfig) -> RunFolder:
     return folder
 
 
-def training(config: TrainConfig, host: Host, folder: RunFolder) -> Work:
-    """The work of a training run, for a Job."""
+def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = ALONE) -> Work:
+    """The work of a training run, for a Job; of the first one where several processes train together."""
 
     def work(control: Control) -> Generator[Event, None, None]:
         from lora_trainer.train.loop import run
 
-        yield from run(config, host, control, folder.path)
+        yield from run(config, host, control, folder.path, place)
 
     return work
+
+
+def apart(config: TrainConfig) -> bool:
+    """Whether a run that is started from the tab gets a process of its own."""
+    return config.memory.own_process or bool(config.memory.device)
+
+
+def on_files(config: TrainConfig, host: Host) -> TrainConfig:
+    """For a process that cannot ask the host: the model that is loaded, and the VAE's name, as paths of their files."""
+    if host.name == "standalone" and not config.model.pretrained_model_name_or_path:
+        return config  # there it means the same
+    model, vae = model_path(config, host), config.model.vae
+    vae = next((str(path) for path in host.vaes() if vae in (path.name, path.stem)), vae) if vae else ""
+    return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=str(model), vae=vae))
+
+
+def process_of(folder: RunFolder, host: Host) -> OwnProcess:
+    """The process that trains what the folder's config.toml says."""
+    words = ("train", str(folder.config_file), "--into", str(folder.path))
+    return OwnProcess(folder, words, cache=host.paths().cache_dir, at_end=host.refresh_networks)
 
 
 def refuse(problems: list[Problem]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from lora_trainer.api.answers import dump, worded
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
+from lora_trainer.jobs import elsewhere
 from lora_trainer.jobs.manager import JobManager
 
 FRESH_SECONDS = 2.0
@@ -31,6 +32,7 @@ class Live:
         self._model: dict[str, Any] = {}
         self._memory: dict[str, Any] = {}
         self._windows: dict[str, float] = {}
+        self._elsewhere: elsewhere.Elsewhere | None = None
 
     def look(self) -> Future[None] | None:
         """Has the host asked again when the last answer is old; returns the question while it is open."""
@@ -63,16 +65,27 @@ class Live:
         finally:
             self._answered = True
         self._memory = {key: _coarse(value) for key, value in self.host.memory().items()}
+        self._elsewhere = self._look_elsewhere()
+
+    def _look_elsewhere(self) -> elsewhere.Elsewhere | None:
+        """The run that another process trains, or trained last, while this one trains none."""
+        if self.manager.current is not None:
+            return None
+        known = self._elsewhere if self._elsewhere is not None and self._elsewhere.look() else None
+        if known is not None and known.running:
+            return known
+        found = elsewhere.find(self.host.paths().runs_dir)
+        return found if found is not None and found.look() else known
 
     def snapshot(self, language: str, client: str, seen: str) -> dict[str, Any]:
         """{"version", ...}; only {"version", "unchanged"} when `seen` is that version."""
-        latest = self.manager.latest
+        run = self.manager.current or self._elsewhere or self.manager.latest
         body = {
             "host": {"name": self.host.name, "version": self.host.version, "waiting": self.host.waiting()},
             "model": worded(self._model, language),
             "memory": self._memory,
             "windows": self._count_windows(client),
-            "run": latest.snapshot(language) if latest is not None else None,
+            "run": run.snapshot(language) if run is not None else None,
             "language": self.host.language(),
         }
         version = hashlib.blake2b(dump(body), digest_size=8).hexdigest()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from lora_trainer.config.build import build, to_mapping
+from lora_trainer.config.live import changeable
+from lora_trainer.config.optimizers import OPTIMIZER_NAMES
 from lora_trainer.config.param import Declared, declared
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import translate
@@ -24,6 +27,7 @@ SECTIONS = {
     "sample": "Previews",
     "validate": "Validation",
     "save": "Saving",
+    "log": "Logs",
 }
 
 
@@ -57,6 +61,7 @@ def _option(option: Declared, translated: Callable[[str], str]) -> dict[str, Any
         "help": translated(known.help),
         "type": _type(option),
         "optional": type(None) in get_args(option.type),
+        "many": any(get_origin(kind) is tuple for kind in get_args(option.type)) and option.option.kind != "size",
         "default": list(option.default) if isinstance(option.default, tuple) else option.default,
         "low": known.low,
         "high": known.high,
@@ -65,7 +70,25 @@ def _option(option: Declared, translated: Callable[[str], str]) -> dict[str, Any
         "kohya": known.kohya,
         "basic": known.basic,
         "kind": known.kind,
+        "live": changeable(option.path),
+        "group": translated(known.group) if known.group else "",
+        "when": [[need.path, list(need.values)] for need in known.when],
+        "labels": {choice: translated(words) for choice, words in known.labels},
+        "facts": _optimizers() if option.path == "optimizer.type" else {},
         "search": [known.label, option.path, known.kohya or option.path.rpartition(".")[2], translate(known.label, "zh_CN")],
+    }
+
+
+def _optimizers() -> dict[str, dict[str, Any]]:
+    """What to know before choosing: the usual rate, whether it finds its own, whether it averages, and the package that is missing here."""
+    return {
+        known.name: {
+            "hint": known.family.hint,
+            "finds": known.finds,
+            "free": known.free,
+            "missing": known.pip if known.package and find_spec(known.package) is None else "",
+        }
+        for known in OPTIMIZER_NAMES
     }
 
 

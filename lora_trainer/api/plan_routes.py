@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request
 
-from lora_trainer.api import plans, surveys
+from lora_trainer.api import courses, plans, surveys
 from lora_trainer.api.answers import body_of, language_of, problem_json, wanted, worded
 from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
@@ -39,6 +39,11 @@ def _batches(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]
     config = build(mapping)
     sheet, told = surveys.drawn(config, api.folders.trained(config), language)
     return {**told, "png": base64.b64encode(sheet).decode("ascii")}
+
+
+async def schedule(api: Api, request: Request) -> dict[str, Any]:
+    """GET /runs/ID/schedule -> {"total_steps", "epochs", "schedule"}: the run's rates as they are planned now"""
+    return await api.workers.in_thread(lambda: courses.course(api.run_folder(request.path_params["run"])))
 
 
 async def wizard(api: Api, request: Request) -> dict[str, Any]:
@@ -81,4 +86,10 @@ def _converted(config: TrainConfig) -> dict[str, Any]:
     return {"config": to_mapping(config, changed_only=True), "toml": config_text(config, changed_only=True), "imported": None}
 
 
-ROUTES = (("POST", "/check", check), ("POST", "/batches", batches), ("POST", "/wizard", wizard), ("POST", "/config", convert))
+ROUTES = (
+    ("POST", "/check", check),
+    ("POST", "/batches", batches),
+    ("POST", "/wizard", wizard),
+    ("POST", "/config", convert),
+    ("GET", "/runs/{run}/schedule", schedule),
+)

@@ -30,6 +30,8 @@ EMPTY_PLAN: dict[str, Any] = {
     "seconds": 0.0,
     "files": 0,
     "disk_mb": 0.0,
+    "effective": {},
+    "schedule": {},
     "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
 }
 
@@ -43,7 +45,12 @@ def check(
     problems = problems_before(config, host, read)
     pictures = _try(lambda: read(config))
     facts = _try(lambda: facts_of(config, host))
-    plan = EMPTY_PLAN if pictures is None else _plan(config, pictures, facts, machine_of(host))
+    plan = EMPTY_PLAN
+    if pictures is not None:
+        try:
+            plan = _plan(config, pictures, facts, machine_of(host))
+        except TrainerError as error:  # of a schedule
+            problems = [*problems, *error.problems]
     if (seconds := measured_step(config, Path(config.save.runs_dir))) is not None:
         plan = plan | {"seconds": round(seconds * plan["total_steps"], 1), "seconds_measured": True}
     return {**plan, "problems": problems, "warnings": [] if pictures is None else _warnings(config, pictures, host)}

@@ -53,14 +53,18 @@ def _start(api: Api, mapping: dict[str, Any]) -> dict[str, str]:
     api.manager.require_idle()
     config = build(mapping)
     api.check_places(mapping)
-    if (reason := api.host.busy_reason()) is not None:
+    apart = launch.apart(config)
+    if not apart and (reason := api.host.busy_reason()) is not None:
         raise HostBusy("{reason}", reason=reason, fix="Start again when it is over.")
-    config = launch.placed(config, api.host, runs_dir=api.host.paths().runs_dir)
+    config = launch.placed(launch.on_files(config, api.host) if apart else config, api.host, runs_dir=api.host.paths().runs_dir)
     launch.refuse(launch.problems_before(config, api.host))
     folder = launch.new_folder(config)
     try:
-        api.manager.start(folder, launch.training(config, api.host, folder))
-    except HostBusy:  # somebody was faster between the two looks
+        if apart:
+            api.manager.start_apart(launch.process_of(folder, api.host))
+        else:
+            api.manager.start(folder, launch.training(config, api.host, folder))
+    except (HostBusy, OSError):  # somebody was faster between the two looks, or no process can be started
         folder.remove()
         raise
     return {"run": folder.id}

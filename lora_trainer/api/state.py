@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.api.answers import Forbidden, Missing
 from lora_trainer.api.live import Live
 from lora_trainer.api.work import Workers
+from lora_trainer.config.param import declared
+from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
@@ -18,18 +20,9 @@ if TYPE_CHECKING:
     from lora_trainer.api.readings import Folders
 
 THUMBNAILS_KEPT = 20_000
-PATH_OPTIONS = (
-    "data.train_data_dir",
-    "data.reg_data_dir",
-    "data.in_json",
-    "data.dataset_config",
-    "data.mask_dir",
-    "validate.data_dir",
-    "model.pretrained_model_name_or_path",
-    "model.vae",
-    "save.output_dir",
-    "save.runs_dir",
-)
+PATH_KINDS = ("folder", "file", "lora", "checkpoint", "vae")
+PATH_OPTIONS = tuple(option.path for option in declared(TrainConfig) if option.option.kind in PATH_KINDS)
+"""Options that name a place on this computer."""
 
 
 class Api:

@@ -26,11 +26,11 @@ def add_sets(parser: argparse.ArgumentParser, out: Out) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="sets", help=out.worded(text))
 
 
-def host() -> Host:
-    """The headless host of the working directory."""
+def host(device: str = "", number: int = 0) -> Host:
+    """The headless host of the working directory; `device` and `number` say where it calculates (host.standalone)."""
     from lora_trainer.host.standalone import StandaloneHost
 
-    return cast("Host", StandaloneHost())
+    return cast("Host", StandaloneHost(device=device, number=number))
 
 
 def run_folder(text: str) -> RunFolder:

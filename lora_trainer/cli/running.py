@@ -14,6 +14,7 @@ from typing import Any
 from lora_trainer.cli.out import DONE, FAILED, STOPPED, Out
 from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.ranks import place_of
 from lora_trainer.jobs.record import Record
 from lora_trainer.jobs.status import RunStatus, word_problem
 from lora_trainer.messages import Message, say
@@ -21,6 +22,8 @@ from lora_trainer.messages import Message, say
 EXIT = {"finished": DONE, "stopped": STOPPED, "failed": FAILED}
 QUIET_SECONDS = 5.0
 """Between two lines about steps where nobody watches a terminal."""
+HANDED_ON = 2.0
+"""Seconds in which the program that started several processes hands the same Ctrl-C on to each."""
 PHASES = {
     "planning": say("Planning"),
     "caching": say("Reading pictures"),
@@ -55,14 +58,21 @@ def tell_end(job: Job, out: Out) -> None:
         out.note(say("The whole report: {path}", path=str(job.folder.report_file)))
     elif status.outcome == "stopped":
         out.note(say("Stopped at step {step}.", step=status.step))
+    if status.best:
+        best = {**status.best, "loss": f"{status.best['loss']:.4f}"}
+        out.note(say("The validation loss is lowest at step {step}, epoch {epoch}: {loss}", **best))
 
 
 @contextmanager
 def _stopping_on_signals(job: Job, out: Out) -> Iterator[None]:
-    presses: list[int] = []
+    presses: list[float] = []
+    alone = place_of().alone
 
     def pressed(number: int, frame: Any) -> None:
-        presses.append(number)
+        now = time.monotonic()
+        if presses and not alone and now - presses[0] < HANDED_ON:
+            return
+        presses.append(now)
         if len(presses) > 1:
             raise KeyboardInterrupt
         # in a thread: the interrupted one may hold the lock that a command takes
@@ -78,6 +88,18 @@ def _stopping_on_signals(job: Job, out: Out) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def pace(seconds: float) -> str:
+    """Steps a second, or seconds a step where one takes longer than that: "3.21 it/s", "1.74 s/it"."""
+    return f"{1 / seconds:.2f} it/s" if 0 < seconds <= 1 else f"{seconds:.2f} s/it"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: 4:05, 2:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 class Console:
@@ -114,7 +136,10 @@ class Console:
         if isinstance(event, Phase) and event.name not in ("saving", "validating", "sampling", "training"):
             return PHASES.get(event.name, event.name)
         if isinstance(event, Validated):
-            return say("step {step}: validation loss {loss}", step=event.step, loss=f"{event.loss:.4f}")
+            loss = f"{event.loss:.4f}"
+            if event.best:
+                return say("step {step}: validation loss {loss}, the lowest so far", step=event.step, loss=loss)
+            return say("step {step}: validation loss {loss}", step=event.step, loss=loss)
         if isinstance(event, Saved):
             return say("step {step}: saved {path}", step=event.step, path=event.path)
         if isinstance(event, Sampled):
@@ -140,15 +165,15 @@ class Console:
     def _progress(self, event: Stepped | Progress | Rendered) -> Message:
         status = self.status
         if isinstance(event, Stepped):
-            left = int(status.seconds_left or 0)
             return say(
-                "step {step} of {total}, epoch {epoch}: loss {loss}, {minutes}:{seconds} left",
+                "step {step} of {total}, epoch {epoch} of {epochs}: loss {loss}, {pace}, {left} left",
                 step=event.step,
                 total=status.total_steps,
                 epoch=event.epoch,
+                epochs=max(status.epochs, event.epoch),
                 loss=f"{event.loss_average:.4f}",
-                minutes=left // 60,
-                seconds=f"{left % 60:02d}",
+                pace=pace(status.speed or event.seconds),
+                left=clock(status.seconds_left or 0.0),
             )
         phase = PHASES.get(status.phase, say("Working"))
         return say("{phase}: {done} of {total}", phase=phase, done=status.done, total=status.total)

@@ -12,6 +12,7 @@ import attrs
 from lora_trainer.cli.asked import add_json, host, wrong
 from lora_trainer.cli.main import as_wrong_usage
 from lora_trainer.cli.out import DONE, Out
+from lora_trainer.config.samplers import CHOICES, known_sampler
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from lora_trainer.train.prompts import SampleRequest
 
-SAMPLERS = ("ddim", "euler", "euler_a")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -36,8 +36,11 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     parser.add_argument("--cfg", type=float, default=7.5)
     parser.add_argument("--width", type=int, help=out.worded(say("pixels; without: the model's own size")))
     parser.add_argument("--height", type=int, help=out.worded(say("pixels; without: the width")))
-    parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
+    names = say("one of {names}; sd-scripts' names with k_ too", names=", ".join(CHOICES))
+    parser.add_argument("--sampler", default="ddim", metavar="NAME", help=out.worded(names))
     parser.add_argument("--clip-skip", type=int, choices=(1, 2), default=1)
+    tokens = say("tokens of the prompt that are read; without: all of them")
+    parser.add_argument("--max-token-length", type=int, choices=(75, 150, 225), default=0, help=out.worded(tokens))
     parser.add_argument("--out", required=True, type=Path, metavar="FILE|DIR", help=out.worded(say("a picture file, or a folder for it")))
     add_json(parser, out)
 
@@ -60,8 +63,9 @@ def run(args: argparse.Namespace, out: Out) -> int:
         seed=args.seed,
         cfg=args.cfg,
         steps=args.steps,
-        sampler=args.sampler,
+        sampler=_sampler(args.sampler),
         clip_skip=args.clip_skip,
+        max_token_length=args.max_token_length,
     )
     if not 1 <= args.steps <= 1000:
         raise wrong("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
@@ -131,6 +135,12 @@ def _checked(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
     for lora, _ in loras:
         read_lora(lora)
     return path, facts
+
+
+def _sampler(text: str) -> str:
+    if (name := known_sampler(text)) is None:
+        raise wrong("--sampler", say("there is no sampler {name}.", name=text), say("Known are {known}.", known=", ".join(CHOICES)))
+    return name
 
 
 def _side(value: int, option: str) -> int:

@@ -10,7 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config import arguments, derive
 from lora_trainer.config.names import problem_of_name, slug
+from lora_trainer.config.optimizers import PATH as CLASS
+from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.param import Declared, declared
 from lora_trainer.config.pictures import face_range, frame_of, varying
 from lora_trainer.config.schema import TrainConfig
@@ -76,7 +79,7 @@ def _plain(bounds: dict[str, Any]) -> dict[str, Any]:
 
 def _check_text(option: Declared, value: str) -> Iterator[Problem]:
     known = option.option
-    if known.choices and value not in known.choices:
+    if known.choices and value not in known.choices and not (known.kind == "class" and CLASS.fullmatch(value)):
         near = get_close_matches(value.lower(), [choice.lower() for choice in known.choices], 1, 0.5)
         best = next((choice for choice in known.choices if near and choice.lower() == near[0]), "")
         fix = "Did you mean {near}?" if best else "Choose one of these: {choices}."
@@ -155,6 +158,7 @@ def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Probl
     yield from _check_pictures(config)
     yield from _check_captions(config)
     yield from _check_validation(config)
+    yield from _check_timesteps(config)
     yield from _check_optimizer_args(config)
 
 
@@ -255,18 +259,50 @@ def _check_validation(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Pr
         )
 
 
+def _check_timesteps(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    low, high = config.loss.min_timestep, config.loss.max_timestep
+    if low >= high:
+        yield (
+            ("loss.min_timestep", "loss.max_timestep"),
+            problem(
+                "loss.min_timestep",
+                "no step is left: the first is {low}, and the one to stop before is {high} (loss.max_timestep).",
+                "Set loss.min_timestep to less than {high}.",
+                low=low,
+                high=high,
+            ),
+        )
+
+
 def _check_optimizer_args(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
-    for word in config.optimizer.args.split():
-        if not re.fullmatch(r"[A-Za-z_]\w*=.+", word):
-            yield (
-                ("optimizer.args",),
-                problem(
-                    "optimizer.args",
-                    "{value} is not of the form name=value.",
-                    "Write for example weight_decay=0.01 betas=.9,.999",
-                    value=shown(word),
-                ),
-            )
+    for path, text in (("optimizer.args", config.optimizer.args), ("schedule.args", config.schedule.args)):
+        for word in arguments.words(text):
+            if not arguments.ARGUMENT.fullmatch(word):
+                yield (
+                    (path,),
+                    problem(
+                        path,
+                        "{value} is not of the form name=value.",
+                        "Write for example weight_decay=0.01 betas=.9,.999",
+                        value=shown(word),
+                    ),
+                )
+    yield from _check_rates(config)
+
+
+def _check_rates(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    known = optimizer_named(config.optimizer.type)
+    if known.one_rate and len(rates := sorted({rate for rate in derive.rates(config).values() if rate})) > 1:
+        yield (
+            ("optimizer.type", "optimizer.unet_lr", "optimizer.text_encoder_lr", "optimizer.loraplus_lr_ratio"),
+            problem(
+                "optimizer.type",
+                "{name} finds one step size for everything that it trains and takes no different rates ({rates}).",
+                "Give all parts the same rate, usually 1, and no LoRA+ ratio; or set text_encoder_lr = 0.",
+                name=known.name,
+                rates=", ".join(f"{rate:g}" for rate in rates),
+            ),
+        )
 
 
 def nearest_option(path: str) -> str:

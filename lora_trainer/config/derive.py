@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import math
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from lora_trainer.config import arguments
 from lora_trainer.config.names import slug
-from lora_trainer.config.schema import SampleConfig, SaveConfig, TrainConfig, ValidateConfig
+from lora_trainer.config.schema import SampleConfig, SaveConfig, Steps, TrainConfig, ValidateConfig
 
 DEFAULT_EPOCHS = 10
 Interval = SampleConfig | ValidateConfig | SaveConfig
@@ -19,9 +19,24 @@ def unet_lr(config: TrainConfig) -> float:
     return config.optimizer.learning_rate if config.optimizer.unet_lr is None else config.optimizer.unet_lr
 
 
-def text_encoder_lr(config: TrainConfig) -> float:
-    """Learning rate of the text encoder."""
-    return config.optimizer.learning_rate if config.optimizer.text_encoder_lr is None else config.optimizer.text_encoder_lr
+def text_encoder_lr(config: TrainConfig, encoder: int = 0) -> float:
+    """Learning rate of a text encoder (0 is the first); the last of a list holds for those that come after it."""
+    given = config.optimizer.text_encoder_lr
+    if isinstance(given, tuple):
+        given = given[min(encoder, len(given) - 1)] if given else None
+    return config.optimizer.learning_rate if given is None else given
+
+
+def batch_factor(config: TrainConfig, pictures: int) -> float:
+    """What rates are multiplied by where a step has so many pictures, by `optimizer.scale_lr`."""
+    return {"none": 1.0, "sqrt": math.sqrt(pictures), "linear": float(pictures)}[config.optimizer.scale_lr]
+
+
+def loraplus_ratio(config: TrainConfig, part: str) -> float:
+    """How much faster the upper matrices of a part learn; 1 is alike."""
+    section = config.optimizer
+    own = section.loraplus_unet_lr_ratio if part == "unet" else section.loraplus_text_encoder_lr_ratio
+    return (section.loraplus_lr_ratio if own is None else own) or 1.0
 
 
 def trains_unet(config: TrainConfig) -> bool:
@@ -30,8 +45,27 @@ def trains_unet(config: TrainConfig) -> bool:
 
 
 def trains_text_encoder(config: TrainConfig) -> bool:
-    """False only where `text_encoder_lr` itself says 0."""
-    return config.optimizer.text_encoder_lr != 0
+    """False only where `text_encoder_lr` itself says 0, for all encoders where it is a list."""
+    given = config.optimizer.text_encoder_lr
+    return any(given) if isinstance(given, tuple) and given else given != 0
+
+
+def rates(config: TrainConfig) -> dict[str, float]:
+    """Each group's learning rate: of the parts that are trained, "unet plus" for the upper matrices where LoRA+ makes them faster."""
+    bases = {"unet": unet_lr(config)} if trains_unet(config) else {}
+    if trains_text_encoder(config):
+        bases["text_encoder"] = text_encoder_lr(config)
+    found: dict[str, float] = {}
+    for part, base in bases.items():
+        found[part] = base
+        if (ratio := loraplus_ratio(config, part)) != 1.0:
+            found[f"{part} plus"] = base * ratio
+    return found
+
+
+def decay_steps(config: TrainConfig, total: int) -> int:
+    """Steps of a schedule's decay in a run of `total` steps."""
+    return _of_all(config.schedule.decay_steps, total)
 
 
 def interval_epochs(section: Interval) -> int:
@@ -56,7 +90,10 @@ def resolution(config: TrainConfig) -> tuple[int, int]:
 
 def warmup_steps(config: TrainConfig, total: int) -> int:
     """Steps of warm-up in a run of `total` steps; a share such as "5%" is rounded to the nearest step."""
-    given = config.schedule.warmup_steps
+    return _of_all(config.schedule.warmup_steps, total)
+
+
+def _of_all(given: Steps, total: int) -> int:
     if isinstance(given, int):
         return min(given, total)
     return min(int(float(given.rstrip("% ")) / 100 * total + 0.5), total)
@@ -101,12 +138,10 @@ def prompts(config: TrainConfig) -> list[str]:
 
 
 def optimizer_args(config: TrainConfig) -> dict[str, Any]:
-    """`weight_decay=0.01 betas=.9,.999` as {"weight_decay": 0.01, "betas": (0.9, 0.999)}: values are Python literals, else text."""
-    found: dict[str, Any] = {}
-    for word in config.optimizer.args.split():
-        key, _, value = word.partition("=")
-        try:
-            found[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            found[key] = value
-    return found
+    """`weight_decay=0.01 betas=.9,.999` as {"weight_decay": 0.01, "betas": (0.9, 0.999)}."""
+    return arguments.values(config.optimizer.args)
+
+
+def schedule_args(config: TrainConfig) -> dict[str, Any]:
+    """The arguments of a schedule that is a class of some package."""
+    return arguments.values(config.schedule.args)

@@ -27,9 +27,10 @@ INPUTS = (
     "validate.data_dir",
     "model.pretrained_model_name_or_path",
     "model.vae",
+    "sample.prompt_file",
 )
 TABLE_INPUTS = ("image_dir", "metadata_file", "mask_dir")
-OUTPUTS = ("save.output_dir", "save.runs_dir")
+OUTPUTS = ("save.output_dir", "save.runs_dir", "log.logging_dir")
 
 
 def read_config(path: Path, sets: Iterable[str] = (), tell: Callable[[Message], object] = lambda note: None) -> TrainConfig:

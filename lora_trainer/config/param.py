@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -22,7 +22,24 @@ class Option:
     kohya: str = ""
     basic: bool = False
     kind: str = ""
-    """How the tab shows it where the type does not say: folder, checkpoint, vae, prompt, prompts, name."""
+    """How the tab shows it where the type does not say: folder, checkpoint, vae, prompt, prompts, name,
+    class (a choice, or the dotted name of a class)."""
+    group: str = ""
+    """The heading inside its section under which the tab shows it; "" stands before the first heading."""
+    when: tuple[Condition, ...] = ()
+    """What must hold for the option to have an effect; the tab shows it only then."""
+    labels: tuple[tuple[str, str], ...] = ()
+    """(choice, its words) where the choice does not say it by itself."""
+    also: tuple[tuple[str, str], ...] = ()
+    """(another spelling of a choice, the choice)."""
+
+
+@attrs.frozen
+class Condition:
+    """An option has one of these values; with no values: it is anything but off, 0 and empty."""
+
+    path: str
+    values: tuple[Any, ...] = ()
 
 
 def param(
@@ -33,13 +50,26 @@ def param(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-    choices: Sequence[str] = (),
+    choices: Sequence[str] | Mapping[str, str] = (),
     kohya: str = "",
     basic: bool = False,
     kind: str = "",
+    group: str = "",
+    when: Mapping[str, Sequence[Any]] | str = "",
+    also: Mapping[str, str] | None = None,
 ) -> Any:
-    """A field with its description. `low`/`high` are allowed, `above` is not; `kohya` is sd-scripts' name where it differs."""
-    option = Option(label, help, low, high, above, tuple(choices), kohya, basic, kind)
+    """A field with its description. `low`/`high` are allowed, `above` is not; `kohya` is sd-scripts' name where it differs.
+
+    `choices` as a mapping gives each its words ("": it says it by itself). `when` names options that decide whether this one has an effect:
+    "min_snr_gamma" (it is on), or {"loss_type": ("huber", "smooth_l1")}; a name without a dot is of the same section.
+    `also` holds other spellings of choices.
+    """
+    needs = {when: ()} if isinstance(when, str) and when else when or {}
+    conditions = tuple(Condition(path, tuple(values)) for path, values in needs.items())
+    labels = tuple((choice, words) for choice, words in choices.items() if words) if isinstance(choices, Mapping) else ()
+    option = Option(
+        label, help, low, high, above, tuple(choices), kohya, basic, kind, group, conditions, labels, tuple((also or {}).items())
+    )
     if isinstance(default, (list, tuple)):
         values = tuple(default)
         return attrs.field(factory=lambda: values, metadata={"option": option})
@@ -76,4 +106,12 @@ def declared(cls: type, prefix: str = "") -> Iterator[Declared]:
             yield from declared(inner, path + ".")
         else:
             default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
-            yield Declared(path, field.type, default, field.metadata["option"])
+            yield Declared(path, field.type, default, _placed(field.metadata["option"], prefix))
+
+
+def _placed(option: Option, prefix: str) -> Option:
+    """The option with whole paths in its conditions."""
+    if not option.when:
+        return option
+    whole = [attrs.evolve(need, path=need.path if "." in need.path else prefix + need.path) for need in option.when]
+    return attrs.evolve(option, when=tuple(whole))

@@ -108,7 +108,8 @@ def _prepared(option: Declared, value: Any) -> Any:
     if get_origin(option.type) is tuple:
         return [value] if value.strip() else []
     if option.option.choices:
-        return next((choice for choice in option.option.choices if choice.lower() == value.lower()), value)
+        known = {choice.lower(): choice for choice in option.option.choices} | dict(option.option.also)
+        return known.get(value.lower(), value)
     return value
 
 

@@ -88,7 +88,7 @@ class LatentCache:
         self._keep = keep
         self._make_disk = disk
         self._disk: OnDisk | None = None
-        self._batch = batch
+        self.batch = batch
         self._npz_scale = npz_scale
         self._kept: dict[tuple[object, ...], Tensor] = {}
         self._keys: dict[tuple[object, ...], tuple[bytes, Stamp]] = {}
@@ -141,6 +141,11 @@ class LatentCache:
     def encoded(self, record: ImageRecord, pixels: Tensor) -> Tensor:
         """Latents [4, h/8, w/8] of these pixels [1, 3, h, w] of a picture, encoded now. Raises DatasetError naming the picture."""
         return self._encoded([(record, False)], [pixels])[0]
+
+    @property
+    def lasting(self) -> bool:
+        """Whether latents are kept on disk, where other processes find them."""
+        return self._make_disk is not None
 
     @property
     def megabytes(self) -> float:
@@ -204,8 +209,8 @@ class LatentCache:
 
     def _read_ahead(self, missing: Sequence[Wanted], control: Control) -> Iterator[tuple[list[Wanted], list[Tensor]]]:
         """Groups of the same size with their pixels, the next ones being decoded meanwhile; ends early when stopped."""
-        groups = list(_groups(missing, self._batch))
-        ahead = max(1, READ_AHEAD // self._batch)
+        groups = list(_groups(missing, self.batch))
+        ahead = max(1, READ_AHEAD // self.batch)
         with ThreadPoolExecutor(2, "lora-trainer-read") as pool:
             coming: list[list[Future[tuple[tuple[Stamp, bytes] | None, Tensor]]]] = []
             try:
@@ -225,7 +230,7 @@ class LatentCache:
                         future.cancel()
 
     def _encoded(self, group: Sequence[Wanted], pixels: Sequence[Tensor]) -> list[Tensor]:
-        filled = [*pixels, *[pixels[-1]] * (self._batch - len(pixels))]
+        filled = [*pixels, *[pixels[-1]] * (self.batch - len(pixels))]
         latents = self._encode(filled[0] if len(filled) == 1 else torch.cat(filled))[: len(pixels)].detach().to("cpu", copy=True).float()
         for (record, _), latent in zip(group, latents, strict=True):
             if not torch.isfinite(latent).all():

@@ -12,7 +12,6 @@ import attrs
 
 from lora_trainer.config.files import read_config
 from lora_trainer.control import Control
-from lora_trainer.data.describe import training_size
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Rendered, Resumed, Stopped, Warned
 from lora_trainer.grid import sheet
@@ -25,7 +24,7 @@ from lora_trainer.grid.tags import Recipe, recipe_of
 from lora_trainer.host.base import Host
 from lora_trainer.messages import say
 from lora_trainer.train import setup
-from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.prompts import SampleRequest, defaults_of, parse_prompt_line, prompts_of
 
 MEASURED = "measured"
 
@@ -70,20 +69,8 @@ def render(
 
 def _defaults(config: Any) -> SampleRequest:
     """What holds where the grid's prompt says nothing: the options of the run's first preview prompt, else of the run."""
-    previews = setup.preview_requests(config)
-    if previews:
-        return attrs.evolve(previews[0], prompt="")
-    width, height = training_size(config.data)
-    model = config.model
-    return SampleRequest(
-        "",
-        width=width,
-        height=height,
-        seed=config.seed,
-        sampler=config.sample.sampler,
-        clip_skip=model.clip_skip,
-        max_token_length=model.max_token_length,
-    )
+    previews = prompts_of(config).requests
+    return attrs.evolve(previews[0][1], prompt="") if previews else defaults_of(config)
 
 
 def _asked(prompt: str, name: str, defaults: SampleRequest, seed: int | None) -> tuple[Recipe, SampleRequest]:

@@ -8,11 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lora_trainer.config.samplers import webui_names
 from lora_trainer.grid.tags import Recipe
 from lora_trainer.train.prompts import SampleRequest
 
 EPOCH, WEIGHT = "[LoRA Trainer] Epoch", "[LoRA Trainer] Weight"
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "euler_a": "Euler a"}
 
 
 def plot_text(recipe: Recipe, request: SampleRequest, numbers: Sequence[str], weights: Sequence[float], *, own_axes: bool) -> str:
@@ -40,7 +40,7 @@ def infotext(prompt: str, request: SampleRequest, more: Mapping[str, Any]) -> st
     """Prompt, negative prompt and one line of parameters, quoted as the host does."""
     pairs = {
         "Steps": request.steps,
-        "Sampler": SAMPLERS.get(request.sampler, request.sampler),
+        "Sampler": webui_names(request.sampler)[0],
         "CFG scale": f"{request.cfg:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",

@@ -29,16 +29,20 @@ if TYPE_CHECKING:
 class StandaloneHost:
     """Reads checkpoints from LORA_TRAINER_MODELS (several folders as in PATH) and ./models; the small model is always there.
 
-    `root` (else LORA_TRAINER_DATA, else the working directory) holds output/, runs/ and uploads/.
+    `root` (else LORA_TRAINER_DATA, else the working directory) holds output/, runs/ and uploads/. `device` is torch's name of where
+    to calculate; empty: the GPU of this `number`, or the CPU where there is none.
     """
 
     name = "standalone"
     version = __version__
 
-    def __init__(self, root: Path | None = None, *, listen: bool = False, allow: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, root: Path | None = None, *, listen: bool = False, allow: Sequence[Path] = (), device: str = "", number: int = 0
+    ) -> None:
         self._root = root or Path(os.environ.get("LORA_TRAINER_DATA") or ".").absolute()
         self._listen = listen
         self._allow = tuple(allow)
+        self._device, self._number = device, number
 
     def paths(self) -> HostPaths:
         """Everything below the root; bounded to it only when listening."""
@@ -88,7 +92,7 @@ class StandaloneHost:
 
     def memory(self) -> dict[str, Any]:
         """Of the GPU where there is one, else of the computer."""
-        return device_memory(_device())
+        return device_memory(_device(self._device, self._number))
 
     def busy_reason(self) -> Message | None:
         """Nobody else is here."""
@@ -106,7 +110,7 @@ class StandaloneHost:
                 raise ModelError(
                     "there is no VAE {name}.", name=model.vae, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty."
                 )
-        yield FileLease(checkpoint, vae, model.clip_skip, _device())
+        yield FileLease(checkpoint, vae, model.clip_skip, _device(self._device, self._number))
 
     def _chosen(self, value: str) -> Path:
         if value:
@@ -195,10 +199,27 @@ class FileLease:
         return False
 
 
-def _device() -> torch.device:
+def _device(name: str, number: int) -> torch.device:
+    """Raises TrainerError for a device that is not there."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not name and not number:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name or (f"cuda:{number}" if torch.cuda.is_available() else "cpu"))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise TrainerError(
+            "there is no device {name} here ({reason}).",
+            path="memory.device",
+            name=name or f"cuda:{number}",
+            reason=str(error).strip().split("\n")[0],
+            fix="Empty the field, or choose one of the {count} GPUs: cuda:0, cuda:1 and so on.",
+            count=torch.cuda.device_count(),
+        ) from error
+    return device
 
 
 def _is_checkpoint(path: Path) -> bool:

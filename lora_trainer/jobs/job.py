@@ -27,7 +27,33 @@ TRACEBACK_LINES = 40
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-class Job:
+class Snapshots:
+    """What everybody may ask of a run at any moment: its status, and what was asked of it."""
+
+    status: RunStatus
+    asked: str
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended; true from its making on."""
+        return not self.status.ended
+
+    def snapshot(self, language: str = "en") -> dict[str, Any]:
+        """The status as plain values; "stopping" from the moment that a stop was asked."""
+        plain = self.status.to_json(language)
+        asked = self.asked
+        plain["asked"] = "" if self.status.ended else asked
+        if self.running and asked in ("stop", "stop-discard"):
+            plain["state"] = "stopping"
+        return plain
+
+    def answered(self, event: Event) -> None:
+        """What was asked is done once this event came of it."""
+        if type(event).__name__ in _ANSWERS.get(self.asked, ()):
+            self.asked = ""
+
+
+class Job(Snapshots):
     """`work` in its folder. `status` is replaced as a whole with each event: read it from any thread, without waiting."""
 
     def __init__(self, work: Work, folder: RunFolder, sinks: Sequence[Sink] = (), *, control: Control | None = None) -> None:
@@ -42,24 +68,10 @@ class Job:
         self._thread: threading.Thread | None = None
         folder.claim()
 
-    @property
-    def running(self) -> bool:
-        """Whether it has not ended; true from its making on."""
-        return not self.status.ended
-
     def command(self, word: str) -> None:
         """Hands a command to the work. Raises ValueError for an unknown word."""
         self.control.command(word)
         self.asked = word
-
-    def snapshot(self, language: str = "en") -> dict[str, Any]:
-        """The status as plain values; "stopping" from the moment that a stop was asked."""
-        plain = self.status.to_json(language)
-        asked = self.asked
-        plain["asked"] = "" if self.status.ended else asked
-        if self.running and asked in ("stop", "stop-discard"):
-            plain["state"] = "stopping"
-        return plain
 
     def start(self) -> None:
         """Runs in a thread of its own."""
@@ -99,8 +111,7 @@ class Job:
 
     def _note(self, event: Event) -> None:
         now = time.time()
-        if type(event).__name__ in _ANSWERS.get(self.asked, ()):
-            self.asked = ""
+        self.answered(event)
         self.status = self.status.after(event, now)
         for message in self._deliver(Record(self.status.n, now, event)):
             self._note(Warned(message))

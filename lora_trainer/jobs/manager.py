@@ -10,6 +10,7 @@ from typing import Any
 from lora_trainer.errors import HostBusy
 from lora_trainer.jobs.folder import RunFolder, runs_in
 from lora_trainer.jobs.job import Job, Work
+from lora_trainer.jobs.launcher import OwnProcess
 from lora_trainer.jobs.sinks import Sink
 
 
@@ -18,10 +19,10 @@ class JobManager:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.latest: Job | None = None
+        self.latest: Job | OwnProcess | None = None
 
     @property
-    def current(self) -> Job | None:
+    def current(self) -> Job | OwnProcess | None:
         """The run that goes on, or None."""
         latest = self.latest
         return latest if latest is not None and latest.running else None
@@ -39,6 +40,14 @@ class JobManager:
             self.latest = job
             job.start()
             return job
+
+    def start_apart(self, run: OwnProcess) -> OwnProcess:
+        """Runs it in a process of its own. Raises HostBusy, naming the run, while one goes on, OSError when it cannot be started."""
+        with self._lock:
+            self.require_idle()
+            run.start()
+            self.latest = run
+            return run
 
     def runs(self, folder: RunFolder) -> bool:
         """Whether this process is running that folder."""

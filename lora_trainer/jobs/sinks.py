@@ -10,11 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.config.files import read_config
 from lora_trainer.errors import TrainerError
-from lora_trainer.events import Failed, Finished, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
+from lora_trainer.events import Failed, Finished, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
+from lora_trainer.jobs.events_log import mend
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.record import Record, finite, inside
+from lora_trainer.jobs.status import FROM_STATE
+from lora_trainer.jobs.table import StepsTable
+from lora_trainer.jobs.tensorboard import TensorBoard
 
 Sink = Callable[[Record], None]
 
@@ -24,6 +29,7 @@ class EventsFile:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder.path
+        mend(folder.events_file)
         self._file = folder.events_file.open("ab")
 
     def __call__(self, record: Record) -> None:
@@ -57,6 +63,7 @@ class ManifestFile:
             "validation": [],
             "best": None,
             "step_seconds": None,
+            **folder.manifest(),
         }
         self._loss: float | None = None
         self._seconds = 0.0
@@ -74,11 +81,15 @@ class ManifestFile:
         if isinstance(event, Started):
             content["total_steps"] = int(event.plan.get("total_steps") or 0)
             content["epochs"] = int(event.plan.get("epochs") or 0)
+            content["outcome"] = content["ended"] = None
             plan = json.dumps(dict(event.plan), ensure_ascii=False, indent=1, default=str)
             write_atomically(self.folder.plan_file, plan.encode("utf-8"))
+        elif isinstance(event, Resumed) and event.reason == FROM_STATE:
+            self._back_to(event)
         elif isinstance(event, Saved):
             self._saved(event)
         elif isinstance(event, Validated):
+            content["validation"] = [entry for entry in content["validation"] if entry["step"] != event.step]
             content["validation"].append({"step": event.step, "epoch": event.epoch, "loss": finite(event.loss)})
         elif isinstance(event, Sampled):
             self._sampled(event)
@@ -89,7 +100,14 @@ class ManifestFile:
             return
         self._write()
 
+    def _back_to(self, event: Resumed) -> None:
+        """What came after that step is done again."""
+        self.content["step"], self.content["epoch"] = event.step, event.epoch
+        for name in ("files", "samples", "validation"):
+            self.content[name] = [entry for entry in self.content[name] if entry["step"] <= event.step]
+
     def _saved(self, event: Saved) -> None:
+        self.content["files"] = [file for file in self.content["files"] if file["path"] != event.path]
         self.content["files"].append(
             {
                 "epoch": event.epoch,
@@ -98,7 +116,7 @@ class ManifestFile:
                 "sha256": event.sha256,
                 "bytes": event.bytes,
                 "final": event.final,
-                "loss": self._loss,
+                "loss": self._loss if event.loss_average is None else finite(event.loss_average),
                 "validation": None,
                 "samples": [],
             }
@@ -106,6 +124,7 @@ class ManifestFile:
 
     def _sampled(self, event: Sampled) -> None:
         path = inside(self.folder.path, event.path)
+        self.content["samples"] = [sample for sample in self.content["samples"] if sample["path"] != path]
         self.content["samples"].append(
             {"step": event.step, "epoch": event.epoch, "path": path, "prompt": event.prompt, "seed": event.seed, "index": event.index}
         )
@@ -148,7 +167,8 @@ class ReportFile:
         elif isinstance(event, Warned):
             self.lines.append(f"warning      {event.message}")
         elif isinstance(event, Validated):
-            self.lines.append(f"validation   step {event.step}, epoch {event.epoch}: {event.loss:.5f}")
+            lowest = ", the lowest so far" if event.best else ""
+            self.lines.append(f"validation   step {event.step}, epoch {event.epoch}: {event.loss:.5f}{lowest}")
         elif isinstance(event, Saved):
             self.lines.append(f"saved        {event.path}  {event.bytes / 1e6:.1f} MB  sha256 {event.sha256}")
         elif isinstance(event, (Finished, Stopped, Failed)):
@@ -186,7 +206,7 @@ def versions() -> list[str]:
 def standard_sinks(folder: RunFolder) -> list[Sink]:
     """What every run writes. Raises TrainerError when the folder cannot be written."""
     try:
-        return [EventsFile(folder), ManifestFile(folder), ReportFile(folder)]
+        return [EventsFile(folder), ManifestFile(folder), ReportFile(folder), *asked_sinks(folder)]
     except OSError as error:
         raise TrainerError(
             "{path} cannot be written ({reason}).",
@@ -194,3 +214,20 @@ def standard_sinks(folder: RunFolder) -> list[Sink]:
             reason=error.strerror or str(error),
             fix="Choose a folder that you may write to.",
         ) from error
+
+
+def asked_sinks(folder: RunFolder) -> list[Sink]:
+    """What the [log] section of a training run's config asks for besides."""
+    if folder.about()["kind"] != "train" or not folder.config_file.is_file():
+        return []
+    try:
+        config = read_config(folder.config_file)
+    except TrainerError:  # whoever trains with it says so
+        return []
+    log, found = config.log, list[Sink]()
+    if log.csv:
+        found.append(StepsTable(folder))
+    if log.log_with == "tensorboard" or (log.log_with == "auto" and log.logging_dir.strip()):
+        logs = Path(log.logging_dir) if log.logging_dir.strip() else folder.path / "logs"
+        found.append(TensorBoard(folder, logs, log.log_prefix, log.log_tracker_name))
+    return found

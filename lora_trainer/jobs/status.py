@@ -40,6 +40,8 @@ PHASE_STATES = {
     "ranking": "sampling",
     "saving": "saving",
 }
+FROM_STATE = "state"
+"""Why a run goes on that was read from the disk."""
 STEADY = 0.9
 """How much of the moving average of seconds a step stays with each new step."""
 
@@ -68,7 +70,11 @@ class RunStatus:
     loss_average: float | None = None
     lr: float | None = None
     vram_mb: float | None = None
+    skipped: int = 0
+    loss_scale: float = 0.0
     validation: float | None = None
+    best: Mapping[str, Any] | None = None
+    """The lowest validation loss since training began: step, epoch, loss."""
     sample: str = ""
     saved: int = 0
     warnings: int = 0
@@ -117,12 +123,13 @@ def word_message(message: Any, language: str) -> str:
     """The text of a message as events.jsonl holds it: {"template", "values", "text"}, or plain text."""
     if not isinstance(message, Mapping):
         return str(message)
-    return _read(message).text(language)
+    return message_from(message).text(language)
 
 
-def _read(message: Mapping[str, Any]) -> Message:
+def message_from(message: Mapping[str, Any]) -> Message:
+    """A message from its plain values, as events.jsonl holds it."""
     values = message.get("values", {})
-    inner = {key: _read(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
+    inner = {key: message_from(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
     return Message(message["template"], {**values, **inner})
 
 
@@ -165,17 +172,25 @@ def _stepped(status: RunStatus, event: Stepped, time: float) -> dict[str, Any]:
         "loss_average": event.loss_average,
         "lr": event.lr,
         "vram_mb": event.vram_mb,
+        "skipped": event.skipped,
+        "loss_scale": event.loss_scale,
         "beside": beside,
         "beside_since": 0.0,
     }
 
 
 def _resumed(status: RunStatus, event: Resumed, time: float) -> dict[str, Any]:
-    return {"state": "training", "paused_because": "", "beside_since": 0.0}  # a pause is no part of the time that the rest takes
+    going = {"state": "training", "paused_because": "", "beside_since": 0.0}  # a pause is no part of the time that the rest takes
+    return going | ({"step": event.step, "epoch": event.epoch} if event.reason == FROM_STATE else {})
 
 
 def _ended(outcome: str, status: RunStatus, event: Any) -> dict[str, Any]:
     return {"state": outcome, "outcome": outcome, "seconds_left": 0.0, "step": max(status.step, event.step)}
+
+
+def _validated(status: RunStatus, event: Validated) -> dict[str, Any]:
+    best = {"step": event.step, "epoch": event.epoch, "loss": event.loss} if event.best else status.best
+    return {"validation": event.loss, "best": best}
 
 
 def _rendered(status: RunStatus, event: Rendered, time: float) -> dict[str, Any]:
@@ -191,7 +206,7 @@ _CHANGES: dict[type, Any] = {
     Progress: lambda status, event, time: {"done": event.done},
     Stepped: _stepped,
     Sampled: lambda status, event, time: {"sample": event.path},
-    Validated: lambda status, event, time: {"validation": event.loss},
+    Validated: lambda status, event, time: _validated(status, event),
     Saved: lambda status, event, time: {"saved": status.saved + (not event.final)},
     Rendered: _rendered,
     Warned: lambda status, event, time: {"warnings": status.warnings + 1, "warning": event.message},

@@ -46,7 +46,7 @@ class Family(Protocol):
 
 @attrs.define(eq=False)
 class ModelBundle:
-    """Modules of one model. `alphas_cumprod` is float32 of shape [1000] on the CPU; `dtype` is the U-Net's.
+    """Modules of one model. `alphas_cumprod` is float32 of shape [1000] on the device; `dtype` is the U-Net's.
 
     `text_encoder_2` is SDXL's larger one; the one tokenizer serves both, they differ in padding only.
     """

@@ -138,7 +138,7 @@ def _built(read: _Read, device: torch.device, dtype: torch.dtype | None, vae_dty
     for part, text in zip(named, texts, strict=True):
         _give(text, parts[part], read.path, device, dtype)
     held = next(unet.parameters()).dtype
-    alphas = alphas_cumprod(zero_terminal_snr=read.zero_terminal_snr)
+    alphas = alphas_cumprod(zero_terminal_snr=read.zero_terminal_snr).to(device)
     bundle = ModelBundle(
         family,
         unet,

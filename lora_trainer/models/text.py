@@ -13,6 +13,8 @@ READ = LENGTH - 2
 """Tokens of a caption that CLIP reads at once, between its start and end token."""
 END = 49407
 """The end token of CLIP's vocabulary, which all families share."""
+LONGEST = 75 * 100 + 2
+"""Tokens of the longest text that is read at all."""
 
 
 def tokenize(tokenizer: Any, captions: Sequence[str], limit: int = READ) -> Tensor:
@@ -50,3 +52,10 @@ def padded_with(ids: Tensor, pad: int) -> Tensor:
 def first_end(ids: Tensor) -> Tensor:
     """The place of the end token in each of the pieces [n, 77]."""
     return (ids == END).int().argmax(dim=1)
+
+
+def room_for(tokenizer: Any, texts: Sequence[str]) -> int:
+    """The least multiple of 75 tokens that holds the longest text whole: the limit for `tokenize`."""
+    ids = tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"]
+    longest = max((len(one) - 2 for one in ids), default=0)
+    return max(1, -(-longest // READ)) * READ

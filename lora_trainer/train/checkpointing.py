@@ -1,23 +1,39 @@
-"""Our own gradient checkpointing: blocks are computed again in the backward pass instead of being kept."""
+"""Our own gradient checkpointing: parts of the model are computed again in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-BLOCKS = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "CLIPEncoderLayer"})
+from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.train import activations
+from lora_trainer.train.activations import Block, Choice, Numbers
+
+WHOLE = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "CLIPEncoderLayer"})
+TEXT = "text_encoder."
 
 
 class Checkpointing:
-    """Wraps `forward` of the blocks of some modules on the instances; `remove` gives them back."""
+    """Wraps `forward` of modules on the instances; `remove` gives them back.
 
-    def __init__(self, *roots: nn.Module) -> None:
-        self._wrapped = [module for root in roots for module in root.modules() if type(module).__name__ in BLOCKS]
-        for module in self._wrapped:
-            module.forward = _recomputed(module.forward)  # type: ignore[method-assign]
+    `ways`: for the U-Net's blocks by name, and the text encoder's behind "text_encoder.", how each is treated (activations.Way.name).
+    A block that is not named is computed again whole; without `ways` every one.
+    """
+
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, ways: Mapping[str, str] | None = None) -> None:
+        self._wrapped: list[nn.Module] = []
+        for name, module in _blocks(unet, text_encoder):
+            way = (ways or {}).get(name, "whole")
+            if way == "whole":
+                self._wrap(module, _recomputed(module.forward))
+            elif way == "forward":
+                feed_forward: nn.Module = module.ff  # type: ignore[assignment]
+                self._wrap(feed_forward, _recomputed(feed_forward.forward))
+            elif way == "light" and _is_plain(module):
+                self._wrap(module, _light(module))
 
     def remove(self) -> None:
         """Gives every block its own `forward` back."""
@@ -25,9 +41,70 @@ class Checkpointing:
             module.__dict__.pop("forward", None)
         self._wrapped = []
 
+    def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        module.forward = forward  # type: ignore[method-assign]
+        self._wrapped.append(module)
+
+
+def blocks_of(bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, words: bool, numbers: Numbers) -> tuple[list[Block], float]:
+    """The blocks of a bundle with what each keeps, and the bytes of the rest. `pixels` of one picture; `words`: captions learn too."""
+    config = bundle.unet.config
+    channels, cells = tuple(config.block_out_channels), pixels // 64  # type: ignore[union-attr, arg-type]
+    found = list(activations.unet(channels, int(config.cross_attention_dim), cells, pictures, rank, numbers))  # type: ignore[union-attr, arg-type]
+    attends = ["CrossAttn" in kind for kind in config.down_block_types]  # type: ignore[union-attr]
+    known = {name for name, _ in _blocks(bundle.unet, bundle.text_encoder)}
+    if words:
+        width = bundle.text_encoder.config.hidden_size  # type: ignore[union-attr]
+        found += [
+            activations.text_layer(name, width, pictures, rank, numbers)  # type: ignore[arg-type]
+            for name, _ in _blocks(bundle.unet, bundle.text_encoder)
+            if name.startswith(TEXT)
+        ]
+    rest = activations.rest(channels, attends, cells * pictures, rank, numbers)
+    return [block for block in found if block.name in known], rest
+
+
+def names(choice: Choice) -> dict[str, str]:
+    """Block name -> way, for Checkpointing."""
+    return {block.name: way.name for block, way in choice.ways}
+
+
+def _blocks(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for prefix, root in (("", unet), (TEXT, text_encoder)):
+        for name, module in root.named_modules():
+            if type(module).__name__ in WHOLE:
+                yield prefix + name, module
+
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    return run
+
+
+def _is_plain(block: Any) -> bool:
+    """Whether a ResnetBlock2D does nothing but what `_light` does."""
+    return block.time_embedding_norm == "default" and block.upsample is None and block.downsample is None and not block.skip_time_act
+
+
+def _light(block: Any) -> Callable[..., Tensor]:
+    """ResnetBlock2D.forward that keeps what goes into its two norms only: norm and activation are computed again, no convolution is.
+
+    torch ends the second computing where the last kept tensor is there, which is what goes into the convolution.
+    """
+
+    def first(hidden: Tensor) -> Tensor:
+        return block.conv1(block.nonlinearity(block.norm1(hidden)))  # type: ignore[no-any-return]
+
+    def second(hidden: Tensor) -> Tensor:
+        return block.conv2(block.dropout(block.nonlinearity(block.norm2(hidden))))  # type: ignore[no-any-return]
+
+    first, second = _recomputed(first), _recomputed(second)
+
+    def run(input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        hidden = first(input_tensor) + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
+        straight = input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)
+        return (straight + second(hidden)) / block.output_scale_factor  # type: ignore[no-any-return]
 
     return run

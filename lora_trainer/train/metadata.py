@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from lora_trainer import __version__
-from lora_trainer.config.schema import DataConfig
+from lora_trainer.config.schema import DataConfig, LossConfig, ValidateConfig
 from lora_trainer.data.describe import SubsetRules, size_of
 from lora_trainer.data.records import ImageRecord
 
@@ -50,6 +50,20 @@ OF_DATASET = (
 )
 
 
+OF_LOSS = (
+    "scale_v_pred_loss_like_noise_pred",
+    "v_pred_like_loss",
+    "min_timestep",
+    "max_timestep",
+    "timestep_sampling",
+    "logit_mean",
+    "logit_std",
+    "mode_scale",
+)
+"""Options of the loss that sd-scripts does not name in the header."""
+PLAIN_LOSS = LossConfig()
+
+
 @attrs.frozen
 class RunFacts:
     """What stays the same in all files of one run."""
@@ -65,6 +79,39 @@ class RunFacts:
     """`ss_` key without the prefix -> value, of everything that was set."""
     datasets: Sequence[Mapping[str, Any]] = ()
     """`ss_datasets`: what sd-scripts says of each dataset where there are several folders."""
+
+
+def loss_words(loss: LossConfig) -> dict[str, Any]:
+    """What the loss was, under sd-scripts' names (without `ss_`); what sd-scripts does not write is there only where it was used."""
+    return {
+        "prior_loss_weight": loss.prior_loss_weight,
+        "loss_type": loss.loss_type,
+        "huber_schedule": loss.huber_schedule,
+        "huber_c": loss.huber_c,
+        "huber_scale": loss.huber_scale,
+        "min_snr_gamma": loss.min_snr_gamma or None,
+        "debiased_estimation": loss.debiased_estimation_loss,
+        "noise_offset": loss.noise_offset or None,
+        "noise_offset_random_strength": loss.noise_offset_random_strength,
+        "adaptive_noise_scale": loss.adaptive_noise_scale or None,
+        "multires_noise_iterations": loss.multires_noise_iterations or None,
+        "multires_noise_discount": loss.multires_noise_discount,
+        "ip_noise_gamma": loss.ip_noise_gamma or None,
+        "ip_noise_gamma_random_strength": loss.ip_noise_gamma_random_strength,
+        "zero_terminal_snr": False,
+        **{name: getattr(loss, name) for name in OF_LOSS if getattr(loss, name) != getattr(PLAIN_LOSS, name)},
+    }
+
+
+def validation_words(validate: ValidateConfig) -> dict[str, Any]:
+    """How validation was done, under sd-scripts' names."""
+    return {
+        "validation_split": validate.fraction,
+        "validation_seed": validate.seed,
+        "validate_every_n_epochs": validate.every_n_epochs,
+        "validate_every_n_steps": validate.every_n_steps or None,
+        "max_validation_steps": validate.max_pictures or None,
+    }
 
 
 def now() -> float:

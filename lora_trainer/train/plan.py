@@ -14,6 +14,8 @@ from lora_trainer.data import order
 from lora_trainer.data.describe import size_of
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.detect import ModelFacts
+from lora_trainer.optim.schedules import Schedule, curve, schedule_of
+from lora_trainer.train.activations import Choice, Numbers
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 SD1_CHANNELS, SD1_PIXELS = 320, 512 * 512
@@ -66,6 +68,15 @@ class TrainingPlan:
     memory: tuple[tuple[str, float], ...]
     free_mb: float
     effective_scale: float
+    rates: tuple[tuple[str, float], ...]
+    """Each group's learning rate where the schedule is at its height, scaled by the batch."""
+    rate_scale: float
+    """What the batch makes of the rates as they are written."""
+    schedule: Schedule
+
+    def rate_factor(self, step: int) -> float:
+        """What each group's written rate is multiplied by at a step (0 is the first)."""
+        return self.rate_scale * self.schedule.factor(step)
 
     @property
     def needed_mb(self) -> float:
@@ -94,6 +105,16 @@ class TrainingPlan:
                 "estimate": True,
             },
             "effective_scale": self.effective_scale,
+            "effective": {
+                name: {
+                    "rate": rate,
+                    "with_network": rate * self.effective_scale,
+                    "least": min((lr for _, lr in curve(self.schedule, rate)), default=0.0),
+                }
+                for name, rate in self.rates
+            },
+            "rate_scale": self.rate_scale,
+            "schedule": {name: curve(self.schedule, rate) for name, rate in self.rates},
         }
 
 
@@ -103,21 +124,25 @@ def make_plan(
     facts: ModelFacts | None,
     machine: Machine,
     datasets: Sequence[DataConfig] = (),
+    processes: int = 1,
 ) -> TrainingPlan:
     """The plan for usable, placed records (validation and regularisation pictures among them are counted apart).
 
-    `datasets` hold the options of each dataset; without them all pictures are of one with [data]'s.
+    `datasets` hold the options of each dataset; without them all pictures are of one with [data]'s. Of several processes each takes
+    a batch of that size in every step.
     """
     datasets = tuple(datasets) or (config.data,)
     trained = [record for record in records if record.usable and not record.validation and record.repeats]
     held = len([record for record in records if record.usable and record.validation])
-    per_epoch = order.steps_per_epoch(trained, [data.batch_size for data in datasets], config.steps.gradient_accumulation_steps)
+    together = [data.batch_size * processes for data in datasets]
+    per_epoch = order.steps_per_epoch(trained, together, config.steps.gradient_accumulation_steps)
     epochs, total = derive.train_length(config, per_epoch)
     counts = Counter(record.bucket for record in trained if record.bucket)
     saves = Marks(derive.interval_epochs(config.save), config.save.every_n_steps)
     previews = Marks(derive.interval_epochs(config.sample), derive.interval_steps(config.sample))
     files = _count_files(saves, per_epoch, total)
     network = network_parameters(config, facts)
+    warmup, scale = derive.warmup_steps(config, total), derive.batch_factor(config, together[0] * config.steps.gradient_accumulation_steps)
     return TrainingPlan(
         images=sum(not record.is_reg for record in trained),
         reg_images=sum(record.is_reg for record in trained),
@@ -126,7 +151,7 @@ def make_plan(
         steps_per_epoch=per_epoch,
         epochs=epochs,
         total_steps=total,
-        warmup_steps=derive.warmup_steps(config, total),
+        warmup_steps=warmup,
         saves=saves,
         previews=previews,
         validations=Marks(derive.interval_epochs(config.validate), config.validate.every_n_steps),
@@ -136,7 +161,19 @@ def make_plan(
         memory=_memory(config, datasets, facts, machine, network),
         free_mb=machine.free_mb,
         effective_scale=derive.network_scale(config),
+        rates=tuple((name, rate * scale) for name, rate in derive.rates(config).items()),
+        rate_scale=scale,
+        schedule=schedule_of(config.schedule, total, warmup, derive.decay_steps(config, total)),
     )
+
+
+def step_parts(choice: Choice, trained: int, numbers: Numbers, state: float = 8.0) -> dict[str, float]:
+    """Bytes that training needs besides the model: the network's numbers, the optimizer's (`state` bytes for each), and a step's own.
+
+    `choice` is what becomes of each block of the model. The most is needed where backward begins, or where the gradients are whole.
+    """
+    copies = trained * numbers.size if numbers.size < 4 else 0
+    return {"network": 4.0 * trained + copies, "optimizer": state * trained, "activations": max(choice.peak, 4.0 * trained + copies)}
 
 
 def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:

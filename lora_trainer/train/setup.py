@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,19 @@ from torch import Tensor
 from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
-from lora_trainer.config.schema import DataConfig, TrainConfig
+from lora_trainer.config.build import to_mapping
+from lora_trainer.config.optimizers import optimizer_named
+from lora_trainer.config.rates import rate_notes
+from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
-from lora_trainer.data.describe import SubsetRules, describe, training_size
+from lora_trainer.data.describe import SubsetRules, describe
 from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.store import LATENTS
 from lora_trainer.errors import DatasetError, ModelError, TrainingError
-from lora_trainer.events import Event, Warned
+from lora_trainer.events import Event, Progress, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
@@ -31,18 +36,22 @@ from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import FlatOptimizer, try_options
-from lora_trainer.train import metadata
+from lora_trainer.optim.optimizers import CannotStep, GroupPlan, TrainingOptimizer, make_optimizer, probe
+from lora_trainer.train import attention, doubts, economy, metadata, vae
+from lora_trainer.train.average import Average, shown
 from lora_trainer.train.checkpointing import Checkpointing
+from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
+from lora_trainer.train.graphs import Replays
 from lora_trainer.train.plan import TrainingPlan
-from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.prompts import prompts_of
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
-from lora_trainer.train.sample import encode
-from lora_trainer.train.step import LossRules
+from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views
 
 RELEASED: Any = None
+ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
+"""Sections that several processes of a run must have alike; folders may have other names on other machines."""
 NAMED = 5
 """Files that are not used and named one by one."""
 ONE_TOKEN = 64
@@ -84,6 +93,16 @@ class Pictures:
     def subset_of(self, record: ImageRecord) -> SubsetRules:
         """The rules of the folder that a picture comes from."""
         return self.subsets[record.subset]
+
+    def without_held(self) -> Pictures:
+        """For a process that trains along with another one, which validates."""
+        return attrs.evolve(self, held=())
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal where the same batches of the same pictures come."""
+        told = [(record.key, record.bucket, record.repeats, record.crop, record.dataset) for record in self.trained]
+        return hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()
 
     @property
     def records(self) -> tuple[ImageRecord, ...]:
@@ -149,26 +168,36 @@ class Trainer:
     device: torch.device
     bundle: ModelBundle
     adapter: LoraAdapter
-    optimizer: FlatOptimizer
+    optimizer: TrainingOptimizer
     scaler: Any
     captions: Captions
     cache: LatentCache
     views: Views
-    rules: LossRules
-    requests: tuple[SampleRequest, ...]
+    rules: LossConfig
     checkpointing: Checkpointing | None = None
+    average: Average | None = None
+    attention: str = "sdpa"
+    notes: tuple[Warned, ...] = ()
+    compiled: Compiled | None = None
+    replays: Replays | None = None
 
     def attach(self) -> None:
-        """Puts network and checkpointing on the bundle's modules."""
+        """Puts network, attention and checkpointing on the bundle's modules."""
+        attention.use(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
         self.adapter.attach(self.bundle)
-        if self.config.memory.gradient_checkpointing:
-            self.checkpointing = Checkpointing(self.bundle.unet, self.bundle.text_encoder)
+        if self.compiled is not None:
+            self.compiled.put_on(self.bundle.unet)
+        self.checkpointing = economy.checkpointing(self)
 
     def detach(self) -> None:
         """Takes both off again."""
         if self.checkpointing is not None:
             self.checkpointing.remove()
             self.checkpointing = None
+        if self.compiled is not None:
+            self.compiled.remove()
+        if self.replays is not None:
+            self.replays.forget()
         self.adapter.detach()
 
     @torch.inference_mode(False)
@@ -176,13 +205,41 @@ class Trainer:
         """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
         self.detach()
         if source is not self.source or self.bundle is RELEASED:
+            if self.bundle is RELEASED:
+                self._move(self.device)
             self.bundle, self.source = load(source, self.device, self.precision.base), source
+            vae.hold(self.bundle, self.config.memory.vae_precision)
         self.attach()
 
-    def release(self) -> None:
-        """Lets go of the model, so that nothing of it stays on the device; `rebuild` brings it back."""
+    @torch.inference_mode(False)
+    def reset(self, config: TrainConfig) -> None:
+        """Other settings of [memory] from now on, and of how many pictures are encoded together."""
         self.detach()
+        self.config, self.cache.batch = config, config.data.vae_batch_size
+        if config.memory.attention != "auto":
+            self.attention = config.memory.attention
+        self.attach()
+
+    @torch.inference_mode(False)
+    def release(self) -> None:
+        """Lets go of the model and parks network and optimizer, so that nothing stays on the device; `rebuild` brings all back."""
+        self.detach()
+        self._move(torch.device("cpu"))
         self.bundle = RELEASED
+
+    def _move(self, device: torch.device) -> None:
+        """Network, optimizer and average as fresh copies there."""
+        self.optimizer.unpark(device)
+        if self.average is not None:
+            self.average.move(device)
+        if self.scaler is not None:  # its two numbers are made anew, where they are needed, from what it knows
+            kept = self.scaler.state_dict()
+            self.scaler._scale = self.scaler._growth_tracker = None
+            self.scaler.load_state_dict(kept)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the network holds the weights that are saved, drawn with and validated with."""
+        return shown(self.optimizer, self.average)
 
     def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
         """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
@@ -195,14 +252,16 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
 
     Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory.
     """
+    config, told = working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     bundle = load(lease.source, lease.device, precision.base)
+    vae.hold(bundle, config.memory.vae_precision)
+    attend, notes = attention.choose(config.memory.attention, bundle)
     parts = [
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
-    rates = {"unet": derive.unet_lr(config), "text_encoder": derive.text_encoder_lr(config)}
-    groups = [(parameters, rates[part]) for part, parameters in adapter.parameters().items()]
+    optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
         config=config,
@@ -212,15 +271,29 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         device=lease.device,
         bundle=bundle,
         adapter=adapter,
-        optimizer=FlatOptimizer(config.optimizer.type, groups, derive.optimizer_args(config)),
+        optimizer=optimizer,
         scaler=make_scaler(precision, lease.device),
         captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
         cache=cache,
         views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
-        rules=LossRules(config.loss.min_snr_gamma, config.loss.noise_offset),
-        requests=preview_requests(config),
+        rules=config.loss,
+        average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
+        attention=attend,
+        notes=(*told, *notes),
+        compiled=Compiled() if config.memory.compile else None,
     )
     return trainer
+
+
+def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
+    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others."""
+    rates, plans = derive.rates(config), []
+    for part, parameters in adapter.parameters().items():
+        upper = adapter.upper(part) if f"{part} plus" in rates else ()
+        plans.append(GroupPlan(part, part, rates[part], tuple(sorted({*range(len(parameters))} - {*upper}))))
+        if upper:
+            plans.append(GroupPlan(f"{part} plus", part, rates[f"{part} plus"], upper))
+    return plans
 
 
 def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path | None) -> LatentCache:
@@ -228,7 +301,7 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
         return OnDisk((cache_dir or Path()) / LATENTS, encoder_of(bundle(), together=data.vae_batch_size))
 
     return LatentCache(
-        lambda pixels: encode(bundle(), pixels),
+        lambda pixels: vae.encode(bundle(), pixels),
         keep=data.cache_latents,
         disk=disk if cache_dir is not None and data.cache_latents and data.cache_latents_to_disk else None,
         batch=data.vae_batch_size,
@@ -237,8 +310,27 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raises TrainerError when the optimizer does not take its arguments."""
-    try_options(config.optimizer.type, derive.optimizer_args(config))
+    """Raises TrainerError when the optimizer is not installed, or does not take its arguments."""
+    gpu = optimizer_named(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
+    working_optimizer(config, "cuda" if gpu else "cpu")
+
+
+def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, list[Warned]]:
+    """The config with an optimizer that steps on the device: where an 8-bit one does not, the one that steps alike with more memory.
+
+    Raises TrainerError where there is none.
+    """
+    try:
+        probe(config.optimizer.type, derive.optimizer_args(config), device)
+    except CannotStep as error:
+        known = optimizer_named(config.optimizer.type)
+        if not known.stand_in:
+            raise
+        instead = attrs.evolve(config, optimizer=attrs.evolve(config.optimizer, type=known.stand_in))
+        probe(known.stand_in, derive.optimizer_args(instead), device)
+        told = say("{why} {other} takes its place: the same steps, more memory.", why=error.problems[0].message, other=known.stand_in)
+        return instead, [Warned(told, "optimizer.type")]
+    return config, []
 
 
 def facts_of(checkpoint: Path) -> ModelFacts | None:
@@ -247,21 +339,6 @@ def facts_of(checkpoint: Path) -> ModelFacts | None:
         return inspect(checkpoint)
     except ModelError:
         return None
-
-
-def preview_requests(config: TrainConfig) -> tuple[SampleRequest, ...]:
-    """The preview prompts of a config as requests. Raises TrainerError for a line that cannot be read."""
-    width, height = training_size(config.data)
-    defaults = SampleRequest(
-        "",
-        width=width,
-        height=height,
-        seed=config.seed,
-        sampler=config.sample.sampler,
-        clip_skip=config.model.clip_skip,
-        max_token_length=config.model.max_token_length,
-    )
-    return tuple(parse_prompt_line(line, defaults) for line in derive.prompts(config))
 
 
 def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
@@ -287,23 +364,36 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
         "max_token_length": config.model.max_token_length,
         "cache_latents": config.data.cache_latents,
         "seed": config.seed,
-        "noise_offset": config.loss.noise_offset or None,
-        "min_snr_gamma": config.loss.min_snr_gamma or None,
-        "prior_loss_weight": config.loss.prior_loss_weight,
+        **metadata.loss_words(config.loss),
+        **metadata.validation_words(config.validate),
         "network_args": None,
         **{name: getattr(data, name) for name in metadata.OF_DATASET},
     }
 
 
-def fill_cache(trainer: Trainer, control: Control) -> Iterator[Event]:
-    """Encodes all pictures once; Progress as it goes on."""
+def digest(config: TrainConfig, pictures: Pictures) -> str:
+    """Equal in processes that would train the same: settings, and every picture with its place."""
+    plain = to_mapping(config)
+    seen = [(record.key, record.bucket, record.repeats, record.crop) for record in pictures.records]
+    told = repr(([plain[name] for name in ALIKE], seen))
+    return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()
+
+
+def fill_cache(trainer: Trainer, control: Control, shares: Shares) -> Iterator[Event]:
+    """Encodes all pictures once; Progress as it goes on. What several processes keep on disk, each encodes a part of."""
     pictures = trainer.pictures
+    if not shares.place.alone and trainer.cache.lasting:
+        own = shares.of(pictures.records)
+        for event in trainer.cache.fill(own, flip=lambda record: pictures.subset_of(record).flip_aug, control=control):
+            yield Progress(event.done * shares.place.count) if isinstance(event, Progress) else event
+        shares.meet()
     yield from trainer.cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)
 
 
 def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
     """What the user should know before the first step."""
     found = [Warned(message) for message in pictures.warnings]
+    found += [Warned(note, "sample.prompts") for note in prompts_of(config).notes]
     found += [Warned(message, path) for path, message in caption_notes.notes(pictures.trained, pictures.rules_of)]
     if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
         found.append(
@@ -321,6 +411,11 @@ def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) ->
         )
     if not any(rate for rate in (derive.unet_lr(config), derive.text_encoder_lr(config))):
         found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
+    together = pictures.batch_sizes[0] * config.steps.gradient_accumulation_steps
+    found += [Warned(message, path) for path, message in rate_notes(config, together)]
+    facts = facts_of(checkpoint)
+    found += [Warned(message, path) for path, message in doubts.of_loss(config.loss, prediction=facts.prediction if facts else "epsilon")]
+    found += [Warned(message, path) for path, message in doubts.of_validation(config.validate, len(pictures.held))]
     return found
 
 

@@ -7,38 +7,34 @@ from collections.abc import Callable, Sequence
 import attrs
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from lora_trainer.config.schema import LossConfig
 from lora_trainer.loss import noise as noising
-from lora_trainer.loss.objectives import target
-from lora_trainer.loss.weights import min_snr, signal_to_noise
+from lora_trainer.loss import weights
+from lora_trainer.loss.objectives import errors, huber_threshold, target
 from lora_trainer.models.bundle import ModelBundle
 
 
 @attrs.frozen(eq=False)
 class Batch:
-    """All that a step sees. latents, noise [n, 4, h, w]; timesteps [n]; conditioning [n, 77, width]; masks [n, 1, h, w] or None."""
+    """All that a step sees. latents, noise [n, 4, h, w]; timesteps [n]; conditioning [n, 77, width]; masks [n, 1, h, w] or None.
+
+    `added` is the noise that the pictures are shown with, where it is not the noise that should be found.
+    """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     conditioning: Tensor
     masks: Tensor | None = None
-
-
-@attrs.frozen
-class LossRules:
-    """What the loss depends on besides the batch."""
-
-    min_snr_gamma: float = 0.0
-    noise_offset: float = 0.0
+    added: Tensor | None = None
 
 
 def noisy_batch(
     latents: Sequence[Tensor],
     keys: Sequence[tuple[object, ...]],
     captions: Callable[[], Tensor],
-    rules: LossRules,
+    rules: LossConfig,
     device: torch.device,
     masks: Sequence[Tensor | None] = (),
 ) -> Batch:
@@ -46,13 +42,14 @@ def noisy_batch(
 
     `masks`: weights [h, w] of each picture, None where all of it counts.
     """
-    drawn = [noising.draw(tuple(latent.shape), 1000, rules.noise_offset, *key) for latent, key in zip(latents, keys, strict=False)]
+    drawn = [noising.draw(latent, rules, *key) for latent, key in zip(latents, keys, strict=False)]
     return Batch(
         torch.stack(list(latents)).to(device),
-        torch.stack([noise for _, noise in drawn]).to(device),
-        torch.tensor([timestep for timestep, _ in drawn], device=device),
+        torch.stack([one.noise for one in drawn]).to(device),
+        torch.tensor([one.timestep for one in drawn], device=device),
         captions(),
         _stacked(latents, masks, device),
+        torch.stack([one.added for one in drawn]).to(device) if rules.ip_noise_gamma else None,
     )
 
 
@@ -63,21 +60,43 @@ def _stacked(latents: Sequence[Tensor], masks: Sequence[Tensor | None], device: 
     return torch.stack(whole).unsqueeze(1).to(device)
 
 
-def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossRules) -> Tensor:
-    """Weighted squared error of each picture of the batch, float32 [n].
+def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossConfig) -> Tensor:
+    """Weighted error of each picture of the batch, float32 [n].
 
     What lies outside a mask adds nothing; the mean is over the whole picture, so that a small masked part does not count more (as in
     sd-scripts).
     """
     alphas = bundle.alphas_cumprod.to(batch.latents.device)[batch.timesteps]
-    noisy = noising.add_noise(batch.latents, batch.noise, alphas)
+    noisy = noising.add_noise(batch.latents, batch.noise if batch.added is None else batch.added, alphas)
     predicted = bundle.family.denoise(bundle, noisy.to(bundle.dtype), batch.timesteps, batch.conditioning)
     wanted = target(bundle.prediction, batch.latents, batch.noise, alphas)
-    errors = functional.mse_loss(predicted.float(), wanted, reduction="none")
-    losses = (errors if batch.masks is None else errors * batch.masks).mean(dim=(1, 2, 3))
-    if rules.min_snr_gamma:
-        losses = losses * min_snr(signal_to_noise(alphas), rules.min_snr_gamma, bundle.prediction)
+    found = errors(rules.loss_type, predicted.float(), wanted, _threshold(rules, batch.timesteps, alphas))
+    losses = (found if batch.masks is None else found * batch.masks).mean(dim=(1, 2, 3))
+    for weight in step_weights(rules, alphas, bundle.prediction):
+        losses = losses * weight
     return losses
+
+
+def _threshold(rules: LossConfig, timesteps: Tensor, alphas: Tensor) -> Tensor | None:
+    if rules.loss_type not in ("huber", "smooth_l1"):
+        return None
+    return huber_threshold(rules.huber_schedule, timesteps, alphas, rules.huber_c, rules.huber_scale)
+
+
+def step_weights(rules: LossConfig, alphas: Tensor, prediction: str) -> list[Tensor]:
+    """Each weight [n] that the amounts of noise give to their pictures; a weight for models of the other prediction is left out."""
+    if not (rules.min_snr_gamma or rules.scale_v_pred_loss_like_noise_pred or rules.v_pred_like_loss or rules.debiased_estimation_loss):
+        return []
+    snr, found = weights.signal_to_noise(alphas), []
+    if rules.min_snr_gamma:
+        found.append(weights.min_snr(snr, rules.min_snr_gamma, prediction))
+    if rules.scale_v_pred_loss_like_noise_pred and prediction == "v":
+        found.append(weights.like_noise(snr))
+    if rules.v_pred_like_loss and prediction == "epsilon":
+        found.append(weights.with_v_like(snr, rules.v_pred_like_loss))
+    if rules.debiased_estimation_loss:
+        found.append(weights.debiased(snr, prediction))
+    return found
 
 
 def weighted(losses: Tensor, is_reg: Sequence[bool], prior_weight: float) -> Tensor:

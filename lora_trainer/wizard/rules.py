@@ -10,6 +10,7 @@ import attrs
 
 from lora_trainer.config import derive
 from lora_trainer.config.changes import Change, apply_changes, value_at
+from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import say
 from lora_trainer.models.detect import ModelFacts
@@ -18,8 +19,6 @@ from lora_trainer.wizard import amount, vram
 from lora_trainer.wizard.facts import GB, DatasetFacts, Group, MachineFacts, whole
 from lora_trainer.wizard.subjects import Subject
 
-UNET_RATE = 1e-4
-"""For AdamW at alpha = rank / 2; the two belong together."""
 PLENTY, HELD_SHARE, MOST_HELD = 40, 0.1, 20
 MIN_LR_RATIO, WARMUP_PERCENT, MOST_WARMUP = 0.1, 5, 100
 MARKS, FEW_MARKS, MANY_MARKS = 10, 6, 14
@@ -184,14 +183,17 @@ def accumulation(now: Situation) -> Iterator[Change]:
 
 
 def unet_rate(now: Situation) -> Iterator[Change]:
-    """The usual rate, more for larger steps (by their square root, at most double), less for a style."""
-    together, less = now.course.together, now.subject.rate
-    factor = min(2.0, math.sqrt(together))
-    rate = _two_digits(UNET_RATE * factor * less)
+    """The optimizer's usual rate, more for larger steps (by their square root, at most double), less for a style."""
+    together, less, known = now.course.together, now.subject.rate, optimizer_named(now.config.optimizer.type)
+    if known.finds:
+        yield Change("optimizer.unet_lr", 1.0, say("{name} finds the size of its steps by itself: 1 leaves it to that.", name=known.name))
+        return
+    usual, factor = known.family.hint, min(2.0, math.sqrt(together))
+    rate = _two_digits(usual * factor * less)
     template = "{usual} is usual with alpha = rank / 2; times {factor} for {together} pictures in a step."
     if less != 1:
         template = "{usual} is usual with alpha = rank / 2; times {factor} for {together} pictures in a step, times {less} for {subject}."
-    values = {"usual": _plain(UNET_RATE), "factor": whole(factor, 2), "together": together, "less": less, "subject": now.subject.label}
+    values = {"usual": _plain(usual), "factor": whole(factor, 2), "together": together, "less": less, "subject": now.subject.label}
     yield Change("optimizer.unet_lr", rate, say(template, **values))
 
 
@@ -201,7 +203,12 @@ def text_encoder_rate(now: Situation) -> Iterator[Change]:
         because = say("{gb} GB of VRAM: only the U-Net is trained, which is where most is learned.", gb=now.machine.gigabytes)
         yield Change("optimizer.text_encoder_lr", 0.0, because)
         return
-    unet = derive.unet_lr(now.config) or UNET_RATE
+    known = optimizer_named(now.config.optimizer.type)
+    if known.finds:
+        because = say("{name} finds one size of steps for all parts: the same 1 as the U-Net's.", name=known.name)
+        yield Change("optimizer.text_encoder_lr", 1.0, because)
+        return
+    unet = derive.unet_lr(now.config) or known.family.hint
     because = say("Half of the U-Net's {rate}: at a higher one the text encoder unlearns other words.", rate=_plain(unet))
     yield Change("optimizer.text_encoder_lr", _two_digits(unet / 2), because)
 
@@ -244,8 +251,12 @@ def exposures(now: Situation) -> Iterator[Change]:
 
 
 def schedule(now: Situation) -> Iterator[Change]:
-    """Warm-up, then a cosine that ends at a tenth."""
-    total, percent = now.total_steps, round(MIN_LR_RATIO * 100)
+    """Warm-up, then a cosine that ends at a tenth; constant where the optimizer makes its own course."""
+    total, percent, known = now.total_steps, round(MIN_LR_RATIO * 100), optimizer_named(now.config.optimizer.type)
+    if known.free or known.package == "dadaptation":
+        yield Change("schedule.type", "constant", say("{name} makes its own course of the rate.", name=known.name))
+        yield Change("schedule.warmup_steps", 0, say("{name} makes its own course of the rate.", name=known.name))
+        return
     yield Change("schedule.type", "cosine", say("Large steps first, small ones towards the end of {steps} steps.", steps=total))
     template = "The last steps still learn at {percent} % of the rate: measured, the subject comes out surer than with an end at 0."
     yield Change("schedule.min_lr_ratio", MIN_LR_RATIO, say(template, percent=percent))

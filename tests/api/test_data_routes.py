@@ -237,6 +237,8 @@ def test_nothing_outside_the_allowed_folders_is_read_or_written_when_others_can_
     refused += [server.post("wizard", asked(outside) | {"subject": "style"})]
     refused += [server.post("runs", asked(inside, save__output_dir=str(outside)))]
     refused += [server.post("runs", asked(inside, model__pretrained_model_name_or_path=str(outside / "x.safetensors")))]
+    elsewhere = {"network__network_weights": "x.safetensors", "sample__prompt_file": "prompts.txt", "log__logging_dir": "logs"}
+    refused += [server.post("runs", asked(inside, **{option: str(outside / name)})) for option, name in elsewhere.items()]
     refused += [server.get("folders", path="/"), server.get("thumbnail", path=str(picture))]
     refused += [server.post("caption", {"path": str(picture), "text": "x"})]
     for answer in refused:

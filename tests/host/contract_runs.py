@@ -24,9 +24,9 @@ STEPS = 6
 PHASES = {
     "loading": "lora_trainer.train.setup.load",
     "caching": "lora_trainer.train.setup.fill_cache",
-    "training": "lora_trainer.train.loop.picture_losses",
-    "validating": "lora_trainer.train.loop.validation_loss",
-    "saving": "lora_trainer.train.loop.write_lora",
+    "training": "lora_trainer.train.gradient.picture_losses",
+    "validating": "lora_trainer.train.validate.validation_loss",
+    "saving": "lora_trainer.train.output.write_lora",
 }
 
 

@@ -12,12 +12,13 @@ from torch import Tensor
 from benchmarks import random_checkpoint
 from benchmarks.random_checkpoint import TINY
 from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
-from lora_trainer.optim.optimizers import FlatOptimizer
+from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.checkpointing import Checkpointing
 from lora_trainer.train.runtime import choose_precision, computing
-from lora_trainer.train.step import Batch, LossRules, picture_losses
+from lora_trainer.train.step import Batch, picture_losses
 
 CPU = torch.device("cpu")
 HALF = [torch.float16] if hasattr(torch.amp, "GradScaler") else []  # torch 2.1 cannot train in fp16 on the CPU
@@ -33,8 +34,8 @@ def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
     precision = choose_precision("auto", source, CPU)
     bundle = load(source, CPU, precision.base)
     adapter = LoraAdapter(bundle, rank=5, alpha=5.0, parts=("unet", "text_encoder"))
-    groups = [(parameters, 1e-3) for parameters in adapter.parameters().values()]
-    optimizer = FlatOptimizer("AdamW", groups, {})
+    groups = [GroupPlan(part, part, 1e-3) for part in adapter.parameters()]
+    optimizer = make_optimizer("AdamW", adapter.parameters(), groups, {})
     adapter.attach(bundle)
     if checkpointing:
         Checkpointing(bundle.unet, bundle.text_encoder)
@@ -45,7 +46,7 @@ def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
             words = bundle.family.encode_text(bundle, torch.arange(77).unsqueeze(0), 1)
             # 16 x 24: no activation happens to have a weight's shape
             batch = Batch(torch.randn(1, 4, 16, 24), torch.randn(1, 4, 16, 24), torch.tensor([300]), words)
-            loss = picture_losses(bundle, batch, LossRules()).sum()
+            loss = picture_losses(bundle, batch, LossConfig()).sum()
         loss.backward()
     assert [bool(gradient.any()) for gradient in optimizer.gradients()] == [True, True]
     return saved

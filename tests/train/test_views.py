@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from lora_trainer import assets
+from lora_trainer.config.schema import LossConfig
 from lora_trainer.control import Control
 from lora_trainer.data import store
 from lora_trainer.events import Progress, Stepped, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.train import setup
-from lora_trainer.train.step import Batch, LossRules, picture_losses
+from lora_trainer.train.step import Batch, picture_losses
 
 from .runs import events_of, small_config, tensors_of
 
@@ -129,7 +130,7 @@ def gradient(masks, **rules):
     bundle.family = Echo(answer)
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     batch = Batch(latents, noise, torch.tensor([10, 900]), torch.zeros(2, 77, 8), masks)
-    losses = picture_losses(bundle, batch, LossRules(**rules))
+    losses = picture_losses(bundle, batch, LossConfig(**rules))
     losses.sum().backward()
     return losses.detach(), answer.grad
 
@@ -232,6 +233,6 @@ def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, 
                 for side in (0, 1):
                     mask = torch.zeros(5, 1, 8, 16)
                     mask[..., 8 * side : 8 * side + 8] = 1
-                    sides[side] += float(picture_losses(trainer.bundle, Batch(latents, noise, steps, words, mask), LossRules()).mean())
+                    sides[side] += float(picture_losses(trainer.bundle, Batch(latents, noise, steps, words, mask), LossConfig()).mean())
         trainer.detach()
     return sides[0], sides[1]

@@ -13,7 +13,49 @@ from .drawn import PLACES
 BEGAN = 1_795_500_000.0
 EACH, EPOCHS = 132, 10
 TAGS = ["girl", "solo", "red scarf", "looking at viewer", "coat", "smile", "upper body", "day", "beach", "ocean"]
-SCENARIOS = ("idle", "empty", "training", "paused", "failed", "finished", "grid", "halfgrid", "long", "nofit", "many", "refused")
+SCENARIOS = (
+    "idle",
+    "empty",
+    "training",
+    "paused",
+    "changed",
+    "failed",
+    "interrupted",
+    "finished",
+    "grid",
+    "halfgrid",
+    "long",
+    "nofit",
+    "many",
+    "refused",
+)
+DONE = {
+    "training": 766,
+    "changed": 766,
+    "paused": 766,
+    "failed": 838,
+    "interrupted": 838,
+    "resumed": 900,
+    "finished": 1320,
+    "grid": 1320,
+    "halfgrid": 1320,
+    "long": 10_000,
+}
+STATE_AT = 792
+RATES = {"unet": 1.4e-4, "text_encoder": 7e-5}
+WARMUP = 66
+
+
+def rate_at(step: int, total: int, base: float) -> float:
+    """Warm-up, then a cosine; `step` 1 is the first."""
+    progress = max(0.0, (step - WARMUP) / max(1, total - WARMUP))
+    return base * (step / WARMUP if step < WARMUP else 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def schedule(total: int, share: float = 1.0) -> dict[str, list[list[float]]]:
+    """The curves of check's "schedule"."""
+    steps = sorted({1, WARMUP, total, *range(1, total, max(1, total // 100))})
+    return {group: [[step, share * rate_at(step, total, base)] for step in steps] for group, base in RATES.items()}
 
 
 def loss_at(step: int, noise: random.Random) -> float:
@@ -77,6 +119,8 @@ class World:
         self.captions: dict[str, str] = {}
         self.asked: list[tuple[str, str, Any]] = []
         self.looks = 0
+        self.resumable = True
+        self.changed_at = 500
 
     def path_of(self, number: int) -> str:
         """Path of a picture by its number."""
@@ -220,6 +264,8 @@ class World:
                 "fits": sum(parts.values()) <= free,
                 "estimate": True,
             },
+            "schedule": schedule(each * epochs),
+            "effective": {group: {"rate": rate, "with_network": rate / 2, "least": 0.0} for group, rate in RATES.items()},
             "problems": [],
             "warnings": warnings,
         }
@@ -247,9 +293,7 @@ class World:
     # -- runs
 
     def steps_done(self) -> int:
-        return {"training": 766, "paused": 766, "failed": 838, "finished": 1320, "grid": 1320, "halfgrid": 1320, "long": 10_000}.get(
-            self.scenario, 0
-        )
+        return DONE.get(self.scenario, 0)
 
     def events(self) -> list[dict[str, Any]]:
         done = self.steps_done()
@@ -271,12 +315,18 @@ class World:
         add(10, event="sampled", step=0, epoch=0, path="samples/0-1.png", prompt="photo of sks mika, in a café --s 20", seed=1337, index=1)
         add(10, event="sampled", step=0, epoch=0, path="samples/0-2.png", prompt="photo of a girl, by the sea --s 20", seed=1337, index=2)
         average = 0.152
-        for step in range(1, done + 1):
+        steps = [*range(1, 839), *range(STATE_AT + 1, done + 1)] if self.scenario == "resumed" else range(1, done + 1)
+        second_time = False
+        for step, before in zip(steps, [0, *steps], strict=False):
+            if step < before:
+                add(12 + 838 * second, event="resumed", step=STATE_AT, reason="state", epoch=6)
+                second_time = True
+            if second_time and step == 850:
+                add(12 + step * second, event="changed", path="memory.gradient_checkpointing", old=False, new=True, step=step)
             epoch = (step - 1) // each + 1
             loss = max(0.03, loss_at(step * (1320 / total), noise))
             average = 0.97 * average + 0.03 * loss
-            progress = max(0.0, (step - 66) / (total - 66))
-            rate = 1.4e-4 * (step / 66 if step < 66 else 0.5 * (1 + math.cos(math.pi * progress)))
+            rate = rate_at(step, total, RATES["unet"]) * self.share(step)
             at = 12 + step * second
             add(
                 at,
@@ -289,7 +339,13 @@ class World:
                 grad_norm=0.2,
                 seconds=second,
                 vram_mb=5427,
+                rates={},
+                skipped=2 if second_time else 0,
+                loss_scale=16384.0 if self.scenario == "resumed" else 0.0,
             )
+            if self.scenario == "changed" and step == self.changed_at:
+                add(at, event="changed", path="optimizer.unet_lr", old=1.4e-4, new=7e-5, step=step)
+                add(at, event="changed", path="save.every_n_epochs", old=None, new=2, step=step)
             if step % each == 0:
                 add(at, event="validated", step=step, epoch=epoch, loss=held_at(epoch))
                 add(
@@ -327,6 +383,10 @@ class World:
             event["n"] = number
         return listed
 
+    def share(self, step: int) -> float:
+        """How much of the planned rate a change left."""
+        return 0.5 if self.scenario == "changed" and step > self.changed_at else 1.0
+
     def problems(self) -> list[dict[str, str]]:
         message = "The run needed 5.3 GB of memory and 5.2 GB were left: another program had just taken 1.6 GB."
         fix = "Turn on gradient checkpointing: 3.4 GB instead of 5.3, about 20 % slower."
@@ -334,7 +394,7 @@ class World:
 
     def run(self) -> dict[str, Any] | None:
         done = self.steps_done()
-        if not done:
+        if not done or self.scenario == "interrupted":
             return None
         if self.scenario == "halfgrid":
             return {
@@ -350,7 +410,9 @@ class World:
                 "problems": [],
                 "error": "",
             }
-        state = {"training": "training", "paused": "paused", "failed": "failed"}.get(self.scenario, "finished")
+        state = {"training": "training", "changed": "training", "resumed": "training", "paused": "paused", "failed": "failed"}.get(
+            self.scenario, "finished"
+        )
         total = 10_000 if self.scenario == "long" else 1320
         return {
             "id": "mika",
@@ -380,7 +442,7 @@ class World:
 
     def status(self) -> dict[str, Any]:
         self.looks += 1
-        busy = self.scenario == "training"
+        busy = self.scenario in ("training", "changed", "resumed")
         used = 6656 if busy else 3379
         body = {
             "host": {"name": "a1111", "version": "1.10.1"},
@@ -428,9 +490,9 @@ class World:
             "files": 2,
         }
         run = self.run()
-        if not run:
+        if not run and self.scenario != "interrupted":
             return [old]
-        state = "finished" if self.scenario == "halfgrid" else run["state"]
+        state = {"halfgrid": "finished", "interrupted": "interrupted"}.get(self.scenario) or (run or {})["state"]
         return [
             {
                 "id": "mika",
@@ -442,6 +504,7 @@ class World:
                 "started": BEGAN,
                 "step": self.steps_done(),
                 "total_steps": 1320,
+                "state_step": (1320 if state == "finished" else STATE_AT) if self.resumable else None,
                 "epoch": 6,
                 "best_epoch": 6,
                 "mb": 31.5,

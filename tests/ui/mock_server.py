@@ -18,7 +18,7 @@ from lora_trainer.api.options import defaults, options
 from lora_trainer.messages import words
 
 from .drawn import figure
-from .made_up import World
+from .made_up import World, schedule
 
 ROOT = Path(__file__).parents[2]
 
@@ -124,6 +124,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send({"config": config, "toml": ""})
         elif what == "grid":
             self.send(world.grid())
+        elif what == "schedule":
+            total = 10_000 if world.scenario == "long" else 1320
+            self.send({"total_steps": total, "epochs": 10, "schedule": schedule(total, world.share(world.steps_done()))})
         elif what == "files":
             name = parts[-1].removesuffix(".png")
             epoch, _, second = name.partition("-")
@@ -172,6 +175,15 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "grid":
             world.scenario = "halfgrid"
             self.send({"run": "mika-grid", "of": "mika"}, status=202)
+        elif path.endswith("/resume"):
+            world.scenario = "training"
+            self.send({"run": "mika"})
+        elif path.endswith("/control") and body["command"] == "change":
+            wrong = [path for path, value in body["changes"].items() if isinstance(value, str) and path.endswith("_lr")]
+            problems = [{"path": path, "message": "This must be a number.", "fix": "Write 1e-4."} for path in wrong]
+            if not wrong:
+                world.scenario, world.changed_at = "changed", world.steps_done()
+            self.send({"problems": problems} if wrong else {}, status=400 if wrong else 200)
         elif path.endswith("/control"):
             world.scenario = {"pause": "paused", "resume": "training", "stop": "finished", "stop-discard": "finished"}.get(
                 body["command"], world.scenario

@@ -198,6 +198,72 @@ def test_a_setting_is_found_by_label_toml_name_kohya_name_and_chinese(mika: Page
     page.locator('.lt-form code:text-is("dim")').wait_for()
 
 
+def test_an_option_shows_only_while_it_has_an_effect(mika: Page):
+    page = mika("settings")
+    page.evaluate("LoraTrainer.showOption('loss.loss_type')")
+    threshold = page.locator('[data-path="loss.huber_c"]')
+    assert not threshold.is_visible()
+    page.locator('[id="lora_trainer_f_loss.loss_type"]').select_option("huber")
+    threshold.wait_for()
+    threshold.locator("input").fill("0.3")
+    threshold.locator("input").press("Enter")
+    page.locator('[id="lora_trainer_f_loss.loss_type"]').select_option("l2")
+    assert "No effect unless Error is Huber / Smooth L1." in threshold.inner_text()  # what the user changed is never hidden
+
+
+def test_an_option_without_effect_is_found_all_the_same(mika: Page):
+    page = mika("settings")
+    page.keyboard.press("/")
+    page.keyboard.type("huber_scale")
+    assert "No effect unless" in page.locator('[data-path="loss.huber_scale"]').inner_text()
+
+
+def test_the_sections_of_all_settings_can_be_jumped_to(mika: Page):
+    page = mika("settings")
+    page.locator(".lt-settings").get_by_role("radio", name="All").click()
+    page.locator(".lt-index").get_by_role("button", name="Validation").click()
+    page.wait_for_timeout(300)
+    top = page.locator(".lt-form").bounding_box()["y"]
+    assert abs(page.locator('[data-section="validate"]').bounding_box()["y"] - top) < 8
+    network = page.locator(".lt-index button", has_text="Network")
+    assert network.locator(".lt-differs").count() == 1  # the rank is not the default's
+    page.evaluate("LoraTrainer.set({'network.dim': undefined, 'network.alpha': undefined})")
+    assert network.locator(".lt-differs").count() == 0
+
+
+def test_an_optimizer_tells_its_usual_rate_and_a_class_is_given_by_its_name(mika: Page):
+    page = mika("settings")
+    field = page.locator('[data-path="optimizer.type"]')
+    field.locator("select").select_option("Prodigy")
+    assert "1 is usual" in field.inner_text()
+    field.get_by_role("button", name="Set it").click()
+    assert page.evaluate("LoraTrainer.value('optimizer.learning_rate')") == 1
+    assert field.get_by_role("button", name="Set it").count() == 0
+    field.locator("select").select_option(label="another class…")
+    field.get_by_label("Whole name of the class").fill("torch.optim.RMSprop")
+    field.get_by_label("Whole name of the class").press("Enter")
+    assert page.evaluate("LoraTrainer.value('optimizer.type')") == "torch.optim.RMSprop"
+
+
+def test_each_text_encoder_may_have_its_rate(mika: Page):
+    page = mika("settings")
+    field = page.locator('[data-path="optimizer.text_encoder_lr"] input')
+    field.fill("1e-4, 5e-5")
+    field.press("Enter")
+    assert page.evaluate("LoraTrainer.value('optimizer.text_encoder_lr')") == [1e-4, 5e-5]
+
+
+def test_the_rates_are_drawn_before_the_start_and_can_be_read(mika: Page):
+    page = mika("settings")
+    card = page.locator(".lt-schedule")
+    assert card.locator(".lt-curve").count() == 2
+    assert "U-Net 1.4e-4 → 0" in card.inner_text()
+    assert "effective with alpha / rank: 7e-5 / 3.5e-5" in card.inner_text()
+    box = card.locator(".lt-schedulebox").bounding_box()
+    page.mouse.move(box["x"] + 44 + (box["width"] - 50) * 66 / 2640, box["y"] + 40)
+    assert "1.4e-4" in card.locator(".lt-tip").inner_text()
+
+
 def test_the_model_that_cannot_be_trained_is_said_with_its_reason(mika: Page):
     page = mika("settings", "refused")
     page.locator(".lt-model.bad").wait_for()
@@ -232,7 +298,7 @@ def test_the_chart_s_values_can_be_read_with_the_pointer(mika: Page):
     page.wait_for_function("LoraTrainer.runData('mika').steps.length === 766")
     box = page.locator(".lt-chart").bounding_box()
     page.mouse.move(box["x"] + 34 + (box["width"] - 84) * 0.4, box["y"] + 100)
-    tip = page.locator(".lt-tip").inner_text()
+    tip = page.locator(".lt-chart .lt-tip").inner_text()
     assert "Step 528 · end of epoch 4" in tip
     assert all(word in tip for word in ("smoothed", "this step", "validation", "learning rate"))
 
@@ -264,11 +330,93 @@ def test_a_failed_run_offers_the_one_thing_to_try_and_does_it(mika: Page, made_u
     said = page.locator(".lt-failedcard").inner_text()
     assert "Out of memory at step 838" in said
     assert "6 files, epochs 1 to 6. Best so far: mika-000006" in said
+    assert "State to resume from: step 792. Lost: 46 steps" in said
+    page.get_by_role("button", name="Turn it on and resume").click()
+    page.get_by_role("button", name="Stop…").wait_for()
+    assert asked(made_up[1], "runs/mika/resume") == [{"changes": {"memory.gradient_checkpointing": True}}]
+
+
+def test_a_failed_run_without_a_state_is_started_again(mika: Page, made_up: tuple[str, World]):
+    made_up[1].resumable = False
+    page = mika("train", "failed")
     page.get_by_role("button", name="Turn it on and start again").click()
     page.get_by_role("button", name="Stop…").wait_for()
     sent = asked(made_up[1], "runs")[0]["config"]
     assert sent["memory"]["gradient_checkpointing"] is True
     assert sent["data"]["train_data_dir"] == "D:\\photos\\mika"
+
+
+@pytest.mark.parametrize("step", ["settings", "train"])
+def test_an_interrupted_run_is_told_of_and_resumed(mika: Page, made_up: tuple[str, World], step: str):
+    page = mika(step, "interrupted")
+    strip = page.locator(".lt-broken-off")
+    strip.wait_for()
+    assert "The run mika was interrupted at step 838 of 1\u202f320." in strip.inner_text()
+    strip.get_by_role("button", name="Show it").click()
+    page.locator(".lt-failedcard").wait_for()
+    assert not strip.is_visible()  # what is said there is the same
+    page.locator(".lt-failedcard").get_by_role("button", name="Resume").click()
+    page.get_by_role("button", name="Stop…").wait_for()
+    assert asked(made_up[1], "runs/mika/resume") == [{}]
+
+
+def test_an_interrupted_run_that_is_left_is_not_told_of_again(mika: Page):
+    page = mika("settings", "interrupted")
+    page.get_by_role("button", name="Leave it").click()
+    page.locator(".lt-broken-off").wait_for(state="hidden")
+    page.wait_for_timeout(300)
+    page.reload()
+    page.wait_for_selector("[data-ready=true]")
+    assert not page.locator(".lt-broken-off").is_visible()
+    page.locator(".lt-runbutton").click()
+    page.locator(".lt-runline", has_text="interrupted").get_by_role("button", name="Resume").wait_for()
+
+
+def test_a_finished_run_gets_more_epochs(mika: Page, made_up: tuple[str, World]):
+    page = mika("train", "finished")
+    page.get_by_role("button", name="More epochs…").click()
+    page.get_by_label("Further epochs").fill("3")
+    page.get_by_role("dialog").get_by_role("button", name="Go on training").click()
+    page.get_by_role("button", name="Stop…").wait_for()
+    assert asked(made_up[1], "runs/mika/resume") == [{"epochs": 3}]
+
+
+def test_settings_are_changed_while_the_run_goes_on(mika: Page, made_up: tuple[str, World]):
+    page = mika("train", "training")
+    page.get_by_role("button", name="Change…").click()
+    dialog = page.get_by_role("dialog")
+    rate = dialog.locator('[data-path="optimizer.unet_lr"] input')
+    assert rate.input_value() == "1.4e-4"  # the run's own, not the form's
+    rate.fill("slower")
+    dialog.get_by_role("button", name="Change", exact=True).click()
+    dialog.locator('[data-path="optimizer.unet_lr"] .lt-problem').wait_for()
+    rate.fill("7e-5")
+    dialog.get_by_role("button", name="Change", exact=True).click()
+    page.get_by_text("1 setting changes with the next step.").wait_for()
+    assert asked(made_up[1], "runs/mika/control")[-1] == {"command": "change", "changes": {"optimizer.unet_lr": 7e-5}}
+    page.locator(".lt-changeline").wait_for(state="attached")
+    page.locator(".lt-loghead").click()
+    page.locator(".lt-logline.change", has_text="U-Net learning rate: 1.4e-4 → 7e-5").wait_for()
+    page.get_by_role("button", name="Change…").click()
+    assert rate.input_value() == "7e-5"
+
+
+def test_what_came_after_the_state_that_a_run_goes_on_from_is_forgotten(mika: Page):
+    page = mika("train", "resumed")
+    page.wait_for_function("LoraTrainer.runData('mika').steps.length === 900")
+    assert page.evaluate("LoraTrainer.runData('mika').steps.every((step, index) => step === index + 1)")
+    assert page.evaluate("LoraTrainer.runData('mika').outcome") is None
+    assert page.evaluate("LoraTrainer.runData('mika').saves.map(save => save.step)") == [132, 264, 396, 528, 660, 792]
+
+
+def test_skipped_steps_and_the_scaler_are_told(mika: Page):
+    page = mika("train", "resumed")
+    health = page.locator(".lt-health")
+    health.wait_for()
+    said = health.inner_text()
+    assert "2 steps skipped: their gradients were not finite numbers" in said
+    assert "memory ran short: 1 setting was changed" in said
+    assert "loss scale 16\u202f384" in said
 
 
 def test_the_page_finds_the_run_again_in_a_second_window_and_after_a_reload(mika: Page, open_page: Page, made_up: tuple[str, World]):

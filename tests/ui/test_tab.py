@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lora_trainer.config.build import build
+from lora_trainer.config.files import write_config
+from lora_trainer.jobs.folder import RunFolder
 
 from .conftest import Server
 
@@ -132,6 +137,67 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
     page.wait_for_function("LoraTrainer.state.step === 'settings' && LoraTrainer.value('network.dim') === 4", timeout=15_000)
 
 
+@pytest.mark.slow
+def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+    values = {
+        "data.train_data_dir": str(pictures),
+        "data.trigger_word": "sks crescent",
+        "data.leave_out": ["12.png"],
+        "data.batch_size": 4,
+        "data.resolution": 64,
+        "network.dim": 4,
+        "network.alpha": 4,
+        "steps.max_train_epochs": 400,
+        "save.every_n_epochs": 0,
+        "sample.every_n_epochs": 0,
+        "sample.at_first": False,
+        "save.output_name": "steered",
+    }
+    page.evaluate("values => { LoraTrainer.set(values); LoraTrainer.go('settings'); }", values)
+    page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.total_steps === 1200", timeout=60_000)
+    assert page.locator(".lt-schedule .lt-curve").count() >= 1
+    page.locator("#lora_trainer_start:not(:disabled)").click(timeout=60_000)
+    page.wait_for_function("LoraTrainer.runData('steered').steps.length > 5", timeout=120_000)
+
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.locator(".lt-banner.wait").wait_for(timeout=30_000)
+    page.get_by_role("button", name="Change…").click()
+    rate = page.get_by_role("dialog").locator('[data-path="optimizer.unet_lr"] input')
+    rate.fill("3e-5")
+    rate.press("Tab")
+    page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
+    page.get_by_role("button", name="Go on", exact=True).click()
+    page.wait_for_function("LoraTrainer.runData('steered').changes.length === 1", timeout=30_000)
+    changed = page.evaluate("LoraTrainer.runData('steered').changes[0].step")
+    page.wait_for_function("step => LoraTrainer.runData('steered').last.step > step", arg=changed, timeout=30_000)
+    assert page.evaluate("LoraTrainer.plannedRate(LoraTrainer.runData('steered'))(2)") <= 3e-5
+    assert page.evaluate("LoraTrainer.runData('steered').last.lr") <= 3e-5
+
+    page.get_by_role("button", name="Stop…").click()
+    page.get_by_role("button", name="Stop and save").click()
+    page.get_by_role("button", name="Resume", exact=True).click(timeout=60_000)
+    stopped = page.evaluate("LoraTrainer.runData('steered').last.step")
+    page.wait_for_function("step => LoraTrainer.runData('steered').last.step > step", arg=stopped, timeout=120_000)
+    steps = page.evaluate("LoraTrainer.runData('steered').steps")
+    assert steps == list(range(1, len(steps) + 1))  # nothing is missing and nothing is there twice
+    assert page.evaluate("LoraTrainer.runData('steered').last.lr") <= 3e-5  # the change is made again
+
+    page.get_by_role("button", name="Change…").click()  # an end within reach
+    epochs = page.get_by_role("dialog").locator('[data-path="steps.max_train_epochs"] input')
+    assert epochs.input_value() == "400"
+    wanted = len(steps) // 3 + 20
+    epochs.fill(str(wanted))
+    epochs.press("Tab")
+    page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
+    page.get_by_role("button", name="More epochs…").click(timeout=120_000)
+    assert page.evaluate("LoraTrainer.runData('steered').last.step") == 3 * wanted
+    page.get_by_label("Further epochs").fill("2")
+    page.get_by_role("dialog").get_by_role("button", name="Go on training").click()
+    page.wait_for_function("step => LoraTrainer.runData('steered').last.step === step", arg=3 * wanted + 6, timeout=120_000)
+    page.locator(".lt-banner.good").wait_for(timeout=60_000)
+
+
 def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pictures: Path):
     page = open_page(f"{real.address}?__lang=en")
     page.evaluate("folder => LoraTrainer.set({'data.train_data_dir': folder, 'network.dim': 24})", str(pictures))
@@ -188,3 +254,56 @@ def test_a_script_that_comes_late_does_not_break_the_page(open_page: Page, real:
     page.route("**/words.js*", late)
     page.goto(f"{real.address}?__lang=en")
     page.wait_for_selector("[data-ready=true]", timeout=30_000)
+
+
+# a run of ten thousand steps
+
+STEPS, EACH = 10_000, 500
+SECONDS = 1.0
+OPENED = """async () => {
+    const frame = () => new Promise(requestAnimationFrame);
+    const before = performance.now();
+    LoraTrainer.openRun('long');
+    LoraTrainer.go('train');
+    const line = () => document.querySelector('.lt-smoothline');
+    while (!line() || !line().getAttribute('d')) await frame();
+    await frame();
+    return (performance.now() - before) / 1000;
+}"""
+
+
+@pytest.fixture
+def long_run(real: Server) -> RunFolder:
+    """The folder that such a run leaves."""
+    folder = RunFolder.create(real.root / "runs", "long")
+    write_config(build({"steps": {"max_train_steps": STEPS}, "schedule": {"warmup_steps": 100}}), folder.config_file)
+    plan = {"images": 40, "total_steps": STEPS, "steps_per_epoch": EACH, "epochs": STEPS // EACH, "rate_scale": 1.0}
+    folder.plan_file.write_text(json.dumps(plan), encoding="utf-8")
+    noise, average, lines = random.Random(3), 0.15, []
+    lines.append({"event": "started", "plan": plan, "device": "cpu", "dtype": "float32", "processes": 1})
+    for step in range(1, STEPS + 1):
+        loss = max(0.02, 0.1 + 0.05 * 0.9995**step + noise.gauss(0, 0.02))
+        average += 0.02 * (loss - average)
+        numbers = {"loss": loss, "loss_average": average, "lr": 1e-4, "grad_norm": 0.3, "seconds": 0.4, "vram_mb": 5000.0}
+        epoch = (step - 1) // EACH + 1
+        lines.append({"event": "stepped", "step": step, "epoch": epoch, **numbers, "rates": {}, "skipped": 0, "loss_scale": 0.0})
+        if step % EACH == 0:
+            lines.append({"event": "validated", "step": step, "epoch": epoch, "loss": average})
+    lines.append({"event": "finished", "step": STEPS, "files": []})
+    text = "".join(json.dumps({"n": n, "time": 1.7e9 + n, **line}) + "\n" for n, line in enumerate(lines, 1))
+    folder.events_file.write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_the_chart_of_ten_thousand_steps_is_read_and_drawn_within_a_second(open_page: Page, real: Server, long_run: RunFolder):
+    took = []
+    for _ in range(3):  # a fresh page each time; the machine has other things to do too
+        page = open_page(f"{real.address}?__lang=en")
+        page.evaluate("LoraTrainer.go('settings')")
+        took.append(page.evaluate(OPENED))
+        assert page.evaluate("LoraTrainer.runData('long').steps.length") == STEPS
+        page.close()
+        if took[-1] < SECONDS:
+            break
+    assert min(took) < SECONDS
+    assert long_run.events_file.stat().st_size > 1_500_000

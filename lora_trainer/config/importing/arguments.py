@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
@@ -11,17 +10,15 @@ import attrs
 
 from lora_trainer.config.build import build
 from lora_trainer.config.checks import options
+from lora_trainer.config.importing.learning import LEARNING, Options, Read
 from lora_trainer.config.importing.reasons import CONV, EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason
 from lora_trainer.config.importing.result import Filled, Left, Taken
 from lora_trainer.config.importing.values import brought, is_empty, number
-from lora_trainer.errors import ConfigError
+from lora_trainer.config.names import problem_of_name, slug
+from lora_trainer.config.prompt_files import ENDINGS, rows_of_file, rows_of_lines
+from lora_trainer.config.samplers import known_sampler
+from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
-
-ADAM = ("adam", "adamw", "adamw8bit", "pagedadamw", "pagedadamw8bit", "pagedadamw32bit")
-"""Optimizers whose rates and arguments fit AdamW."""
-RATES = ("learning_rate", "unet_lr", "text_encoder_lr")
-Read = Callable[[str], "str | None"]
-Options = list[tuple[str, Any]]
 
 
 @attrs.frozen
@@ -124,91 +121,6 @@ def _without_wrong(flat: dict[str, Any], origin: Mapping[str, Key], left: list[L
 # --- keys that are more than one value under another name ----------------------------------------------------------------------------
 
 
-def _optimizer_name(given: Mapping[str, Any]) -> str:
-    if given.get("optimizer_type"):
-        return str(given["optimizer_type"])
-    return "AdamW8bit" if given.get("use_8bit_adam") else "Lion" if given.get("use_lion_optimizer") else "AdamW"
-
-
-def _known_optimizer(name: str) -> str | None:
-    return next((choice for choice in options()["optimizer.type"].option.choices if choice.lower() == name.lower()), None)
-
-
-def _optimizer(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    name = _optimizer_name(given)
-    if value is False:
-        return OFF
-    if (choice := _known_optimizer(name)) is not None:
-        return [("optimizer.type", choice)]
-    if name.lower() in ADAM:
-        return say("{name} is not here yet: AdamW takes its place, with the same rates and more memory.", name=name)
-    return say("{name} is not here yet: AdamW takes its place, at its own rates.", name=name)
-
-
-def _of_optimizer(name: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
-    """A rate, or arguments: taken where they mean the same to the optimizer that is here."""
-
-    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-        optimizer = _optimizer_name(given)
-        if _known_optimizer(optimizer) is None and optimizer.lower() not in ADAM:
-            return say("It belongs to the optimizer {name}, which is not here yet.", name=optimizer)
-        if name == "optimizer_args":
-            return [(paths()[name], " ".join(_words(value)))]
-        if isinstance(value, list):
-            value = value[0]
-        found: Options = [(paths()[name], brought(value, options()[paths()[name]]))]
-        return found
-
-    return take
-
-
-def _words(value: Any) -> list[str]:
-    """Arguments as a list, or as one line in which each may stand between quotes."""
-    if isinstance(value, list):
-        return [str(part) for part in value]
-    try:
-        return shlex.split(str(value))
-    except ValueError:  # a quote without its end
-        return str(value).split()
-
-
-def _only(other: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
-    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-        return [(paths()[other], 0.0)] if value in (True, "true", "True") else OFF
-
-    return take
-
-
-def _scheduler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    name = str(value)
-    if name == "constant_with_warmup":
-        return [("schedule.type", "constant")]
-    if name == "cosine_with_restarts" and number(given.get("lr_scheduler_num_cycles", 1)) <= 1 and name not in _schedules():
-        return [("schedule.type", "cosine")]
-    return [("schedule.type", name)] if name in _schedules() else say("The schedule {name} is not here yet.", name=name)
-
-
-def _schedules() -> tuple[str, ...]:
-    return options()["schedule.type"].option.choices
-
-
-def _cycles(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    path = paths().get("lr_scheduler_num_cycles")
-    if path is not None:
-        return [(path, brought(value, options()[path]))]
-    return OFF if number(value) <= 1 or given.get("lr_scheduler") != "cosine_with_restarts" else NOT_YET
-
-
-def _warmup(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    if given.get("lr_scheduler", "constant") == "constant" and number(value):
-        return say("sd-scripts warms nothing up with the schedule constant.")
-    share = isinstance(value, float) and 0 < value < 1
-    if isinstance(value, str) and not value.strip().endswith("%"):
-        share = "." in value and 0 < number(value) < 1
-        value = number(value)
-    return [("schedule.warmup_steps", f"{value * 100:g}%" if share else value if isinstance(value, str) else int(value))]
-
-
 def _network(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     name = str(value)
     if name in ("networks.lora", "lora"):
@@ -220,24 +132,41 @@ def _network(value: Any, given: Mapping[str, Any], read: Read) -> Options | Mess
 
 
 def _sample_prompts(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """The prompts themselves, or the text file that holds them."""
+    """The prompts themselves, or those of the file that holds them."""
     text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
-    if text.lower().endswith((".txt", ".json", ".toml")) and "\n" not in text:
-        if not text.lower().endswith(".txt"):
-            return say("Prompts from {file} are not read here: write them into sample.prompts.", file=text)
+    if text.lower().endswith(ENDINGS) and "\n" not in text:
         content = read(text)
         if content is None:
             return say("The prompt file {file} cannot be read from here: write its prompts into sample.prompts.", file=text)
-        text = content
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
+        try:
+            lines = [row.line() for row in rows_of_file(content, text)]
+        except TrainerError as error:
+            return say("Not taken: {why}", why=error.problems[0].message)
+    else:
+        lines = [row.line() for row in rows_of_lines(text)]
     return [("sample.prompts", lines)] if lines else EMPTY
 
 
 def _sampler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    name = str(value).removeprefix("k_")
-    if name in options()["sample.sampler"].option.choices:
-        return [("sample.sampler", name)]
-    return say("The sampler {name} is not here yet: previews are drawn with {default}.", name=value, default="ddim")
+    name = known_sampler(str(value))
+    if name is None:
+        return say("The sampler {name} is not here: previews are drawn with {default}.", name=value, default="ddim")
+    return [("sample.sampler", name)]
+
+
+def _log_with(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    if str(value).lower() in ("tensorboard", "all"):
+        return [("log.log_with", "tensorboard")]
+    return say("{name} is not used here: every run keeps its own log, and TensorBoard can be chosen.", name=value)
+
+
+def _log_name(path: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """A part of a folder's name, brought to what may be one."""
+
+    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+        return [(path, slug(str(value)) if problem_of_name(str(value)) else str(value))]
+
+    return take
 
 
 def _mask_folder(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
@@ -274,6 +203,20 @@ def _clip_skip(value: Any, given: Mapping[str, Any], read: Read) -> Options | Me
     return OFF if number(value) == 0 else [("model.clip_skip", brought(value, options()["model.clip_skip"]))]
 
 
+def _noise_type(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return say("Each kind of noise is used here as soon as its value is not 0.")
+
+
+def _validation_batches(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    """Batches there, pictures here."""
+    return [("validate.max_pictures", int(number(value) * max(1.0, number(given.get("train_batch_size", 1)))))]
+
+
+def _of_other_models(name: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """sd-scripts reads it for models of another kind only, whatever its value; the option of that name here is not it."""
+    return lambda value, given, read: reason(name, value)
+
+
 def _token_length(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     path = paths().get("max_token_length")
     if path is None:
@@ -283,22 +226,15 @@ def _token_length(value: Any, given: Mapping[str, Any], read: Read) -> Options |
 
 
 SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] = {
-    "optimizer_type": _optimizer,
-    "use_8bit_adam": _optimizer,
-    "use_lion_optimizer": _optimizer,
-    "optimizer_args": _of_optimizer("optimizer_args"),
-    **{name: _of_optimizer(name) for name in RATES},
-    "network_train_unet_only": _only("text_encoder_lr"),
-    "network_train_text_encoder_only": _only("unet_lr"),
-    "lr_scheduler": _scheduler,
-    "lr_scheduler_num_cycles": _cycles,
-    "lr_restart_cycles": _cycles,
-    "lr_warmup_steps": _warmup,
+    **LEARNING,
     "network_module": _network,
     "conv_dim": _conv,
     "conv_alpha": _conv,
     "sample_prompts": _sample_prompts,
     "sample_sampler": _sampler,
+    "log_with": _log_with,
+    "log_prefix": _log_name("log.log_prefix"),
+    "log_tracker_name": _log_name("log.log_tracker_name"),
     "save_model_as": _model_format,
     "conditioning_data_dir": _mask_folder,
     "masked_loss": _masked_loss,
@@ -306,4 +242,7 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "clip_skip": _clip_skip,
     "bucket_reso_steps": _bucket_steps,
     "max_token_length": _token_length,
+    "noise_offset_type": _noise_type,
+    "max_validation_steps": _validation_batches,
+    **{name: _of_other_models(name) for name in ("timestep_sampling", "logit_mean", "logit_std", "mode_scale")},
 }

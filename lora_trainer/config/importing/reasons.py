@@ -16,6 +16,7 @@ LOG = say("Every run here keeps its own log.")
 NOT_YET = say("Not possible here yet.")
 ONLY_STABLE_DIFFUSION = say("Belongs to models of another kind.")
 SAFETENSORS = say("Files are always safetensors here.")
+RESUMED = say("Every run here keeps its own state, and is resumed by its name: train --resume RUN, or the tab's run menu.")
 CONV = say("Only other kinds of networks use it, there too.")
 WORDS = say("Words of a command line are not read: write each as a setting.")
 
@@ -28,39 +29,37 @@ OFF_VALUES = (False, 0, 0.0, None, "", "0", "0.0", "none", "None", "False", "fal
 _WORDS: dict[Message, str] = {
     START: """num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port dynamo_backend dynamo_mode
         dynamo_use_dynamic dynamo_use_fullgraph extra_accelerate_launch_args ddp_timeout ddp_gradient_as_bucket_view
-        ddp_static_graph max_data_loader_n_workers persistent_data_loader_workers lowram lowvram highvram torch_compile
+        ddp_static_graph max_data_loader_n_workers persistent_data_loader_workers lowram lowvram highvram
         disable_mmap_load_safetensors tokenizer_cache_dir config_file output_config deepspeed zero_stage offload_optimizer_device
         offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model
         fp16_master_weights_and_gradients dataset_class skip_cache_check debug_dataset text_encoder_batch_size""",
+    RESUMED: """resume save_state_on_train_end initial_epoch initial_step skip_until_initial_step""",
     WINDOW: """model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
         enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization xformers sdpa mem_eff_attn model_train_type no_half_vae
         sdxl_no_half_vae cache_text_encoder_outputs sdxl_cache_text_encoder_outputs use_safetensors zero_terminal_snr is_valid""",
-    LOG: """logging_dir log_with log_prefix log_tracker_name log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
-    NOT_YET: """network_weights lora_network_weights dim_from_weights network_dropout rank_dropout module_dropout scale_weight_norms
-        base_weights base_weights_multiplier down_lr_weight mid_lr_weight up_lr_weight block_lr_zero_threshold block_dims block_alphas
-        conv_block_dims conv_block_alphas block_lr full_fp16 full_bf16 fp8_base fp8_base_unet fused_backward_pass fused_optimizer_groups
-        optimizer_accumulation_steps blocks_to_swap cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author
-        metadata_description metadata_license metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from
-        metadata_trigger_phrase metadata_preprocessor metadata_is_negative_embedding multires_noise_iterations multires_noise_discount
-        adaptive_noise_scale noise_offset_random_strength noise_offset_type ip_noise_gamma ip_noise_gamma_random_strength min_timestep
-        max_timestep loss_type huber_schedule huber_c huber_scale debiased_estimation_loss scale_v_pred_loss_like_noise_pred
-        v_pred_like_loss masked_loss weighted_captions save_state save_state_on_train_end save_state_to_huggingface resume
-        resume_from_huggingface huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token
-        huggingface_repo_visibility async_upload save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state
-        save_n_epoch_ratio initial_epoch initial_step skip_until_initial_step lr_scheduler_num_cycles lr_scheduler_power
-        lr_scheduler_timescale lr_scheduler_type lr_scheduler_args lr_decay_steps stop_text_encoder_training
+    LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
+    NOT_YET: """network_dropout rank_dropout module_dropout scale_weight_norms base_weights base_weights_multiplier
+        down_lr_weight mid_lr_weight
+        up_lr_weight block_lr_zero_threshold block_dims block_alphas conv_block_dims conv_block_alphas block_lr full_fp16 full_bf16
+        fp8_base fp8_base_unet fused_backward_pass fused_optimizer_groups optimizer_accumulation_steps blocks_to_swap
+        cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author metadata_description metadata_license
+        metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase metadata_preprocessor
+        metadata_is_negative_embedding masked_loss weighted_captions save_state_to_huggingface resume_from_huggingface
+        huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility async_upload
+        save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state save_n_epoch_ratio lr_scheduler_num_cycles
+        lr_scheduler_power lr_scheduler_timescale lr_scheduler_type lr_scheduler_args lr_decay_steps stop_text_encoder_training
         stop_text_encoder_training_pct loraplus_lr_ratio loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio network_args
-        network_args_custom lycoris_algo lokr_factor dylora_unit dropout train_norm prodigy_d0 prodigy_d_coef max_validation_steps
-        validation_seed conditioning_data_dir dataset_repeats cache_info LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor
-        full_matrix rank_dropout_scale rescaled train_on_input unit use_cp use_scalar use_tucker dim_from_weights optimizer_args_custom
-        randomly_choice_prompt cache_text_encoder_outputs_to_disk dataset_config reg_data_dir in_json prior_loss_weight max_token_length
-        caption_prefix caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard
-        caption_tag_dropout_rate caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop
-        face_crop_aug_range alpha_mask resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding learning_rate_te
-        learning_rate_te1 learning_rate_te2 init_word num_vectors_per_token template token_string train_text_encoder save_clip
-        save_t5xxl batch_size train_dir image_folder model_type""",
+        network_args_custom lycoris_algo lokr_factor dylora_unit dropout train_norm conditioning_data_dir
+        dataset_repeats cache_info LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rank_dropout_scale
+        rescaled train_on_input unit use_cp use_scalar use_tucker optimizer_args_custom randomly_choice_prompt
+        cache_text_encoder_outputs_to_disk dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
+        caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard caption_tag_dropout_rate
+        caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop face_crop_aug_range alpha_mask
+        resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding learning_rate_te learning_rate_te1 learning_rate_te2
+        init_word num_vectors_per_token template token_string train_text_encoder save_clip save_t5xxl batch_size train_dir image_folder
+        model_type""",
     ONLY_STABLE_DIFFUSION: """ae clip_l clip_g t5xxl t5xxl_device t5xxl_dtype t5xxl_max_token_length discrete_flow_shift guidance_scale
         model_prediction_type timestep_sampling sigmoid_scale mode_scale logit_mean logit_std weighting_scheme split_mode train_blocks
         flux1_cache_text_encoder_outputs flux1_cache_text_encoder_outputs_to_disk train_t5xxl flux_guidance enable_all_linear img_attn_dim
@@ -72,14 +71,7 @@ _WORDS: dict[Message, str] = {
         sd3_disable_mmap_load_safetensors blockwise_fused_optimizers flux_fused_backward_pass""",
 }
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "loss_type": ("l2",),
-    "huber_schedule": ("snr", "constant", "exponential"),
-    "huber_c": (0.1,),
-    "huber_scale": (1, 1.0),
-    "max_timestep": (1000,),
-    "noise_offset_type": ("Original",),
     "lr_scheduler_power": (1, 1.0, "1"),
-    "multires_noise_discount": (0.3,),
     "loraplus_lr_ratio": (1,),
 }
 """Values that change nothing there, so that nothing is lost here."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from lora_trainer.config.samplers import webui_names
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.a1111 import model as held
 from lora_trainer.host.base import PictureRequest
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     from lora_trainer.control import Control
 
-SAMPLERS = {"ddim": "DDIM", "euler": "Euler", "euler_a": "Euler a"}
 PREFIX = "lora_trainer_preview_"
 JOB = "LoRA Trainer preview"
 
@@ -65,7 +65,7 @@ def _process(pin: held.Pin, request: PictureRequest, prompt: str, control: Contr
         "subseed": 0,  # -1 would draw from Python's own random numbers
         "cfg_scale": request.cfg,
         "steps": request.steps,
-        "sampler_name": SAMPLERS.get(request.sampler, request.sampler),
+        "sampler_name": _sampler(request.sampler),
         "scheduler": "Automatic",
         "do_not_save_samples": True,
         "do_not_save_grid": True,
@@ -81,6 +81,14 @@ def _process(pin: held.Pin, request: PictureRequest, prompt: str, control: Contr
         images = processing.process_images(p).images
         broken = shared.state.interrupted or shared.state.skipped or not images
         return None if broken else _bare(images[0])
+
+
+def _sampler(name: str) -> str:
+    """What the host calls a sampler: the best of its names that this version has."""
+    from modules import sd_samplers
+
+    wanted = webui_names(name)
+    return next((one for one in wanted if one in sd_samplers.all_samplers_map), wanted[0])
 
 
 def _alias(checkpoint: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomlkit
 
+from lora_trainer.config import derive
 from lora_trainer.config.build import build
 from lora_trainer.config.files import config_text, read_config
 from lora_trainer.config.importing import Imported, import_file, import_text
@@ -69,8 +70,36 @@ def test_a_kohya_ss_file_keeps_its_meaning():
     assert (config.steps.max_train_epochs, config.steps.gradient_accumulation_steps) == (8, 2)
     assert config.sample.prompts == ("photo of mika --w 512 --h 768 --d 7", "mika at the beach --n blurry")
     assert (config.seed, config.loss.min_snr_gamma, config.loss.noise_offset) == (1234, 5, 0.05)
-    assert "AdamW takes its place" in why(found, "optimizer")
-    assert why(found, "multires_noise_iterations") == "Not possible here yet."
+    assert config.optimizer.type == "AdamW8bit"
+    assert config.loss.multires_noise_iterations == 6
+
+
+def test_every_option_of_the_loss_means_the_same_here():
+    given = {
+        "loss_type": "smooth_l1",
+        "huber_schedule": "exponential",
+        "huber_c": 0.2,
+        "huber_scale": 2.0,
+        "min_snr_gamma": 3.0,
+        "debiased_estimation_loss": True,
+        "scale_v_pred_loss_like_noise_pred": True,
+        "v_pred_like_loss": 0.5,
+        "noise_offset": 0.1,
+        "noise_offset_random_strength": True,
+        "adaptive_noise_scale": 0.05,
+        "multires_noise_iterations": 8,
+        "multires_noise_discount": 0.4,
+        "ip_noise_gamma": 0.1,
+        "ip_noise_gamma_random_strength": True,
+        "min_timestep": 100,
+        "max_timestep": 900,
+        "prior_loss_weight": 0.5,
+    }
+    own = {"max_validation_steps": 5, "train_batch_size": 4, "validation_seed": 7, "validation_split": 0.1}
+    found = import_text(tomlkit.dumps({**given, **own, "timestep_sampling": "sigma", "logit_mean": 1.0}))
+    assert {name: getattr(found.config.loss, name) for name in given} == given
+    assert (found.config.validate.max_pictures, found.config.validate.seed, found.config.validate.fraction) == (20, 7, 0.1)
+    assert {left.key for left in found.left} == {"timestep_sampling", "logit_mean"} and found.config.loss.logit_mean == 0
 
 
 def test_an_sd_scripts_file_keeps_its_meaning_and_what_sd_scripts_does_by_itself():
@@ -87,9 +116,74 @@ def test_an_sd_scripts_file_keeps_its_meaning_and_what_sd_scripts_does_by_itself
 
 
 def test_rates_of_an_optimizer_that_is_not_here_are_not_given_to_another():
+    found = import_text('network_module = "networks.lora"\noptimizer_type = "Frobnicate"\nunet_lr = 3e-5\noptimizer_args = ["a=1"]\n')
+    assert found.config.optimizer.unet_lr is None and "Frobnicate" in why(found, "unet_lr")
+    assert found.config.optimizer.args == "" and "Frobnicate" in why(found, "optimizer_type")
+
+
+def test_an_optimizer_comes_with_its_rates_and_its_arguments():
     found = import_file(HERE / "lora_scripts.toml")
-    assert found.config.optimizer.unet_lr is None and "Lion" in why(found, "optimizer.unet_lr")
-    assert "Lion" in why(found, "optimizer.optimizer_type")
+    assert found.config.optimizer.type == "Lion" and found.config.optimizer.unet_lr == 1e-4
+    text = 'network_module = "networks.lora"\noptimizer_type = "dadaptadampreprint"\noptimizer_args = ["decouple=True", "betas=.9,.99"]\n'
+    config = import_text(text).config
+    assert config.optimizer.type == "DAdaptation"
+    assert derive.optimizer_args(config) == {"decouple": True, "betas": (0.9, 0.99)}
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("use_8bit_adam = true", "AdamW8bit"),
+        ("use_lion_optimizer = true", "Lion"),
+        ("use_8bit_adam = false", "AdamW"),
+        ('use_8bit_adam = true\noptimizer_type = "Prodigy"', "Prodigy"),
+        ('optimizer_type = "RMSprop"', "torch.optim.RMSprop"),
+        ('optimizer_type = "bitsandbytes.optim.lamb.LAMB"', "bitsandbytes.optim.lamb.LAMB"),
+        ('optimizer_type = "prodigyplus.ProdigyPlusScheduleFree"', "ProdigyPlus"),
+        ('optimizer_type = "PagedAdamW32bit"', "PagedAdamW"),
+        ('optimizer_type = "adafactor"', "AdaFactor"),
+    ],
+)
+def test_every_way_to_name_an_optimizer_there_is_understood(text: str, name: str):
+    assert import_text(f'network_module = "networks.lora"\n{text}\n').config.optimizer.type == name
+
+
+def test_a_schedule_comes_with_its_numbers():
+    text = """network_module = "networks.lora"
+lr_scheduler = "warmup_stable_decay"
+lr_warmup_steps = 0.05
+lr_decay_steps = 0.3
+lr_scheduler_min_lr_ratio = 0.1
+"""
+    schedule = import_text(text).config.schedule
+    assert (schedule.type, schedule.warmup_steps, schedule.decay_steps) == ("warmup_stable_decay", "5%", "30%")
+    assert schedule.min_lr_ratio == 0.1
+    text = 'network_module = "networks.lora"\nlr_scheduler = "cosine_with_restarts"\nlr_scheduler_num_cycles = 4\n'
+    assert (import_text(text).config.schedule.type, import_text(text).config.schedule.num_cycles) == ("cosine_with_restarts", 4.0)
+    text = 'network_module = "networks.lora"\nlr_scheduler = "polynomial"\nlr_scheduler_power = 2\n'
+    assert (import_text(text).config.schedule.type, import_text(text).config.schedule.power) == ("polynomial", 2.0)
+
+
+def test_a_schedule_that_is_a_class_wins_over_the_name_beside_it():
+    text = """network_module = "networks.lora"
+lr_scheduler = "cosine"
+lr_scheduler_type = "CosineAnnealingLR"
+lr_scheduler_args = ["T_max=100", "eta_min=1e-6"]
+"""
+    found = import_text(text)
+    assert found.config.schedule.type == "torch.optim.lr_scheduler.CosineAnnealingLR"
+    assert derive.schedule_args(found.config) == {"T_max": 100, "eta_min": 1e-6}
+    assert why(found, "lr_scheduler") == "lr_scheduler_type wins."
+
+
+def test_rates_per_encoder_and_lora_plus_come_along():
+    text = """network_module = "networks.lora"
+text_encoder_lr = [1e-5, 5e-6]
+network_args = ["loraplus_unet_lr_ratio=16"]
+"""
+    config = import_text(text).config
+    assert config.optimizer.text_encoder_lr == (1e-5, 5e-6) and config.optimizer.loraplus_unet_lr_ratio == 16
+    assert derive.rates(config)["unet plus"] == pytest.approx(16 * derive.rates(config)["unet"])
 
 
 def test_previews_that_a_page_keeps_in_eight_keys_become_one_line():
@@ -228,3 +322,8 @@ def test_a_step_between_sizes_that_is_finer_than_a_latent_becomes_the_finest_and
     found = import_text('{"LoRA_type": "Standard", "bucket_reso_steps": 1}')
     assert found.config.data.bucket_reso_steps == 8 and "8 pixels" in found.notes[0].text()
     assert import_text('{"LoRA_type": "Standard", "bucket_reso_steps": 32}').notes == ()
+
+
+def test_prodigys_own_keys_are_said_as_arguments():
+    text = 'model_train_type = "sd-lora"\noptimizer_type = "Prodigy"\nprodigy_d_coef = "2.0"\nnetwork_module = "networks.lora"\n'
+    assert "d_coef=2.0" in why(import_text(text), "prodigy_d_coef")

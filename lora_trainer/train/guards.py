@@ -1,0 +1,154 @@
+"""What is watched while a run goes on: numbers that are none, a loss that runs away, steps that become slow, a disk that fills up."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import torch
+
+from lora_trainer.errors import TrainingError
+from lora_trainer.events import Event, Warned
+from lora_trainer.messages import Message, say
+from lora_trainer.train.course import Course
+
+if TYPE_CHECKING:
+    from lora_trainer.train.setup import Trainer
+
+BAD_STEPS = 10
+"""So many steps in a row without a usable number cannot become well again."""
+HALVINGS = 16
+"""So often a GradScaler halves its factor, from 65536 to 1, until a step without a number says something about the network."""
+RUNAWAY = 3.0
+"""A loss of so many times the lowest is no chance any more, with means over this many steps."""
+WINDOW = 100
+SLOWER = 3.0
+"""A step that takes so many times as long as at first."""
+SPARE_MB = 64.0
+
+
+class Numbers:
+    """Steps whose loss or gradient is no number are left out; too many in a row end the run with what is behind it."""
+
+    def __init__(self, precision: str, *, scaled: bool) -> None:
+        self.precision, self.patience = precision, BAD_STEPS + (HALVINGS if scaled else 0)
+        self._in_a_row = 0
+
+    def fine(self, loss: float, norm: float) -> bool:
+        """Whether the step was usable. Raises TrainingError when it is hopeless."""
+        fine = math.isfinite(loss) and math.isfinite(norm)
+        self._in_a_row = 0 if fine else self._in_a_row + 1
+        if not math.isfinite(loss) and self._in_a_row >= BAD_STEPS:
+            raise TrainingError("the loss has been no number for {count} steps.", count=self._in_a_row, fix=self._remedy())
+        if self._in_a_row >= self.patience:
+            raise TrainingError("the gradient has been no number for {count} steps.", count=self._in_a_row, fix=self._remedy())
+        return fine
+
+    def _remedy(self) -> str:
+        if self.precision == "fp16":
+            return 'Use a lower learning rate, or set memory.mixed_precision to "bf16" or "no": fp16 knows no large numbers.'
+        return "Use a lower learning rate: a tenth, or what the line under the field says."
+
+
+class Divergence:
+    """Notices a loss that has run away from where it was: compares means over `WINDOW` steps with the lowest of them."""
+
+    def __init__(self) -> None:
+        self._window: deque[float] = deque(maxlen=WINDOW)
+        self._lowest = math.inf
+        self._seen = 0
+        self._told = False
+
+    def look(self, step: int, loss: float) -> Message | None:
+        """After each step; once a warning."""
+        if not math.isfinite(loss):
+            return None
+        self._window.append(loss)
+        self._seen += 1
+        if self._told or self._seen % WINDOW:
+            return None
+        mean = sum(self._window) / len(self._window)
+        self._lowest = min(self._lowest, mean)
+        if mean <= RUNAWAY * self._lowest:
+            return None
+        self._told = True
+        return say(
+            "At step {step} the loss is {times} times what it was at its lowest: the run has probably diverged. Stop it, take an earlier "
+            "file, and use a lower learning rate.",
+            step=step,
+            times=round(mean / self._lowest, 1),
+        )
+
+
+class Pace:
+    """Notices steps that become slow because the GPU's memory is full and the driver moves parts of it to ordinary memory."""
+
+    def __init__(self, full: float = 0.03) -> None:
+        self.full = full
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=10)
+        self._told = False
+
+    def look(self, seconds: float, free: Callable[[], float]) -> Message | None:
+        """After each step: its time, and how to ask which share of the GPU's memory is free; once a warning."""
+        if len(self._first) < 20:
+            self._first.append(seconds)
+            return None
+        self._last.append(seconds)
+        if self._told or len(self._last) < 10:
+            return None
+        times, left = median(self._last) / median(self._first[5:]), 0.0
+        if times < SLOWER or (left := free()) > self.full:
+            return None
+        self._told = True
+        return say(
+            "Steps take {times} times as long as at first, and {percent} % of the GPU's memory is free: parts of it are being moved to "
+            "ordinary memory. Take fewer pictures per step, a smaller size, or gradient checkpointing.",
+            times=round(times, 1),
+            percent=round(left * 100),
+        )
+
+
+class Guards:
+    """All of them for one run."""
+
+    def __init__(self, trainer: Trainer, course: Course) -> None:
+        self.trainer, self.course = trainer, course
+        self._numbers = Numbers(trainer.precision.name, scaled=trainer.scaler is not None)
+        self._divergence, self._pace = Divergence(), Pace()
+        self._found: list[Message | None] = []
+
+    def look(self, loss: float, norm: float, seconds: float) -> None:
+        """After each step. Raises TrainingError when it is hopeless."""
+        self.course.skipped += not self._numbers.fine(loss, norm)
+        self._found = [self._divergence.look(self.course.step + 1, loss), self._pace.look(seconds, self._free)]
+
+    def warnings(self) -> Iterator[Event]:
+        """What was noticed at this step."""
+        found, self._found = self._found, []
+        yield from (Warned(message) for message in found if message is not None)
+
+    def _free(self) -> float:
+        """Which share of the GPU's memory is free; 1 where there is none."""
+        device = self.trainer.device
+        if device.type != "cuda":
+            return 1.0
+        free, total = torch.cuda.mem_get_info(device)
+        return free / total
+
+
+def missing_mb(folder: Path, needed_mb: float) -> float:
+    """How many MB the disk of `folder` lacks for a file of `needed_mb` and a little more; 0 where there is room."""
+    place = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
+    if place is None:
+        return 0.0
+    try:
+        free = shutil.disk_usage(place).free / 2**20
+    except OSError:  # a file system that does not tell
+        return 0.0
+    return max(0.0, needed_mb + SPARE_MB - free)

@@ -1,0 +1,132 @@
+"""The whole state of a run between two steps: taken, written whole, read, put back. Nothing random is in it: chance is a function."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from lora_trainer.errors import TrainerError, TrainingError
+from lora_trainer.files import sync_folder, write_durably
+from lora_trainer.jobs import states
+from lora_trainer.train.course import Course
+
+if TYPE_CHECKING:
+    from lora_trainer.train.setup import Trainer
+
+VERSION = 1
+NETWORK, OPTIMIZER, AVERAGE = "network.", "optimizer.", "average."
+
+
+@attrs.frozen(eq=False)
+class State:
+    """`tensors` on the CPU, owned by nobody else; `plain` as JSON can hold it."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+
+@torch.no_grad()
+def taken(trainer: Trainer, course: Course) -> State:
+    """A copy of all that the next steps depend on."""
+    kept, plain = trainer.optimizer.state_dict()
+    average = trainer.average
+    tensors = {
+        **{NETWORK + name: tensor for name, tensor in _parameters(trainer).items()},
+        **{OPTIMIZER + name: tensor for name, tensor in kept.items()},
+        **({AVERAGE + name: tensor for name, tensor in average.state_dict().items()} if average is not None else {}),
+    }
+    whole = {
+        "version": VERSION,
+        **course.to_plain(),
+        "pictures": trainer.pictures.digest,
+        "optimizer": {"name": trainer.optimizer.name, **plain},
+        "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
+    }
+    return State({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, whole)
+
+
+@torch.no_grad()
+def put_back(state: State, trainer: Trainer, course: Course) -> None:
+    """The run is where it was when `state` was taken. Raises TrainerError where network or optimizer are of another kind."""
+    own, name = _parameters(trainer), str(state.plain["optimizer"]["name"])
+    wrong = [
+        key for key, tensor in own.items() if (held := state.tensors.get(NETWORK + key)) is None or held.shape != tensor.shape
+    ] or sorted({key.removeprefix(NETWORK) for key in state.tensors if key.startswith(NETWORK)} - set(own))
+    if wrong:
+        raise TrainingError(
+            "the state is of another network: {name} does not fit.",
+            name=wrong[0],
+            path="network",
+            fix="Resume with the model, the rank and the parts that the run began with.",
+        )
+    if name != trainer.optimizer.name:
+        raise TrainingError(
+            "the state was kept by the optimizer {name}.", name=name, path="optimizer.type", fix="Resume with the same optimizer."
+        )
+    for key, tensor in own.items():
+        tensor.copy_(state.tensors[NETWORK + key])
+    trainer.optimizer.load_state_dict(_part(state, OPTIMIZER), state.plain["optimizer"])
+    if trainer.average is not None:
+        trainer.average.load_state_dict(_part(state, AVERAGE))
+    if trainer.scaler is not None and state.plain["scaler"]:
+        trainer.scaler.load_state_dict(state.plain["scaler"])
+    course.take_back(state.plain)
+
+
+def write(state: State, run: Path, keep: int) -> None:
+    """Writes it whole below RUN/state under a name of its own, then deletes older ones. Raises TrainerError."""
+    from safetensors.torch import save
+
+    target = states.free_place(run, state.plain["step"])
+    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    content = save(state.tensors)
+    plain = {**state.plain, "bytes": len(content), "sha256": states.digest(content)}
+    try:
+        part.mkdir(parents=True)
+        write_durably(part / states.TENSORS, content)
+        write_durably(part / states.PLAIN, json.dumps(plain, ensure_ascii=False).encode("utf-8"))
+        part.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise TrainerError(
+            "{path} could not be written ({reason}).",
+            path=str(target),
+            reason=error.strerror or error,
+            fix="Free some disk space or choose another folder.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    states.remove_old(run, keep)
+
+
+def read(kept: states.KeptState) -> State:
+    """The state that stands there."""
+    from safetensors import safe_open
+
+    with safe_open(str(kept.path / states.TENSORS), framework="pt") as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    return State(tensors, kept.plain)
+
+
+def megabytes(state: State) -> float:
+    """What it takes on the disk."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values()) / 2**20
+
+
+def _parameters(trainer: Trainer) -> dict[str, Tensor]:
+    return {
+        f"{part}.{number}": parameter.detach()
+        for part, parameters in trainer.adapter.parameters().items()
+        for number, parameter in enumerate(parameters)
+    }
+
+
+def _part(state: State, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,57 @@
+"""Files are written beside the steps: one after the other, in the order in which they were handed over."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from lora_trainer.events import Event
+
+Work = Callable[[], Event | None]
+WAITING = 4
+"""Files that may wait; who hands over one more waits instead. Each holds a copy of the network."""
+
+
+class Writer:
+    """One thread that does one piece of work after the other.
+
+    What a work returns is told in the run's own thread, by `told`; so is what it raises, and nothing more is written after that.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="lora-trainer files")
+        self._handed: deque[Future[Event | None]] = deque()
+        self._failed = False
+
+    def put(self, work: Work) -> None:
+        """Takes a piece of work that holds all that it needs: the run goes on changing everything else."""
+        waiting = [future for future in self._handed if not future.done()]
+        if len(waiting) >= WAITING:
+            waiting[0].exception()
+        self._handed.append(self._pool.submit(self._do, work))
+
+    def told(self) -> Iterator[Event]:
+        """What was written since the last time; raises what went wrong."""
+        while self._handed and self._handed[0].done():
+            if (event := self._handed.popleft().result()) is not None:
+                yield event
+
+    def finish(self) -> Iterator[Event]:
+        """Waits until everything is written; as `told`."""
+        while self._handed:
+            self._handed[0].exception()
+            yield from self.told()
+
+    def close(self) -> None:
+        """Writes what was handed over, then ends the thread. What went wrong and was not told stays untold."""
+        self._pool.shutdown(wait=True)
+
+    def _do(self, work: Work) -> Event | None:
+        if self._failed:
+            return None
+        try:
+            return work()
+        except BaseException:
+            self._failed = True
+            raise

@@ -1,0 +1,70 @@
+"""The best moment of a run, and its early end, from validation losses alone."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from lora_trainer.train.early_stop import EarlyStop
+
+
+def told(early: EarlyStop, *losses: float) -> list[bool]:
+    """Validations at steps 10, 20 ... of epochs 1, 2 ...; whether each was the lowest."""
+    begin = early.step // 10 + early.waited
+    return [early.after((begin + number) * 10, begin + number, loss) for number, loss in enumerate(losses, start=1)]
+
+
+def begun(first: float = 1.0, **options) -> EarlyStop:
+    early = EarlyStop(**options)
+    assert early.after(0, 0, first) is False
+    return early
+
+
+def test_the_lowest_loss_and_its_epoch_are_kept():
+    early = begun()
+    assert told(early, 0.8, 0.9, 0.5, 0.5, 0.7) == [True, False, True, False, False]
+    assert (early.lowest, early.step, early.epoch) == (0.5, 30, 3) and not early.in_vain and not early.ended
+
+
+def test_a_run_ends_after_as_many_validations_without_a_lower_loss_as_its_patience():
+    early = begun(patience=2)
+    told(early, 0.8, 0.9)
+    assert not early.ended
+    told(early, 0.81)
+    assert early.ended and early.epoch == 1
+    assert not any(told(begun(), *[0.9] * 50)[1:]) and not begun().ended
+
+
+def test_a_lower_loss_begins_the_waiting_anew():
+    early = begun(patience=2)
+    told(early, 0.8, 0.9, 0.7, 0.75)
+    assert not early.ended and early.waited == 1
+
+
+def test_a_fall_that_is_too_small_is_waited_through_but_may_be_the_best():
+    early = begun(patience=2, min_delta=0.1)
+    assert told(early, 0.8, 0.75, 0.71) == [True, True, True]
+    assert early.ended and early.lowest == 0.71
+
+
+def test_the_loss_before_training_is_what_must_be_beaten():
+    early = begun(0.5, patience=2)
+    told(early, 0.6, 0.55)
+    assert early.ended and early.in_vain and (early.lowest, early.epoch) == (0.55, 2)
+
+
+def test_a_loss_that_is_no_number_is_no_better_one():
+    early = begun(patience=3)
+    assert told(early, math.nan, math.inf) == [False, False]
+    assert early.waited == 2 and early.lowest is None
+    json.dumps(early.to_plain(), allow_nan=False)
+
+
+def test_it_goes_on_from_what_was_written_down():
+    early = begun(patience=3, min_delta=0.01)
+    told(early, 0.8, 0.7, 0.72, 0.71)
+    again = EarlyStop(patience=3, min_delta=0.01)
+    again.take_back(json.loads(json.dumps(early.to_plain())))
+    assert again == early
+    again.after(50, 5, 0.9)
+    assert again.ended
