@@ -42,6 +42,7 @@ from lora_trainer.host.standalone import FileLease, StandaloneHost
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.record import Record
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detect import sd1_heads
 from lora_trainer.models.load import clip_tokenizer, load
 from lora_trainer.models.source import LiveSource
@@ -211,7 +212,7 @@ def bare(source: LiveSource, latents: Tensor, texts: Tensor) -> tuple[Callable[[
     def forward_and_backward() -> None:
         with adapter.calculating_with([leaves]):
             with computing(precision, CPU, grad=True):
-                predicted = bundle.family.denoise(bundle, latents.to(bundle.dtype), timesteps, texts)
+                predicted = bundle.family.denoise(bundle, latents.to(bundle.dtype), timesteps, Conditioning(texts))
             predicted.backward(towards)
 
     def forget() -> None:

@@ -20,8 +20,10 @@ class Family(Protocol):
     latent_scale: float
     reads_clip_skip: bool
     """Whether a clip skip changes what is read of the text."""
-    vae_in_half: bool
-    """Whether its VAE stays finite in float16."""
+    reads_sizes: bool
+    """Whether its U-Net is told the sizes of a picture."""
+    upcast_attention: bool
+    """Whether its attention overflows float16 unless it is summed in float32."""
 
     def unet_config(self, state: Mapping[str, Tensor], heads: Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel for tensors under diffusers' names; `heads` where the source tells them."""

@@ -42,9 +42,8 @@ class _Read:
 def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = None) -> ModelBundle:
     """The bundle of a source, frozen and in eval mode.
 
-    A LiveSource is shared: no tensor is copied unless `dtype` names another format than the host's, or its VAE is in half precision
-    and of a family whose VAE overflows in it. A FileSource is read in `dtype` (float32 when None), its VAE always in float32.
-    Raises ModelError when a tensor is missing or has another shape.
+    A LiveSource is shared: no tensor is copied unless `dtype` names another format than the host's. A FileSource is read
+    in `dtype` (float32 when None), its VAE always in float32. Raises ModelError when a tensor is missing or has another shape.
     """
     if isinstance(source, LiveSource):
         return _built(_shared(source), device, dtype, None)
@@ -131,8 +130,6 @@ def _built(read: _Read, device: torch.device, dtype: torch.dtype | None, vae_dty
         unet = UNet2DConditionModel(**family.unet_config(parts["unet"], read.unet_heads))
         vae = AutoencoderKL(**shapes.vae_config(parts["vae"], read.vae_groups))
         texts = [family.text_encoder(number, parts[part], count) for number, (part, count) in enumerate(zip(named, heads, strict=True))]
-    if vae_dtype is None and not family.vae_in_half and next(iter(parts["vae"].values())).dtype is torch.float16:
-        vae_dtype = torch.float32
     _give(unet, parts["unet"], read.path, device, dtype)
     _give(vae, parts["vae"], read.path, device, vae_dtype)
     for part, text in zip(named, texts, strict=True):

@@ -138,4 +138,4 @@ def head_widths(unet: nn.Module) -> list[int]:
 
 def wants_upcast(bundle: ModelBundle) -> bool:
     """Whether a family's attention overflows fp16, and that is what it is calculated in (SD 2)."""
-    return bundle.dtype is torch.float16 and bool(getattr(bundle.family, "upcast_attention", False))
+    return bundle.dtype is torch.float16 and bundle.family.upcast_attention

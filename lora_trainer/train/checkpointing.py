@@ -69,6 +69,11 @@ def names(choice: Choice) -> dict[str, str]:
     return {block.name: way.name for block, way in choice.ways}
 
 
+def texts_of(bundle: ModelBundle) -> nn.Module:
+    """The text encoder, or SDXL's two as one module, whose blocks are computed again whole."""
+    return bundle.text_encoder if bundle.text_encoder_2 is None else nn.ModuleList(bundle.text_encoders)
+
+
 def _blocks(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for prefix, root in (("", unet), (TEXT, text_encoder)):
         for name, module in root.named_modules():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import Conditioning, together
 from lora_trainer.models.text import tokenize
 from lora_trainer.train.runtime import Precision, computing
 
@@ -29,16 +30,16 @@ class Captions:
     def __init__(self, precision: Precision, clip_skip: int, trained: bool, max_token_length: int = 75) -> None:
         self.precision, self.clip_skip, self.trained, self.max_token_length = precision, clip_skip, trained, max_token_length
         self._ids: dict[str, Tensor] = {}
-        self._encoded: dict[str, Tensor] = {}
+        self._encoded: dict[str, Conditioning] = {}
         self._batches_agree: bool | None = None
 
-    def encode(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
-        """[n, tokens + 2, width] for captions; call it inside the step's own precision scope."""
+    def encode(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        """What the U-Net reads of n captions; call it inside the step's own precision scope."""
         if self.trained:
             ids = torch.stack([self._tokens(bundle, caption) for caption in captions]).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip)
         self.fill(bundle, self.missing(captions))
-        return torch.stack([self._encoded[caption] for caption in captions]).to(bundle.device)
+        return together([self._encoded[caption] for caption in captions]).to(bundle.device)
 
     def missing(self, captions: Iterable[str]) -> list[str]:
         """Those that are still to be encoded, each once; none while the encoder learns."""
@@ -49,8 +50,8 @@ class Captions:
         for start in range(0, len(captions), ROWS):
             some = captions[start : start + ROWS]
             read = self._in_full_batch if self.always_full(bundle) else self._alone
-            for caption, encoded in zip(some, read(bundle, some), strict=True):
-                self._encoded[caption] = encoded.clone()
+            encoded = read(bundle, some)
+            self._encoded.update({caption: encoded[number : number + 1].clone() for number, caption in enumerate(some)})
 
     @staticmethod
     def always_full(bundle: ModelBundle) -> bool:
@@ -64,7 +65,7 @@ class Captions:
     def room(self) -> int:
         """How many different captions may be kept at a time."""
         one = next(iter(self._encoded.values()), None)
-        return MEMORY // (one.numel() * one.element_size()) if one is not None else MEMORY // (4 * 1024 * (self.max_token_length + 2))
+        return MEMORY // (one.nbytes) if one is not None else MEMORY // (4 * 1024 * (self.max_token_length + 2))
 
     def _tokens(self, bundle: ModelBundle, caption: str) -> Tensor:
         if caption not in self._ids:
@@ -73,28 +74,28 @@ class Captions:
             self._ids[caption] = tokenize(bundle.tokenizer, [caption], self.max_token_length)[0]
         return self._ids[caption]
 
-    def _in_full_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
+    def _in_full_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
         """Read with the last caption repeated up to ROWS; one by one where the place in the batch would change bits."""
         filled = [*captions, *captions[-1:] * (ROWS - len(captions))]
         if self._batches_agree is None:
             turned = self._read(bundle, [*filled[1:], filled[0]])
-            self._batches_agree = torch.equal(self._read(bundle, filled), turned.roll(1, 0))
+            self._batches_agree = self._read(bundle, filled).equals(turned.map(lambda tensor: tensor.roll(1, 0)))
         return self._read(bundle, filled)[: len(captions)] if self._batches_agree else self._one_by_one(bundle, captions)
 
-    def _alone(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
+    def _alone(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
         """As if each was read alone; the first full batch is read both ways, which tells whether batches may be used."""
         if len(captions) == ROWS and self._batches_agree:
             return self._read(bundle, captions)
         alone = self._one_by_one(bundle, captions)
         if len(captions) == ROWS and self._batches_agree is None:
-            self._batches_agree = torch.equal(self._read(bundle, captions), alone)
+            self._batches_agree = self._read(bundle, captions).equals(alone)
         return alone
 
-    def _one_by_one(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
-        return torch.cat([self._read(bundle, [caption]) for caption in captions])
+    def _one_by_one(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        return together([self._read(bundle, [caption]) for caption in captions])
 
-    def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
-        """[len(captions), tokens + 2, width], in ordinary memory."""
+    def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        """What is read of them, in ordinary memory."""
         with computing(self.precision, bundle.device, grad=False):
             ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()

@@ -10,7 +10,7 @@ from torch import nn
 from lora_trainer.models.source import FileSource
 from lora_trainer.train import activations
 from lora_trainer.train.activations import Choice, Numbers
-from lora_trainer.train.checkpointing import Checkpointing, blocks_of, names
+from lora_trainer.train.checkpointing import Checkpointing, blocks_of, names, texts_of
 
 if TYPE_CHECKING:
     from lora_trainer.train.setup import Trainer
@@ -22,7 +22,7 @@ def checkpointing(trainer: Trainer) -> Checkpointing | None:
     """As the config wants it: none, everything, or as much as the budget asks for."""
     if not trainer.config.memory.gradient_checkpointing:
         return None
-    return Checkpointing(trainer.bundle.unet, trainer.bundle.text_encoder, names(kept(trainer)))
+    return Checkpointing(trainer.bundle.unet, texts_of(trainer.bundle), names(kept(trainer)))
 
 
 def half_budget_gb(trainer: Trainer) -> float:
@@ -69,7 +69,7 @@ def spare(trainer: Trainer) -> bool:
     if trainer.device.type == "cpu" or not isinstance(trainer.source, FileSource):
         return False
     unused = [trainer.bundle.vae] if trainer.config.data.cache_latents else []
-    unused += [] if trainer.captions.trained else [trainer.bundle.text_encoder]
+    unused += [] if trainer.captions.trained else trainer.bundle.text_encoders
     moved = [part for part in unused if _lies_on(part, trainer.device)]
     with torch.inference_mode(False):
         for part in moved:

@@ -101,10 +101,11 @@ class Gradient:
         records = [pictures.trained[item.index] for item in batch]
         keys = [(seed, epoch, record.key, item.repeat) for record, item in zip(records, batch, strict=True)]
         flips = [mirrored(pictures, record, key) for record, key in zip(records, keys, strict=True)]
-        seen = [
-            trainer.views.seen(record, flipped, epoch=epoch, repeat=item.repeat)
-            for record, flipped, item in zip(records, flips, batch, strict=True)
-        ]
+        shown = [(record, flipped, item.repeat) for record, flipped, item in zip(records, flips, batch, strict=True)]
+        seen = [trainer.views.seen(record, flipped, epoch=epoch, repeat=repeat) for record, flipped, repeat in shown]
+        sizes: list[tuple[int, ...]] = []
+        if trainer.bundle.family.reads_sizes:
+            sizes = [trainer.views.sizes(record, flipped, epoch=epoch, repeat=repeat) for record, flipped, repeat in shown]
         texts = [self.words.of(item, self.course.step) for item in batch]
         with self._computing():
             drawn = noisy_batch(
@@ -114,5 +115,6 @@ class Gradient:
                 trainer.rules,
                 trainer.bundle.device,
                 [mask for _, mask in seen],
+                sizes,
             )
         return drawn, [record.is_reg for record in records]

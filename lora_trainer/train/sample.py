@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.text import room_for, tokenize
 from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import Precision, computing
@@ -39,10 +40,11 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
             return free + first.cfg * (told - free)
 
     prediction = "v_prediction" if bundle.prediction == "v" else "epsilon"
-    return walk(first.sampler, prediction, noise, first.steps, predict, generators, stopping)
+    zero = bundle.zero_terminal_snr
+    return walk(first.sampler, prediction, noise, first.steps, predict, generators, stopping, zero_terminal_snr=zero)
 
 
-def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Tensor:
+def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
     """What the U-Net reads for some texts, each text encoded once; a `max_token_length` of 0 reads them to their ends."""
     unique = list(dict.fromkeys(texts))
     ids = tokenize(bundle.tokenizer, unique, max_token_length or room_for(bundle.tokenizer, unique)).to(bundle.device)

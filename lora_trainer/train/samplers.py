@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_trainer.models.schedule import alphas_cumprod
 from lora_trainer.registry import Registry
 
 SAMPLERS: Registry[Callable[[str], Any]] = Registry("sampler")
@@ -170,6 +171,20 @@ def multistep_weights(to: float, levels: list[float]) -> list[float]:
     return found
 
 
+def from_pure_noise(scheduler: Any) -> Any:
+    """The same scheduler on a schedule with zero terminal SNR, from its last step on (Lin et al. 2023).
+
+    What is left of the picture there is 2**-24 instead of nothing: the samplers divide by it.
+    """
+    if isinstance(scheduler, LinearMultistep):
+        return LinearMultistep(from_pure_noise(scheduler.levels), scheduler.prediction)
+    alphas = alphas_cumprod(zero_terminal_snr=True).double().clamp(min=2.0**-24)
+    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=alphas.dtype), alphas[:-1]])
+    config = {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+    known = {"trained_betas": betas.tolist(), **({"timestep_spacing": "trailing"} if "timestep_spacing" in config else {})}
+    return type(scheduler)(**config | known)
+
+
 def walk(
     name: str,
     prediction: str,
@@ -178,14 +193,16 @@ def walk(
     predict: Callable[[Tensor, Tensor], Tensor],
     generators: list[torch.Generator],
     stopping: Callable[[], bool],
+    *,
+    zero_terminal_snr: bool = False,
 ) -> Tensor | None:
     """Latents [n, c, h, w] at the end of a sampler's way from standard normal `noise`, or None when `stopping` says so between steps.
 
     `predict(latents of variance 1, timestep)` is the guided model. A sampler that adds noise draws each picture's from its own
-    generator, so that a batch changes nothing.
+    generator, so that a batch changes nothing. `zero_terminal_snr`: the model was trained down to pure noise, and is asked there first.
     """
     sampler = SAMPLERS[name]
-    scheduler = sampler.make(prediction)
+    scheduler = from_pure_noise(sampler.make(prediction)) if zero_terminal_snr else sampler.make(prediction)
     scheduler.set_timesteps(steps)
     latents = noise * float(scheduler.init_noise_sigma)
     more: dict[str, Any] = {"generator": generators} if sampler.facts.get("noisy") else {}

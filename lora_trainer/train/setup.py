@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.targets import text_prefixes
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
@@ -32,6 +33,7 @@ from lora_trainer.events import Event, Progress, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
@@ -47,7 +49,7 @@ from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import prompts_of
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
-from lora_trainer.train.views import Views
+from lora_trainer.train.views import Views, sizes_of
 
 RELEASED: Any = None
 ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
@@ -240,6 +242,13 @@ class Trainer:
     def shown(self) -> AbstractContextManager[None]:
         """Inside, the network holds the weights that are saved, drawn with and validated with."""
         return shown(self.optimizer, self.average)
+
+    def told(self, record: ImageRecord, caption: str) -> Conditioning:
+        """What the U-Net is told with a picture as it is: its caption, and its sizes where the family reads them."""
+        found = self.captions.encode(self.bundle, [caption])
+        if not self.bundle.family.reads_sizes:
+            return found
+        return found.with_sizes(torch.tensor([sizes_of(record, False)], device=self.bundle.device))
 
     def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
         """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
@@ -436,7 +445,9 @@ def check_moved(trainer: Trainer) -> None:
 def _without_effect(trainer: Trainer, name: str) -> bool:
     """Whether a layer cannot matter in this run: text layers behind the one that is read, asking and being asked of one token."""
     if name.startswith("lora_te"):
-        behind = trainer.bundle.text_encoder.config.num_hidden_layers - (trainer.config.model.clip_skip - 1)
-        return int(name.split("_layers_")[1].split("_")[0]) >= behind
+        number = next(number for number, prefix in enumerate(text_prefixes(trainer.bundle)) if name.startswith(f"{prefix}_"))
+        encoder = trainer.bundle.text_encoders[number]
+        unread = trainer.bundle.family.unread_layers(trainer.bundle, trainer.config.model.clip_skip)[number]
+        return int(name.split("_layers_")[1].split("_")[0]) >= encoder.config.num_hidden_layers - unread
     small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained)
     return small and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")

@@ -13,13 +13,15 @@ from lora_trainer.loss import noise as noising
 from lora_trainer.loss import weights
 from lora_trainer.loss.objectives import errors, huber_threshold, target
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import Conditioning
 
 
 @attrs.frozen(eq=False)
 class Batch:
     """All that a step sees. latents, noise [n, 4, h, w]; timesteps [n]; conditioning [n, 77, width]; masks [n, 1, h, w] or None.
 
-    `added` is the noise that the pictures are shown with, where it is not the noise that should be found.
+    `added` is the noise that the pictures are shown with, where it is not the noise that should be found. `pooled` [n, width] and `sizes`
+    [n, 6] are what else a family's U-Net reads (models.conditioning).
     """
 
     latents: Tensor
@@ -28,28 +30,34 @@ class Batch:
     conditioning: Tensor
     masks: Tensor | None = None
     added: Tensor | None = None
+    pooled: Tensor | None = None
+    sizes: Tensor | None = None
 
 
 def noisy_batch(
     latents: Sequence[Tensor],
     keys: Sequence[tuple[object, ...]],
-    captions: Callable[[], Tensor],
+    captions: Callable[[], Conditioning],
     rules: LossConfig,
     device: torch.device,
     masks: Sequence[Tensor | None] = (),
+    sizes: Sequence[Sequence[int]] = (),
 ) -> Batch:
     """Draws each picture's timestep and noise from its own key, so that the way of batching changes nothing.
 
-    `masks`: weights [h, w] of each picture, None where all of it counts.
+    `masks`: weights [h, w] of each picture, None where all of it counts. `sizes`: six numbers of each picture, for families that read them.
     """
+    told = captions()
     drawn = [noising.draw(latent, rules, *key) for latent, key in zip(latents, keys, strict=False)]
     return Batch(
         torch.stack(list(latents)).to(device),
         torch.stack([one.noise for one in drawn]).to(device),
         torch.tensor([one.timestep for one in drawn], device=device),
-        captions(),
+        told.states,
         _stacked(latents, masks, device),
         torch.stack([one.added for one in drawn]).to(device) if rules.ip_noise_gamma else None,
+        told.pooled,
+        torch.tensor(sizes, device=device) if sizes else None,
     )
 
 
@@ -68,7 +76,8 @@ def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossConfig) -> Tens
     """
     alphas = bundle.alphas_cumprod.to(batch.latents.device)[batch.timesteps]
     noisy = noising.add_noise(batch.latents, batch.noise if batch.added is None else batch.added, alphas)
-    predicted = bundle.family.denoise(bundle, noisy.to(bundle.dtype), batch.timesteps, batch.conditioning)
+    told = Conditioning(batch.conditioning, batch.pooled, batch.sizes)
+    predicted = bundle.family.denoise(bundle, noisy.to(bundle.dtype), batch.timesteps, told)
     wanted = target(bundle.prediction, batch.latents, batch.noise, alphas)
     found = errors(rules.loss_type, predicted.float(), wanted, _threshold(rules, batch.timesteps, alphas))
     losses = (found if batch.masks is None else found * batch.masks).mean(dim=(1, 2, 3))

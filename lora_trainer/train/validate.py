@@ -16,6 +16,7 @@ from lora_trainer.events import Event, Phase, Validated
 from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train.course import Course
 from lora_trainer.train.runtime import Precision, computing
 from lora_trainer.train.step import Batch, picture_losses
@@ -50,7 +51,7 @@ class Validation:
                 trainer.bundle,
                 [trainer.latent(record, False) for record in held],
                 [record.key for record in held],
-                lambda number: captions.encode(trainer.bundle, [self.words.held(held[number])]),
+                lambda number: trainer.told(held[number], self.words.held(held[number])),
                 trainer.precision,
                 lambda: not self.control.stopping,
             )
@@ -92,13 +93,13 @@ def validation_loss(
     bundle: ModelBundle,
     latents: Sequence[Tensor],
     keys: Sequence[str],
-    conditioning: Callable[[int], Tensor],
+    conditioning: Callable[[int], Conditioning],
     precision: Precision,
     keep_going: Callable[[], bool] = lambda: True,
 ) -> float | None:
     """Mean squared error over pictures and t = 50, 150 .. 950, weight 1. None when `keep_going` turned False.
 
-    `conditioning(i)` gives [1, 77, width] of picture i. Noise depends on the picture's key and t only: runs compare.
+    `conditioning(i)` is what is told with picture i. Noise depends on the picture's key and t only: runs compare.
     """
     total = 0.0
     for number, (latent, key) in enumerate(zip(latents, keys, strict=False)):
@@ -107,11 +108,14 @@ def validation_loss(
         noise = [torch.randn(latent.shape, generator=generator_for("validation", key, t)) for t in TIMESTEPS]
         count = len(TIMESTEPS)
         with computing(precision, bundle.device, grad=False):
+            told = conditioning(number).repeated(count)
             batch = Batch(
                 latent.unsqueeze(0).expand(count, *latent.shape).to(bundle.device),
                 torch.stack(noise).to(bundle.device),
                 torch.tensor(TIMESTEPS, device=bundle.device),
-                conditioning(number).expand(count, -1, -1),
+                told.states,
+                pooled=told.pooled,
+                sizes=told.sizes,
             )
             total += float(picture_losses(bundle, batch, PLAIN).mean())
     return total / len(latents)

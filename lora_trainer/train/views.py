@@ -34,3 +34,22 @@ class Views:
             latent = self._cache.get(record, flipped)
         weights = self._masks.get(record, data, flipped=flipped, keep=not varied)
         return latent, None if weights is None else torch.from_numpy(weights)
+
+    def sizes(self, record: ImageRecord, flipped: bool, *, epoch: int, repeat: int) -> tuple[int, ...]:
+        """What SDXL is told of one showing (`sizes_of`)."""
+        data = self._options_of(record)
+        if varying(data):
+            record, _ = augment.drawn(record, data, seed=self._seed, epoch=epoch, repeat=repeat)
+        return sizes_of(record, flipped)
+
+
+def sizes_of(record: ImageRecord, flipped: bool) -> tuple[int, ...]:
+    """Of a placed picture, in pixels: original height and width, top and left of the crop, height and width of the target.
+
+    A mirrored picture is cut off on the other side.
+    """
+    width, height = record.bucket or (record.width, record.height)
+    left, top, kept, _ = record.crop or (0, 0, width, height)
+    if flipped and record.resized is not None:
+        left = record.resized[0] - left - kept
+    return record.height, record.width, top, left, height, width

@@ -15,6 +15,7 @@ from benchmarks.random_checkpoint import SD15, TINY
 from lora_trainer.adapters.files import read_lora, write_lora
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.models import detect, layout
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 
@@ -76,7 +77,7 @@ def test_a_random_checkpoint_is_read_as_stable_diffusion(tmp_path):
     facts = detect.inspect(path)
     assert (facts.family, facts.model_channels, facts.context_width, facts.text_layers, facts.dtype) == ("sd1", 32, 64, 4, "float16")
     bundle = load(FileSource(path), CPU)
-    drawn = bundle.family.denoise(bundle, torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 64))
+    drawn = bundle.family.denoise(bundle, torch.randn(1, 4, 8, 8), torch.tensor([500]), Conditioning(torch.randn(1, 77, 64)))
     assert torch.isfinite(drawn).all()
     assert 0.01 < drawn.std() < 100
 

@@ -266,7 +266,7 @@ def conditioning_of_a_caption_equals_the_hosts(world):
                 for caption in captions:
                     with torch.no_grad():
                         theirs = world.loaded().get_learned_conditioning([caption])[:, :77]
-                        ours = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, [caption]), skip)
+                        ours = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, [caption]), skip).states
                     if len(bundle.tokenizer(caption)["input_ids"]) <= 77:  # the host goes on in a second piece, training cuts off
                         worst[skip, caption] = float((theirs - ours).abs().max())
             finally:

@@ -15,6 +15,7 @@ from lora_trainer.config.schema import LossConfig
 from lora_trainer.loss import noise as noising
 from lora_trainer.loss import timesteps
 from lora_trainer.loss.objectives import errors, huber_threshold
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.families.sd1 import alphas_cumprod
 from lora_trainer.train.step import Batch, noisy_batch, picture_losses, step_weights, weighted
 from tests.loss import formulas
@@ -162,7 +163,7 @@ def test_a_perturbed_picture_is_asked_with_more_noise_than_should_be_found():
     torch.manual_seed(5)
     latents, answer = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     rules = LossConfig(ip_noise_gamma=0.1)
-    batch = noisy_batch(list(latents), [(1, "a"), (1, "b")], lambda: answer, rules, CPU)
+    batch = noisy_batch(list(latents), [(1, "a"), (1, "b")], lambda: Conditioning(answer), rules, CPU)
     model = Told(answer, "epsilon")
     found = picture_losses(model, batch, rules)
     kept = formulas.alphas()[batch.timesteps.numpy()]

@@ -46,8 +46,8 @@ def test_captions_encoded_ahead_equal_those_encoded_in_each_step(bundle, precisi
         each.forget_others([])
         one = each.encode(bundle, texts)
         assert ahead.missing(texts) == []
-        assert torch.equal(ahead.encode(bundle, texts), one)
-        assert one.shape[:2] == (len(texts), tokens + 2)
+        assert ahead.encode(bundle, texts).equals(one)
+        assert one.states.shape[:2] == (len(texts), tokens + 2)
 
 
 @pytest.mark.needs_gpu
@@ -58,7 +58,7 @@ def test_on_a_gpu_captions_encoded_ahead_equal_those_encoded_in_each_step():
     ahead.fill(bundle, TEXTS)
     for start in range(0, len(TEXTS), 3):
         each.forget_others([])
-        assert torch.equal(ahead.encode(bundle, TEXTS[start : start + 3]), each.encode(bundle, TEXTS[start : start + 3]))
+        assert ahead.encode(bundle, TEXTS[start : start + 3]).equals(each.encode(bundle, TEXTS[start : start + 3]))
 
 
 def test_batches_are_used_where_they_change_no_bit(bundle, precision, counted):
@@ -74,7 +74,7 @@ def test_captions_are_read_alone_where_a_batch_changes_bits(bundle, precision, c
     assert counted.sizes == [*[1] * ROWS, ROWS, *[1] * (len(TEXTS) - ROWS)]
     alone = Captions(precision, 1, False)
     for text in TEXTS:
-        assert torch.equal(captions.encode(bundle, [text]), alone.encode(bundle, [text]))
+        assert captions.encode(bundle, [text]).equals(alone.encode(bundle, [text]))
 
 
 def test_captions_are_read_alone_where_their_place_in_a_full_batch_changes_bits(bundle, precision, counted):
@@ -125,7 +125,7 @@ def counted():
 
             def encode_text(self, bundle_, ids, clip_skip):
                 watch.sizes.append(len(ids))
-                return spoil(bundle.family.encode_text(bundle_, ids, clip_skip))
+                return bundle.family.encode_text(bundle_, ids, clip_skip).map(spoil)
 
         return attrs.evolve(bundle, family=Watched())
 

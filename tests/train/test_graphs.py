@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from lora_trainer.events import Stepped, Warned
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train import graphs
 from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.graphs import ROOM, CudaRecorder, Replays, why_not
@@ -172,7 +173,7 @@ def test_compiled_blocks_calculate_the_same_and_come_off_again(toy_checkpoint):
     from lora_trainer.models.source import FileSource
 
     bundle = load(FileSource(toy_checkpoint), CPU)
-    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, bundle.text_encoder.config.hidden_size)
+    latents, text = torch.randn(1, 4, 8, 8), Conditioning(torch.randn(1, 77, bundle.text_encoder.config.hidden_size))
 
     def drawn():
         with torch.no_grad():
@@ -191,7 +192,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_che
     from lora_trainer.models.source import FileSource
 
     bundle = load(FileSource(toy_checkpoint), CPU)
-    latents, text = torch.randn(1, 4, 8, 8), torch.randn(1, 77, bundle.text_encoder.config.hidden_size)
+    latents, text = torch.randn(1, 4, 8, 8), Conditioning(torch.randn(1, 77, bundle.text_encoder.config.hidden_size))
 
     def broken(graph, inputs):
         raise RuntimeError("no compiler is installed")

@@ -43,7 +43,7 @@ def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor)
     with hooks, adapter.calculating_with(optimizer.tensors(precision.autocast)):
         with computing(precision, CPU, grad=True):
-            words = bundle.family.encode_text(bundle, torch.arange(77).unsqueeze(0), 1)
+            words = bundle.family.encode_text(bundle, torch.arange(77).unsqueeze(0), 1).states
             # 16 x 24: no activation happens to have a weight's shape
             batch = Batch(torch.randn(1, 4, 16, 24), torch.randn(1, 4, 16, 24), torch.tensor([300]), words)
             loss = picture_losses(bundle, batch, LossConfig()).sum()

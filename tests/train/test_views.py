@@ -229,7 +229,7 @@ def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, 
             latents = trainer.latent(record, False).expand(5, 4, 8, 16)
             noise = torch.randn(5, 4, 8, 16, generator=torch.Generator().manual_seed(number))
             with torch.no_grad():
-                words = trainer.captions.encode(trainer.bundle, ["sks"]).expand(5, -1, -1)
+                words = trainer.captions.encode(trainer.bundle, ["sks"]).repeated(5).states
                 for side in (0, 1):
                     mask = torch.zeros(5, 1, 8, 16)
                     mask[..., 8 * side : 8 * side + 8] = 1

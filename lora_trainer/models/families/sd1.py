@@ -20,7 +20,8 @@ class SD1:
     name = "sd1"
     latent_scale = 0.18215
     reads_clip_skip = True
-    vae_in_half = True
+    reads_sizes = False
+    upcast_attention = False
 
     def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel; `heads` where the source tells them."""

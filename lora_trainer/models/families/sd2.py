@@ -22,7 +22,8 @@ class SD2:
     name = "sd2"
     latent_scale = 0.18215
     reads_clip_skip = False
-    vae_in_half = True
+    reads_sizes = False
+    upcast_attention = True
 
     def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel; 2.1 overflows in half precision unless attention is summed in float32."""

@@ -28,7 +28,8 @@ class SDXL:
     name = "sdxl"
     latent_scale = 0.13025
     reads_clip_skip = False
-    vae_in_half = False
+    reads_sizes = True
+    upcast_attention = False
 
     def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel, with its input for the text as a whole and the sizes."""
