@@ -91,6 +91,9 @@ class Course:
         self.preview = Path(plain["preview"]) if plain["preview"] else None
         self.recent.extend(plain["recent"])
         self.early.take_back(plain["early"])
+        if plain["total_steps"] != self.plan.total_steps:
+            self.early.waited = 0  # a run that is prolonged is given time anew
+        self.ended = self.early.ended
 
 
 _NUMBERS = ("step", "epoch", "groups", "sampled_at", "validated_at", "began", "skipped", "states")
