@@ -16,9 +16,9 @@
   };
   const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-  const field = (option, data, wanted, problems) => {
+  const field = (option, data, wanted, problems, told) => {
     const problem = problems.find((one) => one.path === option.path);
-    const control = LT.control(option, `lora_trainer_c_${option.path}`, (value) => (wanted[option.path] = value));
+    const control = LT.control(option, `lora_trainer_c_${option.path}`, (value) => { wanted[option.path] = value; told(); });
     control.paint(option.path in wanted ? wanted[option.path] : valueOf(data, option.path));
     return h(`div.lt-field${problem ? ".lt-wrong" : ""}`, { "data-path": option.path },
       h("div.lt-label", {}, h("label", { for: `lora_trainer_c_${option.path}` }, option.label), LT.help(option.help, option.label)),
@@ -28,10 +28,20 @@
   const form = (data, wanted, problems) => {
     const sections = LT.seen.options.sections.map((one) => [one.label, one.options.map((option) => LT.options.get(option.path)).filter((option) => option.live && option.kind !== "hidden")]).filter(([, options]) => options.length);
     const stray = problems.filter((problem) => !(LT.options.get(problem.path) || {}).live);
+    const now = (path) => (path in wanted ? wanted[path] : valueOf(data, path));
+    const fields = [];
+    const told = () => fields.forEach(([path, element]) => (element.hidden = LT.unmet(path, now) !== null));
+    const put = (option) => {
+      const element = field(option, data, wanted, problems, told);
+      fields.push([option.path, element]);
+      return element;
+    };
+    const made = sections.map(([label, options]) => [h("div.lt-group", {}, label), h("div.lt-fields.lt-two", {}, options.map(put))]);
+    told();
     return h("div.lt-changeform", {},
       h("p.lt-muted", {}, t("It takes effect with the next step. Each change is noted in the log, and made again when the run is resumed.")),
       stray.map((problem) => LT.problem(problem)),
-      sections.map(([label, options]) => [h("div.lt-group", {}, label), h("div.lt-fields.lt-two", {}, options.map((option) => field(option, data, wanted, problems)))]));
+      made);
   };
 
   /** Asks what to change in the run, until the run takes it or the user gives up. */

@@ -32,9 +32,9 @@
   /* ---- options that depend on others ---- */
 
   const isOff = (value) => value === undefined || value === null || value === false || value === "" || Number(value) === 0 || (Array.isArray(value) && !value.length);
-  const holds = ([path, values]) => LT.relevant(path) && (values.length ? values.some((one) => equal(one, LT.value(path))) : !isOff(LT.value(path)));
-  /** The first condition of an option that does not hold: [path, values], or null. */
-  LT.unmet = (path) => (((LT.options.get(path) || {}).when || []).find((need) => !holds(need)) || null);
+  const holds = ([path, values], value) => LT.unmet(path, value) === null && (values.length ? values.some((one) => equal(one, value(path))) : !isOff(value(path)));
+  /** The first condition of an option that does not hold: [path, values], or null; `value` tells what other options have. */
+  LT.unmet = (path, value = LT.value) => ((LT.options.get(path) || {}).when || []).find((need) => !holds(need, value)) || null;
   /** Whether an option has an effect with the other values of the form. */
   LT.relevant = (path) => LT.unmet(path) === null;
 

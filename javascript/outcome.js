@@ -56,7 +56,7 @@
   /** A failed run's problem in the few words that a pill has room for. */
   LT.shortProblem = (run) => {
     const problem = (run.problems || [])[0];
-    return problem ? (ranOut(problem) ? t("out of memory") : problem.message) : run.error || "";
+    return problem ? (ranOut(problem) ? t("out of memory") : problem.message.split(/ \(|[.。（]/)[0]) : run.error || "";
   };
   const headline = (state, problem, step, total) => {
     if (ranOut(problem)) return total ? t("Out of memory at step {step} of {total}", { step: LT.count(step), total: LT.count(total) }) : t("Out of memory");

@@ -110,8 +110,8 @@
     const note = LT.outcomeNote(run, data, live);
     LT.fill(parts.note, note);
     parts.note.hidden = !note;
-    parts.tiles.hidden = run.state === "failed";
-    if (run.state !== "failed") paintTiles(run, data, live);
+    parts.tiles.hidden = ["failed", "interrupted"].includes(run.state);
+    if (!parts.tiles.hidden) paintTiles(run, data, live);
     parts.loss.classList.toggle("lt-waiting", !data.steps.length);
     parts.chart.paint(data, { live, last });
     const verdict = LT.verdictOf(data, live);

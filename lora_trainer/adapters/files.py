@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.errors import ModelError, TrainingError
-from lora_trainer.files import write_atomically
+from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import read_header
 
@@ -58,7 +58,7 @@ def _with_sorted_header(content: bytes) -> bytes:
 def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:
     """Writes a LoRA, opens it again and checks every tensor. Returns the file's sha256. Raises TrainerError."""
     content = serialize(state, metadata, precision)
-    write_atomically(path, content)
+    write_durably(path, content)
     verify(path, state)
     return hashlib.sha256(content).hexdigest()
 

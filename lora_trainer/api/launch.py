@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.launcher import OwnProcess
 from lora_trainer.jobs.ranks import ALONE, Place
+from lora_trainer.jobs.states import Since
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
@@ -60,10 +61,13 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig], object] | None = None) -> list[Problem]:
+def problems_before(
+    config: TrainConfig, host: Host, read: Callable[[TrainConfig], object] | None = None, *, resumed: bool = False
+) -> list[Problem]:
     """What would stop the run, found before anything is touched: model, pictures, prompts and names, all at once.
 
-    `read` reads the pictures where somebody has a quicker way than reading the folder again.
+    `read` reads the pictures where somebody has a quicker way than reading the folder again. A run that is `resumed` meets its own
+    files.
     """
     from lora_trainer.train.saving import Names, refuse_overwriting
     from lora_trainer.train.setup import check_optimizer, read_pictures
@@ -76,7 +80,7 @@ def problems_before(config: TrainConfig, host: Host, read: Callable[[TrainConfig
         "optimizer.args": lambda: check_optimizer(config),
         "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
         "save.runs_dir": lambda: check_folder(Path(config.save.runs_dir)),
-        "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite),
+        "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite or resumed),
     }
     for option, look in looks.items():
         try:
@@ -129,13 +133,13 @@ def new_folder(config: TrainConfig) -> RunFolder:
     return folder
 
 
-def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = ALONE) -> Work:
-    """The work of a training run, for a Job; of the first one where several processes train together."""
+def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = ALONE, since: Since | None = None) -> Work:
+    """The work of a training run, for a Job; of the first one where several processes train together. `since`: it goes on there."""
 
     def work(control: Control) -> Generator[Event, None, None]:
         from lora_trainer.train.loop import run
 
-        yield from run(config, host, control, folder.path, place)
+        yield from run(config, host, control, folder.path, place, since)
 
     return work
 
@@ -154,9 +158,9 @@ def on_files(config: TrainConfig, host: Host) -> TrainConfig:
     return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=str(model), vae=vae))
 
 
-def process_of(folder: RunFolder, host: Host) -> OwnProcess:
-    """The process that trains what the folder's config.toml says."""
-    words = ("train", str(folder.config_file), "--into", str(folder.path))
+def process_of(folder: RunFolder, host: Host, words: Sequence[str] = ()) -> OwnProcess:
+    """The process that trains what the folder's config.toml says; or what other `words` behind `train` say."""
+    words = ("train", *(words or (str(folder.config_file), "--into", str(folder.path))))
     return OwnProcess(folder, words, cache=host.paths().cache_dir, at_end=host.refresh_networks)
 
 

@@ -15,6 +15,7 @@ import attrs
 
 from lora_trainer.api.tokens import Tokens
 from lora_trainer.api.work import Workers
+from lora_trainer.config import derive
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data.closer import look_closer
 from lora_trainer.data.describe import Description, Source, describe
@@ -142,7 +143,7 @@ class Folders:
 def placed_as_trained(records: Sequence[ImageRecord], description: Description, config: TrainConfig) -> list[ImageRecord]:
     """The records held back, placed and balanced as a run with this config has them."""
     prior = config.loss.prior_loss_weight
-    return arranged(records, description, seed=config.seed, fraction=config.validate.fraction, prior_weight=prior)
+    return arranged(records, description, seed=derive.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
 
 
 def fingerprint(root: Path, depth: int = 2) -> str:

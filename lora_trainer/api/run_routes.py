@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
+from json import dumps
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.api import launch
 from lora_trainer.api.answers import Conflict, Missing, Refused, answer, body_of, dump, language_of, number_of, wanted
+from lora_trainer.api.resume import check_change, refuse_running, resuming
 from lora_trainer.api.state import Api
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.files import read_config
 from lora_trainer.config.versions import migrated
-from lora_trainer.control import COMMANDS
+from lora_trainer.control import CHANGE, COMMANDS
 from lora_trainer.errors import HostBusy
 from lora_trainer.files import file_sha256
 from lora_trainer.jobs.folder import RunFolder
@@ -149,11 +151,15 @@ def _file(api: Api, run: str, name: str) -> tuple[bytes, str]:
 
 
 async def control(api: Api, request: Request) -> dict[str, Any]:
-    """POST /runs/ID/control {"command": "stop" | "stop-discard" | "pause" | "resume" | "save" | "sample"}"""
-    word = wanted(await body_of(request), "command", str)
+    """POST /runs/ID/control {"command": "stop" | "stop-discard" | "pause" | "resume" | "save" | "sample"},
+    or {"command": "change", "changes": {"optimizer.learning_rate": 1e-5, ...}}: from the next step on."""
+    body = await body_of(request)
+    word, run = wanted(body, "command", str), request.path_params["run"]
+    if word == CHANGE:
+        return await api.workers.in_thread(_change, api, run, wanted(body, "changes", dict), language_of(request))
     if word not in COMMANDS:
-        raise Refused("there is no command {word}.", word=word, path="command", fix="Known are {known}.", known=", ".join(COMMANDS))
-    run = request.path_params["run"]
+        known = ", ".join((*COMMANDS, CHANGE))
+        raise Refused("there is no command {word}.", word=word, path="command", fix="Known are {known}.", known=known)
     latest = api.manager.latest
     if latest is not None and latest.running and latest.folder.id == run:  # at once: no thread, no file
         latest.command(word)
@@ -163,10 +169,52 @@ async def control(api: Api, request: Request) -> dict[str, Any]:
 
 def _control_elsewhere(api: Api, run: str, word: str) -> dict[str, Any]:
     folder = api.run_folder(run)
-    if (outcome := folder.outcome(running=api.manager.runs(folder))) is not None:
-        raise Conflict("the run {run} has ended ({outcome}).", run=run, outcome=outcome, path="run", fix="Start a new one.")
+    _refuse_ended(api, folder)
     folder.command(word)
     return folder.summary()
+
+
+def _change(api: Api, run: str, changes: dict[str, Any], language: str) -> dict[str, Any]:
+    folder = api.run_folder(run)
+    _refuse_ended(api, folder)
+    made = check_change(folder, changes)
+    latest = api.manager.latest
+    if latest is not None and latest.running and latest.folder.id == run:
+        latest.change(changes)
+        return latest.snapshot(language) | {"changes": made}
+    folder.change(changes)
+    return folder.summary() | {"changes": made}
+
+
+def _refuse_ended(api: Api, folder: RunFolder) -> None:
+    if (outcome := folder.outcome(running=api.manager.runs(folder))) is not None:
+        raise Conflict("the run {run} has ended ({outcome}).", run=folder.id, outcome=outcome, path="run", fix="Start a new one.")
+
+
+async def resume(api: Api, request: Request) -> dict[str, str]:
+    """POST /runs/ID/resume {"epochs"?: N more, "changes"?: {path: value}} -> {"run": ID}: goes on from the last state, in its folder."""
+    body = await body_of(request)
+    epochs, changes = wanted(body, "epochs", int, 0), wanted(body, "changes", dict, {})
+    return await api.workers.in_thread(_resume, api, request.path_params["run"], epochs, changes)
+
+
+def _resume(api: Api, run: str, epochs: int, changes: dict[str, Any]) -> dict[str, str]:
+    api.manager.require_idle()
+    folder = api.run_folder(run)
+    refuse_running(folder)
+    config, since = resuming(folder, changes, more_epochs=epochs)
+    api.check_places(to_mapping(config))
+    apart = launch.apart(config)
+    if not apart and (reason := api.host.busy_reason()) is not None:
+        raise HostBusy("{reason}", reason=reason, fix="Start again when it is over.")
+    launch.refuse(launch.problems_before(config, api.host, resumed=True))
+    if apart:
+        sets = [f"--set={path}={value if isinstance(value, str) else dumps(value)}" for path, value in changes.items()]
+        words = ("--resume", str(folder.path), f"--more-epochs={epochs}", *sets)
+        api.manager.start_apart(launch.process_of(folder, api.host, words))
+    else:
+        api.manager.start(folder, launch.training(config, api.host, folder, since=since))
+    return {"run": folder.id}
 
 
 async def config(api: Api, request: Request) -> dict[str, Any]:
@@ -296,6 +344,7 @@ ROUTES = (
     ("GET", "/runs/{run}/events", events),
     ("GET", "/runs/{run}/files/{path:path}", file),
     ("POST", "/runs/{run}/control", control),
+    ("POST", "/runs/{run}/resume", resume),
     ("GET", "/runs/{run}/config", config),
     ("POST", "/runs/{run}/use", use),
     ("POST", "/runs/{run}/name", rename),

@@ -1,19 +1,29 @@
-"""train CONFIG.toml [--set a.b=c]... [--json]"""
+"""train CONFIG.toml [--set a.b=c]... [--json], or train --resume RUN [--more-epochs N] [--set a.b=c]... [--json]"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli.asked import add_json, add_sets, host
+from lora_trainer.cli.asked import add_json, add_sets, host, run_folder, wrong
 from lora_trainer.cli.out import Out
 from lora_trainer.messages import say
+
+if TYPE_CHECKING:
+    from lora_trainer.config.schema import TrainConfig
+    from lora_trainer.jobs.folder import RunFolder
+    from lora_trainer.jobs.states import Since
 
 
 def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     """Adds the verb's words."""
-    parser.add_argument("config", type=Path, metavar="CONFIG.toml", help=out.worded(say("the settings of the run")))
+    text = say("the settings of the run; not needed with --resume, which knows them")
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=out.worded(text))
+    text = say("go on with a run, by its folder or name, from the last state that it kept")
+    parser.add_argument("--resume", metavar="RUN", help=out.worded(text))
+    text = say("with --resume: train so many epochs longer than planned")
+    parser.add_argument("--more-epochs", type=int, default=0, metavar="N", help=out.worded(text))
     parser.add_argument("--into", type=Path, metavar="RUN", help=argparse.SUPPRESS)  # a run's folder that the tab has made already
     add_sets(parser, out)
     add_json(parser, out)
@@ -24,19 +34,23 @@ def run(args: argparse.Namespace, out: Out) -> int:
     from lora_trainer.api import launch
     from lora_trainer.cli.along import train_along
     from lora_trainer.cli.running import Console, exit_status, run_job, tell_end
-    from lora_trainer.config.files import read_config
     from lora_trainer.jobs.folder import RunFolder
     from lora_trainer.jobs.job import Job
     from lora_trainer.jobs.ranks import place_of
 
-    place, config = place_of(), read_config(args.config, args.sets, out.note)
-    own_host = host(config.memory.device, place.local)
-    config = launch.placed(config, own_host)
+    place, since, known = place_of(), None, None
+    if args.resume:
+        known, config, since = _resumed(args, leads=place.leads)
+        own_host = host(config.memory.device, place.local)
+    else:
+        config = _new(args, out)
+        own_host = host(config.memory.device, place.local)
+        config = launch.placed(config, own_host)
     if not place.leads:
-        return train_along(config, own_host, place)
-    launch.refuse(launch.problems_before(config, own_host))
-    folder = RunFolder(args.into) if args.into else launch.new_folder(config)
-    job = Job(launch.training(config, own_host, folder, place), folder, [Console(out)])
+        return train_along(config, own_host, place, since)
+    launch.refuse(launch.problems_before(config, own_host, resumed=since is not None))
+    folder = known or (RunFolder(args.into) if args.into else launch.new_folder(config))
+    job = Job(launch.training(config, own_host, folder, place, since), folder, [Console(out)])
     out.note(say("Run {path}", path=str(folder.path)))
     status = run_job(job, out)
     tell_end(job, out)
@@ -45,6 +59,27 @@ def run(args: argparse.Namespace, out: Out) -> int:
         out.line(file)
     out.document(result)
     return exit_status(status)
+
+
+def _new(args: argparse.Namespace, out: Out) -> TrainConfig:
+    from lora_trainer.config.files import read_config
+
+    if args.config is None:
+        raise wrong("CONFIG.toml", say("no settings are given."), say("Give a file of settings, or --resume RUN."))
+    return read_config(args.config, args.sets, out.note)
+
+
+def _resumed(args: argparse.Namespace, *, leads: bool) -> tuple[RunFolder, TrainConfig, Since]:
+    """The run's folder, what it began with, and where it goes on."""
+    from lora_trainer.api import resume
+    from lora_trainer.jobs.manager import MANAGER
+
+    resume.refuse_foreign(args.resume)
+    folder = run_folder(args.resume)
+    if leads:
+        resume.refuse_running(folder, here=MANAGER.runs(folder))
+    config, since = resume.resuming(folder, resume.wanted_by(args.sets), more_epochs=args.more_epochs)
+    return folder, config, since
 
 
 def outcome_of(job: Any, out: Out) -> dict[str, Any]:

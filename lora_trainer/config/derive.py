@@ -131,6 +131,11 @@ def _without_ending(file: str) -> str:
     return file.rpartition(".")[0] or file
 
 
+def validation_seed(config: TrainConfig) -> int:
+    """Seed of which pictures are held back: the run's where it has none of its own."""
+    return config.seed if config.validate.seed is None else config.validate.seed
+
+
 def prompts(config: TrainConfig) -> list[str]:
     """The preview prompts, a line each; empty lines and lines that begin with # are left out, as in sd-scripts' prompt files."""
     lines = [line.strip() for text in config.sample.prompts for line in text.splitlines()]

@@ -567,17 +567,17 @@ class LossConfig:
     )
     loss_type: str = param(
         "l2",
-        "Error",
+        "Loss function",
         "How far off an answer is. Huber and smooth L1 are less moved by pictures that do not fit the others.",
         choices={"l2": "L2 (squared, usual)", "l1": "L1 (absolute)", "huber": "Huber", "smooth_l1": "Smooth L1"},
-        group="Error",
+        group="Loss function",
     )
     huber_schedule: str = param(
         "snr",
         "Huber threshold",
         "From which error on Huber and smooth L1 count like L1: by the noise of the step, falling with it, or always the same.",
         choices={"snr": "By signal to noise", "exponential": "Falling with the noise", "constant": "The same at all steps"},
-        group="Error",
+        group="Loss function",
         when={"loss_type": ("huber", "smooth_l1")},
     )
     huber_c: float = param(
@@ -586,7 +586,7 @@ class LossConfig:
         "The smallest threshold. Lower is nearer to L1.",
         above=0.0,
         high=10.0,
-        group="Error",
+        group="Loss function",
         when={"loss_type": ("huber", "smooth_l1")},
     )
     huber_scale: float = param(
@@ -595,7 +595,7 @@ class LossConfig:
         "The threshold is multiplied by this, except by signal to noise.",
         above=0.0,
         high=100.0,
-        group="Error",
+        group="Loss function",
         when={"loss_type": ("huber", "smooth_l1"), "huber_schedule": ("exponential", "constant")},
     )
     min_snr_gamma: float = param(
@@ -693,7 +693,7 @@ class LossConfig:
     max_timestep: int = param(
         1000,
         "Step of noise to stop before",
-        "Pictures are never shown with the noise of this step of 1000 or more. Below 1000 the model learns details and not composition.",
+        "Pictures are never shown with as much noise as this step of 1000 has. 500: details are learned, and hardly composition.",
         low=1,
         high=1000,
         group="Steps of noise",

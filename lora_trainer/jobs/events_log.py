@@ -39,6 +39,11 @@ class EventsLog:
                 lines = [file.readline() for _ in range(count)]
         return _parsed(lines)
 
+    def count(self) -> int:
+        """How many events there are."""
+        with self._lock:
+            return self._lines if self._catch_up() else 0
+
     def _catch_up(self) -> bool:
         """Counts the lines that came since the last time; starts anew when the file was replaced by a shorter one."""
         try:
@@ -59,6 +64,23 @@ class EventsLog:
                     if self._lines % STRIDE == 0:
                         self._marks.append(self._end)
         return True
+
+
+def mend(path: Path) -> None:
+    """Takes away half a line that a killed process left at the end, so that another one can write on."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, 2)
+        start = end
+        while start:
+            start = max(0, start - TAIL)
+            file.seek(start)
+            found = file.read(min(TAIL, end - start)).rfind(b"\n")
+            if found >= 0:
+                start += found + 1
+                break
+        file.truncate(start)
 
 
 def last_events(path: Path, size: int = TAIL) -> list[dict[str, Any]]:

@@ -7,19 +7,20 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from lora_trainer.control import COMMANDS
+from lora_trainer.control import CHANGE, COMMANDS
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs import versions
+from lora_trainer.jobs import states, versions
 from lora_trainer.jobs.alive import process_alive, process_mark
 from lora_trainer.jobs.events_log import EventsLog, last_events
-from lora_trainer.jobs.status import ENDED, PHASE_STATES
+from lora_trainer.jobs.status import ENDED, FROM_STATE, PHASE_STATES
 from lora_trainer.messages import Message
 
 STALE_SECONDS = 600
@@ -28,7 +29,7 @@ STALE_SECONDS = 600
 
 @attrs.frozen(eq=False)
 class RunFolder:
-    """`config.toml plan.json events.jsonl manifest.json report.txt samples/ grid/ control`; its name is the run's id."""
+    """`config.toml plan.json events.jsonl manifest.json report.txt samples/ state/ grid/ control`; its name is the run's id."""
 
     path: Path
     log: EventsLog = attrs.field(init=False)
@@ -147,7 +148,7 @@ class RunFolder:
         outcome = self.outcome(running=running)
         about, manifest = self.about(), self.manifest()
         tail = last_events(self.events_file)
-        steps = [line for line in tail if "step" in line]
+        steps = _steps(tail)
         stepped: dict[str, Any] = next((line for line in reversed(tail) if line["event"] == "stepped"), {})
         return {
             "id": self.id,
@@ -157,7 +158,8 @@ class RunFolder:
             "state": outcome or _state(tail),
             "outcome": outcome,
             "started": manifest.get("started") or about["created"],
-            "step": max((line["step"] for line in steps), default=manifest.get("step", 0)),
+            "step": max(steps, default=manifest.get("step", 0)),
+            "state_step": states.newest_step(self.path),
             "total_steps": manifest.get("total_steps") or self.plan().get("total_steps", 0),
             "epoch": stepped.get("epoch", manifest.get("epoch", 0)),
             "best_epoch": (manifest.get("best") or {}).get("epoch"),
@@ -175,11 +177,18 @@ class RunFolder:
         """Writes a command where the running process looks for it. Raises ValueError for an unknown word."""
         if word not in COMMANDS:
             raise ValueError(f"unknown command {word!r}; known: {', '.join(COMMANDS)}")
+        self._tell(word)
+
+    def change(self, wanted: Mapping[str, Any]) -> None:
+        """Writes options and their new values (see Control.change) where the running process looks for them."""
+        self._tell(f"{CHANGE} {json.dumps(dict(wanted))}")
+
+    def _tell(self, line: str) -> None:
         try:
             unread = self.control_file.read_text(encoding="utf-8")
         except OSError:
             unread = ""
-        write_atomically(self.control_file, f"{unread}{word}\n".encode())
+        write_atomically(self.control_file, f"{unread}{line}\n".encode())
 
     def remove(self) -> None:
         """Deletes the folder; the weights in the output folder stay."""
@@ -197,6 +206,17 @@ def runs_in(runs_dir: Path) -> list[RunFolder]:
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run."""
     return (path / "run.json").is_file() or (path / "events.jsonl").is_file()
+
+
+def _steps(tail: list[dict[str, Any]]) -> list[int]:
+    """The steps that the lines tell of, without those that a resume has taken back."""
+    found: list[int] = []
+    for line in tail:
+        if line["event"] == "resumed" and line.get("reason") == FROM_STATE:
+            found = [step for step in found if step <= line["step"]]
+        if "step" in line:
+            found.append(line["step"])
+    return found
 
 
 def _state(tail: list[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ import errno
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -65,6 +65,7 @@ class Job(Snapshots):
         self.error: BaseException | None = None
         self.asked = ""
         self._sinks: list[Sink] = [*standard_sinks(folder), *sinks]
+        self.status = attrs.evolve(self.status, n=folder.log.count())  # a run that is resumed writes on
         self._thread: threading.Thread | None = None
         folder.claim()
 
@@ -72,6 +73,10 @@ class Job(Snapshots):
         """Hands a command to the work. Raises ValueError for an unknown word."""
         self.control.command(word)
         self.asked = word
+
+    def change(self, wanted: Mapping[str, Any]) -> None:
+        """Options (dotted path -> value) that are to have these values from the next step on."""
+        self.control.change(wanted)
 
     def start(self) -> None:
         """Runs in a thread of its own."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ class OwnProcess(Snapshots):
         self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"], of=about["of"])
         self.error: BaseException | None = None
         self.asked = ""
-        self.read = len(folder.events())
+        self.read = folder.log.count()
+        self.status = attrs.evolve(self.status, n=self.read)
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
@@ -82,6 +83,10 @@ class OwnProcess(Snapshots):
         """Puts a command into the run's inbox. Raises ValueError for an unknown word."""
         self.folder.command(word)
         self.asked = word
+
+    def change(self, wanted: Mapping[str, Any]) -> None:
+        """Puts changes (dotted path -> value) into the run's inbox."""
+        self.folder.change(wanted)
 
     def snapshot(self, language: str = "en") -> dict[str, Any]:
         """As a Job's, and that it is a process of its own."""

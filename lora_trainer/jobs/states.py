@@ -6,13 +6,14 @@ import hashlib
 import json
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from lora_trainer.config.live import changeable
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import file_sha256
 
@@ -41,10 +42,14 @@ class KeptState:
 
 @attrs.frozen
 class Since:
-    """Where a run goes on: its state, and the changes that were made after it, as {"path", "new", "step"} in order."""
+    """Where a run goes on: its state, and the changes that were made after it, as {"path", "new", "step"} in order.
+
+    `told` are the files of weights that its events tell of.
+    """
 
     kept: KeptState
     replay: tuple[Mapping[str, Any], ...] = ()
+    told: frozenset[str] = frozenset()
 
     def settings(self) -> dict[str, Any]:
         """Path -> value of everything that is changed when the run goes on."""
@@ -52,21 +57,22 @@ class Since:
         return {one["path"]: one["new"] for one in made}
 
 
-def since(run: Path, events: Iterable[Mapping[str, Any]], more: Mapping[str, Any]) -> Since:
+def since(run: Path, events: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> Since:
     """The newest state of a run, the changes that its `events` tell of after it, and `more` changes (path -> value) on top.
 
     Raises TrainerError where there is no state.
     """
     kept = state_to_resume(run)
     told = changes_of(events)[len(kept.plain["changes"]) :]
-    return Since(kept, (*told, *({"path": path, "new": value, "step": kept.step} for path, value in more.items())))
+    files = frozenset(event["path"] for event in events if event["event"] == "saved" and event["step"] <= kept.step)
+    return Since(kept, (*told, *({"path": path, "new": value, "step": kept.step} for path, value in more.items())), files)
 
 
 def changes_of(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The changes of a run in order, each once: what a killed process had done after its last state was done again."""
+    """The changes that somebody made to a run, in order, each once: what a killed process had done after its last state was done again."""
     found: list[Mapping[str, Any]] = []
     for event in events:
-        if event["event"] == "changed":
+        if event["event"] == "changed" and changeable(event["path"]):  # a run also changes by itself what uses less memory
             one = {key: event[key] for key in ("path", "new", "step")}
             if one not in found[-1:]:
                 found.append(one)
@@ -91,6 +97,14 @@ def kept_in(run: Path) -> list[KeptState]:
             if path.name.startswith(PREFIX) and (plain := _read(path / PLAIN)) and _there(path, plain):
                 found.append(KeptState(path, plain["step"], plain["states"], plain))
     return sorted(found, key=lambda state: (state.step, state.number), reverse=True)
+
+
+def newest_step(run: Path) -> int | None:
+    """The step of the newest state, by its name alone; None where there is none."""
+    found = []
+    with suppress(OSError):
+        found = [path.name[len(PREFIX) :].partition("-")[0] for path in (run / FOLDER).iterdir() if path.name.startswith(PREFIX)]
+    return max((int(number) for number in found if number.isdigit()), default=None)
 
 
 def newest(run: Path) -> KeptState | None:

@@ -140,6 +140,8 @@ def _started(status: RunStatus, event: Started, time: float) -> dict[str, Any]:
         "epochs": int(plan.get("epochs") or 0),
         "steps_per_epoch": int(plan.get("steps_per_epoch") or 0),
         "device": event.device,
+        "outcome": None,
+        "problems": (),
     }
 
 

@@ -20,6 +20,7 @@ class Course:
     `step` counts optimizer steps, `epoch` is the one that goes on (1 is the first, 0 before it), `groups` the steps done in it.
     `preview` is the first picture of those drawn at step `sampled_at`. `changes` are the settings that were changed on the way, as
     {"path", "old", "new", "step"}; `began` is when the run began (seconds since 1970), `skipped` how many steps had no usable gradient.
+    `saves` tells of each file its step, its epoch, whether it is the final one, and the average loss then; `states` counts what was kept.
     """
 
     plan: TrainingPlan
@@ -27,6 +28,7 @@ class Course:
     epoch: int = 0
     groups: int = 0
     files: list[Path] = attrs.field(factory=list)
+    saves: dict[str, tuple[int, int, bool, float]] = attrs.field(factory=dict)
     sampled_at: int = -1
     preview: Path | None = None
     validated_at: int = -1
@@ -71,6 +73,7 @@ class Course:
         return {
             **{name: getattr(self, name) for name in _NUMBERS},
             "files": [str(path) for path in self.files],
+            "saves": dict(self.saves),
             "preview": None if self.preview is None else str(self.preview),
             "changes": list(self.changes),
             "recent": list(self.recent),
@@ -84,9 +87,13 @@ class Course:
         for name in _NUMBERS:
             setattr(self, name, plain[name])
         self.files = [Path(text) for text in plain["files"]]
+        self.saves = {path: (step, epoch, final, average) for path, (step, epoch, final, average) in plain["saves"].items()}
         self.preview = Path(plain["preview"]) if plain["preview"] else None
         self.recent.extend(plain["recent"])
         self.early.take_back(plain["early"])
+        if plain["total_steps"] != self.plan.total_steps:
+            self.early.waited = 0  # a run that is prolonged is given time anew
+        self.ended = self.early.ended
 
 
 _NUMBERS = ("step", "epoch", "groups", "sampled_at", "validated_at", "began", "skipped", "states")

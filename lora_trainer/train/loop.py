@@ -73,6 +73,7 @@ def run(
     pictures = setup.read_pictures(config)
     setup.check_optimizer(config)
     with (
+        in_words(lambda: config),
         awake(wanted=config.steps.keep_awake),
         host.lease(config.model) as lease,
         joined(place, lease.device) as shares,

@@ -123,7 +123,7 @@ def read_pictures(config: TrainConfig) -> Pictures:
         closer.verified(found.records, assets.cache_folder()), lambda record: description.subsets[record.subset].data
     )
     usable, prior = [record for record in records if record.usable], config.loss.prior_loss_weight
-    placed = arranged(usable, description, seed=config.seed, fraction=config.validate.fraction, prior_weight=prior)
+    placed = arranged(usable, description, seed=derive.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
     pictures = Pictures(
         tuple(record for record in placed if not record.validation and record.repeats),
         tuple(record for record in placed if record.validation),

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from lora_trainer.config import derive
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET
 from lora_trainer.data import folders
@@ -123,7 +124,7 @@ class DatasetFacts:
             records = tuple(record if record.is_reg else attrs.evolve(record, repeats=config.data.num_repeats) for record in records)
         description = attrs.evolve(self.description or describe(config.data), datasets=self.datasets(config))
         prior, fraction = config.loss.prior_loss_weight, 0.0 if self.held else config.validate.fraction
-        return arranged((*records, *self.held), description, seed=config.seed, fraction=fraction, prior_weight=prior)
+        return arranged((*records, *self.held), description, seed=derive.validation_seed(config), fraction=fraction, prior_weight=prior)
 
     def datasets(self, config: TrainConfig) -> tuple[DataConfig, ...]:
         """Options of each dataset; [data]'s may have changed since the folders were read."""

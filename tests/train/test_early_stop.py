@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 
+from lora_trainer.train.course import Course
 from lora_trainer.train.early_stop import EarlyStop
 
 
@@ -68,3 +70,18 @@ def test_it_goes_on_from_what_was_written_down():
     assert again == early
     again.after(50, 5, 0.9)
     assert again.ended
+
+
+def course(total: int, early: EarlyStop) -> Course:
+    return Course(SimpleNamespace(steps_per_epoch=10, total_steps=total), step=50, epoch=5, early=early)
+
+
+def test_a_run_that_ended_early_stays_ended_and_one_that_is_prolonged_goes_on():
+    early = begun(patience=1)
+    told(early, 0.8, 0.9)
+    plain = json.loads(json.dumps(course(100, early).to_plain()))
+    same, longer = course(100, EarlyStop(patience=1)), course(200, EarlyStop(patience=1))
+    for one in (same, longer):
+        one.take_back(plain)
+    assert same.ended and same.over
+    assert not longer.over and (longer.early.waited, longer.early.lowest) == (0, 0.8)
