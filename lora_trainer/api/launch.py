@@ -116,12 +116,12 @@ def check_model(config: TrainConfig, host: Host) -> None:
 def model_path(config: TrainConfig, host: Host) -> Path:
     """The checkpoint's file, looked at: raises ModelError when it is missing or of a family that cannot be trained."""
     from lora_trainer.host.base import find_checkpoint
-    from lora_trainer.models.detect import inspect
+    from lora_trainer.models.detect import inspect_with
 
     value = config.model.pretrained_model_name_or_path
     info = {} if value else host.model_info()
     path = find_checkpoint(value, host.checkpoints()) if value else Path(str(info.get("path") or ""))
-    inspect(path)
+    inspect_with(path, config.model)
     return path
 
 

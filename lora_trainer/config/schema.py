@@ -51,6 +51,25 @@ class ModelConfig:
         low=75,
         high=225,
     )
+    v2: bool | None = param(
+        None,
+        "Stable Diffusion 2",
+        "Only for settings of sd-scripts: the family is told from the file, and a wrong word is refused.",
+        kind="hidden",
+    )
+    v_parameterization: bool | None = param(
+        None,
+        "Predicts v",
+        "Only where neither the file nor its name tells what the model predicts, and it has been trained to predict v. "
+        "What contradicts the file is refused.",
+        kind="hidden",
+    )
+    zero_terminal_snr: bool | None = param(
+        None,
+        "Zero terminal SNR",
+        "Only where the file does not tell that the model was trained down to pure noise. Needs a model that predicts v.",
+        kind="hidden",
+    )
 
 
 @section

@@ -18,6 +18,7 @@ from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths
 from lora_trainer.host.memory import device_memory
 from lora_trainer.messages import Message
 from lora_trainer.models import detect
+from lora_trainer.models.folder import weights_file
 from lora_trainer.models.source import FileSource, ModelSource
 
 if TYPE_CHECKING:
@@ -61,14 +62,8 @@ class StandaloneHost:
         return (*named, self._root / "models")
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Every .safetensors in the models folders, and the small model; with at most one of the user's own, "" means that one."""
-        own = [
-            path
-            for folder in self._models_dirs()
-            if folder.is_dir()
-            for path in sorted(folder.rglob("*.safetensors"))
-            if _is_checkpoint(path)
-        ]
+        """Every checkpoint in the models folders, and the small model; with at most one of the user's own, "" means that one."""
+        own = [path for folder in self._models_dirs() if folder.is_dir() for path in _checkpoints(folder)]
         found = [Checkpoint(path.stem, path, loaded=len(own) == 1) for path in own]
         return [*found, Checkpoint(assets.TOY, assets.toy_checkpoint(), loaded=not own)]
 
@@ -102,15 +97,19 @@ class StandaloneHost:
     def lease(self, model: ModelConfig) -> Iterator[FileLease]:
         """Reads nothing yet: checks that the files can be trained on, and names them."""
         checkpoint = self._chosen(model.pretrained_model_name_or_path)
-        detect.inspect(checkpoint)
+        facts = detect.inspect_with(checkpoint, model)
         vae = Path(model.vae).expanduser() if model.vae else None
         if vae is not None:
             vae = next((known for known in self.vaes() if model.vae in (known.name, known.stem)), vae)
-            if not vae.is_file():
+            if not vae.exists():
                 raise ModelError(
                     "there is no VAE {name}.", name=model.vae, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty."
                 )
-        yield FileLease(checkpoint, vae, model.clip_skip, _device(self._device, self._number))
+        said = {
+            "prediction": None if model.v_parameterization is None else facts.prediction,
+            "zero_terminal_snr": None if model.zero_terminal_snr is None else facts.zero_terminal_snr,
+        }
+        yield FileLease(checkpoint, vae, model.clip_skip, _device(self._device, self._number), **said)
 
     def _chosen(self, value: str) -> Path:
         if value:
@@ -158,11 +157,14 @@ class FileLease:
     clip_skip: int
     device: torch.device
     own_previews: bool = False
+    prediction: str | None = None
+    """What the user says of it; None: what the file, or the model itself, says."""
+    zero_terminal_snr: bool | None = None
 
     @cached_property
     def source(self) -> ModelSource:
         """The file, and the other VAE where one is wanted."""
-        return FileSource(self.checkpoint, self.vae)
+        return FileSource(self.checkpoint, self.vae, self.prediction, self.zero_terminal_snr)
 
     @property
     def title(self) -> str:
@@ -177,7 +179,7 @@ class FileLease:
     @cached_property
     def sha256(self) -> str:
         """Read once, when somebody asks."""
-        return file_sha256(self.checkpoint)
+        return file_sha256(weights_file(self.checkpoint))
 
     def preview(self, request: PictureRequest, write_weights: object, weight: float, control: object) -> NoReturn:
         """There is no pipeline but the trainer's own."""
@@ -220,6 +222,13 @@ def _device(name: str, number: int) -> torch.device:
             count=torch.cuda.device_count(),
         ) from error
     return device
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Files of checkpoints below a folder, and models in diffusers' layout as their folders."""
+    models = {path.parent for path in folder.rglob("model_index.json")}
+    files = [path for ending in ("safetensors", "ckpt") for path in folder.rglob(f"*.{ending}") if _is_checkpoint(path)]
+    return sorted([*models, *(path for path in files if not models.intersection(path.parents))])
 
 
 def _is_checkpoint(path: Path) -> bool:

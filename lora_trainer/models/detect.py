@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 
@@ -88,6 +88,23 @@ def inspect(path: Path, *, sha256: str = "") -> ModelFacts:
     found = marks.prediction_of(marked, row.family)
     size = marks.native_size(marked, row.size_for(found.kind))
     return _facts(path.stem, row, layout.parts_of(held.tensors, row.family), found, size, marks.few_steps(marked))
+
+
+class Flags(Protocol):
+    """sd-scripts' words about a model, as a config's [model] has them."""
+
+    @property
+    def v2(self) -> bool | None: ...
+    @property
+    def v_parameterization(self) -> bool | None: ...
+    @property
+    def zero_terminal_snr(self) -> bool | None: ...
+
+
+def inspect_with(path: Path, flags: Flags) -> ModelFacts:
+    """Facts of a checkpoint with the user's flags. Raises ModelError also for a flag that the model contradicts."""
+    facts = inspect(path)
+    return facts.settled(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
 
 
 def _bare(keys: Iterable[str]) -> set[str]:

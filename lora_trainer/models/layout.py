@@ -43,6 +43,14 @@ class Row:
     has_label: bool = False
     """Whether the U-Net has a further input for what is known of the whole picture."""
 
+    def base_version(self, prediction: str) -> str:
+        """`ss_base_model_version` of a LoRA, by which hosts list it."""
+        return f"{self.version}_v" if prediction == "v" and self.marks_v else self.version
+
+    def architecture_for(self, prediction: str) -> str:
+        """`modelspec.architecture` of a LoRA."""
+        return f"{self.architecture_v if prediction == 'v' and self.architecture_v else self.architecture}/lora"
+
     def size_for(self, prediction: str) -> int:
         """The native size of models that predict this."""
         return self.native_size_v if prediction == "v" and self.native_size_v else self.native_size

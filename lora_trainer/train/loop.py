@@ -80,7 +80,7 @@ def run(
         claimed(names, own) if place.leads else nullcontext(),
     ):
         machine = Machine(lease.device.type, host.memory()["free_mb"])
-        facts = setup.facts_of(lease.checkpoint)
+        facts = setup.facts_of(lease.checkpoint, config.model)
 
         def planned(config: TrainConfig) -> TrainingPlan:
             return make_plan(config, pictures.records, facts, machine, pictures.datasets, place.count)

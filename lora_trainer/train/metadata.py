@@ -17,6 +17,8 @@ from lora_trainer import __version__
 from lora_trainer.config.schema import DataConfig, LossConfig, ValidateConfig
 from lora_trainer.data.describe import SubsetRules, size_of
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.models import layout
+from lora_trainer.models.folder import weights_file
 
 OF_SUBSET = (
     "color_aug",
@@ -79,6 +81,9 @@ class RunFacts:
     """`ss_` key without the prefix -> value, of everything that was set."""
     datasets: Sequence[Mapping[str, Any]] = ()
     """`ss_datasets`: what sd-scripts says of each dataset where there are several folders."""
+    family: str = "sd1"
+    prediction: str = "epsilon"
+    zero_terminal_snr: bool = False
 
 
 def loss_words(loss: LossConfig) -> dict[str, Any]:
@@ -98,7 +103,6 @@ def loss_words(loss: LossConfig) -> dict[str, Any]:
         "multires_noise_discount": loss.multires_noise_discount,
         "ip_noise_gamma": loss.ip_noise_gamma or None,
         "ip_noise_gamma_random_strength": loss.ip_noise_gamma_random_strength,
-        "zero_terminal_snr": False,
         **{name: getattr(loss, name) for name in OF_LOSS if getattr(loss, name) != getattr(PLAIN_LOSS, name)},
     }
 
@@ -129,16 +133,19 @@ def old_checkpoint_hash(path: Path) -> str:
 
 def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mapping[str, str]) -> dict[str, str]:
     """The part of the header that all files of a run share; all values are strings."""
+    row, weights = layout.row(facts.family), weights_file(facts.checkpoint)
     words = {
         **facts.options,
+        "zero_terminal_snr": facts.zero_terminal_snr,
+        **({"v_parameterization": True} if facts.prediction == "v" else {}),
         "session_id": int(hashlib.sha256(f"{facts.output_name}{facts.started_at}".encode()).hexdigest()[:8], 16),
         "training_started_at": facts.started_at,
         "output_name": facts.output_name,
         "sd_model_name": facts.checkpoint.name,
-        "sd_model_hash": old_checkpoint_hash(facts.checkpoint),
+        "sd_model_hash": old_checkpoint_hash(weights),
         "new_sd_model_hash": facts.checkpoint_sha256,
-        "v2": False,
-        "base_model_version": "sd_v1",
+        "v2": row.v2,
+        "base_model_version": row.base_version(facts.prediction),
         "resolution": f"({facts.resolution[0]}, {facts.resolution[1]})",
         "num_train_images": sum(record.repeats for record in records if not record.is_reg),
         "num_reg_images": sum(record.repeats for record in records if record.is_reg),
@@ -153,12 +160,12 @@ def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mappi
         **{f"ss_{key}": _text(value) for key, value in words.items()},
         **network,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.architecture": row.architecture_for(facts.prediction),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": facts.output_name,
         "modelspec.resolution": f"{facts.resolution[0]}x{facts.resolution[1]}",
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(facts.started_at)),
-        "modelspec.prediction_type": "epsilon",
+        "modelspec.prediction_type": facts.prediction,
         "modelspec.encoder_layer": str(facts.options.get("clip_skip", 1)),
         "modelspec.implementation_version": f"lora_trainer {__version__}",
         **({"modelspec.trigger_phrase": facts.trigger} if facts.trigger else {}),

@@ -96,6 +96,9 @@ class Output:
             resolution=size_of(pictures.datasets[0]),
             options=setup.header_options(config, self.course.plan, pictures.datasets[0], self.trainer.precision.name),
             datasets=metadata.dataset_words(pictures.datasets, pictures.subsets, pictures.trained),
+            family=self.trainer.bundle.family.name,
+            prediction=self.trainer.bundle.prediction,
+            zero_terminal_snr=self.trainer.bundle.zero_terminal_snr,
         )
         return metadata.run_metadata(facts, pictures.trained, self.trainer.adapter.metadata())
 

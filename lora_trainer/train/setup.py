@@ -20,7 +20,7 @@ from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.rates import rate_notes
-from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
+from lora_trainer.config.schema import DataConfig, LossConfig, ModelConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
@@ -32,9 +32,11 @@ from lora_trainer.errors import DatasetError, ModelError, TrainingError
 from lora_trainer.events import Event, Progress, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
+from lora_trainer.models import layout
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.detect import ModelFacts, inspect
+from lora_trainer.models.detect import ModelFacts, inspect_with
+from lora_trainer.models.families import family
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
@@ -342,10 +344,10 @@ def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, li
     return config, []
 
 
-def facts_of(checkpoint: Path) -> ModelFacts | None:
-    """What the file's header tells, or None where a host holds a model whose file cannot be read so."""
+def facts_of(checkpoint: Path, model: ModelConfig) -> ModelFacts | None:
+    """What the file tells with the config's flags, or None where a host holds a model whose file cannot be read so."""
     try:
-        return inspect(checkpoint)
+        return inspect_with(checkpoint, model)
     except ModelError:
         return None
 
@@ -422,10 +424,23 @@ def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) ->
         found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
     together = pictures.batch_sizes[0] * config.steps.gradient_accumulation_steps
     found += [Warned(message, path) for path, message in rate_notes(config, together)]
-    facts = facts_of(checkpoint)
-    found += [Warned(message, path) for path, message in doubts.of_loss(config.loss, prediction=facts.prediction if facts else "epsilon")]
+    found += _of_the_model(config, facts_of(checkpoint, config.model))
     found += [Warned(message, path) for path, message in doubts.of_validation(config.validate, len(pictures.held))]
     return found
+
+
+def _of_the_model(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
+    """What the model's file tells that matters for these settings; without one, what is true of most models."""
+    prediction, zero = (facts.prediction, facts.zero_terminal_snr) if facts is not None else ("epsilon", False)
+    for path, message in doubts.of_loss(config.loss, prediction=prediction, zero_terminal_snr=zero):
+        yield Warned(message, path)
+    if facts is None:
+        return
+    for note in facts.notes:
+        yield Warned(note, "model.pretrained_model_name_or_path")
+    if config.model.clip_skip > 1 and not family(facts.family).reads_clip_skip:
+        label = layout.row(facts.family).label
+        yield Warned(say("{label} always reads the same layer of its text: clip skip changes nothing.", label=label), "model.clip_skip")
 
 
 def check_moved(trainer: Trainer) -> None:

@@ -217,6 +217,11 @@ def _of_other_models(name: str) -> Callable[[Any, Mapping[str, Any], Read], Opti
     return lambda value, given, read: reason(name, value)
 
 
+def _of_the_model(path: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """What the file tells by itself: only a flag that is set is taken along, to be compared with it."""
+    return lambda value, given, read: [(path, True)] if value in (True, "true", "True") else ITSELF
+
+
 def _token_length(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     path = paths().get("max_token_length")
     if path is None:
@@ -244,5 +249,6 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "max_token_length": _token_length,
     "noise_offset_type": _noise_type,
     "max_validation_steps": _validation_batches,
+    **{name: _of_the_model(f"model.{name}") for name in ("v2", "v_parameterization", "zero_terminal_snr")},
     **{name: _of_other_models(name) for name in ("timestep_sampling", "logit_mean", "logit_std", "mode_scale")},
 }
