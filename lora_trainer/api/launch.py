@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -110,7 +111,10 @@ def check_model(config: TrainConfig, host: Host) -> None:
         if not info.get("trainable", True):
             raise TrainerError("{reason}", reason=info.get("reason", ""), path="model.pretrained_model_name_or_path")
         return
-    model_path(config, host)
+    from lora_trainer.models.hub import NotFetched
+
+    with contextlib.suppress(NotFetched):  # the run fetches it
+        model_path(config, host)
 
 
 def model_path(config: TrainConfig, host: Host) -> Path:

@@ -12,6 +12,7 @@ import attrs
 
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.messages import Message, say
+from lora_trainer.models import hub
 
 if TYPE_CHECKING:
     import torch
@@ -188,9 +189,9 @@ def with_remedy(error: TrainerError) -> Message:
 
 
 def find_checkpoint(value: str, known: Sequence[Checkpoint]) -> Path:
-    """The file that a config's base model means: a path, or the title, file name or stem of a known checkpoint.
+    """The file that a config's base model means: a path, the title, file name or stem of a known checkpoint, or a model of a Hub.
 
-    Raises ModelError that offers the nearest known name.
+    Raises ModelError that offers the nearest known name, NotFetched for a Hub's model that is not here yet.
     """
     path = Path(value).expanduser()
     if path.is_absolute() or path.exists():
@@ -201,6 +202,8 @@ def find_checkpoint(value: str, known: Sequence[Checkpoint]) -> Path:
             names.setdefault(name.casefold(), checkpoint.path)
     if found := names.get(value.casefold()):
         return found
+    if (name := hub.Name.read(value)) is not None:
+        return hub.here(name)
     near = get_close_matches(value.casefold(), names, 1)
     fix = "Did you mean {near}?" if near else "Choose a checkpoint file."
     raise ModelError("there is no checkpoint {name}.", name=value, near=names[near[0]].name if near else "", path=MODEL_FIELD, fix=fix)

@@ -19,6 +19,7 @@ from typing import Any
 
 import attrs
 
+from lora_trainer import assets
 from lora_trainer.errors import ModelError
 from lora_trainer.files import locked, replace_file
 from lora_trainer.models.folder import ENDINGS, NAMES, PARTS
@@ -27,6 +28,7 @@ ENDPOINT = "https://huggingface.co"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@:]+\.(?:safetensors|ckpt)))?(?:@(?P<revision>[\w./-]+))?")
 LINK = re.compile(r"^([\w.-]+/[\w.-]+)/(?:blob|resolve|tree)/([\w.-]+)/?([^?]*)(?:\?.*)?$")
 """The address of a page of a model, without the Hub's own."""
+CHECKPOINTS = (".safetensors", ".ckpt")
 BLOCK = 1 << 20
 SECONDS = 30
 TRIES = 5
@@ -47,9 +49,19 @@ class Name:
         """The model that a text names; None when it looks like a path, a title or a link instead."""
         text = LINK.sub(r"\1/\3@\2", text.strip().removeprefix(f"{ENDPOINT}/")).replace("/@", "@")
         found = NAME.fullmatch(text)
-        if found is None or found["repo"].startswith(".") or ".." in text or found["repo"].endswith((".safetensors", ".ckpt")):
+        if found is None or found["repo"].startswith(".") or ".." in text or found["repo"].endswith(CHECKPOINTS):
             return None
         return cls(found["repo"], found["file"] or "", revision or found["revision"] or "main")
+
+
+class NotFetched(ModelError):
+    """A model of a Hub that is not on this computer yet."""
+
+    def __init__(self, name: Name) -> None:
+        super().__init__(
+            "{name} is a model of a Hub that is not here yet.", name=name.repo, path=FIELD, fix="A run fetches it when it begins."
+        )
+        self.name = name
 
 
 @attrs.frozen
@@ -193,22 +205,30 @@ def place(name: Name, cache: Path, endpoint: str = ENDPOINT) -> Path | None:
         return None
     if not all((root / commit / path).is_file() for path in files):
         return None
-    return root / commit / files[0] if len(files) == 1 else root / commit
+    return root / commit / files[0] if files[0].endswith(CHECKPOINTS) else root / commit
+
+
+def here(name: Name) -> Path:
+    """The folder or file of a model of the environment's Hub. Raises NotFetched when it is not on this computer."""
+    found = place(name, assets.cache_folder(), Hub.of_environment().endpoint)
+    if found is None:
+        raise NotFetched(name)
+    return found
 
 
 def chosen(name: Name, held: list[str]) -> list[str]:
     """The files that a run needs: the one that was named, the parts of a diffusers folder, or the only checkpoint. Raises ModelError."""
     if name.file:
         if name.file in held:
-            return [name.file]
+            return _with_yaml(name.file, held)
         raise ModelError("{name} holds no file {file}.", name=name.repo, file=name.file, path=FIELD, fix="Name one of its files.")
     if "unet/config.json" in held:
         folders = [inner for inner in PARTS.values() if f"{inner}/config.json" in held]
         configs = ["model_index.json", "scheduler/scheduler_config.json", *(f"{inner}/config.json" for inner in folders)]
         return [path for path in configs if path in held] + [path for inner in folders for path in _weights(name, inner, held)]
-    files = [path for path in held if path.endswith(".safetensors")] or [path for path in held if path.endswith(".ckpt")]
+    files = [path for path in held if path.endswith(CHECKPOINTS[0])] or [path for path in held if path.endswith(CHECKPOINTS[1])]
     if len(files) == 1:
-        return files
+        return _with_yaml(files[0], held)
     raise ModelError(
         "{name} holds {count} checkpoints, and no model in diffusers' layout.",
         name=name.repo,
@@ -217,6 +237,12 @@ def chosen(name: Name, held: list[str]) -> list[str]:
         fix="Name one of its files: {name}/{file}",
         file=files[0] if files else "model.safetensors",
     )
+
+
+def _with_yaml(file: str, held: list[str]) -> list[str]:
+    """A checkpoint, and the yaml beside it, which may tell what it predicts."""
+    beside = f"{file.rpartition('.')[0]}.yaml"
+    return [file, beside] if beside in held else [file]
 
 
 def _weights(name: Name, inner: str, held: list[str]) -> list[str]:

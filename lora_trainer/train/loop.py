@@ -72,6 +72,10 @@ def run(
         refuse_overwriting(names, own)
     pictures = setup.read_pictures(config)
     setup.check_optimizer(config)
+    yield from setup.fetched(config.model, host, control)
+    if control.stopping:
+        yield Stopped(0, ())
+        return
     with (
         in_words(lambda: config),
         awake(wanted=config.steps.keep_awake),

@@ -29,10 +29,10 @@ from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.store import LATENTS
 from lora_trainer.errors import DatasetError, ModelError, TrainingError
-from lora_trainer.events import Event, Progress, Warned
-from lora_trainer.host.base import Lease
+from lora_trainer.events import Event, Phase, Progress, Warned
+from lora_trainer.host.base import Host, Lease, find_checkpoint
 from lora_trainer.messages import Message, say
-from lora_trainer.models import layout
+from lora_trainer.models import hub, layout
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detect import ModelFacts, inspect_with
@@ -54,6 +54,7 @@ from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views, sizes_of
 
 RELEASED: Any = None
+MEGABYTE = 2**20
 ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
 """Sections that several processes of a run must have alike; folders may have other names on other machines."""
 NAMED = 5
@@ -342,6 +343,25 @@ def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, li
         told = say("{why} {other} takes its place: the same steps, more memory.", why=error.problems[0].message, other=known.stand_in)
         return instead, [Warned(told, "optimizer.type")]
     return config, []
+
+
+def fetched(model: ModelConfig, host: Host, control: Control) -> Iterator[Event]:
+    """Brings a Hub's model here where the config names one that is not; Progress in MB. Raises ModelError."""
+    if not (named := model.pretrained_model_name_or_path):
+        return
+    try:
+        find_checkpoint(named, host.checkpoints())
+    except hub.NotFetched as missing:
+        total = 0
+        for progress in hub.Hub.of_environment().fetch(missing.name, assets.cache_folder()):
+            if progress.total != total:
+                total = progress.total
+                yield Phase("fetching", total // MEGABYTE)
+            yield Progress(progress.done // MEGABYTE)
+            if control.stopping:
+                return
+    except ModelError:
+        return  # the lease says what is wrong
 
 
 def facts_of(checkpoint: Path, model: ModelConfig) -> ModelFacts | None:

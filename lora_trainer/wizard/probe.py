@@ -8,6 +8,7 @@ from lora_trainer.config.schema import ModelConfig
 from lora_trainer.errors import ModelError
 from lora_trainer.host.base import Host, find_checkpoint
 from lora_trainer.models.detect import ModelFacts, inspect
+from lora_trainer.models.hub import NotFetched
 from lora_trainer.wizard.facts import MachineFacts
 
 
@@ -32,7 +33,10 @@ def model(config: ModelConfig, model_path: Path | None, host: Host | None) -> Mo
     if model_path is not None:
         return inspect(model_path)
     if config.pretrained_model_name_or_path:
-        return inspect(find_checkpoint(config.pretrained_model_name_or_path, [] if host is None else host.checkpoints()))
+        try:
+            return inspect(find_checkpoint(config.pretrained_model_name_or_path, [] if host is None else host.checkpoints()))
+        except NotFetched:
+            return None
     loaded = next((known.path for known in host.checkpoints() if known.loaded), None) if host is not None else None
     try:
         return None if loaded is None else inspect(loaded)

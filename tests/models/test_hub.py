@@ -213,6 +213,12 @@ def test_pieces_of_a_large_part_come_with_their_index():
     assert set(pieces) < set(chosen(NAME, [*held, *pieces]))
 
 
+def test_the_yaml_beside_a_checkpoint_comes_along(stand_in, tmp_path: Path):
+    stand_in.files = {"x.safetensors": b"weights", "x.yaml": b"parameterization: v", "readme.md": b""}
+    found = fetch(stand_in, tmp_path)
+    assert (found.read_bytes(), found.with_suffix(".yaml").read_bytes()) == (b"weights", b"parameterization: v")
+
+
 def test_several_checkpoints_have_to_be_chosen_from():
     with pytest.raises(ModelError, match="holds 2 checkpoints") as caught:
         chosen(NAME, ["a.safetensors", "b.safetensors", "readme.md"])
