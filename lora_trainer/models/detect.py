@@ -54,6 +54,9 @@ class ModelFacts:
     notes: tuple[Message, ...] = ()
     """What the user should know of the model before training on it."""
     found: marks.Prediction | None = None
+    unet_lora: int = 0
+    """Parameters of a LoRA of rank 1 on the U-Net; 0 where they were not counted."""
+    text_lora: int = 0
 
     def settled(
         self, *, v2: bool | None = None, v_parameterization: bool | None = None, zero_terminal_snr: bool | None = None
@@ -136,6 +139,8 @@ def _facts(title: str, row: Row, parts: Mapping[str, Any], found: marks.Predicti
         sure=found.sure,
         notes=(_about_few_steps(few_steps),) if few_steps else (),
         found=found,
+        unet_lora=shapes.lora_parameters(unet),
+        text_lora=sum(map(shapes.lora_parameters, texts)),
     )
 
 

@@ -89,6 +89,16 @@ def text_config(state: Mapping[str, Any], heads: int, *, activation: str = "quic
     }
 
 
+TARGET = re.compile(r"(.*\.attentions\.\d+\.|text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.).*\.weight")
+"""Layers that a LoRA is put on, and the norms between them, which have one dimension only."""
+
+
+def lora_parameters(state: Mapping[str, Any]) -> int:
+    """Parameters of a LoRA of rank 1 on a U-Net's or text encoder's attention layers: what goes in and out of each."""
+    layers = (value.shape for name, value in state.items() if value.ndim > 1 and TARGET.fullmatch(name))
+    return sum(shape[0] + shape[1] for shape in layers)
+
+
 def _count(names: Iterable[str], pattern: str) -> int:
     """One more than the largest number that the pattern finds at the beginning of a name; 0 where it finds none."""
     wanted = re.compile(pattern)

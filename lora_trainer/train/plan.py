@@ -177,12 +177,10 @@ def step_parts(choice: Choice, trained: int, numbers: Numbers, state: float = 8.
 
 
 def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:
-    """Parameters of the LoRA: what Stable Diffusion 1.5 has at rank 1 (192 and 72 layers), scaled by rank and width."""
-    wide = 1.0 if facts is None else facts.model_channels / SD1_CHANNELS
-    deep = 1.0 if facts is None else facts.text_layers / 12 * facts.context_width / 768
-    unet = 424_960 * wide if derive.trains_unet(config) else 0
-    text = 165_888 * deep if derive.trains_text_encoder(config) else 0
-    return int((unet + text) * config.network.dim)
+    """Parameters of the LoRA: as many as the model's layers have at rank 1, times the rank; without a file Stable Diffusion 1.5's."""
+    unet, text = (423_936, 165_888) if facts is None or not facts.unet_lora else (facts.unet_lora, facts.text_lora)
+    parts = (unet if derive.trains_unet(config) else 0, text if derive.trains_text_encoder(config) else 0)
+    return sum(parts) * config.network.dim
 
 
 def _count_files(saves: Marks, per_epoch: int, total: int) -> int:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks import random_checkpoint
+from lora_trainer.adapters.targets import TEXT_OWNERS, UNET_OWNERS, layers
 from lora_trainer.errors import ModelError
-from lora_trainer.models import marks
+from lora_trainer.models import marks, shapes
 from lora_trainer.models.detect import ModelFacts, inspect, read_header
 
 UNET = "model.diffusion_model."
@@ -175,6 +177,18 @@ def test_counts_and_widths_of_each_family_are_those_of_its_shapes(checkpoint):
     assert (sd2.model_channels, sd2.context_width, sd2.text_layers, sd2.unet_heads, sd2.text_heads) == (64, 64, 3, 1, 4)
     assert (sdxl.model_channels, sdxl.context_width, sdxl.text_layers) == (32, 32 + 64, 8)
     assert sdxl.unet_parameters == sum(entry_size(checkpoint("sdxl"), UNET))
+
+
+@pytest.mark.parametrize(("family", "unet", "text"), [("sd1", 423_936, 165_888), ("sd2", 432_128, 423_936), ("sdxl", 2_659_840, 903_168)])
+def test_a_lora_of_rank_1_has_as_many_parameters_as_the_layers_of_the_released_models_ask_for(family, unet, text):
+    """Stable Diffusion 1.5's at rank 16 in fp16 is the 18.87 MB file of sd-scripts."""
+    found = random_checkpoint.SHAPES[family][0].modules()
+    counts = [shapes.lora_parameters(dict(module.named_parameters())) for module in found]
+    adapters = [sum(sum(layer.weight.shape[:2]) for _, layer in layers(module, UNET_OWNERS | TEXT_OWNERS)) for module in found]
+    assert counts[0] == adapters[0] == unet
+    assert sum(counts[2:]) == sum(adapters[2:])
+    unread = sum(counts[2:]) // 24 if family == "sd2" else 0
+    assert sum(counts[2:]) - unread == text
 
 
 def entry_size(path: Path, beginning: str) -> list[int]:
