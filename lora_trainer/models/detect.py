@@ -68,8 +68,15 @@ class ModelFacts:
         size = self.native_size
         if made.kind != self.prediction and size in (row.native_size, row.native_size_v):
             size = row.size_for(made.kind)
-        told = {"prediction": made.kind, "because": made.because, "sure": made.sure, "zero_terminal_snr": made.zero_terminal_snr}
-        return attrs.evolve(self, **told, native_size=size, found=made)
+        return attrs.evolve(
+            self,
+            prediction=made.kind,
+            because=made.because,
+            sure=made.sure,
+            zero_terminal_snr=made.zero_terminal_snr,
+            native_size=size,
+            found=made,
+        )
 
 
 def inspect(path: Path, *, sha256: str = "") -> ModelFacts:

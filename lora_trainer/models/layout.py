@@ -195,9 +195,9 @@ def vae_prefixes(levels: int) -> dict[str, str]:
             prefixes.update(_vae_resnet(f"{side}.mid.{block}", f"{side}.mid_block.resnets.{number}"))
         prefixes.update(_inside(f"{side}.mid.attn_1", f"{side}.mid_block.attentions.0", VAE_ATTENTION))
     for level in range(levels):
-        for block in range(8):
-            prefixes.update(_vae_resnet(f"encoder.down.{level}.block.{block}", f"encoder.down_blocks.{level}.resnets.{block}"))
-            prefixes.update(_vae_resnet(f"decoder.up.{level}.block.{block}", f"decoder.up_blocks.{levels - 1 - level}.resnets.{block}"))
+        for place in range(8):
+            prefixes.update(_vae_resnet(f"encoder.down.{level}.block.{place}", f"encoder.down_blocks.{level}.resnets.{place}"))
+            prefixes.update(_vae_resnet(f"decoder.up.{level}.block.{place}", f"decoder.up_blocks.{levels - 1 - level}.resnets.{place}"))
         prefixes[f"encoder.down.{level}.downsample.conv"] = f"encoder.down_blocks.{level}.downsamplers.0.conv"
         prefixes[f"decoder.up.{level}.upsample.conv"] = f"decoder.up_blocks.{levels - 1 - level}.upsamplers.0.conv"
     return prefixes

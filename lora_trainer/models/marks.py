@@ -73,15 +73,15 @@ def prediction_of(marked: Marked, family: str) -> Prediction:
 def _kind(marked: Marked, family: str) -> tuple[str, Message, bool, bool]:
     if V_KEY in marked.keys:
         return "v", say("the checkpoint's key {name}", name=V_KEY), True, True
-    if kind := WORDS.get(_in_yaml(marked.yaml, "parameterization")) or _scaling(marked.yaml):
-        return kind, say("the yaml file beside the checkpoint"), True, True
+    if described := WORDS.get(_in_yaml(marked.yaml, "parameterization")) or _scaling(marked.yaml):
+        return described, say("the yaml file beside the checkpoint"), True, True
     for name in ("modelspec.prediction_type", "modelspec.predict_key"):
-        if kind := WORDS.get(str(marked.words.get(name, "")).lower()):
-            return kind, say("{name} in the checkpoint's header", name=name), True, True
+        if said := WORDS.get(str(marked.words.get(name, "")).lower()):
+            return said, say("{name} in the checkpoint's header", name=name), True, True
     if _said(marked.words, "v_parameterization") or str(marked.words.get("modelspec.architecture", "")).endswith("768-v"):
         return "v", say("the words of the checkpoint's header"), True, True
-    if kind := HASHES.get(marked.sha256):
-        return kind, say("its hash: a released file"), True, True
+    if known := HASHES.get(marked.sha256):
+        return known, say("its hash: a released file"), True, True
     if V_NAME.search(marked.name):
         return "v", say("its name; nothing inside says so, so the model itself is asked when it is loaded"), False, False
     if family == "sd2":
