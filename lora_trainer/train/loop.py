@@ -167,7 +167,7 @@ class _Run:
             live=Live(trainer, course, planned),
             guards=Guards(trainer, course),
             shares=shares,
-            ladder=Ladder(trainer, course, lambda: updater.begun),
+            ladder=Ladder(trainer, course, lambda: updater.begun or shares.met),
         )
 
     @property
@@ -274,8 +274,8 @@ class _Run:
             total = self.gradient.add_up(group)
             total = self.shares.add_up([group.buffer for group in self.trainer.optimizer.groups], total)
             rate = plan.rate_factor(course.step)
-            norm = self.updater.update(rate, self.config.optimizer.max_grad_norm, course.step + 1)
-        loss, rates = float(total), self.trainer.optimizer.rates(rate)
+            norm, loss = self.updater.update(rate, self.config.optimizer.max_grad_norm, total, course.step + 1)
+        rates = self.trainer.optimizer.rates(rate)
         seconds = time.perf_counter() - begin
         self.guards.look(loss, norm, seconds)
         course.stepped(loss)

@@ -38,6 +38,8 @@ class Shares:
     """One process that does it all."""
 
     place: Place = ALONE
+    met: bool = False
+    """Whether the others have this step's gradient already: it cannot be calculated anew by one process alone."""
 
     def of(self, batch: Sequence[Item]) -> Sequence[Item]:
         """This process's part of a batch; may be empty."""
@@ -90,6 +92,7 @@ class Together(Shares):
         flat = torch.cat([*parts, there, loss.detach().reshape(1).float()])
         with self._named():
             dist.all_reduce(flat)
+        self.met = True
         *sums, counts, total = flat.split([*(parameter.numel() for parameter in parameters), len(parameters), 1])
         for parameter, gradient, count in zip(parameters, sums, counts.tolist(), strict=True):
             if parameter.grad is not None:
@@ -190,6 +193,7 @@ class Agreed(Control):
 
     def agree(self) -> None:
         """Takes over what was asked of the first process by now."""
+        self.together.met = False
         news = None
         if self.together.place.leads:
             stop, changes = self.asked.stopping, self.asked.take_changes()
