@@ -190,6 +190,7 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
     epochs.fill(str(wanted))
     epochs.press("Tab")
     page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
+    page.wait_for_function("steps => LoraTrainer.seen.status.run.total_steps === steps", arg=3 * wanted, timeout=30_000)
     page.get_by_role("button", name="More epochs…").click(timeout=120_000)
     assert page.evaluate("LoraTrainer.runData('steered').last.step") == 3 * wanted
     page.get_by_label("Further epochs").fill("2")
