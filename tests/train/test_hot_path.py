@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_trainer.control import Control
@@ -56,8 +57,9 @@ def watched(tmp_path: Path, monkeypatch):
 def test_a_step_reads_its_numbers_at_once_collects_nothing_and_starts_no_process(watched):
     names, collected, children, last = watched
     assert last.epoch > 1
-    # what float(tensor) does, and would wait for the GPU: only the step of noise is drawn so, of each picture and on the CPU
-    assert names["_local_scalar_dense"] == 5 * PICTURES
+    # what float(tensor) does, and would wait for the GPU: only the step of noise is drawn so, of each picture and on the CPU;
+    # torch 2.1's AdamW, which is not fused on the CPU, reads its count of steps
+    assert names["_local_scalar_dense"] == 5 * (PICTURES + (not hasattr(torch.amp, "GradScaler")))
     assert names["convolution"] > 5 * 50
     assert collected == []
     assert children == []
