@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import weakref
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_trainer.config.optimizers import OPTIMIZER_CHOICES, OPTIMIZER_NAMES, SCHEDULE_CHOICES, optimizer_named
 from lora_trainer.errors import MissingPackage, TrainerError
@@ -106,7 +106,7 @@ def test_a_parked_optimizer_leaves_no_storage_of_its_own_behind(name: str):
     train(optimizer, 0, 2)
     held = [tensor for state in optimizer.inner.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
     held += [group.buffer.detach() for group in optimizer.groups]
-    storages = [weakref.ref(tensor.untyped_storage()) for tensor in held]
+    storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in held]
     before = values(parts)
     addresses = {tensor.untyped_storage().data_ptr() for tensor in held}
     optimizer.park()
@@ -114,7 +114,7 @@ def test_a_parked_optimizer_leaves_no_storage_of_its_own_behind(name: str):
     after += [group.buffer for group in optimizer.groups] + [parameter for part in parts.values() for parameter in part]
     assert not addresses & {tensor.untyped_storage().data_ptr() for tensor in after}
     del held
-    assert [storage() for storage in storages] == [None] * len(storages)
+    assert all(storage.expired() for storage in storages)
     assert same(values(parts), before)
 
 

@@ -1,6 +1,7 @@
 """Optimizers step as their papers say: to 1e-6 beside numpy in double precision, over two groups and several steps.
 
-Prodigy's estimate comes from how far all weights have moved, of which single precision sees little at first: it is held beside in double.
+Prodigy's estimate comes from how far all weights have moved, of which single precision sees little at first: it is held beside in double,
+and with a tiny eps, which the package multiplies with the new estimate and the paper with the old one.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ CASES: list[tuple[str, Any, float, dict[str, Any], torch.dtype]] = [
     ("torch.optim.AdamW", steps.AdamW, 1e-2, {}, torch.float32),
     ("Lion", steps.Lion, 1e-3, {}, torch.float32),
     ("AdaFactor", steps.Adafactor, 1e-2, FIXED, torch.float32),
-    ("Prodigy", lambda weights: steps.Prodigy(weights, first=1e-3), 1.0, {"d0": 1e-3}, torch.float64),
+    ("Prodigy", lambda weights: steps.Prodigy(weights, first=1e-3, eps=1e-15), 1.0, {"d0": 1e-3, "eps": 1e-15}, torch.float64),
 ]
 
 
