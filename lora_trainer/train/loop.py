@@ -177,6 +177,8 @@ class _Run:
     def take_back(self, since: Since) -> Iterator[Event]:
         """The run is where it was when its state was kept; changes that were made after that are to be made again."""
         course = self.course
+        self.output.sweep()
+        self.keeping.sweep()
         self.live.take_back(since.kept.plain["changes"])
         with torch.inference_mode(False):
             state.put_back(state.read(since.kept), self.trainer, course)
