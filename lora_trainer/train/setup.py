@@ -352,7 +352,7 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
         "num_epochs": plan.epochs,
         "max_train_steps": plan.total_steps,
         "batch_size_per_device": data.batch_size,
-        "total_batch_size": data.batch_size,
+        "total_batch_size": data.batch_size * plan.processes,
         "gradient_accumulation_steps": config.steps.gradient_accumulation_steps,
         "gradient_checkpointing": config.memory.gradient_checkpointing,
         "lr_scheduler": config.schedule.type,
