@@ -83,8 +83,6 @@ def test_pictures_model_and_name_are_all_looked_at_before_anything_is_made(shell
 pretrained_model_name_or_path = "none.safetensors"
 [data]
 train_data_dir = "none"
-[sample]
-prompts = ["x --w wide"]
 [save]
 output_dir = "my.toml/out"
 """
@@ -92,7 +90,7 @@ output_dir = "my.toml/out"
     done = shell("train", "my.toml")
     assert done.returncode == 2
     paths = [line.partition(":")[0] for line in done.stderr.splitlines()]
-    assert paths == ["model.pretrained_model_name_or_path", "data.train_data_dir", "sample.prompts", "save.output_dir", "save.runs_dir"]
+    assert paths == ["model.pretrained_model_name_or_path", "data.train_data_dir", "save.output_dir", "save.runs_dir"]
     assert sorted(path.name for path in shell.folder.iterdir()) == ["my.toml"]
 
 

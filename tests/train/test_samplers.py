@@ -156,9 +156,8 @@ def far_from_heun(name: str, steps: int) -> float:
     return far / nothing_in_common
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpmsolver++"])
-def test_samplers_without_noise_draw_about_the_same_picture_with_the_small_model(name: str):
-    assert far_from_heun(name, 16) < 0.4
+def test_samplers_without_noise_draw_about_the_same_picture_with_the_small_model():
+    assert far_from_heun("dpmsolver++", 14) < 0.4
 
 
 @pytest.mark.slow
@@ -169,7 +168,7 @@ def test_the_more_steps_the_more_alike_are_the_pictures_of_samplers_without_nois
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "dpm_2_a"])
 def test_a_batch_of_the_small_model_draws_what_each_alone_draws(name: str):
-    first = attrs.evolve(ASKED, sampler=name, steps=6)
+    first = attrs.evolve(ASKED, sampler=name, steps=4)
     second = attrs.evolve(first, seed=5, prompt="a blue star")
     both = drawn(first, second)
     for request, found in zip((first, second), both, strict=True):
