@@ -66,6 +66,8 @@ def test_check_has_its_shape_even_where_nothing_can_be_planned(shell):
         ["sample", "--model", "toy-sd15-host", "--lora", "my.toml", "--prompt", "x", "--out", "x.png"],
         ["sample", "--model", "toy-sd15-host", "--lora", "my.toml:strong", "--prompt", "x", "--out", "x.png"],
         ["sample", "--model", "toy-sd15-host", "--prompt", "x", "--width", "65", "--out", "x.png"],
+        ["sample", "--model", "toy-sd15-host", "--prompt", "x", "--sampler", "fancy", "--out", "x.png"],
+        ["sample", "--model", "toy-sd15-host", "--prompt", "x", "--max-token-length", "80", "--out", "x.png"],
     ],
 )
 def test_wrong_words_end_with_status_2_and_a_sentence(shell, words):
