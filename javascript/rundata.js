@@ -9,7 +9,7 @@
     id, next: 0, config: null, plan: null, started: 0, ended: 0, outcome: null, problems: [],
     steps: [], losses: [], smoothed: [], rates: [], seconds: [], // one entry a step
     epochs: [], validations: [], saves: [], samples: [], changes: [], log: [], warnings: 0, last: null, reading: null, device: "",
-    groups: {}, processes: 1, schedule: null, planned: 0, wantsSchedule: true,
+    groups: {}, processes: 1, warned: null, schedule: null, planned: 0, wantsSchedule: true,
   });
   LT.runData = (id) => {
     if (!kept.has(id)) {
@@ -92,6 +92,7 @@
     },
     warned(data, event) {
       data.warnings += 1;
+      if (data.last && !(event.path || "").startsWith("memory.")) data.warned = { words: LT.worded(event.message), step: data.last.step };
       line(data, event, LT.worded(event.message), "warn");
     },
     changed(data, event) {

@@ -167,6 +167,7 @@
       plan.images && LT.tn(plan.images, "{n} picture", "{n} pictures"),
       plan.epochs && t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) }),
       plan.epochs && t("rank {n}", { n: network.dim === undefined ? LT.defaultOf("network.dim") : network.dim }),
+      run.own_process && live && t("in a process of its own"),
       data.processes > 1 && t("{n} processes", { n: data.processes }),
       data.started && h("span.lt-nophone", {}, t("started {time}", { time: LT.date(data.started) })),
     ].filter(Boolean);
