@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.text import tokenize
+from lora_trainer.train import economy
 from lora_trainer.train.runtime import Precision, computing
 
 ROWS = 16
@@ -95,6 +96,7 @@ class Captions:
 
     def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Tensor:
         """[len(captions), tokens + 2, width], in ordinary memory."""
+        economy.ready(bundle.text_encoder, bundle.device)
         with computing(self.precision, bundle.device, grad=False):
             ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()
