@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer import assets
+from lora_trainer.adapters.files import rank_and_alpha, start_from
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
@@ -23,7 +24,7 @@ from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
-from lora_trainer.data.describe import SubsetRules, describe
+from lora_trainer.data.describe import SubsetRules, describe, training_size
 from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.store import LATENTS
@@ -44,7 +45,7 @@ from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.graphs import Replays
 from lora_trainer.train.plan import TrainingPlan
-from lora_trainer.train.prompts import prompts_of
+from lora_trainer.train.prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views
@@ -247,10 +248,11 @@ class Trainer:
 
 
 @torch.inference_mode(False)
-def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Path | None = None) -> Trainer:
+def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Path | None = None, *, resumed: bool = False) -> Trainer:
     """Loads the model, makes network, optimizer and caches. Nothing of the host is changed.
 
-    Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory.
+    Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory. The weights of a run that is
+    `resumed` are in its state.
     """
     config, told = working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
@@ -261,6 +263,8 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
+    if config.network.network_weights and not resumed:
+        start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
@@ -283,6 +287,15 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         compiled=Compiled() if config.memory.compile else None,
     )
     return trainer
+
+
+def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
+    """The config with rank and alpha of the file that the training begins with, where it says so. Raises ModelError."""
+    network = config.network
+    if not (network.network_weights and network.dim_from_weights):
+        return config
+    rank, alpha = rank_and_alpha(Path(network.network_weights))
+    return attrs.evolve(config, network=attrs.evolve(network, dim=rank, alpha=alpha, dim_from_weights=False))
 
 
 def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
@@ -339,6 +352,25 @@ def facts_of(checkpoint: Path) -> ModelFacts | None:
         return inspect(checkpoint)
     except ModelError:
         return None
+
+
+def preview_defaults(config: TrainConfig) -> SampleRequest:
+    """What holds where a preview prompt says nothing: the training size, the run's seed, sampler and text encoder."""
+    width, height = training_size(config.data)
+    return SampleRequest(
+        "",
+        width=multiple_of_8(width),
+        height=multiple_of_8(height),
+        seed=config.seed,
+        sampler=config.sample.sampler,
+        clip_skip=config.model.clip_skip,
+        max_token_length=config.model.max_token_length,
+    )
+
+
+def prompts_of(config: TrainConfig) -> Prompts:
+    """The preview prompts of a config, its prompt file as it is now."""
+    return read_prompts(derive.prompts(config), config.sample.prompt_file, preview_defaults(config))
 
 
 def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:

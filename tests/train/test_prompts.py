@@ -9,7 +9,8 @@ import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.errors import TrainerError
-from lora_trainer.train.prompts import SampleRequest, parse_prompt_line, prompts_of
+from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.setup import prompts_of
 
 BASE = SampleRequest("", negative="dull", width=320, height=448, seed=9, cfg=6.0, steps=11, sampler="lms", clip_skip=2)
 
