@@ -109,6 +109,9 @@ class Ladder:
         memory = trainer.config.memory
         if economy.spare(trainer):
             yield Rung(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
+        if trainer.replays is not None:
+            told = say("Memory ran out: steps are not recorded and replayed any more.")
+            yield Rung(told, (Change("memory.cuda_graphs", False, told),), (STEP, ENCODING, LOOKING))
         if trainer.cache.batch > 1:
             told = say("Memory ran out: pictures are encoded one at a time.")
             yield Rung(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))

@@ -219,6 +219,8 @@ class Trainer:
         self.config, self.cache.batch = config, config.data.vae_batch_size
         if config.memory.attention != "auto":
             self.attention = config.memory.attention
+        if not config.memory.cuda_graphs:
+            self.replays = None
         self.attach()
 
     @torch.inference_mode(False)
