@@ -3,6 +3,7 @@
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const t = (...args) => LT.t(...args);
   const kept = new Map();
+  const AT_ONCE = 20000; // events in one answer
   const LIMIT = 4; // runs whose events are remembered
 
   const empty = (id) => ({
@@ -27,18 +28,19 @@
   };
   const readOn = async (data) => {
     const address = `runs/${encodeURIComponent(data.id)}`;
-    if (!data.config) data.config = (await LT.get(`${address}/config`).catch(() => ({ config: null }))).config;
+    const config = data.config ? null : LT.get(`${address}/config`).catch(() => ({ config: null }));
+    let count = AT_ONCE;
     let news = false;
-    for (;;) {
-      const { events, next } = await LT.get(`${address}/events?after=${data.next}`);
-      if (!events.length) {
-        await readSchedule(data);
-        return news;
-      }
+    while (count === AT_ONCE) {
+      const { events, next } = await LT.get(`${address}/events?after=${data.next}&limit=${AT_ONCE}`);
       events.forEach((event) => take(data, event));
       data.next = next;
-      news = true;
+      count = events.length;
+      news = news || count > 0;
     }
+    if (config) data.config = (await config).config;
+    readSchedule(data); // the chart is drawn meanwhile
+    return news;
   };
   /** The planned rates of a run, anew after each change of what they follow from. */
   const readSchedule = async (data) => {
@@ -48,6 +50,7 @@
     data.schedule = schedule;
     if (total_steps) data.plan = { ...data.plan, total_steps, epochs };
     data.planned += 1;
+    LT.tell("planned", data.id);
   };
   const DECIDES = /^(optimizer|schedule|steps)\./;
 

@@ -27,7 +27,7 @@
     parts.all = panel.querySelector(".lt-trainall");
     LT.on("show train", refresh);
     LT.on("run", refresh);
-    LT.on("runs", () => LT.state.step === "train" && paint());
+    ["runs", "planned"].forEach((name) => LT.on(name, () => LT.state.step === "train" && paint()));
     LT.on("status", onStatus);
     refresh();
   };

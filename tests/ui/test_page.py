@@ -530,10 +530,11 @@ def test_a_grid_shows_its_cells_as_they_come_and_can_be_stopped(mika: Page, made
 # the frame
 
 
-@pytest.mark.parametrize("scenario", ["idle", "training", "grid"])
+@pytest.mark.parametrize("scenario", ["interrupted", "resumed", "grid"])
 @pytest.mark.parametrize("width", [390, 768, 1024, 1440])
 def test_no_step_is_wider_than_the_window(mika: Page, scenario: str, width: int):
     page = mika("pictures", scenario, width=width, height=844)
+    page.locator('.lt-settings [data-value="all"]').evaluate("button => button.click()")
     for step in STEPS:
         page.evaluate("step => LoraTrainer.go(step)", step)
         page.wait_for_timeout(150)
@@ -575,7 +576,7 @@ def test_nothing_moves_where_less_motion_is_wished(open_page: Page, made_up: tup
 
 @pytest.mark.parametrize("theme", ["", "dark"])
 def test_words_stand_out_from_their_ground(mika: Page, theme: str):
-    page = mika("train", "training", theme=theme)
+    page = mika("train", "resumed", theme=theme)
     page.wait_for_timeout(600)
     script = (Path(__file__).parent / "contrast.js").read_text(encoding="utf-8")
     assert page.evaluate(script) == []

@@ -173,7 +173,7 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
     page.wait_for_function("LoraTrainer.runData('steered').changes.length === 1", timeout=30_000)
     changed = page.evaluate("LoraTrainer.runData('steered').changes[0].step")
     page.wait_for_function("step => LoraTrainer.runData('steered').last.step > step", arg=changed, timeout=30_000)
-    assert page.evaluate("LoraTrainer.plannedRate(LoraTrainer.runData('steered'))(2)") <= 3e-5
+    page.wait_for_function("LoraTrainer.plannedRate(LoraTrainer.runData('steered'))(2) <= 3e-5", timeout=30_000)
     assert page.evaluate("LoraTrainer.runData('steered').last.lr") <= 3e-5
 
     page.get_by_role("button", name="Stop…").click()
