@@ -56,5 +56,6 @@ class Live:
     def _follow(self, config: Any) -> None:
         """Everything that was made of the config before, made anew. Raises TrainerError before anything is changed."""
         trainer, plan = self.trainer, self.plan(config)
+        groups = setup.group_plans(config, trainer.adapter)
         trainer.config, self.course.plan = config, plan
-        trainer.optimizer.set_rates({group.name: group.rate for group in setup.group_plans(config, trainer.adapter)})
+        trainer.optimizer.set_rates({group.name: group.rate for group in groups})

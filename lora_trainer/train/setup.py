@@ -19,7 +19,7 @@ from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
-from lora_trainer.config.rates import rate_notes
+from lora_trainer.config.rates import rate_notes, refuse_different_rates
 from lora_trainer.config.schema import DataConfig, LossConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
@@ -301,7 +301,11 @@ def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
 
 
 def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
-    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others."""
+    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others.
+
+    Raises TrainerError for rates that the optimizer does not take.
+    """
+    refuse_different_rates(config)
     rates, plans = derive.rates(config), []
     for part, parameters in adapter.parameters().items():
         upper = adapter.upper(part) if f"{part} plus" in rates else ()
@@ -325,7 +329,8 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raises TrainerError when the optimizer is not installed, or does not take its arguments."""
+    """Raises TrainerError when the optimizer is not installed, or does not take its arguments or the rates."""
+    refuse_different_rates(config)
     gpu = optimizer_named(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
     working_optimizer(config, "cuda" if gpu else "cpu")
 

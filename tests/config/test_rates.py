@@ -9,8 +9,8 @@ import pytest
 from lora_trainer.config import derive
 from lora_trainer.config.build import build
 from lora_trainer.config.optimizers import OPTIMIZER_NAMES
-from lora_trainer.config.rates import rate_notes
-from lora_trainer.errors import ConfigError
+from lora_trainer.config.rates import rate_notes, refuse_different_rates
+from lora_trainer.errors import ConfigError, TrainerError
 
 
 def notes(pictures: int = 1, **options: Any) -> dict[str, str]:
@@ -84,10 +84,10 @@ def test_a_warm_up_with_prodigy_wants_its_guard():
 
 @pytest.mark.parametrize("rates", [{"text_encoder_lr": 0.5}, {"loraplus_lr_ratio": 16.0}])
 def test_one_size_of_steps_takes_no_different_rates(rates: dict[str, float]):
-    with pytest.raises(ConfigError, match="no different rates"):
-        build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, **rates}})
-    build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0.0}})
-    build({"optimizer": {"type": "ProdigyPlus", "learning_rate": 1.0, **rates}})
+    with pytest.raises(TrainerError, match="no different rates"):
+        refuse_different_rates(build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, **rates}}))
+    refuse_different_rates(build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0.0}}))
+    refuse_different_rates(build({"optimizer": {"type": "ProdigyPlus", "learning_rate": 1.0, **rates}}))
 
 
 def test_arguments_are_read_as_sd_scripts_writes_them_and_nothing_is_run():
