@@ -142,6 +142,7 @@ class Together(Shares):
     def note(self, reason: Message | str) -> None:
         """Leaves word for the others why this process ends."""
         self._store.set(f"end/{self.place.rank}", str(reason)[:500])
+        self._store.add(f"ended/{self.place.rank}", 1)
 
     def leave(self) -> None:
         """Cuts the connection."""
@@ -167,7 +168,7 @@ class Together(Shares):
         others = [rank for rank in range(self.place.count) if rank != self.place.rank]
         try:
             for rank in others:
-                if self._store.check([f"end/{rank}"]):
+                if self._store.add(f"ended/{rank}", 0):  # torch 2.1 has no other way to ask for a word that may not be there
                     return rank, self._store.get(f"end/{rank}").decode()
             gone = next((rank for rank in others if not self._alive(rank)), None)
         except RuntimeError:  # the store went with the process that kept it
