@@ -224,12 +224,20 @@ def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -
             stack.enter_context(as_cuda())
         step()
         allocations = stack.enter_context(Allocations())
-        lasting = [group.buffer for group in step.optimizer.groups]
-        lasting += [tensor for tensor in tree_flatten(list(step.optimizer.inner.state.values()))[0] if isinstance(tensor, Tensor)]
-        allocations.already([*step.bundle.unet.parameters(), *lasting, *attrs.astuple(step.batch)[:4]])
+        allocations.already(lasting(step))
         step()
-        between = sum(tensor.numel() * tensor.element_size() for tensor in lasting)
+        between = sum(tensor.numel() * tensor.element_size() for tensor in _of_optimizer(step))
         return Counted(model, between, allocations.peak), step.choice
+
+
+def lasting(step: Step) -> list[Tensor]:
+    """What is there before and after a step: the model, the network, the optimizer's state, what it trains on."""
+    return [*step.bundle.unet.parameters(), *_of_optimizer(step), *attrs.astuple(step.batch)[:4]]
+
+
+def _of_optimizer(step: Step) -> list[Tensor]:
+    kept = tree_flatten([dict(state) for state in step.optimizer.inner.state.values()])[0]
+    return [*(group.buffer for group in step.optimizer.groups), *(value for value in kept if isinstance(value, Tensor))]
 
 
 def rows(widths: Widths, settings: Sequence[Setting], dtype: torch.dtype, *, cuda: bool) -> Iterator[dict[str, Any]]:
@@ -291,9 +299,9 @@ def kept_bytes(step: Callable[[], None] | Step) -> int:
         return tensor
 
     tensors = step.optimizer.tensors(None)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), step.adapter.calculating_with(tensors):
-        with computing(step.precision, CPU, grad=True):
-            losses = picture_losses(step.bundle, step.batch, LossConfig())
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, step.adapter.calculating_with(tensors), computing(step.precision, CPU, grad=True):
+        losses = picture_losses(step.bundle, step.batch, LossConfig())
     total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     del losses
     return total

@@ -21,7 +21,7 @@
   const paint = () => {
     const tab = place();
     const run = LT.active();
-    if (!tab || !run) {
+    if (!tab || !run || run.own_process) { // a process of its own leaves the host's model to everybody
       if (banner) banner.remove();
       banner = null;
       return;

@@ -17,7 +17,7 @@
   const paused = (run, data) => {
     if (run.paused_because === "rest") return banner("wait", "pause", t("Rest after step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), t("The graphics card cools down between epochs; the run goes on by itself. Go on ends the rest now."));
     if (run.paused_because === "disk") return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), t("The disk is full: free some space, then go on. Nothing is lost."));
-    const host = LT.onGpu(data.device) ? t("The GPU and the model are free: other tabs can draw.") : t("The model is free: other tabs can draw.");
+    const host = run.own_process ? "" : LT.onGpu(data.device) ? t("The GPU and the model are free: other tabs can draw.") : t("The model is free: other tabs can draw.");
     return banner("wait", "pause", t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }), `${host} ${t("The run goes on exactly where it stopped.")}`);
   };
 

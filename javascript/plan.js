@@ -84,7 +84,13 @@
     parts.schedule.paint(plan);
   };
 
-  const LOOKS = ["model", "network", "activations", "workspace", "other"];
+  const LOOKS = ["model", "network", "activations", "workspace", "optimizer"]; // each has its colour, wherever it stands
+  const lookOf = (name) => `part${LOOKS.includes(name) ? LOOKS.indexOf(name) : LOOKS.length - 1}`;
+  /** How much of a step may be kept, where the user gave a limit. */
+  const limitOf = (name) => {
+    const limit = name === "activations" && LT.relevant("memory.checkpointing_budget_gb") && Number(LT.value("memory.checkpointing_budget_gb"));
+    return limit > 0 ? ` ${t("(at most {n} GB)", { n: limit })}` : "";
+  };
   const partName = (name) =>
     ({ model: t("model"), network: t("network"), optimizer: t("optimizer"), activations: t("activations"), workspace: t("workspace"), latents: t("pictures"), cache: t("pictures"), gradients: t("gradients"), validation: t("validation") })[name] || name;
 
@@ -102,10 +108,10 @@
     return h("div.lt-memoryplan", {},
       h("div.lt-row", {}, h("span", {}, LT.memoryName(machine && LT.onGpu(machine.device)), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
       h("div.lt-parts", {},
-        split.map(([name, mb], index) => h(`i.part${index % LOOKS.length}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` })),
+        split.map(([name, mb]) => h(`i.${lookOf(name)}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` })),
         total > free && free > 0 && h("i.kept", { style: { left: width(free), width: width(total - free) } }),
         free > 0 && h("i.line", { style: { left: width(free) } })),
-      h("div.lt-row.lt-partnames", {}, split.map(([name, mb], index) => h("span", {}, h(`i.part${index % LOOKS.length}`), `${partName(name)} ${short(mb)}`)), h("span.lt-gap"),
+      h("div.lt-row.lt-partnames", {}, split.map(([name, mb]) => h("span", {}, h(`i.${lookOf(name)}`), `${partName(name)} ${short(mb)}${limitOf(name)}`)), h("span.lt-gap"),
         free > 0 && h("span", {}, kept > 50 ? t("{free} free · {kept} kept by host and desktop", { free: LT.megabytes(free), kept: LT.megabytes(kept) }) : t("{free} free", { free: LT.megabytes(free) }))),
       !fits && wayOut(need));
   };
@@ -119,7 +125,11 @@
     if (!plan || !plan.memory || plan.memory.fits !== false) return;
     const ways = [];
     if (!LT.value("memory.gradient_checkpointing")) ways.push({ label: t("Turn on gradient checkpointing"), changes: { "memory.gradient_checkpointing": true } });
+    else if (LT.value("memory.checkpointing_budget_gb") > 0) ways.push({ label: t("Recompute everything that can be"), changes: { "memory.checkpointing_budget_gb": 0 } });
     const batch = LT.value("data.batch_size");
+    const pieces = Math.ceil((LT.value("memory.pictures_at_once") || batch) / 2);
+    const sparing = { "memory.gradient_checkpointing": true, "memory.checkpointing_budget_gb": 0 };
+    if (pieces < (LT.value("memory.pictures_at_once") || batch)) ways.push({ label: LT.tn(pieces, "Calculate {n} picture at a time", "Calculate {n} pictures at a time"), changes: { ...sparing, "memory.pictures_at_once": pieces } });
     if (batch > 1) ways.push({ label: LT.tn(Math.floor(batch / 2), "{n} picture per step", "{n} pictures per step"), changes: { "data.batch_size": Math.floor(batch / 2), "memory.gradient_checkpointing": true } });
     const size = LT.value("data.resolution");
     if (typeof size === "number" && size > 256) ways.push({ label: t("Training size {n}", { n: Math.round((size * 0.75) / 64) * 64 }), changes: { "data.resolution": Math.round((size * 0.75) / 64) * 64, "memory.gradient_checkpointing": true, "data.batch_size": 1 } });

@@ -3,13 +3,14 @@
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const t = (...args) => LT.t(...args);
   const kept = new Map();
+  const AT_ONCE = 20000; // events in one answer
   const LIMIT = 4; // runs whose events are remembered
 
   const empty = (id) => ({
     id, next: 0, config: null, plan: null, started: 0, ended: 0, outcome: null, problems: [],
     steps: [], losses: [], smoothed: [], rates: [], seconds: [], // one entry a step
     epochs: [], validations: [], saves: [], samples: [], changes: [], log: [], warnings: 0, last: null, reading: null, device: "",
-    groups: {}, processes: 1, schedule: null, planned: 0, wantsSchedule: true,
+    groups: {}, processes: 1, warned: null, schedule: null, planned: 0, wantsSchedule: true,
   });
   LT.runData = (id) => {
     if (!kept.has(id)) {
@@ -27,18 +28,19 @@
   };
   const readOn = async (data) => {
     const address = `runs/${encodeURIComponent(data.id)}`;
-    if (!data.config) data.config = (await LT.get(`${address}/config`).catch(() => ({ config: null }))).config;
+    const config = data.config ? null : LT.get(`${address}/config`).catch(() => ({ config: null }));
+    let count = AT_ONCE;
     let news = false;
-    for (;;) {
-      const { events, next } = await LT.get(`${address}/events?after=${data.next}`);
-      if (!events.length) {
-        await readSchedule(data);
-        return news;
-      }
+    while (count === AT_ONCE) {
+      const { events, next } = await LT.get(`${address}/events?after=${data.next}&limit=${AT_ONCE}`);
       events.forEach((event) => take(data, event));
       data.next = next;
-      news = true;
+      count = events.length;
+      news = news || count > 0;
     }
+    if (config) data.config = (await config).config;
+    readSchedule(data); // the chart is drawn meanwhile
+    return news;
   };
   /** The planned rates of a run, anew after each change of what they follow from. */
   const readSchedule = async (data) => {
@@ -48,6 +50,7 @@
     data.schedule = schedule;
     if (total_steps) data.plan = { ...data.plan, total_steps, epochs };
     data.planned += 1;
+    LT.tell("planned", data.id);
   };
   const DECIDES = /^(optimizer|schedule|steps)\./;
 
@@ -92,6 +95,7 @@
     },
     warned(data, event) {
       data.warnings += 1;
+      if (data.last && !(event.path || "").startsWith("memory.")) data.warned = { words: LT.worded(event.message), step: data.last.step };
       line(data, event, LT.worded(event.message), "warn");
     },
     changed(data, event) {

@@ -62,7 +62,7 @@
       picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
       LT.fill(picture,
         ticks.map((tick) => [s("line", { x1: plot.left, x2: plot.right, y1: y(tick), y2: y(tick), class: "lt-gridline" }), text(LT.rate(tick), plot.left - 6, y(tick) + 4, "end")]),
-        LT.ticks(0, last, Math.max(2, Math.floor(width / 110))).map((tick) => text(LT.count(tick), x(tick), HEIGHT - 4, x(tick) > plot.right - 16 ? "end" : "middle")),
+        LT.ticks(0, last, Math.max(2, Math.floor(width / 110))).filter(Number.isInteger).map((tick) => text(LT.count(tick), x(tick), HEIGHT - 4, x(tick) > plot.right - 16 ? "end" : "middle")),
         lines.map(({ points }, index) => s("path", { d: path(points), class: `lt-curve line${index % 4}` })));
     };
     new ResizeObserver(draw).observe(box);

@@ -27,7 +27,7 @@
     parts.all = panel.querySelector(".lt-trainall");
     LT.on("show train", refresh);
     LT.on("run", refresh);
-    LT.on("runs", () => LT.state.step === "train" && paint());
+    ["runs", "planned"].forEach((name) => LT.on(name, () => LT.state.step === "train" && paint()));
     LT.on("status", onStatus);
     refresh();
   };
@@ -167,6 +167,7 @@
       plan.images && LT.tn(plan.images, "{n} picture", "{n} pictures"),
       plan.epochs && t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) }),
       plan.epochs && t("rank {n}", { n: network.dim === undefined ? LT.defaultOf("network.dim") : network.dim }),
+      run.own_process && live && t("in a process of its own"),
       data.processes > 1 && t("{n} processes", { n: data.processes }),
       data.started && h("span.lt-nophone", {}, t("started {time}", { time: LT.date(data.started) })),
     ].filter(Boolean);

@@ -24,6 +24,7 @@
     const spared = data.changes.filter((change) => change.path.startsWith("memory."));
     const one = (look, sign, words, title) => h("span", { title }, LT.icon(sign, look), words);
     return [
+      data.warned && one("lt-warn", "warning", t("step {step}: {words}", { step: LT.count(data.warned.step), words: data.warned.words })),
       skipped > 0 && one("lt-warn", "warning", LT.tn(skipped, "{n} step skipped: its gradient was not a finite number", "{n} steps skipped: their gradients were not finite numbers"), t("Now and then is normal with fp16. Many in a row end the run with a diagnosis.")),
       spared.length > 0 && one("lt-warn", "chip", LT.tn(spared.length, "memory ran short: {n} setting was changed", "memory ran short: {n} settings were changed"), spared.map((change) => t("{setting}: {old} → {new}", LT.changeWords(change))).join("\n")),
       live && scale > 0 && one("lt-muted", "check", t("loss scale {n}", { n: LT.count(scale) }), t("fp16 multiplies the loss by this, so that small gradients are not lost. It halves after a step that was skipped, and grows again.")),

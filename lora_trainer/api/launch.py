@@ -70,6 +70,7 @@ def problems_before(
     `read` reads the pictures where somebody has a quicker way than reading the folder again. A run that is `resumed` meets its own
     files.
     """
+    from lora_trainer.host.memory import device_named
     from lora_trainer.train.saving import Names, refuse_overwriting
     from lora_trainer.train.setup import check_optimizer, read_pictures
 
@@ -79,6 +80,7 @@ def problems_before(
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "data.train_data_dir": lambda: (read or read_pictures)(config),
         "optimizer.args": lambda: check_optimizer(config),
+        "memory.device": lambda: config.memory.device and device_named(config.memory.device),
         "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
         "save.runs_dir": lambda: check_folder(Path(config.save.runs_dir)),
         "save.output_name": lambda: refuse_overwriting(names, config.save.overwrite or resumed),

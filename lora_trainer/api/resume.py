@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config import derive
-from lora_trainer.config.build import apply_sets
+from lora_trainer.config.build import apply_sets, build, to_mapping
+from lora_trainer.config.changes import Change, apply_changes
 from lora_trainer.config.files import read_config
 from lora_trainer.config.live import changed
 from lora_trainer.config.schema import TrainConfig
@@ -17,6 +18,8 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.states import Since
 from lora_trainer.messages import Message, say
 
+SPARING = ("memory.gradient_checkpointing", "memory.checkpointing_budget_gb", "memory.attention", "memory.pictures_at_once")
+"""What a resumed run may have otherwise from its first step on: how memory is used, not what is learnt."""
 FOREIGN = ("train_state.json", "optimizer.bin", "optimizer.pt", "random_states_0.pkl", "scheduler.bin")
 """In the state folders of other trainers."""
 
@@ -26,7 +29,8 @@ def resuming(folder: RunFolder, wanted: Mapping[str, Any], *, more_epochs: int =
 
     Raises TrainerError when it has no state, ConfigError when a change is not possible or there is nothing left to do.
     """
-    config = read_config(folder.config_file)
+    config = _sparing(read_config(folder.config_file), {path: value for path, value in wanted.items() if path in SPARING})
+    wanted = {path: value for path, value in wanted.items() if path not in SPARING}
     found = states.since(folder.path, folder.events(), {})
     now = changed(config, found.settings())[0]
     if more_epochs:
@@ -45,6 +49,11 @@ def resuming(folder: RunFolder, wanted: Mapping[str, Any], *, more_epochs: int =
         )
     more = {change["path"]: change["new"] for change in made}
     return config, states.since(folder.path, folder.events(), more)
+
+
+def _sparing(config: TrainConfig, wanted: Mapping[str, Any]) -> TrainConfig:
+    mapping = apply_sets(to_mapping(config), [f"{path}={value}" for path, value in wanted.items() if isinstance(value, str)])
+    return apply_changes(build(mapping), [Change(path, value, say("")) for path, value in wanted.items() if not isinstance(value, str)])
 
 
 def _longer(config: TrainConfig, found: Since, epochs: int) -> dict[str, Any]:

@@ -177,6 +177,7 @@ def _control_elsewhere(api: Api, run: str, word: str) -> dict[str, Any]:
 def _change(api: Api, run: str, changes: dict[str, Any], language: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     _refuse_ended(api, folder)
+    api.check_values(changes)
     made = check_change(folder, changes)
     latest = api.manager.latest
     if latest is not None and latest.running and latest.folder.id == run:
@@ -202,6 +203,7 @@ def _resume(api: Api, run: str, epochs: int, changes: dict[str, Any]) -> dict[st
     api.manager.require_idle()
     folder = api.run_folder(run)
     refuse_running(folder)
+    api.check_values(changes)
     config, since = resuming(folder, changes, more_epochs=epochs)
     api.check_places(to_mapping(config))
     apart = launch.apart(config)

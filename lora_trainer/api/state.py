@@ -66,13 +66,17 @@ class Api:
         paths = self.host.paths()
         if not paths.allowed_roots:
             return
-        for option in PATH_OPTIONS:
-            section, _, name = option.partition(".")
-            text = mapping.get(section, {}).get(name) if isinstance(mapping.get(section), Mapping) else None
-            if isinstance(text, str) and text.strip() and not self._known_model(option, text):
-                self.allowed(text, option)
+        sections = ((name, section) for name, section in mapping.items() if isinstance(section, Mapping))
+        self.check_values({f"{name}.{option}": value for name, section in sections for option, value in section.items()})
         for option, text in places(data) if isinstance(data := mapping.get("data"), Mapping) else ():
             self.allowed(text, option)
+
+    def check_values(self, values: Mapping[str, Any]) -> None:
+        """As check_places, of single options (path -> value)."""
+        for option in PATH_OPTIONS:
+            text = values.get(option)
+            if isinstance(text, str) and text.strip() and not self._known_model(option, text):
+                self.allowed(text, option)
 
     def _known_model(self, option: str, text: str) -> bool:
         if not option.startswith("model."):

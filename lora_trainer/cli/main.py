@@ -21,6 +21,7 @@ VERBS: dict[str, Message] = {
     "import": say("Bring settings of another trainer into this one's form; every key is taken, or listed with the reason."),
     "prepare": say("Look through pictures before training."),
     "wizard": say("Suggest settings for pictures, subject and card, each with its reason."),
+    "lr-find": say("Find a learning rate: a short run looks for it and is thrown away."),
     "sample": say("Draw a picture with a model and LoRA files."),
     "grid": say("Draw a run's epochs by weights and say which is best."),
     "control": say("Stop, pause, resume, save or preview a run that goes on."),
@@ -28,7 +29,7 @@ VERBS: dict[str, Message] = {
     "ui": say("Open the tab in a browser, without a WebUI."),
 }
 
-MODULES = {"import": "importing"}
+MODULES = {"import": "importing", "lr-find": "lr_find"}
 """Verbs whose module cannot have their name."""
 
 

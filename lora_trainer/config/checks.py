@@ -10,10 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.config import arguments, derive
+from lora_trainer.config import arguments
 from lora_trainer.config.names import problem_of_name, slug
 from lora_trainer.config.optimizers import PATH as CLASS
-from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.param import Declared, declared
 from lora_trainer.config.pictures import face_range, frame_of, varying
 from lora_trainer.config.schema import TrainConfig
@@ -287,22 +286,6 @@ def _check_optimizer_args(config: TrainConfig) -> Iterator[tuple[tuple[str, ...]
                         value=shown(word),
                     ),
                 )
-    yield from _check_rates(config)
-
-
-def _check_rates(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
-    known = optimizer_named(config.optimizer.type)
-    if known.one_rate and len(rates := sorted({rate for rate in derive.rates(config).values() if rate})) > 1:
-        yield (
-            ("optimizer.type", "optimizer.unet_lr", "optimizer.text_encoder_lr", "optimizer.loraplus_lr_ratio"),
-            problem(
-                "optimizer.type",
-                "{name} finds one step size for everything that it trains and takes no different rates ({rates}).",
-                "Give all parts the same rate, usually 1, and no LoRA+ ratio; or set text_encoder_lr = 0.",
-                name=known.name,
-                rates=", ".join(f"{rate:g}" for rate in rates),
-            ),
-        )
 
 
 def nearest_option(path: str) -> str:

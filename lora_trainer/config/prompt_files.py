@@ -105,7 +105,7 @@ def _toml_rows(text: str, name: str) -> list[tuple[int, Any]]:
     if not isinstance(subsets, list):
         return [(1, common)] if "prompt" in common else []
     known = places if len(places) == len(subsets) else [1] * len(subsets)
-    return [(line, common | subset if isinstance(subset, Mapping) else subset) for line, subset in zip(known, subsets, strict=True)]
+    return [(line, {**common, **subset} if isinstance(subset, Mapping) else subset) for line, subset in zip(known, subsets, strict=True)]
 
 
 def _line(text: str, place: int) -> int:

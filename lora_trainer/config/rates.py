@@ -7,10 +7,24 @@ from collections.abc import Iterator
 from lora_trainer.config import derive
 from lora_trainer.config.optimizers import OptimizerName, optimizer_named
 from lora_trainer.config.schema import TrainConfig
+from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
 
 RESTARTS = ("cosine_with_restarts", "cosine_annealing")
 PATHS = {"unet": "optimizer.unet_lr", "text_encoder": "optimizer.text_encoder_lr"}
+
+
+def refuse_different_rates(config: TrainConfig) -> None:
+    """Raises TrainerError where the optimizer takes one rate and parts have several."""
+    known, rates = optimizer_named(config.optimizer.type), sorted({rate for rate in derive.rates(config).values() if rate})
+    if known.one_rate and len(rates) > 1:
+        raise TrainerError(
+            "{name} finds one step size for everything that it trains and takes no different rates ({rates}).",
+            path="optimizer.type",
+            name=known.name,
+            rates=", ".join(f"{rate:g}" for rate in rates),
+            fix="Give all parts the same rate, usually 1, and no LoRA+ ratio; or set text_encoder_lr = 0.",
+        )
 
 
 def rate_notes(config: TrainConfig, pictures: int) -> Iterator[tuple[str, Message]]:

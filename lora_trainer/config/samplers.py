@@ -45,7 +45,8 @@ def known_sampler(text: str) -> str | None:
         return low
     if low in ALSO:
         return ALSO[low]
-    return next((sampler.name for sampler in NAMES if low in (sampler.label.lower(), sampler.webui[0].lower())), None)
+    written = [(sampler.label, sampler.name) for sampler in NAMES] + [(sampler.webui[0], sampler.name) for sampler in NAMES]
+    return next((name for words, name in written if words.lower() == low), None)
 
 
 def webui_names(name: str) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ from lora_trainer.grid.files import GridFile
 from lora_trainer.grid.painter import Loras, Painter, Picture
 from lora_trainer.grid.rank import SEEDS, Drawn, Measured, Yardstick, distances, measure, yardstick
 from lora_trainer.train.prompts import SampleRequest
-from lora_trainer.train.sample import encode
 from lora_trainer.train.setup import Pictures
+from lora_trainer.train.vae import encode
 
 FEWEST_HELD = 4
 MOST_REFERENCES = 64

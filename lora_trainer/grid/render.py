@@ -24,7 +24,7 @@ from lora_trainer.grid.tags import Recipe, recipe_of
 from lora_trainer.host.base import Host
 from lora_trainer.messages import say
 from lora_trainer.train import setup
-from lora_trainer.train.prompts import SampleRequest, defaults_of, parse_prompt_line, prompts_of
+from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
 
 MEASURED = "measured"
 
@@ -69,8 +69,8 @@ def render(
 
 def _defaults(config: Any) -> SampleRequest:
     """What holds where the grid's prompt says nothing: the options of the run's first preview prompt, else of the run."""
-    previews = prompts_of(config).requests
-    return attrs.evolve(previews[0][1], prompt="") if previews else defaults_of(config)
+    previews = setup.prompts_of(config).requests
+    return attrs.evolve(previews[0][1], prompt="") if previews else setup.preview_defaults(config)
 
 
 def _asked(prompt: str, name: str, defaults: SampleRequest, seed: int | None) -> tuple[Recipe, SampleRequest]:

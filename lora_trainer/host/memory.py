@@ -4,8 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lora_trainer.errors import TrainerError
+
 if TYPE_CHECKING:
     import torch
+
+
+def device_named(name: str) -> torch.device:
+    """The CPU, or a CUDA device of this machine; nothing is made on it. Raises TrainerError for another."""
+    import torch
+
+    count = torch.cuda.device_count()
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        raise TrainerError(
+            "there is no device {name} here.",
+            path="memory.device",
+            name=name,
+            fix="Empty the field, or write cpu, or one of the {count} GPUs: cuda:0, cuda:1 and so on.",
+            count=count,
+        )
+    return device
 
 
 def device_memory(device: torch.device) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lora_trainer import __version__, assets
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.files import file_sha256
 from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, with_remedy
-from lora_trainer.host.memory import device_memory
+from lora_trainer.host.memory import device_memory, device_named
 from lora_trainer.messages import Message
 from lora_trainer.models import detect
 from lora_trainer.models.folder import weights_file
@@ -207,20 +207,9 @@ def _device(name: str, number: int) -> torch.device:
 
     if not name and not number:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name or (f"cuda:{number}" if torch.cuda.is_available() else "cpu"))
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise TrainerError(
-            "there is no device {name} here ({reason}).",
-            path="memory.device",
-            name=name or f"cuda:{number}",
-            reason=str(error).strip().split("\n")[0],
-            fix="Empty the field, or choose one of the {count} GPUs: cuda:0, cuda:1 and so on.",
-            count=torch.cuda.device_count(),
-        ) from error
+    device = device_named(name or (f"cuda:{number}" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

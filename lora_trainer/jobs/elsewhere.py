@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Snapshots
@@ -19,6 +20,10 @@ class Elsewhere(Snapshots):
         self.asked = ""
         self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"], of=about["of"])
         self._read = 0
+
+    def snapshot(self, language: str = "en") -> dict[str, Any]:
+        """As a Job's, and that it is a process of its own."""
+        return super().snapshot(language) | {"own_process": True}
 
     def look(self) -> bool:
         """Reads on; False once its process is gone without a last word."""

@@ -147,7 +147,10 @@ def _started(status: RunStatus, event: Started, time: float) -> dict[str, Any]:
 
 def _phase(status: RunStatus, event: Phase, time: float) -> dict[str, Any]:
     state = PHASE_STATES.get(event.name.lower(), "training" if status.step else "planning")
+    steps = event.total if event.name == "training" and event.total else status.total_steps  # the run may have got another length
     return {
+        "total_steps": steps,
+        "epochs": -(-steps // status.steps_per_epoch) if status.steps_per_epoch else status.epochs,
         "phase": event.name,
         "state": state,
         "done": 0,

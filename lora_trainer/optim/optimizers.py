@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.errors import TrainerError
 from lora_trainer.optim.makers import maker
-from lora_trainer.optim.state import moved, pack_state, unpack_state
+from lora_trainer.optim.state import moved, other_state, pack_state, unpack_state
 
 PROBED = (64, 64)
 """A matrix of 4096 numbers: from there on the 8-bit optimizers keep 8 bits."""
@@ -181,10 +181,13 @@ class TrainingOptimizer:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors by name, the rest as JSON can hold it). With the parameters' values it is all that the next step depends on."""
-        return pack_state(self.inner, self._names(), self.options)
+        tensors, plain = pack_state(self.inner, self._names(), self.options)
+        return tensors, {"name": self.name, **plain}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave: the next step is the same in every bit. Raises TrainerError where it does not fit."""
+        if plain["name"] != self.name:
+            raise other_state()
         unpack_state(self.inner, self._names(), self.options, tensors, plain)
 
     @contextmanager

@@ -17,6 +17,15 @@ NOT_OWN = ("defaults", "state", "param_groups")
 _LEFT_OUT = object()
 
 
+def other_state() -> TrainerError:
+    """What is told of a state that does not fit."""
+    return TrainerError(
+        "the state was kept by another optimizer or other learning rates.",
+        path="optimizer.type",
+        fix="Resume with the optimizer and the rates that the run began with.",
+    )
+
+
 def pack_state(
     inner: torch.optim.Optimizer, names: Mapping[str, nn.Parameter], options: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -43,11 +52,7 @@ def unpack_state(
 ) -> None:
     """Puts back what `pack_state` gave. An option that was given another value since keeps the new one."""
     if len(plain["groups"]) != len(inner.param_groups) or not set(plain["state"]) <= set(names):
-        raise TrainerError(
-            "the state was kept by another optimizer or other learning rates.",
-            path="optimizer.type",
-            fix="Resume with the optimizer and the rates that the run began with.",
-        )
+        raise other_state()
     before = _unpacked_table(plain["options"], tensors, None)
     changed = {key for key, value in options.items() if before.get(key, _LEFT_OUT) != value}
     for group, kept in zip(inner.param_groups, plain["groups"], strict=True):

@@ -16,6 +16,7 @@ from lora_trainer.errors import TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
 from lora_trainer.train.course import Course
+from lora_trainer.train.diagnosis import largest, remedy
 
 if TYPE_CHECKING:
     from lora_trainer.train.setup import Trainer
@@ -35,8 +36,8 @@ SPARE_MB = 64.0
 class Numbers:
     """Steps whose loss or gradient is no number are left out; too many in a row end the run with what is behind it."""
 
-    def __init__(self, precision: str, *, scaled: bool) -> None:
-        self.precision, self.patience = precision, BAD_STEPS + (HALVINGS if scaled else 0)
+    def __init__(self, remedy: Callable[[], Message], *, scaled: bool) -> None:
+        self.remedy, self.patience = remedy, BAD_STEPS + (HALVINGS if scaled else 0)
         self._in_a_row = 0
 
     def fine(self, loss: float, norm: float) -> bool:
@@ -44,15 +45,13 @@ class Numbers:
         fine = math.isfinite(loss) and math.isfinite(norm)
         self._in_a_row = 0 if fine else self._in_a_row + 1
         if not math.isfinite(loss) and self._in_a_row >= BAD_STEPS:
-            raise TrainingError("the loss has been no number for {count} steps.", count=self._in_a_row, fix=self._remedy())
+            raise self._hopeless("the loss has been no number for {count} steps.")
         if self._in_a_row >= self.patience:
-            raise TrainingError("the gradient has been no number for {count} steps.", count=self._in_a_row, fix=self._remedy())
+            raise self._hopeless("the gradient has been no number for {count} steps.")
         return fine
 
-    def _remedy(self) -> str:
-        if self.precision == "fp16":
-            return 'Use a lower learning rate, or set memory.mixed_precision to "bf16" or "no": fp16 knows no large numbers.'
-        return "Use a lower learning rate: a tenth, or what the line under the field says."
+    def _hopeless(self, template: str) -> TrainingError:
+        return TrainingError(template, count=self._in_a_row, remedy=self.remedy(), fix="{remedy}")
 
 
 class Divergence:
@@ -119,7 +118,7 @@ class Guards:
 
     def __init__(self, trainer: Trainer, course: Course) -> None:
         self.trainer, self.course = trainer, course
-        self._numbers = Numbers(trainer.precision.name, scaled=trainer.scaler is not None)
+        self._numbers = Numbers(self._remedy, scaled=trainer.scaler is not None)
         self._divergence, self._pace = Divergence(), Pace()
         self._found: list[Message | None] = []
 
@@ -132,6 +131,10 @@ class Guards:
         """What was noticed at this step."""
         found, self._found = self._found, []
         yield from (Warned(message) for message in found if message is not None)
+
+    def _remedy(self) -> Message:
+        network = (tensor for part in self.trainer.adapter.parameters().values() for tensor in part)
+        return remedy(self.trainer.precision.name, largest(network), self.trainer.config.loss)
 
     def _free(self) -> float:
         """Which share of the GPU's memory is free; 1 where there is none."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.events import Event
+from lora_trainer.jobs.states import sweep
 from lora_trainer.train import state
 from lora_trainer.train.course import Course
 from lora_trainer.train.writer import Writer
@@ -27,6 +28,10 @@ class Keeping:
     def took_back(self) -> None:
         """The run is at a state that is on the disk."""
         self._kept = self._now()
+
+    def sweep(self) -> None:
+        """Takes away what a killed process left half-written in the run's folder."""
+        sweep(self.folder)
 
     def _now(self) -> tuple[int, int, int]:
         return self.course.step, len(self.course.changes), len(self.course.files)
@@ -69,3 +74,6 @@ class Forgetful(Keeping):
     def keep(self) -> Iterator[Event]:
         """Nothing is written."""
         return iter(())
+
+    def sweep(self) -> None:
+        """The first process does."""

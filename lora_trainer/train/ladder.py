@@ -12,7 +12,6 @@ import torch
 
 from lora_trainer.config import derive
 from lora_trainer.config.changes import Change, apply_changes, value_at
-from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
 from lora_trainer.messages import Message, say
@@ -84,14 +83,14 @@ class Ladder:
             self._forget_step()
         give_back(trainer.device)
         if not trainer.config.memory.retry or (kind == STEP and self._cannot_repeat()):
-            raise out_of_memory(trainer.config, step, reason, everything_tried=False)
+            raise out_of_memory(trainer.config, step, reason, kind, everything_tried=False)
         if self._freed_at != (step, kind):
             self._freed_at = step, kind
             yield Warned(say("Memory ran out ({reason}). What was not needed is given back, and it is done again.", reason=reason))
             return
         rung = next((rung for rung in self._rungs() if kind in rung.helps), None)
         if rung is None:
-            raise out_of_memory(trainer.config, step, reason)
+            raise out_of_memory(trainer.config, step, reason, kind)
         old = [value_at(trainer.config, change.path) for change in rung.changes]
         trainer.reset(apply_changes(trainer.config, rung.changes))
         yield Warned(rung.told, rung.changes[0].path if rung.changes else "")
@@ -110,6 +109,9 @@ class Ladder:
         memory = trainer.config.memory
         if economy.spare(trainer):
             yield Rung(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
+        if trainer.replays is not None:
+            told = say("Memory ran out: steps are not recorded and replayed any more.")
+            yield Rung(told, (Change("memory.cuda_graphs", False, told),), (STEP, ENCODING, LOOKING))
         if trainer.cache.batch > 1:
             told = say("Memory ran out: pictures are encoded one at a time.")
             yield Rung(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
@@ -133,7 +135,7 @@ class Ladder:
             yield Rung(told, (Change("memory.pictures_at_once", pieces, told),))
 
 
-def out_of_memory(config: TrainConfig, step: int, reason: str, *, everything_tried: bool = True) -> OutOfMemory:
+def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, everything_tried: bool = True) -> OutOfMemory:
     """The error that ends a run, with the one thing to change."""
     values: dict[str, Any] = {"step": step, "reason": reason}
     template = "memory ran out at step {step} ({reason})."
@@ -141,18 +143,18 @@ def out_of_memory(config: TrainConfig, step: int, reason: str, *, everything_tri
         template = "memory ran out at step {step} ({reason}), and nothing is left that would save some without changing the result."
     width, height = derive.resolution(config)
     smaller = max(SMALLEST, int(max(width, height) * 0.75) // 64 * 64)
-    if not config.memory.gradient_checkpointing:
+    if kind == STEP and not config.memory.gradient_checkpointing:
         fix, path = "Set memory.gradient_checkpointing to true.", "memory.gradient_checkpointing"
     elif smaller < max(width, height):
         fix, path = "Set data.resolution to {size}.", "data.resolution"
-    elif derive.trains_text_encoder(config) and derive.trains_unet(config):
+    elif kind == STEP and derive.trains_text_encoder(config) and derive.trains_unet(config):
         fix, path = "Set optimizer.text_encoder_lr to 0.", "optimizer.text_encoder_lr"
     else:
         fix, path = "Close other programs that use memory.", ""
     return OutOfMemory(template, fix=fix, path=path, size=smaller, **values)
 
 
-def twice(make: Callable[[], Made], config: TrainConfig, device: torch.device) -> Made:
+def twice(make: Callable[[], Made], config: Any, device: torch.device) -> Made:
     """What `make` gives; done once more, with unneeded memory given back, when memory ran out. Raises OutOfMemory."""
     try:
         return make()
@@ -165,7 +167,7 @@ def twice(make: Callable[[], Made], config: TrainConfig, device: torch.device) -
 
 
 @contextmanager
-def in_words(config: Callable[[], TrainConfig], step: Callable[[], int] = lambda: 0) -> Iterator[None]:
+def in_words(config: Callable[[], Any], step: Callable[[], int] = lambda: 0) -> Iterator[None]:
     """Whatever runs out of memory inside and is not done again ends with the one thing to change. Raises OutOfMemory."""
     try:
         yield

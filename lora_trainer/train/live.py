@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_trainer.config.live import changed
 from lora_trainer.errors import TrainerError
-from lora_trainer.events import Changed, Event, Warned
+from lora_trainer.events import Changed, Event, Phase, Warned
 from lora_trainer.host.base import with_remedy
 from lora_trainer.train import setup
 from lora_trainer.train.course import Course
@@ -25,7 +25,8 @@ class Live:
         self.coming: list[Mapping[str, Any]] = []
 
     def change(self, wanted: Mapping[str, Any]) -> Iterator[Event]:
-        """Makes changes (path -> value); one that cannot be made is told, and nothing is changed."""
+        """Makes changes (path -> value); one that cannot be made is told, and nothing is changed. Another length is a phase anew."""
+        before = self.course.plan.total_steps
         try:
             config, made = changed(self.trainer.config, wanted)
             self._follow(config)
@@ -35,6 +36,8 @@ class Live:
         for one in made:
             self.course.changes.append({**one, "step": self.course.step})
             yield Changed(one["path"], one["old"], one["new"], self.course.step)
+        if self.course.plan.total_steps != before:
+            yield Phase("training", self.course.plan.total_steps)
 
     def replay(self) -> Iterator[Event]:
         """Changes that belong to this step."""
@@ -53,5 +56,6 @@ class Live:
     def _follow(self, config: Any) -> None:
         """Everything that was made of the config before, made anew. Raises TrainerError before anything is changed."""
         trainer, plan = self.trainer, self.plan(config)
+        groups = setup.group_plans(config, trainer.adapter)
         trainer.config, self.course.plan = config, plan
-        trainer.optimizer.set_rates({group.name: group.rate for group in setup.group_plans(config, trainer.adapter)})
+        trainer.optimizer.set_rates({group.name: group.rate for group in groups})

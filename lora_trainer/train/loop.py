@@ -33,14 +33,14 @@ from lora_trainer.jobs.ranks import ALONE, Place
 from lora_trainer.jobs.states import Since
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.messages import say
-from lora_trainer.train import setup, state
+from lora_trainer.train import economy, setup, state
 from lora_trainer.train.awake import awake
 from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.course import Course
 from lora_trainer.train.gradient import Gradient
 from lora_trainer.train.guards import Guards, missing_mb
 from lora_trainer.train.keeping import Forgetful, Keeping
-from lora_trainer.train.ladder import ENCODING, LOOKING, Ladder, in_words, twice
+from lora_trainer.train.ladder import ENCODING, LOOKING, Ladder, in_words, ran_out, twice
 from lora_trainer.train.live import Live
 from lora_trainer.train.output import Output, Silent
 from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
@@ -66,6 +66,7 @@ def run(
     With `since` it goes on from there: `config` is then what the run began with. Of several processes each iterates its own; only the
     first one writes. Ends with Finished or Stopped; raises TrainerError. The host is given back in every case.
     """
+    config = setup.with_rank_of_weights(config)
     names = Names(Path(config.save.output_dir or host.paths().lora_dir), derive.output_name(config))
     own = config.save.overwrite or since is not None
     if place.leads:
@@ -96,7 +97,9 @@ def run(
         yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
         own_pictures = pictures if place.leads else pictures.without_held()
-        trainer = twice(lambda: setup.prepare(config, own_pictures, lease, host.paths().cache_dir), config, lease.device)
+        trainer = twice(
+            lambda: setup.prepare(config, own_pictures, lease, host.paths().cache_dir, resumed=since is not None), config, lease.device
+        )
         yield from trainer.notes
         run = _Run.of(trainer, course, names, lease, shares.listening(control), folder, shares, planned)
         trainer.attach()
@@ -171,7 +174,7 @@ class _Run:
             live=Live(trainer, course, planned),
             guards=Guards(trainer, course),
             shares=shares,
-            ladder=Ladder(trainer, course, lambda: updater.begun),
+            ladder=Ladder(trainer, course, lambda: updater.begun or shares.met),
         )
 
     @property
@@ -181,6 +184,8 @@ class _Run:
     def take_back(self, since: Since) -> Iterator[Event]:
         """The run is where it was when its state was kept; changes that were made after that are to be made again."""
         course = self.course
+        self.output.sweep()
+        self.keeping.sweep()
         self.live.take_back(since.kept.plain["changes"])
         with torch.inference_mode(False):
             state.put_back(state.read(since.kept), self.trainer, course)
@@ -204,6 +209,7 @@ class _Run:
                 yield event
                 if self.control.pausing:
                     yield from self._pause()
+            economy.spare(self.trainer)
         self.control.agree()
         if not self.control.stopping:
             yield from self._look_first()
@@ -278,8 +284,8 @@ class _Run:
             total = self.gradient.add_up(group)
             total = self.shares.add_up([group.buffer for group in self.trainer.optimizer.groups], total)
             rate = plan.rate_factor(course.step)
-            norm = self.updater.update(rate, self.config.optimizer.max_grad_norm, course.step + 1)
-        loss, rates = float(total), self.trainer.optimizer.rates(rate)
+            norm, loss = self.updater.update(rate, self.config.optimizer.max_grad_norm, total, course.step + 1)
+        rates = self.trainer.optimizer.rates(rate)
         seconds = time.perf_counter() - begin
         self.guards.look(loss, norm, seconds)
         course.stepped(loss)
@@ -403,8 +409,17 @@ class _Run:
             except HostBusy as busy:
                 yield Warned(with_remedy(busy))
                 self.control.command("pause")
-            else:
+                continue
+            try:
                 self.trainer.rebuild(source)
+            except (RuntimeError, MemoryError) as error:
+                if not ran_out(error):
+                    raise
+                self.trainer.release()
+                self.lease.pause()
+                yield Warned(say("There is not enough memory to go on: close what else uses it, then press Resume."))
+                self.control.command("pause")
+            else:
                 yield Resumed(self.course.step)
                 return
 

@@ -16,7 +16,7 @@ from lora_trainer.host.base import Lease
 from lora_trainer.train import metadata, setup
 from lora_trainer.train.average import weights_word
 from lora_trainer.train.course import Course
-from lora_trainer.train.saving import Names, write_side_files
+from lora_trainer.train.saving import Names, sweep, write_side_files
 from lora_trainer.train.writer import Writer
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class Output:
         for path, (step, epoch, final, average) in self.course.saves.items():
             if path not in told and Path(path).is_file():
                 yield Saved(step, epoch, path, file_sha256(Path(path)), Path(path).stat().st_size, final, average)
+
+    def sweep(self) -> None:
+        """Takes away what a killed process left half-written among the files."""
+        sweep(self.names)
 
     def write(self, path: Path) -> None:
         """The weights as they would be saved, at once and in a file of any name."""
@@ -113,6 +117,9 @@ class Silent(Output):
     def tell_again(self, told: Collection[str]) -> Iterator[Event]:
         """The first process tells."""
         return iter(())
+
+    def sweep(self) -> None:
+        """The first process does."""
 
     def _shared_words(self, lease: Lease) -> dict[str, str]:
         return {}

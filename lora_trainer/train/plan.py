@@ -9,18 +9,18 @@ from typing import Any
 import attrs
 
 from lora_trainer.config import derive
+from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import order
 from lora_trainer.data.describe import size_of
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.detect import ModelFacts
 from lora_trainer.optim.schedules import Schedule, curve, schedule_of
+from lora_trainer.train import activations
 from lora_trainer.train.activations import Choice, Numbers
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 SD1_CHANNELS, SD1_PIXELS = 320, 512 * 512
-ACTIVATIONS_MB = {False: 884.0, True: 147.0}
-"""bf16 activations of one 512 x 512 picture through SD 1.5's U-Net, kept whole and recomputed block by block (counted)."""
 SD1_TFLOP = 1.81
 """Forward and backward of one such picture (counted)."""
 
@@ -73,6 +73,8 @@ class TrainingPlan:
     rate_scale: float
     """What the batch makes of the rates as they are written."""
     schedule: Schedule
+    processes: int = 1
+    """So many share the pictures of a step."""
 
     def rate_factor(self, step: int) -> float:
         """What each group's written rate is multiplied by at a step (0 is the first)."""
@@ -164,6 +166,7 @@ def make_plan(
         rates=tuple((name, rate * scale) for name, rate in derive.rates(config).items()),
         rate_scale=scale,
         schedule=schedule_of(config.schedule, total, warmup, derive.decay_steps(config, total)),
+        processes=processes,
     )
 
 
@@ -193,23 +196,43 @@ def _count_files(saves: Marks, per_epoch: int, total: int) -> int:
 def _memory(
     config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, machine: Machine, network: int
 ) -> tuple[tuple[str, float], ...]:
-    precision = config.memory.mixed_precision
-    if precision == "auto":
-        precision = "no" if machine.device == "cpu" else "fp16"
-    size = BYTES[precision]
+    """Parts in MB: what the model takes, the network with its gradient, the optimizer, a step's own, what kernels want for themselves."""
+    numbers = numbers_of(config, machine.device)
     unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
-    share = (
-        (1.0 if facts is None else facts.model_channels / SD1_CHANNELS)
-        * max(_pixels(data) * data.batch_size for data in datasets)
-        / SD1_PIXELS
-    )
     kept_vae = vae * (4 if machine.device == "cpu" else 0)
+    parts = step_parts(choice_of(config, datasets, facts, numbers), network, numbers, optimizer_named(config.optimizer.type).bytes)
     return (
-        ("model", ((unet + text) * size + kept_vae) / 2**20),
-        ("network", network * 16 / 2**20),
-        ("activations", ACTIVATIONS_MB[config.memory.gradient_checkpointing] * share * size / 2),
+        ("model", ((unet + text) * numbers.size + kept_vae) / 2**20),
+        *((name, taken / 2**20) for name, taken in parts.items()),
         ("workspace", 600.0 if machine.device != "cpu" else 100.0),
     )
+
+
+def numbers_of(config: TrainConfig, device: str) -> Numbers:
+    """Bytes of a number in a step. "auto" on a GPU is taken for fp16: what most WebUIs hold."""
+    precision = config.memory.mixed_precision
+    if precision == "auto":
+        precision = "no" if device == "cpu" else "fp16"
+    return Numbers(BYTES[precision], BYTES[precision] if device == "cpu" else 4)
+
+
+def choice_of(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, numbers: Numbers) -> Choice:
+    """What becomes of each block of the model in the largest step."""
+    memory, rank = config.memory, config.network.dim
+    most = memory.pictures_at_once
+    sizes = [(_pixels(data), min(data.batch_size, most) if most else data.batch_size) for data in datasets]
+    pixels, pictures = max(sizes, key=lambda size: size[0] * size[1])
+    width, layers, context = (SD1_CHANNELS, 12, 768) if facts is None else (facts.model_channels, facts.text_layers, facts.context_width)
+    channels = [width * wide for wide in activations.SD1_LEVELS]
+    cells = max(1, pixels // 64)
+    blocks = list(activations.unet(channels, context, cells, pictures, rank, numbers))
+    if derive.trains_text_encoder(config):
+        blocks += [activations.text_layer(f"text_encoder.{number}", context, pictures, rank, numbers) for number in range(layers)]
+    rest = activations.rest(channels, (True, True, True, False), cells * pictures, rank, numbers)
+    if not memory.gradient_checkpointing:
+        return activations.keep_all(blocks, rest)
+    budget = memory.checkpointing_budget_gb * 2**30
+    return activations.within(blocks, rest, budget) if budget else activations.all_again(blocks, rest)
 
 
 def _seconds(
@@ -229,7 +252,10 @@ def _seconds(
     work = [SD1_TFLOP * wide * _pixels(data) / SD1_PIXELS for data in datasets]
     batches = sum(showings[number] / data.batch_size for number, data in enumerate(datasets)) or 1.0
     batch = sum(showings[number] * work[number] for number in range(len(datasets))) / batches
-    accumulation, again = config.steps.gradient_accumulation_steps, 1.3 if config.memory.gradient_checkpointing else 1.0
+    numbers = numbers_of(config, machine.device)
+    accumulation, largest = config.steps.gradient_accumulation_steps, max(map(_pixels, datasets))
+    twice = choice_of(attrs.evolve(config, memory=attrs.evolve(config.memory, pictures_at_once=1)), datasets, facts, numbers).flop
+    again = 1.0 + twice / (SD1_TFLOP * 1e12 * wide * largest / SD1_PIXELS)
     encoding = sum(pictures[number] * work[number] for number in range(len(datasets))) * 0.6
     return total * accumulation * (0.05 + batch * again / machine.tflops) + encoding / machine.tflops
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from lora_trainer.config import derive
 from lora_trainer.config.prompt_files import KEYS, PromptRow, rows_of_file, rows_of_lines
 from lora_trainer.config.samplers import CHOICES, known_sampler
-from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data.decoding import decoded
-from lora_trainer.data.describe import training_size
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
 
@@ -57,12 +54,11 @@ class Prompts:
     notes: tuple[Message, ...] = ()
 
 
-def prompts_of(config: TrainConfig) -> Prompts:
-    """The preview prompts of a config, the prompt file read now. A row that cannot be read is left out and named; nothing is raised."""
-    defaults, notes = defaults_of(config), []
-    rows = list(rows_of_lines("\n".join(derive.prompts(config))))
+def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Prompts:
+    """The prompts of a list and of a prompt file ("": none), read now. A row that cannot be read is left out and named, never raised."""
+    rows, notes = list(rows_of_lines("\n".join(lines))), []
     try:
-        rows += _file_rows(config.sample.prompt_file.strip(), len(rows))
+        rows += _file_rows(file.strip(), len(rows))
     except TrainerError as error:
         notes += [say("{message} {fix}", message=problem.message, fix=problem.fix) for problem in error.problems]
     requests = []
@@ -78,20 +74,6 @@ def prompts_of(config: TrainConfig) -> Prompts:
             options = " ".join(f"--{name}" for name in unused)
             notes.append(say("{place}: {options} has no effect on models of this kind.", place=row.place, options=options))
     return Prompts(tuple(requests), tuple(notes))
-
-
-def defaults_of(config: TrainConfig) -> SampleRequest:
-    """What holds where a prompt says nothing: the training size, the run's seed, sampler and text encoder."""
-    width, height = training_size(config.data)
-    return SampleRequest(
-        "",
-        width=_side(width),
-        height=_side(height),
-        seed=config.seed,
-        sampler=config.sample.sampler,
-        clip_skip=config.model.clip_skip,
-        max_token_length=config.model.max_token_length,
-    )
 
 
 def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:
@@ -158,8 +140,8 @@ def _request(given: Mapping[str, str], defaults: SampleRequest) -> SampleRequest
         defaults,
         prompt=given.get("prompt", ""),
         negative=given.get("n", defaults.negative),
-        width=_side(numbers.get("w", defaults.width)),
-        height=_side(numbers.get("h", defaults.height)),
+        width=multiple_of_8(numbers.get("w", defaults.width)),
+        height=multiple_of_8(numbers.get("h", defaults.height)),
         seed=secrets.randbelow(2**32) if seed < 0 else seed % SEEDS,
         cfg=float(numbers.get("l", defaults.cfg)),
         steps=max(1, min(1000, int(numbers.get("s", defaults.steps)))),
@@ -185,6 +167,6 @@ def _number(name: str, text: str) -> float | int:
         ) from error
 
 
-def _side(side: float) -> int:
+def multiple_of_8(side: float) -> int:
     """Pixels rounded to a multiple of 8 from 64 to 4096."""
     return max(64, min(4096, round(side / 8) * 8))

@@ -11,6 +11,7 @@ from torch import Tensor
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.text import room_for, tokenize
+from lora_trainer.train import economy, vae
 from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import Precision, computing
 from lora_trainer.train.samplers import walk
@@ -46,6 +47,7 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
 
 def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
     """What the U-Net reads for some texts, each text encoded once; a `max_token_length` of 0 reads them to their ends."""
+    economy.ready(bundle.text_encoder, bundle.device)
     unique = list(dict.fromkeys(texts))
     ids = tokenize(bundle.tokenizer, unique, max_token_length or room_for(bundle.tokenizer, unique)).to(bundle.device)
     encoded = bundle.family.encode_text(bundle, ids, clip_skip)
@@ -54,20 +56,9 @@ def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_toke
 
 def decode(bundle: ModelBundle, latents: Tensor) -> list[Image.Image]:
     """Pictures of scaled latents [n, 4, h, w], decoded one by one."""
-    held = next(bundle.vae.parameters())
     pictures = []
-    with torch.inference_mode(False), torch.no_grad():
-        bundle.vae.to(bundle.device)
-        for single in latents.split(1):
-            pixels = bundle.vae.decode((single / bundle.family.latent_scale).to(held.dtype)).sample[0].float()
-            array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-            pictures.append(Image.fromarray(array))
+    for single in latents.split(1):
+        pixels = vae.decode(bundle, single)[0]
+        array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+        pictures.append(Image.fromarray(array))
     return pictures
-
-
-def encode(bundle: ModelBundle, pixels: Tensor) -> Tensor:
-    """Scaled latents [n, 4, h/8, w/8] float32 of pictures [n, 3, h, w] in -1..1: the mean of the VAE's distribution."""
-    held = next(bundle.vae.parameters())
-    with torch.inference_mode(False), torch.no_grad():
-        bundle.vae.to(bundle.device)
-        return bundle.vae.encode(pixels.to(bundle.device, held.dtype)).latent_dist.mean.float() * bundle.family.latent_scale

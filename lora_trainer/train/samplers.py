@@ -13,11 +13,14 @@ from lora_trainer.models.schedule import alphas_cumprod
 from lora_trainer.registry import Registry
 
 SAMPLERS: Registry[Callable[[str], Any]] = Registry("sampler")
-"""Each makes a scheduler for a prediction type, "epsilon" or "v_prediction"; the fact `noisy`: it adds noise in each step."""
+"""Each makes a scheduler for a prediction type, "epsilon" or "v_prediction".
+
+Facts: `noisy`, it adds noise in each step; `most`, the steps from which on its own way of choosing among the 1000 goes wrong.
+"""
 NOISE = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
-@SAMPLERS.add("ddim", "DDIM")
+@SAMPLERS.add("ddim", "DDIM", most=250)
 def ddim(prediction: str) -> Any:
     """DDIM without added noise (Song et al. 2021)."""
     from diffusers.schedulers import DDIMScheduler
@@ -33,7 +36,7 @@ def ddpm(prediction: str) -> Any:
     return DDPMScheduler(**NOISE, clip_sample=False, steps_offset=1, timestep_spacing="trailing", prediction_type=prediction)
 
 
-@SAMPLERS.add("pndm", "PNDM")
+@SAMPLERS.add("pndm", "PNDM", most=250)
 def pndm(prediction: str) -> Any:
     """Pseudo linear multistep of order 4, a WebUI's PLMS (Liu et al. 2022)."""
     from diffusers.schedulers import PNDMScheduler
@@ -71,7 +74,7 @@ def euler_a(prediction: str) -> Any:
     return EulerAncestralDiscreteScheduler(**NOISE, prediction_type=prediction)
 
 
-@SAMPLERS.add("dpmsolver", "DPM-Solver")
+@SAMPLERS.add("dpmsolver", "DPM-Solver", most=999)
 def dpmsolver(prediction: str) -> Any:
     """DPM-Solver-2, multistep (Lu et al. 2022)."""
     from diffusers.schedulers import DPMSolverMultistepScheduler
@@ -79,7 +82,7 @@ def dpmsolver(prediction: str) -> Any:
     return DPMSolverMultistepScheduler(**NOISE, algorithm_type="dpmsolver", final_sigmas_type="sigma_min", prediction_type=prediction)
 
 
-@SAMPLERS.add("dpmsolver++", "DPM-Solver++")
+@SAMPLERS.add("dpmsolver++", "DPM-Solver++", most=999)
 def dpmsolver_plus(prediction: str) -> Any:
     """DPM-Solver++(2M) (Lu et al. 2022b)."""
     from diffusers.schedulers import DPMSolverMultistepScheduler
@@ -87,7 +90,7 @@ def dpmsolver_plus(prediction: str) -> Any:
     return DPMSolverMultistepScheduler(**NOISE, algorithm_type="dpmsolver++", prediction_type=prediction)
 
 
-@SAMPLERS.add("dpmsingle", "DPM-Solver++ single")
+@SAMPLERS.add("dpmsingle", "DPM-Solver++ single", most=999)
 def dpmsingle(prediction: str) -> Any:
     """DPM-Solver++(2S) (Lu et al. 2022b)."""
     from diffusers.schedulers import DPMSolverSinglestepScheduler
@@ -203,7 +206,7 @@ def walk(
     """
     sampler = SAMPLERS[name]
     scheduler = from_pure_noise(sampler.make(prediction)) if zero_terminal_snr else sampler.make(prediction)
-    scheduler.set_timesteps(steps)
+    scheduler.set_timesteps(min(steps, sampler.facts.get("most", steps)))
     latents = noise * float(scheduler.init_noise_sigma)
     more: dict[str, Any] = {"generator": generators} if sampler.facts.get("noisy") else {}
     for timestep in scheduler.timesteps:

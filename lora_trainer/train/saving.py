@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import attrs
@@ -64,6 +65,15 @@ def refuse_overwriting(names: Names, overwrite: bool) -> None:
             )
         ]
     )
+
+
+def sweep(names: Names) -> None:
+    """Deletes what a killed run of these names left half-written in its folder."""
+    ours = re.compile(rf"\.{re.escape(names.name)}(-\d{{6}}|-step\d{{8}})?\.(safetensors|json|preview\.png)\.[0-9a-f]+\.part")
+    for path in names.folder.glob(".*.part") if names.folder.is_dir() else ():
+        if ours.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
 
 
 @contextmanager

@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 
 from lora_trainer import assets
+from lora_trainer.adapters.files import rank_and_alpha, start_from
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.adapters.targets import text_prefixes
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
-from lora_trainer.config.rates import rate_notes
+from lora_trainer.config.rates import rate_notes, refuse_different_rates
 from lora_trainer.config.schema import DataConfig, LossConfig, ModelConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
-from lora_trainer.data.describe import SubsetRules, describe
+from lora_trainer.data.describe import SubsetRules, describe, training_size
 from lora_trainer.data.gather import about_regularisation, arranged, gather
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.store import LATENTS
@@ -48,7 +49,7 @@ from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.graphs import Replays
 from lora_trainer.train.plan import TrainingPlan
-from lora_trainer.train.prompts import prompts_of
+from lora_trainer.train.prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
 from lora_trainer.train.views import Views, sizes_of
@@ -223,6 +224,8 @@ class Trainer:
         self.config, self.cache.batch = config, config.data.vae_batch_size
         if config.memory.attention != "auto":
             self.attention = config.memory.attention
+        if not config.memory.cuda_graphs:
+            self.replays = None
         self.attach()
 
     @torch.inference_mode(False)
@@ -259,10 +262,11 @@ class Trainer:
 
 
 @torch.inference_mode(False)
-def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Path | None = None) -> Trainer:
+def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Path | None = None, *, resumed: bool = False) -> Trainer:
     """Loads the model, makes network, optimizer and caches. Nothing of the host is changed.
 
-    Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory.
+    Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory. The weights of a run that is
+    `resumed` are in its state.
     """
     config, told = working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
@@ -273,6 +277,8 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]
     adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
+    if config.network.network_weights and not resumed:
+        start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
@@ -297,8 +303,21 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     return trainer
 
 
+def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
+    """The config with rank and alpha of the file that the training begins with, where it says so. Raises ModelError."""
+    network = config.network
+    if not (network.network_weights and network.dim_from_weights):
+        return config
+    rank, alpha = rank_and_alpha(Path(network.network_weights))
+    return attrs.evolve(config, network=attrs.evolve(network, dim=rank, alpha=alpha, dim_from_weights=False))
+
+
 def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
-    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others."""
+    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others.
+
+    Raises TrainerError for rates that the optimizer does not take.
+    """
+    refuse_different_rates(config)
     rates, plans = derive.rates(config), []
     for part, parameters in adapter.parameters().items():
         upper = adapter.upper(part) if f"{part} plus" in rates else ()
@@ -322,7 +341,8 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Raises TrainerError when the optimizer is not installed, or does not take its arguments."""
+    """Raises TrainerError when the optimizer is not installed, or does not take its arguments or the rates."""
+    refuse_different_rates(config)
     gpu = optimizer_named(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
     working_optimizer(config, "cuda" if gpu else "cpu")
 
@@ -372,6 +392,25 @@ def facts_of(checkpoint: Path, model: ModelConfig) -> ModelFacts | None:
         return None
 
 
+def preview_defaults(config: TrainConfig) -> SampleRequest:
+    """What holds where a preview prompt says nothing: the training size, the run's seed, sampler and text encoder."""
+    width, height = training_size(config.data)
+    return SampleRequest(
+        "",
+        width=multiple_of_8(width),
+        height=multiple_of_8(height),
+        seed=config.seed,
+        sampler=config.sample.sampler,
+        clip_skip=config.model.clip_skip,
+        max_token_length=config.model.max_token_length,
+    )
+
+
+def prompts_of(config: TrainConfig) -> Prompts:
+    """The preview prompts of a config, its prompt file as it is now."""
+    return read_prompts(derive.prompts(config), config.sample.prompt_file, preview_defaults(config))
+
+
 def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
     """`ss_` key without the prefix -> value; `data` holds the options of the first dataset."""
     return {
@@ -383,7 +422,7 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
         "num_epochs": plan.epochs,
         "max_train_steps": plan.total_steps,
         "batch_size_per_device": data.batch_size,
-        "total_batch_size": data.batch_size,
+        "total_batch_size": data.batch_size * plan.processes,
         "gradient_accumulation_steps": config.steps.gradient_accumulation_steps,
         "gradient_checkpointing": config.memory.gradient_checkpointing,
         "lr_scheduler": config.schedule.type,

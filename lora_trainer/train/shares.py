@@ -38,6 +38,8 @@ class Shares:
     """One process that does it all."""
 
     place: Place = ALONE
+    met: bool = False
+    """Whether the others have this step's gradient already: it cannot be calculated anew by one process alone."""
 
     def of(self, batch: Sequence[Item]) -> Sequence[Item]:
         """This process's part of a batch; may be empty."""
@@ -90,6 +92,7 @@ class Together(Shares):
         flat = torch.cat([*parts, there, loss.detach().reshape(1).float()])
         with self._named():
             dist.all_reduce(flat)
+        self.met = True
         *sums, counts, total = flat.split([*(parameter.numel() for parameter in parameters), len(parameters), 1])
         for parameter, gradient, count in zip(parameters, sums, counts.tolist(), strict=True):
             if parameter.grad is not None:
@@ -139,6 +142,7 @@ class Together(Shares):
     def note(self, reason: Message | str) -> None:
         """Leaves word for the others why this process ends."""
         self._store.set(f"end/{self.place.rank}", str(reason)[:500])
+        self._store.add(f"ended/{self.place.rank}", 1)
 
     def leave(self) -> None:
         """Cuts the connection."""
@@ -164,7 +168,7 @@ class Together(Shares):
         others = [rank for rank in range(self.place.count) if rank != self.place.rank]
         try:
             for rank in others:
-                if self._store.check([f"end/{rank}"]):
+                if self._store.add(f"ended/{rank}", 0):  # torch 2.1 has no other way to ask for a word that may not be there
                     return rank, self._store.get(f"end/{rank}").decode()
             gone = next((rank for rank in others if not self._alive(rank)), None)
         except RuntimeError:  # the store went with the process that kept it
@@ -190,6 +194,7 @@ class Agreed(Control):
 
     def agree(self) -> None:
         """Takes over what was asked of the first process by now."""
+        self.together.met = False
         news = None
         if self.together.place.leads:
             stop, changes = self.asked.stopping, self.asked.take_changes()

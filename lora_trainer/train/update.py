@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from lora_trainer.optim.optimizers import TrainingOptimizer
@@ -20,15 +21,16 @@ class Updater:
         """Whether a step has begun and not ended: it cannot be done again."""
         self._stepped = False
 
-    def update(self, factor: float, limit: float, steps: int = 1) -> float:
+    def update(self, factor: float, limit: float, loss: Tensor, steps: int = 1) -> tuple[float, float]:
         """The `steps`-th step, at `factor` times each group's rate.
 
-        Returns the gradient's length before it was shortened to `limit` (0: never).
+        Returns the gradient's length before it was shortened to `limit` (0: never), and the loss as a number. Both are read at once:
+        it is the only time in a step that a GPU is waited for.
         """
         optimizer, scaler = self.optimizer, self.scaler
         if scaler is not None:
             optimizer.unscale(scaler)
-        norm = self._shortened(limit)
+        norm, read = self._shortened(limit, loss)
         if norm == norm and norm != float("inf"):
             self._step(factor)
         else:
@@ -38,7 +40,7 @@ class Updater:
         if self.average is not None:
             self.average.follow(steps)
         self.begun = False
-        return norm
+        return norm, read
 
     def _step(self, factor: float) -> None:
         """The first step makes the optimizer's state, for which there may be no room: then all is as before it."""
@@ -62,12 +64,12 @@ class Updater:
         """What the loss is multiplied with; 0 without a GradScaler."""
         return 0.0 if self.scaler is None else float(self.scaler.get_scale())
 
-    def _shortened(self, limit: float) -> float:
+    def _shortened(self, limit: float, loss: Tensor) -> tuple[float, float]:
         gradients = self.optimizer.gradients()
         norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
         length = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
-        norm = float(length)
+        norm, read = torch.stack([length, loss.to(length.dtype)]).tolist()
         if limit and norm > limit:
             for gradient in gradients:
                 gradient.mul_(limit / (norm + 1e-6))
-        return norm
+        return norm, read

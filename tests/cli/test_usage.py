@@ -66,6 +66,8 @@ def test_check_has_its_shape_even_where_nothing_can_be_planned(shell):
         ["sample", "--model", "toy-sd15-host", "--lora", "my.toml", "--prompt", "x", "--out", "x.png"],
         ["sample", "--model", "toy-sd15-host", "--lora", "my.toml:strong", "--prompt", "x", "--out", "x.png"],
         ["sample", "--model", "toy-sd15-host", "--prompt", "x", "--width", "65", "--out", "x.png"],
+        ["sample", "--model", "toy-sd15-host", "--prompt", "x", "--sampler", "fancy", "--out", "x.png"],
+        ["sample", "--model", "toy-sd15-host", "--prompt", "x", "--max-token-length", "80", "--out", "x.png"],
     ],
 )
 def test_wrong_words_end_with_status_2_and_a_sentence(shell, words):
@@ -83,8 +85,6 @@ def test_pictures_model_and_name_are_all_looked_at_before_anything_is_made(shell
 pretrained_model_name_or_path = "none.safetensors"
 [data]
 train_data_dir = "none"
-[sample]
-prompts = ["x --w wide"]
 [save]
 output_dir = "my.toml/out"
 """
@@ -92,7 +92,7 @@ output_dir = "my.toml/out"
     done = shell("train", "my.toml")
     assert done.returncode == 2
     paths = [line.partition(":")[0] for line in done.stderr.splitlines()]
-    assert paths == ["model.pretrained_model_name_or_path", "data.train_data_dir", "sample.prompts", "save.output_dir", "save.runs_dir"]
+    assert paths == ["model.pretrained_model_name_or_path", "data.train_data_dir", "save.output_dir", "save.runs_dir"]
     assert sorted(path.name for path in shell.folder.iterdir()) == ["my.toml"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import attrs
 import pytest
 from hypothesis import given
@@ -142,7 +144,7 @@ def test_every_bound_is_guarded_on_both_sides(option):
     ]:
         if bound is None:
             continue
-        whole = type(option.default) is int or option.path.rpartition(".")[2].startswith("every_n") or known.kind == "size"
+        whole = float not in (get_args(option.type) or (option.type,))
         as_given = int if whole else float
         found = problems(_nested(option.path, as_given(outside(bound))))
         assert f"{int(bound) if float(bound).is_integer() else bound}" in found[option.path].message.text()

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 import torch
 
+from lora_trainer.config.samplers import CHOICES
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.a1111 import preview
@@ -51,6 +52,17 @@ def clip_skip_of_the_request_is_drawn_with(world):
     with untouched(world), world.lend() as lease:
         first = lease.preview(REQUEST, None, 1.0, Control()).tobytes()
         assert lease.preview(attrs.evolve(REQUEST, clip_skip=2), None, 1.0, Control()).tobytes() != first
+
+
+@check
+def every_sampler_has_a_name_in_the_host(world):
+    with world.lend() as lease:
+        drawn = {
+            name: lease.preview(attrs.evolve(REQUEST, sampler=name), None, 1.0, Control()).tobytes()
+            for name in CHOICES  # raises where the host does not know the name
+        }
+    assert drawn["euler"] != drawn["euler_a"] != drawn["ddim"] and drawn["lms"] != drawn["heun"] != drawn["dpm_2"]
+    assert drawn["dpmsolver"] == drawn["dpmsolver++"] == drawn["dpmsingle"]
 
 
 @check

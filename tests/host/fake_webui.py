@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from tests.host.data_folder import PREFIXES, info_of, model_of, tensors_of
 from tests.host.fifo_lock import FIFOLock
 
-MODULES = "shared sd_models sd_vae sd_unet sd_hijack devices call_queue processing scripts cache paths errors script_callbacks launch_utils"
+MODULES = """shared sd_models sd_vae sd_unet sd_hijack sd_samplers devices call_queue processing scripts cache paths errors script_callbacks
+    launch_utils"""
+SAMPLERS = ("DPM++ 2M", "Euler a", "Euler", "LMS", "Heun", "DPM2", "DPM2 a", "DDIM", "PLMS")
 FLAGS = "ckpt_dir gradio_auth gradio_auth_path api_auth listen share ngrok server_name lowvram no_prompt_history"
 TABLES = "available_networks available_network_aliases available_network_hash_lookup networks_in_memory"
 
@@ -48,6 +50,7 @@ class FakeWebUI(SimpleNamespace):
             self.sd_models: {"checkpoints_list": dict(known), "checkpoint_aliases": dict(known), "model_path": str(models)}
             | {"SkipWritingToConfig": threading.Lock, "reload_model_weights": self.reload},
             self.sd_vae: {"vae_dict": vaes, "loaded_vae_file": None, "reload_vae_weights": self.reload_vae},
+            self.sd_samplers: {"all_samplers_map": dict.fromkeys(SAMPLERS)},
             self.sd_hijack: {"model_hijack": SimpleNamespace(apply_circular=lambda on: None)},
             self.cache: {"cache": collections.defaultdict(dict).__getitem__},
             self.paths: {"data_path": str(data), "models_path": str(models)},
@@ -131,6 +134,8 @@ class FakeWebUI(SimpleNamespace):
         return hashlib.sha512(words.encode()).digest()
 
     def process_images(self, p):
+        if p.sampler_name not in SAMPLERS:
+            raise RuntimeError(f"Sampler not found: {p.sampler_name}")
         settings, lists = getattr(p, "override_settings", {}), self.networks
         before = {key: self.data[key] for key in settings}
         self.data.update(settings)

@@ -104,3 +104,13 @@ def test_memory_is_that_of_this_computer(tmp_path):
 
 def test_without_a_webui_nobody_is_the_host():
     assert detect().name == "standalone"
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(tmp_path):
+    with StandaloneHost(tmp_path, device="cpu").lease(ModelConfig()) as lease:
+        assert lease.device.type == "cpu"
+    for name in ("cuda:77", "the second one", "meta"):
+        with pytest.raises(TrainerError, match="there is no device") as refused, StandaloneHost(tmp_path, device=name).lease(ModelConfig()):
+            raise AssertionError("it was lent")
+        assert refused.value.problems[0].path == "memory.device"
+        assert "cuda:0" in refused.value.problems[0].fix.text()

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from lora_trainer.errors import DatasetError
-from lora_trainer.events import Finished, Started, Warned
+from lora_trainer.events import Finished, Phase, Started, Warned
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.manager import JobManager
-from lora_trainer.jobs.status import word_problem
+from lora_trainer.jobs.status import RunStatus, word_problem
 from tests.jobs.works import PLAN, endless_work, small_work, stepped
 
 
@@ -209,3 +209,10 @@ def test_warnings_travel_as_template_and_values(folder):
     assert status.to_json()["warning"] == "3 pictures are small."
     line = json.loads(folder.events_file.read_text(encoding="utf-8").splitlines()[0])
     assert line["message"]["template"] == "{n} pictures are small." and line["message"]["values"] == {"n": 3}
+
+
+def test_a_run_that_gets_another_length_shows_it_at_once():
+    status = RunStatus(id="moon", name="moon").after(Started({"total_steps": 100, "epochs": 10, "steps_per_epoch": 10}), 1.0)
+    longer = status.after(Phase("training", 100), 2.0).after(Phase("training", 145), 3.0)
+    assert (longer.total_steps, longer.epochs) == (145, 15)
+    assert longer.after(Phase("caching", 7), 4.0).total_steps == 145

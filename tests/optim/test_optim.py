@@ -29,19 +29,6 @@ def test_the_rate_rises_over_the_warm_up_and_ends_at_its_floor():
     assert factor("linear", 100, 100, 0, 0.2) == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear"])
-def test_schedules_are_those_of_diffusers(name):
-    from diffusers.optimization import get_scheduler
-
-    parameter = nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    theirs = get_scheduler(name, optimizer, num_warmup_steps=7, num_training_steps=60)
-    for step in range(60):
-        assert factor(name, step, 60, 7, 0.0) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
-        optimizer.step()
-        theirs.step()
-
-
 def test_one_flat_buffer_steps_as_separate_tensors_do():
     torch.manual_seed(0)
     shapes = [(3, 5), (7,), (3, 5), (2, 2, 1, 1), (7,)]

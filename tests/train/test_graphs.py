@@ -13,7 +13,7 @@ import torch
 
 from lora_trainer.events import Stepped, Warned
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.train import graphs
+from lora_trainer.train import graphs, setup
 from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.graphs import ROOM, CudaRecorder, Replays, why_not
 from tests.train.runs import events_of, small_config, tensors_of
@@ -224,3 +224,13 @@ def test_a_real_recorder_adds_to_gradients_like_without():
     assert replays.count == 5
     assert results == pytest.approx(added_up(leaf, calls)[0])
     assert torch.allclose(gradient, added_up(leaf, calls)[1])
+
+
+@pytest.mark.slow
+def test_a_run_of_compiled_blocks_learns_what_one_without_learns(tmp_path: Path, monkeypatch):
+    changes = {"steps__max_train_steps": 4, "memory__gradient_checkpointing": True}
+    plain = losses(events_of(small_config(tmp_path / "plain", **changes), tmp_path / "plain"))
+    monkeypatch.setattr(setup, "Compiled", lambda: Compiled("eager"))  # traced and guarded, not turned into C++
+    events = events_of(small_config(tmp_path / "compiled", memory__compile=True, **changes), tmp_path / "compiled")
+    assert losses(events) == pytest.approx(plain, rel=1e-5)
+    assert not [event for event in events if isinstance(event, Warned) and "compiled" in str(event.message)]

@@ -331,11 +331,3 @@ def test_half_precision_trains_on_the_cpu_where_torch_can(tmp_path: Path, word):
     steps = of_kind(events_of(config, tmp_path), Stepped)
     assert all(0 < step.loss < 2 for step in steps)
     assert all(tensor.isfinite().all() for tensor in tensors_of(tmp_path / "loras" / "small.safetensors").values())
-
-
-@pytest.mark.parametrize("option", ["--x 3", "--w wide", "--ss nothing"])
-def test_a_prompt_option_that_cannot_be_read_is_named_before_anything_starts(tmp_path: Path, option):
-    with pytest.raises(TrainerError, match=r"prompt|sampler") as caught:
-        events_of(small_config(tmp_path, sample__prompts=[f"a star {option}"]), tmp_path)
-    assert caught.value.problems[0].path == "sample.prompts"
-    assert not (tmp_path / "loras").exists()

@@ -19,6 +19,7 @@ from lora_trainer.train import doubts, setup
 from lora_trainer.train.step import noisy_batch, picture_losses
 from lora_trainer.train.validate import chosen
 from tests.train.runs import assets, events_of, small_config, tensors_of
+from tests.train.test_shares import ended, lines, started
 
 PLAIN = LossConfig()
 VAL = str(assets.toy_pictures() / "crescent" / "val")
@@ -192,6 +193,14 @@ def test_a_run_that_validates_no_better_ends_early_as_finished(tmp_path: Path):
     validated = [event for event in events if isinstance(event, Validated)]
     lowest = min(validated[1:], key=lambda event: event.loss)
     assert [event.step for event in validated] == [0, 1, 2] and lowest.best and not validated[0].best
+
+
+@pytest.mark.slow
+def test_an_early_end_reaches_every_process(tmp_path: Path):
+    rules = {"data_dir": VAL, "every_n_steps": 2, "early_stop_patience": 1, "early_stop_min_delta": 0.9, "max_pictures": 1}
+    process = started(tmp_path, small_config(tmp_path, validate=rules, steps__max_train_steps=1000), processes=2)
+    assert ended(tmp_path, process) == 0
+    assert [event["step"] for event in lines(tmp_path, "finished")] == [2]
 
 
 def test_patience_that_does_not_run_out_changes_no_bit(tmp_path: Path):

@@ -130,6 +130,22 @@ def test_a_stop_ends_every_process_and_saves_once(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_a_resumed_run_of_two_processes_is_the_run_of_one_without_a_break(tmp_path: Path):
+    changes = {"schedule__type": "constant", "save__every_n_steps": 3}
+    alone = started(tmp_path / "one", small_config(tmp_path / "one", data__batch_size=4, steps__max_train_steps=8, **changes))
+    first = started(tmp_path / "two", small_config(tmp_path / "two", steps__max_train_steps=5, **changes), processes=2)
+    assert (ended(tmp_path / "one", alone), ended(tmp_path / "two", first)) == (0, 0)
+    run = next((tmp_path / "two" / "runs").iterdir())
+    words = ["-m", "lora_trainer", "train", "--resume", str(run), "--set", "steps.max_train_steps=8"]
+    done = subprocess.run([sys.executable, *TWO, *words], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    steps = {event["step"]: event["loss"] for event in lines(tmp_path / "two", "stepped")}
+    expected = {event["step"]: event["loss"] for event in lines(tmp_path / "one", "stepped")}
+    assert sorted(steps) == list(range(1, 9))
+    assert [steps[step] for step in sorted(steps)] == pytest.approx([expected[step] for step in sorted(expected)], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_other_pictures_in_one_process_are_noticed_before_the_first_step(tmp_path: Path):
     """As on two machines whose folders differ; here by a seed that only one process is given."""
     write_config(small_config(tmp_path), tmp_path / "config.toml")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -171,7 +173,7 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
     page.wait_for_function("LoraTrainer.runData('steered').changes.length === 1", timeout=30_000)
     changed = page.evaluate("LoraTrainer.runData('steered').changes[0].step")
     page.wait_for_function("step => LoraTrainer.runData('steered').last.step > step", arg=changed, timeout=30_000)
-    assert page.evaluate("LoraTrainer.plannedRate(LoraTrainer.runData('steered'))(2)") <= 3e-5
+    page.wait_for_function("LoraTrainer.plannedRate(LoraTrainer.runData('steered'))(2) <= 3e-5", timeout=30_000)
     assert page.evaluate("LoraTrainer.runData('steered').last.lr") <= 3e-5
 
     page.get_by_role("button", name="Stop…").click()
@@ -190,12 +192,45 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
     epochs.fill(str(wanted))
     epochs.press("Tab")
     page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
+    page.wait_for_function("steps => LoraTrainer.seen.status.run.total_steps === steps", arg=3 * wanted, timeout=30_000)
     page.get_by_role("button", name="More epochs…").click(timeout=120_000)
     assert page.evaluate("LoraTrainer.runData('steered').last.step") == 3 * wanted
     page.get_by_label("Further epochs").fill("2")
     page.get_by_role("dialog").get_by_role("button", name="Go on training").click()
     page.wait_for_function("step => LoraTrainer.runData('steered').last.step === step", arg=3 * wanted + 6, timeout=120_000)
     page.locator(".lt-banner.good").wait_for(timeout=60_000)
+
+
+@pytest.mark.slow
+def test_a_run_of_another_process_is_shown_told_of_when_it_is_killed_and_resumed(open_page: Page, real: Server, pictures: Path):
+    values = {
+        "data": {"train_data_dir": str(pictures), "trigger_word": "sks crescent", "resolution": 64, "batch_size": 4},
+        "network": {"dim": 4, "alpha": 4.0},
+        "steps": {"max_train_steps": 4000},
+        "save": {"output_name": "killed", "output_dir": str(real.root / "output"), "runs_dir": str(real.root / "runs")},
+    }
+    values["save"] |= {"every_n_epochs": 0, "state_every_n_steps": 5}
+    config = real.root / "killed.toml"
+    write_config(build(values), config)
+    page = open_page(f"{real.address}?__lang=en")
+    process = subprocess.Popen([sys.executable, "-m", "lora_trainer", "train", str(config)], stdout=subprocess.DEVNULL)
+    try:
+        page.wait_for_function("LoraTrainer.active() && LoraTrainer.active().name === 'killed'", timeout=60_000)
+        page.wait_for_function("LoraTrainer.active() && LoraTrainer.active().step > 20", timeout=60_000)
+    finally:
+        process.kill()
+        process.wait()
+    strip = page.locator(".lt-broken-off")
+    strip.wait_for(timeout=30_000)
+    assert "The run killed was interrupted at step" in strip.inner_text()
+    strip.get_by_role("button", name="Resume").click()
+    page.wait_for_function("LoraTrainer.active() && LoraTrainer.active().state === 'training'", timeout=60_000)
+    page.wait_for_function("LoraTrainer.runData('killed').steps.length > 25", timeout=60_000)
+    steps = page.evaluate("LoraTrainer.runData('killed').steps")
+    assert steps == list(range(1, len(steps) + 1))
+    page.get_by_role("button", name="Stop…").click()
+    page.get_by_role("button", name="Stop without saving").click()
+    page.get_by_role("button", name="Resume", exact=True).wait_for(timeout=30_000)
 
 
 def test_our_toml_goes_out_and_comes_in_again(open_page: Page, real: Server, pictures: Path):

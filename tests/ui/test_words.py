@@ -27,7 +27,16 @@ def test_every_text_of_the_javascript_has_its_chinese():
 
 
 @pytest.mark.parametrize(
-    ("step", "scenario"), [("settings", "nofit"), ("train", "training"), ("train", "paused"), ("train", "failed"), ("compare", "grid")]
+    ("step", "scenario"),
+    [
+        ("settings", "nofit"),
+        ("settings", "interrupted"),
+        ("train", "training"),
+        ("train", "paused"),
+        ("train", "resumed"),
+        ("train", "failed"),
+        ("compare", "grid"),
+    ],
 )
 def test_a_chinese_page_shows_no_english_sentence(mika: Callable[..., Any], step: str, scenario: str):
     page = mika(step, scenario, lang="zh-CN")
@@ -38,7 +47,7 @@ def test_a_chinese_page_shows_no_english_sentence(mika: Callable[..., Any], step
             const walk = document.createTreeWalker(document.querySelector('.lt-app'), NodeFilter.SHOW_TEXT);
             while (walk.nextNode()) {
                 const parent = walk.currentNode.parentElement;
-                const served = '.lt-log, .lt-failedbody, .lt-why, .lt-changes, .lt-wizardnotes, .lt-notes';
+                const served = '.lt-log, .lt-health, .lt-failedbody, .lt-why, .lt-changes, .lt-wizardnotes, .lt-notes';
                 if (parent.checkVisibility() && !parent.closest(served)) seen.push(walk.currentNode.textContent);
             }
             return seen;

@@ -230,6 +230,25 @@ def _token_length(value: Any, given: Mapping[str, Any], read: Read) -> Options |
     return [(path, brought(value, options()[path]))]
 
 
+def _attention(way: str) -> Callable[[Any, Mapping[str, Any], Read], Options | Message]:
+    """sd-scripts has a switch for each way; of several it takes the first of these."""
+
+    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+        if value in ATTENTION:  # kohya_ss writes the chosen one's name
+            return [("memory.attention", ATTENTION[value])]
+        if value not in (True, "true", "True"):
+            return OFF
+        first = next(name for name in ATTENTION if given.get(name) in (True, "true", "True"))
+        return [("memory.attention", way)] if ATTENTION[first] == way else say("Another key of the file decides it.")
+
+    return take
+
+
+def _full_vae(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    return [("memory.vae_precision", "fp32")] if value in (True, "true", "True") else OFF
+
+
+ATTENTION = {"mem_eff_attn": "sliced", "xformers": "xformers", "sdpa": "sdpa"}
 SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] = {
     **LEARNING,
     "network_module": _network,
@@ -247,6 +266,9 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     "clip_skip": _clip_skip,
     "bucket_reso_steps": _bucket_steps,
     "max_token_length": _token_length,
+    **{name: _attention(way) for name, way in ATTENTION.items()},
+    "no_half_vae": _full_vae,
+    "sdxl_no_half_vae": _full_vae,
     "noise_offset_type": _noise_type,
     "max_validation_steps": _validation_batches,
     **{name: _of_the_model(f"model.{name}") for name in ("v2", "v_parameterization", "zero_terminal_snr")},

@@ -12,8 +12,9 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.config.checks import options, problem
-from lora_trainer.config.importing.arguments import Key, Read, paths, translate_keys
+from lora_trainer.config.importing.arguments import Key, paths, translate_keys
 from lora_trainer.config.importing.concepts import concepts
+from lora_trainer.config.importing.learning import Read
 from lora_trainer.config.importing.programs import KOHYA_NAMES, flattened, kohya, lora_scripts, sd_scripts
 from lora_trainer.config.importing.reasons import REASONS
 from lora_trainer.config.importing.result import Imported, Left, Taken

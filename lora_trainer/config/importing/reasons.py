@@ -37,8 +37,8 @@ _WORDS: dict[Message, str] = {
     WINDOW: """model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
         enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
-    ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization xformers sdpa mem_eff_attn model_train_type no_half_vae
-        sdxl_no_half_vae cache_text_encoder_outputs sdxl_cache_text_encoder_outputs use_safetensors zero_terminal_snr is_valid""",
+    ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization model_train_type
+        cache_text_encoder_outputs sdxl_cache_text_encoder_outputs use_safetensors zero_terminal_snr is_valid""",
     LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
     NOT_YET: """network_dropout rank_dropout module_dropout scale_weight_norms base_weights base_weights_multiplier
         down_lr_weight mid_lr_weight

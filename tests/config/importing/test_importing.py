@@ -327,3 +327,12 @@ def test_a_step_between_sizes_that_is_finer_than_a_latent_becomes_the_finest_and
 def test_prodigys_own_keys_are_said_as_arguments():
     text = 'model_train_type = "sd-lora"\noptimizer_type = "Prodigy"\nprodigy_d_coef = "2.0"\nnetwork_module = "networks.lora"\n'
     assert "d_coef=2.0" in why(import_text(text), "prodigy_d_coef")
+
+
+@pytest.mark.parametrize(
+    ("lines", "attention"),
+    [("sdpa = true", "sdpa"), ("xformers = true\nsdpa = true", "xformers"), ("mem_eff_attn = true\nxformers = true", "sliced")],
+)
+def test_the_ways_of_attention_and_a_whole_vae_are_taken(lines, attention):
+    found = import_text(f'network_module = "networks.lora"\n{lines}\nno_half_vae = true\n')
+    assert found.config.memory.attention == attention and found.config.memory.vae_precision == "fp32"

@@ -1,0 +1,190 @@
+"""Memory runs out in the middle of a run: it goes on with less, or says the one thing to change; the host's weights are never touched."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.control import Control
+from lora_trainer.errors import OutOfMemory
+from lora_trainer.events import Changed, Event, Finished, Stepped
+from lora_trainer.host.a1111 import A1111Host
+from lora_trainer.host.standalone import StandaloneHost
+from lora_trainer.train.loop import run
+from tests.host import contract
+from tests.host.data_folder import make_data
+from tests.host.fake_webui import FakeWebUI
+from tests.train.runs import small_config, tensors_of
+from tests.train.shortage import Card, Failing
+
+PLACES = 20
+SOME = (1, 6, 11, 16)
+"""Loading, a forward, a backward, the end; the others are slow tests."""
+SHORT = {
+    "steps__max_train_steps": 2,
+    "optimizer__text_encoder_lr": 1e-3,
+    "validate__fraction": 0.2,
+    "save__every_n_steps": 1,
+    "sample__at_first": False,
+}
+
+
+def short_config(out: Path, **changes):
+    return small_config(out, **{**SHORT, "model__pretrained_model_name_or_path": "", "data__cache_latents_to_disk": False, **changes})
+
+
+def under(mode, host, config, folder: Path) -> list[Event]:
+    """The run's events; `mode` is on whenever the run works."""
+    found: list[Event] = []
+    with contextlib.closing(run(config, host, Control(), folder / "run")) as work:
+        while True:
+            try:
+                with mode:
+                    found.append(next(work))
+            except StopIteration:
+                return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("webui"))
+
+
+@pytest.fixture(scope="module")
+def fake(data):
+    return FakeWebUI(data)
+
+
+@pytest.fixture
+def world(fake, data, monkeypatch):
+    fake.install(monkeypatch)
+    return contract.World(data / "models" / "Lora", "zz-other.safetensors", "plain.safetensors")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(fake, data, tmp_path_factory):
+    """How often a whole run allocates, its losses and its weights."""
+    with pytest.MonkeyPatch.context() as patch:
+        fake.install(patch)
+        counting, out = Failing(), tmp_path_factory.mktemp("undisturbed")
+        losses = [event.loss for event in under(counting, A1111Host(), short_config(out), out) if isinstance(event, Stepped)]
+    return counting.count, losses, tensors_of(out / "loras" / "small.safetensors")
+
+
+@pytest.mark.parametrize("place", [pytest.param(place, marks=[] if place in SOME else [pytest.mark.slow]) for place in range(PLACES)])
+def test_a_run_that_lacks_memory_once_ends_well_and_leaves_the_hosts_weights_alone(place, world, undisturbed, tmp_path):
+    count, losses, weights = undisturbed
+    before = world.hashes()
+    failing = Failing(fails=int(count * (place + 0.5) / PLACES))
+    try:
+        events = under(failing, world.host, short_config(tmp_path), tmp_path)
+    except OutOfMemory as error:  # nothing was begun yet: the host's own looking at its model
+        assert place == 0 and error.problems[0].fix.text()
+        assert world.hashes() == before and world.queue_is_free()
+        return
+    assert failing.failed and isinstance(events[-1], Finished)
+    assert [event.loss for event in events if isinstance(event, Stepped)] == losses
+    found = tensors_of(tmp_path / "loras" / "small.safetensors")
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    assert world.hashes() == before and world.queue_is_free()
+
+
+def on_card(config, folder: Path, room: float = float("inf"), since: str = "Phase training") -> tuple[list[Event], float]:
+    """The run's events, and the most bytes alive above those at `since` (an event, and its name), from where only `room` more are there."""
+    found, card, above = [], Card(), 0
+    with contextlib.closing(run(config, StandaloneHost(folder), Control(), folder / "run")) as work:
+        while True:
+            try:
+                with card:
+                    found.append(next(work))
+            except StopIteration:
+                return found, card.peak - above
+            if not above and f"{type(found[-1]).__name__} {getattr(found[-1], 'name', '')}".strip() == since:
+                above = card.peak = card.alive
+                card.room = above + room
+
+
+@pytest.fixture(scope="module")
+def roomy(tmp_path_factory):
+    """What a step of four pictures takes at most where nothing lacks, and the losses."""
+    out = tmp_path_factory.mktemp("roomy")
+    events, most = on_card(large_config(out), out)
+    return most, [event.loss for event in events if isinstance(event, Stepped)]
+
+
+def large_config(out: Path, **changes):
+    small = {"validate__fraction": 0.0, "optimizer__text_encoder_lr": 0.0, "data__batch_size": 4, "save__every_n_steps": 0}
+    return short_config(out, **{**small, **changes})
+
+
+def test_a_card_that_is_too_small_gets_by_with_recomputing_and_pieces(roomy, tmp_path):
+    """The run is the same but for rounding, and says what it changed."""
+    most, losses = roomy
+    events, used = on_card(large_config(tmp_path), tmp_path, most * 0.43)
+    changed = [event.path for event in events if isinstance(event, Changed)]
+    assert changed[:2] == ["memory.gradient_checkpointing", "memory.checkpointing_budget_gb"]
+    assert isinstance(events[-1], Finished) and used <= most * 0.43
+    assert [event.loss for event in events if isinstance(event, Stepped)] == pytest.approx(losses, rel=1e-5)
+
+
+def test_without_another_try_the_run_says_the_one_thing_to_change(roomy, tmp_path):
+    most, _ = roomy
+    with pytest.raises(OutOfMemory) as caught:
+        on_card(large_config(tmp_path, memory__retry=False), tmp_path, most * 0.43)
+    assert [problem.path for problem in caught.value.problems] == ["memory.gradient_checkpointing"]
+
+
+def test_a_card_on_which_nothing_helps_ends_the_run_with_one_remedy(tmp_path):
+    events: list[Event] = []
+    config = large_config(tmp_path)
+    with (
+        pytest.raises(OutOfMemory) as caught,
+        contextlib.closing(run(config, StandaloneHost(tmp_path), Control(), tmp_path / "run")) as work,
+    ):
+        card = Card()
+        while True:
+            with card:
+                events.append(next(work))
+            if isinstance(events[-1], Stepped):
+                card.room = card.alive + 1000
+    assert [(event.path, event.new) for event in events if isinstance(event, Changed) and "budget" not in event.path] == [
+        ("memory.gradient_checkpointing", True),
+        ("memory.attention", "sliced"),
+        ("memory.pictures_at_once", 2),
+        ("memory.pictures_at_once", 1),
+    ]
+    assert len(caught.value.problems) == 1 and "Close other programs" in caught.value.problems[0].text()
+
+
+def test_pieces_of_a_step_train_what_the_whole_step_trains(roomy, tmp_path):
+    _, losses = roomy
+    events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path, memory__pictures_at_once=3), tmp_path)
+    assert [event.loss for event in events if isinstance(event, Stepped)] == pytest.approx(losses, rel=1e-6)
+
+
+class _Scarce:
+    """An optimizer that has no room for its state the first time."""
+
+    def __init__(self, inner):
+        self.inner, self.calls = inner, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        result = self.inner(*args)
+        if self.calls == 1:
+            raise MemoryError
+        return result
+
+
+def test_an_optimizer_that_lacks_memory_in_its_first_step_begins_anew(roomy, tmp_path, monkeypatch):
+    """It fails when it has stepped already: the step is taken back before it is done again."""
+    from lora_trainer.optim.optimizers import TrainingOptimizer
+
+    scarce = _Scarce(TrainingOptimizer.step)
+    monkeypatch.setattr(TrainingOptimizer, "step", lambda self, factor: scarce(self, factor))
+    events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
+    assert scarce.calls == 3
+    assert [event.loss for event in events if isinstance(event, Stepped)] == roomy[1]
