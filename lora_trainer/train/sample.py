@@ -47,7 +47,8 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
 
 def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
     """What the U-Net reads for some texts, each text encoded once; a `max_token_length` of 0 reads them to their ends."""
-    economy.ready(bundle.text_encoder, bundle.device)
+    for encoder in bundle.text_encoders:
+        economy.ready(encoder, bundle.device)
     unique = list(dict.fromkeys(texts))
     ids = tokenize(bundle.tokenizer, unique, max_token_length or room_for(bundle.tokenizer, unique)).to(bundle.device)
     encoded = bundle.family.encode_text(bundle, ids, clip_skip)
