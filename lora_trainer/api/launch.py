@@ -37,6 +37,10 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
 
     Runs go to `runs_dir`, else beside the output folder. So a run's config.toml means the same from any working directory.
     """
+    if config.network.dim_from_weights:
+        from lora_trainer.train.setup import with_rank_of_weights
+
+        config = with_rank_of_weights(config)
     output = Path(config.save.output_dir) if config.save.output_dir else host.paths().lora_dir
     runs = Path(config.save.runs_dir) if config.save.runs_dir else runs_dir or output.absolute().parent / "runs"
     plain = to_mapping(config)

@@ -28,6 +28,7 @@ INPUTS = (
     "model.pretrained_model_name_or_path",
     "model.vae",
     "sample.prompt_file",
+    "network.network_weights",
 )
 TABLE_INPUTS = ("image_dir", "metadata_file", "mask_dir")
 OUTPUTS = ("save.output_dir", "save.runs_dir", "log.logging_dir")

@@ -37,19 +37,20 @@ def xformers(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def sliced(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Some queries of one head at a time; the weights of each slice are computed again in the backward pass, none is kept."""
+    """Some heads at a time, or some queries of one; the weights of each slice are computed again in the backward pass, none is kept."""
     tokens, words = queries.shape[-2], keys.shape[-2]
-    together = max(1, min(tokens, SLICE // words))
-    heads = []
-    for asked, key, value in zip(queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), strict=True):
-        pieces = [
-            checkpoint(_plain, piece, key, value, use_reentrant=False, preserve_rng_state=False)
-            if torch.is_grad_enabled()
-            else _plain(piece, key, value)
-            for piece in asked.split(together)
-        ]
-        heads.append(torch.cat(pieces))
-    return torch.stack(heads).view_as(queries)
+    heads, together = max(1, SLICE // (tokens * words)), max(1, min(tokens, SLICE // words))
+    found = []
+    for asked, key, value in zip(*(each.flatten(0, 1).split(heads) for each in (queries, keys, values)), strict=True):
+        pieces = [_kept_out(piece, key, value) for piece in asked.split(together, dim=1)]
+        found.append(torch.cat(pieces, dim=1))
+    return torch.cat(found).view(queries.shape)
+
+
+def _kept_out(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return _plain(queries, keys, values)
+    return checkpoint(_plain, queries, keys, values, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 def _plain(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -189,10 +189,6 @@ class _Run:
         self.live.take_back(since.kept.plain["changes"])
         with torch.inference_mode(False):
             state.put_back(state.read(since.kept), self.trainer, course)
-        if not course.over:
-            again = (self.names.final(), *([] if course.epoch_ends else [self.names.epoch(course.epoch)]))
-            course.files = [path for path in course.files if path not in again]
-            course.saves = {path: save for path, save in course.saves.items() if Path(path) in course.files}
         self.keeping.took_back()
         yield Resumed(course.step, FROM_STATE, course.epoch)
         if since.kept.plain["pictures"] != self.trainer.pictures.digest:
@@ -200,6 +196,10 @@ class _Run:
         yield from self.output.tell_again(since.told)
         self.live.coming = list(since.replay)
         yield from self.live.replay()
+        if not course.over:  # a run that was finished, and goes on
+            again = (self.names.final(), *([] if course.epoch_ends else [self.names.epoch(course.epoch)]))
+            course.files = [path for path in course.files if path not in again]
+            course.saves = {path: save for path, save in course.saves.items() if Path(path) in course.files}
 
     def events(self) -> Iterator[Event]:
         """The whole run: cache, look before training, epochs, the last file."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -60,10 +61,8 @@ def train(config: Any, folder: RunFolder, *, since: Any = None, watch: Any = Non
             watch(job, record.event)
 
     job = Job(launch.training(config, StandaloneHost(folder.path.parent.parent), folder, since=since), folder, [look])
-    try:
+    with contextlib.suppress(Killed):
         job.run()
-    except Killed:
-        pass
     if job.error is not None:
         raise job.error
     return seen
