@@ -200,3 +200,22 @@ def test_conditionings_are_taken_apart_and_put_together_without_a_change():
     assert not Conditioning(whole.states).equals(whole)
     assert whole[:1].repeated(3).pooled.shape == (3, 5)
     assert whole.nbytes == 4 * (4 * 6 + 4 * 5) + 8 * 24
+
+
+@pytest.mark.parametrize(
+    ("family", "counts"),
+    [
+        ("sd1", {"unet": 686, "vae": 248, "text": 196}),
+        ("sd2", {"unet": 686, "vae": 248, "text": 24 * 12 + 5}),
+        ("sdxl", {"unet": 1680, "vae": 248, "text": 196, "text_2": 32 * 12 + 5}),
+    ],
+)
+def test_models_of_full_size_have_as_many_tensors_in_a_checkpoint_as_the_released_ones(family, counts):
+    """Beside them released files hold position ids and the logit scale, which no module needs."""
+    modules = dict(zip(layout.part_prefixes(family), random_checkpoint.SHAPES[family][0].modules(), strict=True))
+    states = {part: dict(module.named_parameters()) for part, module in modules.items()}
+    written = save.checkpoint(states, family)
+    assert {part: len(names) for part, names in layout.split_parts(written, family).items()} == counts
+    back = layout.parts_of(written, family)
+    assert set(back["unet"]) == set(states["unet"])
+    assert layout.family_of(written).family == family

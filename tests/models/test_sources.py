@@ -25,7 +25,9 @@ def write_folder(folder: Path, bundle, **scheduler: object) -> Path:
     bundle.unet.save_pretrained(folder / "unet")
     bundle.vae.save_pretrained(folder / "vae")
     for number, text in enumerate(bundle.text_encoders):
-        text.save_pretrained(folder / ("text_encoder" if not number else "text_encoder_2"), safe_serialization=True)
+        whole = {name: tensor.contiguous() for name, tensor in text.state_dict().items()}  # ours is a turned view
+        place = folder / ("text_encoder" if not number else "text_encoder_2")
+        text.save_pretrained(place, safe_serialization=True, state_dict=whole)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}), encoding="utf-8")
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler), encoding="utf-8")
