@@ -152,10 +152,18 @@
     return { setting: LT.labelOf(path), old: words(old), new: words(value) };
   };
 
-  /** Learning rate that is planned for a step (1 is the first): the U-Net's, or the first group's where only others are trained. */
+  /** Learning rate that is planned for a step (1 is the first): the U-Net's, or the first group's where only others are trained.
+      An optimizer that finds the size of its steps is told multiples of it: they go on from what it found. */
   LT.plannedRate = (data) => {
     const groups = data.schedule || (data.plan && data.plan.schedule) || {};
     const points = groups.unet || Object.values(groups)[0] || [];
-    return (step) => LT.curveAt(points, step);
+    if (!LT.findsRate((data.config || {}).optimizer)) return (step) => LT.curveAt(points, step);
+    const base = data.last ? LT.curveAt(points, data.last.step) : 0;
+    return (step) => (base > 0 ? (data.last.lr * LT.curveAt(points, step)) / base : null);
+  };
+  /** Whether the optimizer of these settings finds the size of its steps by itself. */
+  LT.findsRate = (optimizer) => {
+    const option = LT.options.get("optimizer.type");
+    return Boolean(((option.facts || {})[(optimizer || {}).type || option.default] || {}).finds);
   };
 })();

@@ -9,7 +9,7 @@
 
   /** The name of a group of weights that has a rate of its own: "unet", "text_encoder", "text_encoder_2", "unet plus". */
   LT.groupName = (name) => {
-    const [bare, plus] = name.split(/[ +]+(?=plus|up|b\b)/);
+    const [bare, plus] = name.split(" ");
     const number = (bare.match(/\d+$/) || [""])[0];
     const known = /^unet/.test(bare) ? t("U-Net") : /^text/.test(bare) ? (number ? t("text encoder {n}", { n: number }) : t("text encoder")) : bare;
     return plus ? t("{name}, LoRA+", { name: known }) : known;
@@ -79,6 +79,7 @@
     box.addEventListener("pointerleave", () => (tip.hidden = true));
 
     const effective = () => {
+      if (LT.findsRate({ type: LT.value("optimizer.type") })) return h("span.lt-muted", {}, t("multiples of what the optimizer finds"));
       const told = Object.values(plan.effective || {});
       const rates = [...new Set(told.map((one) => LT.rate(one.with_network)))];
       if (!rates.length || told.every((one) => one.with_network === one.rate)) return null;

@@ -45,15 +45,18 @@ class Compiled:
             if self.works:
                 try:
                     return compiled(*args, **kwargs)
-                except torch.cuda.OutOfMemoryError:
-                    raise
                 except (RuntimeError, ImportError, OSError) as error:  # no compiler, or an operation that it does not know
-                    self._give_up(error)
+                    if not self.gives_up(error):
+                        raise
             return forward(*args, **kwargs)
 
         return run
 
-    def _give_up(self, error: Exception) -> None:
+    def gives_up(self, error: Exception) -> bool:
+        """Whether what failed may be done again without compiled blocks, which it is from now on; backward is compiled when it comes."""
+        if not self.works or isinstance(error, torch.cuda.OutOfMemoryError):
+            return False
         self.works = False
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         self.told.append(say("Blocks are not compiled: {reason}", reason=reason))
+        return True

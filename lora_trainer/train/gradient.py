@@ -46,6 +46,15 @@ class Gradient:
 
         Of several processes each adds up its own part of both.
         """
+        try:
+            return self._added_up(group)
+        except (RuntimeError, ImportError, OSError) as error:
+            if self.trainer.compiled is None or not self.trainer.compiled.gives_up(error):
+                raise
+        self.trainer.optimizer.drop()
+        return self._added_up(group)
+
+    def _added_up(self, group: Sequence[Sequence[Item]]) -> Tensor:
         trainer, pictures = self.trainer, sum(len(batch) for batch in group)
         total = torch.zeros((), device=trainer.bundle.device)
         for batch in map(self.shares.of, group):

@@ -52,6 +52,8 @@ class Updater:
         try:
             self.optimizer.step(factor)
         except (RuntimeError, MemoryError):
+            if not kept[0]:  # of a run that begins: what the step has made must not stay
+                self.optimizer.inner.state.clear()
             self.optimizer.load_state_dict(*kept)
             with torch.no_grad():
                 for group, before in zip(self.optimizer.groups, values, strict=True):

@@ -11,7 +11,7 @@ from lora_trainer.jobs.folder import RunFolder
 from tests.api.conftest import small_config
 
 
-def waited(look, seconds=90.0):
+def waited(look, seconds=240.0):
     """The first answer that is not empty."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -206,6 +206,23 @@ def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_che
     assert "no compiler is installed" in compiled.told[0].text()
 
 
+@pytest.mark.slow
+def test_a_compiler_that_fails_at_the_backward_pass_costs_no_step(tmp_path: Path, monkeypatch):
+    """Backward is compiled when it comes, outside of every block's forward."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def broken(graph, inputs):
+        raise RuntimeError("no room in the temporary folder")
+
+    changes = {"steps__max_train_steps": 3, "optimizer__text_encoder_lr": 0.0}
+    plain = losses(events_of(small_config(tmp_path / "plain", **changes), tmp_path / "plain"))
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=broken)
+    monkeypatch.setattr(setup, "Compiled", lambda: Compiled(backend))
+    events = events_of(small_config(tmp_path / "compiled", memory__compile=True, **changes), tmp_path / "compiled")
+    assert losses(events) == plain
+    assert len([event for event in events if isinstance(event, Warned) and "Blocks are not compiled" in str(event.message)]) == 1
+
+
 @pytest.mark.needs_gpu
 def test_a_real_graph_trains_like_eager(tmp_path: Path):
     plain = losses(events_of(without_text(tmp_path / "plain", steps__max_train_steps=30), tmp_path / "plain"))

@@ -43,7 +43,7 @@ def lines(folder: Path, *kinds: str) -> list[dict]:
     return [line for line in found if not kinds or line["event"] in kinds]
 
 
-def waited(folder: Path, *kinds: str, more: int = 0, seconds: float = 90.0) -> list[dict]:
+def waited(folder: Path, *kinds: str, more: int = 0, seconds: float = 240.0) -> list[dict]:
     """The events of these kinds as soon as there are more than `more` of them."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -54,7 +54,7 @@ def waited(folder: Path, *kinds: str, more: int = 0, seconds: float = 90.0) -> l
 
 
 def ended(folder: Path, process: subprocess.Popen[bytes]) -> int:
-    code = process.wait(timeout=120)
+    code = process.wait(timeout=300)
     if code and not lines(folder, "stopped", "failed"):
         raise AssertionError((folder / "output.txt").read_text(encoding="utf-8")[-3000:])
     return code
@@ -137,7 +137,7 @@ def test_a_resumed_run_of_two_processes_is_the_run_of_one_without_a_break(tmp_pa
     assert (ended(tmp_path / "one", alone), ended(tmp_path / "two", first)) == (0, 0)
     run = next((tmp_path / "two" / "runs").iterdir())
     words = ["-m", "lora_trainer", "train", "--resume", str(run), "--set", "steps.max_train_steps=8"]
-    done = subprocess.run([sys.executable, *TWO, *words], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, *TWO, *words], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     steps = {event["step"]: event["loss"] for event in lines(tmp_path / "two", "stepped")}
     expected = {event["step"]: event["loss"] for event in lines(tmp_path / "one", "stepped")}
@@ -151,7 +151,7 @@ def test_other_pictures_in_one_process_are_noticed_before_the_first_step(tmp_pat
     write_config(small_config(tmp_path), tmp_path / "config.toml")
     words = [sys.executable, *TWO, "--no-python", "bash", "-c"]
     train = f'{sys.executable} -m lora_trainer train "{tmp_path / "config.toml"}" --set seed=$((RANK + 1))'
-    done = subprocess.run([*words, train], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*words, train], cwd=tmp_path, env=ENVIRONMENT, check=False, capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "process 1" in lines(tmp_path, "failed")[0]["problems"][0]["message"]
     assert lines(tmp_path, "stepped") == []

@@ -29,7 +29,8 @@ def overflowing(bundle):
     own = bundle.vae.encode
 
     def encode(pixels):
-        found = own(pixels.float().to(next(bundle.vae.parameters()).dtype))
+        with vae.in_full(bundle.vae):  # torch 2.1 has no half precision on the CPU
+            found = own(pixels.float())
         if pixels.dtype is torch.float16 and float(pixels.max()) > 0.9:
             found.latent_dist.mean.fill_(float("inf"))
         return found
@@ -70,7 +71,8 @@ def test_drawing_falls_back_to_float32_too(bundle):
 
     def decode(scaled):
         formats.append(scaled.dtype)
-        found = own(scaled.to(next(bundle.vae.parameters()).dtype))
+        with vae.in_full(bundle.vae):
+            found = own(scaled.float())
         if scaled.dtype is torch.float16:
             found.sample.fill_(float("nan"))
         return found

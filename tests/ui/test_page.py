@@ -239,6 +239,7 @@ def test_an_optimizer_tells_its_usual_rate_and_a_class_is_given_by_its_name(mika
     assert "1 is usual" in field.inner_text()
     field.get_by_role("button", name="Set it").click()
     assert page.evaluate("LoraTrainer.value('optimizer.learning_rate')") == 1
+    page.locator(".lt-schedule", has_text="multiples of what the optimizer finds").wait_for()
     assert field.get_by_role("button", name="Set it").count() == 0
     field.locator("select").select_option(label="another class…")
     field.get_by_label("Whole name of the class").fill("torch.optim.RMSprop")

@@ -1,0 +1,107 @@
+"""What is watched while a run goes on."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.control import Control
+from lora_trainer.errors import TrainingError
+from lora_trainer.messages import say
+from lora_trainer.train.awake import awake
+from lora_trainer.train.guards import BAD_STEPS, HALVINGS, WINDOW, Divergence, Numbers, Pace, missing_mb
+from lora_trainer.train.writer import Writer
+
+CAUSE = say("Use a lower learning rate.")
+
+
+def test_losses_that_are_no_numbers_end_the_run_after_ten_in_a_row_with_the_likely_cause():
+    numbers = Numbers(lambda: CAUSE, scaled=False)
+    assert [numbers.fine(math.nan, math.nan) for _ in range(BAD_STEPS - 1)] == [False] * (BAD_STEPS - 1)
+    assert numbers.fine(0.1, 0.1)  # one good step begins the count anew
+    for _ in range(BAD_STEPS - 1):
+        numbers.fine(math.inf, math.nan)
+    with pytest.raises(TrainingError, match="no number for 10 steps") as ended:
+        numbers.fine(math.nan, math.nan)
+    assert ended.value.problems[0].fix.text("en") == CAUSE.text("en")
+
+
+def test_a_grad_scaler_that_still_looks_for_its_factor_is_given_time():
+    numbers = Numbers(lambda: CAUSE, scaled=True)
+    for _ in range(BAD_STEPS + HALVINGS - 1):
+        assert not numbers.fine(0.1, math.inf)
+    with pytest.raises(TrainingError, match="gradient"):
+        numbers.fine(0.1, math.inf)
+
+
+def test_a_loss_that_runs_away_is_told_once_and_an_ordinary_one_never():
+    calm, wild = Divergence(), Divergence()
+    assert not any(calm.look(step, 0.1 + 0.05 * (step % 7)) for step in range(10 * WINDOW))
+    told = [wild.look(step, 0.1 if step < 3 * WINDOW else 0.9) for step in range(8 * WINDOW)]
+    assert len([message for message in told if message is not None]) == 1
+
+
+def test_steps_that_become_slow_are_told_only_where_the_memory_is_full():
+    def warned(free: float) -> int:
+        pace = Pace()
+        return sum(pace.look(0.1 if step < 40 else 0.5, lambda: free) is not None for step in range(80))
+
+    assert (warned(0.01), warned(0.5)) == (1, 0)
+
+
+def test_a_disk_lacks_what_a_file_needs_and_a_little_more(tmp_path: Path):
+    assert missing_mb(tmp_path / "not" / "there" / "yet", 1.0) == 0
+    assert missing_mb(tmp_path, 1e12) > 1e11
+
+
+def test_what_a_writer_is_given_is_told_in_order_and_nothing_follows_a_failure():
+    writer, done = Writer(), []
+    for number in range(6):
+        writer.put(lambda number=number: done.append(number))
+    assert list(writer.finish()) == [] and done == [0, 1, 2, 3, 4, 5]
+
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    writer.put(fail)
+    writer.put(lambda: done.append(6))
+    with pytest.raises(OSError, match="space"):
+        list(writer.finish())
+    writer.close()
+    assert done == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_rest_ends_by_itself_or_when_somebody_wants_to_go_on():
+    control, begin = Control(), time.monotonic()
+    assert not control.rest(0.05)
+    control.command("stop")
+    assert control.rest(60.0) and time.monotonic() - begin < 30
+
+
+def test_a_letter_that_comes_while_another_is_read_is_not_lost(tmp_path: Path):
+    inbox = tmp_path / "control"
+    control = Control(inbox)
+    inbox.write_text('change optimizer.learning_rate=1e-5\nchange {"save.every_n_steps": 3}\nchange nothing\nsave\n', encoding="utf-8")
+    assert control.take_changes() == [{"optimizer.learning_rate": "1e-5"}, {"save.every_n_steps": 3}]
+    assert control.take("save") and not inbox.exists() and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="programs that hold sleep off")
+def test_the_computer_is_kept_awake_by_a_program_that_ends_with_the_run(tmp_path: Path, monkeypatch):
+    from lora_trainer.train import awake as module
+
+    monkeypatch.setattr(module, "_command", lambda platform: [sys.executable, "-c", "import time; time.sleep(600)"])
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(module.subprocess, "Popen", lambda *words, **more: started.append(popen(*words, **more)) or started[-1])
+    with awake():
+        os.kill(started[0].pid, 0)
+    assert started[0].poll() is not None
+    with awake(wanted=False):
+        assert len(started) == 1
