@@ -149,7 +149,7 @@
     const bad = model.trainable === false;
     parts.model.classList.toggle("bad", bad);
     const title = String(model.title || "").replace(/\.(safetensors|ckpt)\b.*$/, "");
-    const facts = [LT.familyName(model.family), predictionName(model.prediction)].filter(Boolean);
+    const facts = [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
     LT.fill(
       parts.model,
       bad && LT.icon("cross"),
@@ -165,10 +165,11 @@
       [t("File"), model.path],
       [t("Family"), LT.familyName(model.family)],
       [t("Prediction type"), predictionName(model.prediction)],
+      [t("Noise schedule"), model.zero_terminal_snr && t("zero terminal SNR")],
       [t("Native size"), model.native_size && LT.size(model.native_size, model.native_size)],
       [t("Clip skip"), model.clip_skip],
       [t("How it was found"), model.because],
-    ].filter(([, value]) => value !== undefined && value !== null && value !== "");
+    ].filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false);
     const reason = model.reason && h(model.trainable === false ? "div.lt-problem" : "div.lt-muted", {}, model.trainable === false && LT.icon("cross"), h("span", {}, model.reason));
     LT.panel(parts.model, h("div.lt-facts", {}, reason, rows.map(([name, value]) => h("div.lt-fact", {}, h("span", {}, name), h("span", {}, value)))), { wide: true });
   };

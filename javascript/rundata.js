@@ -133,7 +133,7 @@
   const take = (data, event) => TAKES[event.event] && TAKES[event.event](data, event);
 
   const phaseName = (name) =>
-    ({ planning: t("planning"), caching: t("encoding the pictures"), encoding: t("encoding the captions"), sampling: t("drawing previews"), saving: t("saving"), validating: t("validating"), rendering: t("rendering the grid"), ranking: t("ranking") })[name.toLowerCase()] || name;
+    ({ planning: t("planning"), fetching: t("fetching the model (MB)"), caching: t("encoding the pictures"), encoding: t("encoding the captions"), sampling: t("drawing previews"), saving: t("saving"), validating: t("validating"), rendering: t("rendering the grid"), ranking: t("ranking") })[name.toLowerCase()] || name;
   LT.phaseName = phaseName;
 
   /** Epoch with the lowest validation loss among those saved: {epoch, step, loss}, or null. */

@@ -83,6 +83,7 @@ class StandaloneHost:
         except TrainerError as error:
             return empty | {"title": chosen.title, "path": str(chosen.path), "reason": with_remedy(error)}
         known = {"family": facts.family, "prediction": facts.prediction, "native_size": facts.native_size, "because": facts.because}
+        known |= {"zero_terminal_snr": facts.zero_terminal_snr}
         return empty | known | {"title": chosen.title, "path": str(chosen.path), "trainable": True, "reason": ""}
 
     def memory(self) -> dict[str, Any]:
