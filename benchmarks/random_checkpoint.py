@@ -168,7 +168,7 @@ class _Filler:
             return torch.ones(shape, dtype=self.dtype)
         count, inputs = math.prod(shape), math.prod(shape[1:])
         start, self.used = self.used % 1009, self.used + 1  # neighbours do not share their numbers
-        pool = (self.pool[start:] / inputs**0.5).to(self.dtype)
+        pool = (self.pool[start : start + count] / inputs**0.5).to(self.dtype)
         return pool.repeat(-(-count // len(pool)))[:count].view(shape).clone()
 
 
