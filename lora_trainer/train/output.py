@@ -15,6 +15,7 @@ from lora_trainer.files import file_sha256
 from lora_trainer.host.base import Lease
 from lora_trainer.train import metadata, setup
 from lora_trainer.train.average import weights_word
+from lora_trainer.train.copies import copied
 from lora_trainer.train.course import Course
 from lora_trainer.train.saving import Names, sweep, write_side_files
 from lora_trainer.train.writer import Writer
@@ -75,7 +76,7 @@ class Output:
     def _weights(self) -> dict[str, Tensor]:
         """A copy on the CPU that nobody else changes."""
         with self.trainer.shown():
-            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.trainer.adapter.state_dict().items()}
+            return copied(self.trainer.adapter.state_dict())
 
     def _words(self) -> dict[str, str]:
         kind = weights_word(self.trainer.optimizer, self.trainer.average)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.files import sync_folder, write_durably
 from lora_trainer.jobs import states
+from lora_trainer.train.copies import copied
 from lora_trainer.train.course import Course
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def taken(trainer: Trainer, course: Course) -> State:
         "optimizer": {"name": trainer.optimizer.name, **plain},
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
     }
-    return State({name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}, whole)
+    return State(copied(tensors), whole)
 
 
 @torch.no_grad()
