@@ -266,12 +266,12 @@ def test_losses_that_are_no_numbers_stay_valid_json(server):
 
 
 def test_settings_of_another_trainer_are_taken_with_a_reason_for_each_key_that_is_not(server):
-    text = '{"LoRA_type": "Standard", "network_dim": 24, "xformers": true, "frob": 1}'
+    text = '{"LoRA_type": "Standard", "network_dim": 24, "use_wandb": true, "frob": 1}'
     answer = server.post("config", {"toml": text}, headers={"X-Language": "zh_CN"}).json()
     assert answer["config"]["network"] == {"dim": 24} and "dim = 24" in answer["toml"]
     imported = answer["imported"]
     assert (imported["kind"], imported["keys"], len(imported["taken"])) == ("kohya_ss", 4, 2)
-    assert [left["key"] for left in imported["left"]] == ["xformers", "frob"] and "sd-scripts" in imported["left"][1]["why"]
+    assert [left["key"] for left in imported["left"]] == ["use_wandb", "frob"] and "sd-scripts" in imported["left"][1]["why"]
     assert server.post("config", {"toml": answer["toml"]}).json() == answer | {"imported": None}
 
 

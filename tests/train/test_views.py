@@ -18,6 +18,7 @@ from lora_trainer.events import Progress, Stepped, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.train import setup
+from lora_trainer.train.shares import Shares
 from lora_trainer.train.step import Batch, picture_losses
 
 from .runs import events_of, small_config, tensors_of
@@ -179,7 +180,7 @@ def test_a_mask_is_mirrored_with_its_picture(tmp_path, cache_dir):
     pictures = setup.read_pictures(config)
     with StandaloneHost(tmp_path).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
-    list(setup.fill_cache(trainer, Control()))
+    list(setup.fill_cache(trainer, Control(), Shares()))
     record = pictures.trained[0]
     straight, turned = (trainer.views.seen(record, flipped, epoch=1, repeat=0)[1] for flipped in (False, True))
     assert straight[0].tolist() == [1] * 4 + [0] * 4 and turned[0].tolist() == [0] * 4 + [1] * 4
