@@ -1,22 +1,26 @@
 """What every host promises to a whole training run: checks like those of contract.py, with the real loop on the small model."""
 
 import contextlib
+import gc
 import shutil
 import sys
 import threading
+import weakref
 from pathlib import Path
 from unittest.mock import patch
 
 import attrs
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_trainer import assets
 from lora_trainer.config.build import build
 from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy
 from lora_trainer.host.a1111.lease import A1111Lease
-from lora_trainer.train import loop
+from lora_trainer.jobs import states
+from lora_trainer.train import loop, setup
 from tests.host import contract_lending, contract_previews, contract_turns  # noqa: F401 - their checks join the list
 from tests.host.contract import CHECKS, REQUEST, check, untouched, wait_for  # noqa: F401 - the list of all
 
@@ -62,8 +66,8 @@ class Run:
             | changes
         )
 
-    def go(self):
-        with contextlib.closing(loop.run(self.config, self.world.host, self.control, self.folder)) as work:
+    def go(self, since=None):
+        with contextlib.closing(loop.run(self.config, self.world.host, self.control, self.folder, since=since)) as work:
             for event in work:
                 self.events.append(event)
                 kind = type(event).__name__.lower()
@@ -154,6 +158,62 @@ def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
     assert seen
     assert (paused.count("Paused"), paused.count("Resumed")) == (1, 1)
     assert plain.weights() == paused.weights()
+
+
+@check
+def pause_leaves_nothing_of_the_run_where_it_was(world):
+    """Model and network are let go of; what is kept lies elsewhere (weak references; on a GPU: nothing is on it)."""
+    trainers, alive = [], []
+    attach = setup.Trainer.attach
+
+    def remember(trainer):
+        trainers[:] = [trainer]
+        attach(trainer)
+
+    def look(run):
+        trainer = trainers[0]
+        tensors = [tensor for part in trainer.adapter.parameters().values() for tensor in part]
+        tensors += [value for state in trainer.optimizer.inner.state.values() for value in state.values() if value.dim()]
+        run.held = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
+        run.models = [weakref.ref(module) for module in trainer.bundle.modules()]
+        run.control.command("pause")
+
+    def paused(run):
+        gc.collect()
+        alive.extend(reference for reference in run.held if not reference.expired())
+        alive.extend(reference() for reference in run.models if reference() is not None)
+        assert trainers[0].bundle is None
+        threading.Timer(0.2, run.control.command, ["resume"]).start()
+
+    with untouched(world, but=["files"]), patch.object(setup.Trainer, "attach", remember):
+        run = Run(world, "let-go", at={3: look, "paused": paused}).go()
+    assert len(run.held) > 100
+    assert run.models
+    assert alive == []
+
+
+@check
+def run_changed_stopped_and_resumed_ends_like_one_that_went_on(world):
+    rate = {"optimizer.learning_rate": 5e-4}
+    state = {"state_every_n_steps": 1, "every_n_steps": 3}
+
+    def save(name):
+        return {"save": {"output_dir": str(Path(world.host.paths().runs_dir) / name / "out"), "output_name": name, **state}}
+
+    with untouched(world, but=["files"]):
+        whole = Run(world, "went-on", at={2: lambda run: run.control.change(rate)}, **save("went-on")).go()
+        cut = Run(
+            world,
+            "cut",
+            at={2: lambda run: run.control.change(rate), 4: lambda run: run.control.command("stop")},
+            **save("cut"),
+        ).go()
+        assert (cut.count("Changed"), cut.count("Stopped")) == (1, 1)
+        cut.at, cut.control = {}, Control()
+        cut.go(states.since(cut.folder, [{"event": "changed", "path": path, "new": new, "step": 2} for path, new in rate.items()], {}))
+    assert (cut.count("Resumed"), cut.count("Finished")) == (1, 1)
+    assert [event.step for event in cut.events if type(event).__name__ == "Stepped"] == list(range(1, STEPS + 1))
+    assert whole.weights() == cut.weights()
 
 
 @check

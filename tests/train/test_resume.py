@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 
 import pytest
-import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_trainer.control import Control
 from lora_trainer.errors import ConfigError, ModelError, TrainerError
@@ -153,12 +153,6 @@ def test_what_may_not_be_changed_is_told_and_changes_nothing(tmp_path: Path):
     assert not [event for event in seen if isinstance(event, Changed)] and isinstance(seen[-1], Finished)
 
 
-def storages():
-    """The tensors' storages that are alive, as weak references by address."""
-    found = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
-    return [(weakref.ref(tensor), tensor.untyped_storage().data_ptr()) for tensor in found]
-
-
 def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: Path, monkeypatch):
     kept, alive = [], []
     of = loop._Run.of
@@ -178,12 +172,12 @@ def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: 
                 tensors += [value for state in trainer.optimizer.inner.state.values() for value in state.values() if value.dim()]
                 before = {tensor.untyped_storage().data_ptr() for tensor in tensors}
                 models = [weakref.ref(trainer.bundle.unet), weakref.ref(trainer.bundle.text_encoder)]
-                held = [weakref.ref(tensor.untyped_storage()) for tensor in tensors]
+                held = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors]
                 del tensors, trainer
                 control.command("pause")
             elif isinstance(event, Paused):
                 gc.collect()
-                alive = [found() for found in (*held, *models) if found() is not None]
+                alive = [found for found in held if not found.expired()] + [found() for found in models if found() is not None]
                 assert kept[0].bundle is None
                 control.command("resume")
     assert len(before) >= 6 and alive == []
