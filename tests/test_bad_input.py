@@ -88,7 +88,6 @@ VALUES = [
     ("steps.max_train_epochs", -1, "too small"),
     ("memory.mixed_precision", "fp8", "memory.mixed_precision"),
     ("sample.sampler", "dpm", "sample.sampler"),
-    ("sample.prompts", ["a --q 3"], "--q"),
     ("validate.fraction", 0.9, "too large"),
     ("validate.data_dir", "missing", "validate.data_dir"),
     ("save.output_name", "CON", "save.output_name"),
