@@ -189,15 +189,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_ends_the_run_with_the_file_named_and_no_half_of_it(place: Path, small_disk: Path):
+def test_a_full_disk_is_named_before_the_first_step(place: Path, small_disk: Path):
     config = good(place)
     config["save"] |= {"output_dir": str(small_disk), "runs_dir": str(place / "runs"), "precision": "float"}
     config["network"] = {"dim": 64}
-    done = run("train", written(place, config), cwd=place)
+    file = written(place, config)
+    done = run("train", file, cwd=place)
     assert done.returncode == 1
-    assert "thing" in done.stderr
-    assert "space" in done.stderr
+    assert "no room for thing" in done.stderr
+    assert "Free some disk space" in done.stderr
+    assert "step 1" not in done.stderr
     assert [path.name for path in small_disk.iterdir()] == []
+    checked = run("check", file, "--json", cwd=place)
+    assert checked.returncode == 2
+    assert [problem["path"] for problem in json.loads(checked.stdout)["problems"]] == ["save.output_dir"]
 
 
 def test_wrong_usage_is_answered_with_2(place: Path):

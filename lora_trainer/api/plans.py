@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +13,11 @@ from lora_trainer.config.changes import Change, value_at
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
-from lora_trainer.messages import say, translate
+from lora_trainer.messages import Message, say, translate
 
 if TYPE_CHECKING:
     from lora_trainer.models.detect import ModelFacts
-    from lora_trainer.train.plan import Machine
+    from lora_trainer.train.plan import Machine, TrainingPlan
     from lora_trainer.train.setup import Pictures
 
 EMPTY_PLAN: dict[str, Any] = {
@@ -40,20 +40,26 @@ def check(
     config: TrainConfig, host: Host, *, runs_dir: Path | None = None, read: Callable[[TrainConfig], Pictures] | None = None
 ) -> dict[str, Any]:
     """The `check` shape; its problems are Problem objects. As much of the plan as the pictures and the model allow."""
+    from lora_trainer.train.guards import check_disk
+
     config = placed(config, host, runs_dir=runs_dir)
     read = lru_cache(maxsize=1)(read or pictures_of)
     problems = problems_before(config, host, read)
     pictures = _try(lambda: read(config))
     facts = _try(lambda: facts_of(config, host))
-    plan = EMPTY_PLAN
+    plan, warnings = EMPTY_PLAN, []
     if pictures is not None:
+        warnings = _warnings(config, pictures, host)
         try:
-            plan = _plan(config, pictures, facts, machine_of(host))
-        except TrainerError as error:  # of a schedule
+            made = _plan(config, pictures, facts, machine_of(host))
+            plan = made.to_json()
+            full = check_disk(Path(config.save.output_dir), config.save.output_name, made)
+            warnings += [] if full is None else [_warning("save.output_dir", full)]
+        except TrainerError as error:  # of a schedule, of the disk
             problems = [*problems, *error.problems]
     if (seconds := measured_step(config, Path(config.save.runs_dir))) is not None:
         plan = plan | {"seconds": round(seconds * plan["total_steps"], 1), "seconds_measured": True}
-    return {**plan, "problems": problems, "warnings": [] if pictures is None else _warnings(config, pictures, host)}
+    return {**plan, "problems": problems, "warnings": warnings}
 
 
 def change_json(change: Change, config: TrainConfig, typed: Collection[str], language: str) -> dict[str, Any]:
@@ -92,18 +98,21 @@ def machine_of(host: Host) -> Machine:
     return probe.machine(host, None).for_plan()
 
 
-def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, machine: Machine) -> dict[str, Any]:
+def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, machine: Machine) -> TrainingPlan:
     from lora_trainer.train.plan import make_plan
 
-    plan: Mapping[str, Any] = make_plan(config, pictures.records, facts, machine, pictures.datasets).to_json()
-    return dict(plan)
+    return make_plan(config, pictures.records, facts, machine, pictures.datasets)
 
 
 def _warnings(config: TrainConfig, pictures: Pictures, host: Host) -> list[Any]:
     from lora_trainer.train.setup import early_warnings
 
     checkpoint = _try(lambda: model_path(config, host)) or Path()
-    return [{"path": warned.path, "message": warned.message, "fix": say("")} for warned in early_warnings(config, pictures, checkpoint)]
+    return [_warning(warned.path, warned.message) for warned in early_warnings(config, pictures, checkpoint)]
+
+
+def _warning(path: str, message: Message) -> dict[str, Any]:
+    return {"path": path, "message": message, "fix": say("")}
 
 
 def _try(look: Callable[[], Any]) -> Any:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lora_trainer.errors import TrainingError
+from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
 from lora_trainer.train.course import Course
 from lora_trainer.train.diagnosis import largest, remedy
 
 if TYPE_CHECKING:
+    from lora_trainer.train.plan import TrainingPlan
     from lora_trainer.train.setup import Trainer
 
 BAD_STEPS = 10
@@ -155,3 +156,28 @@ def missing_mb(folder: Path, needed_mb: float) -> float:
     except OSError:  # a file system that does not tell
         return 0.0
     return max(0.0, needed_mb + SPARE_MB - free)
+
+
+def check_disk(folder: Path, name: str, plan: TrainingPlan) -> Message | None:
+    """What to say before the start of a disk that cannot hold all files of a run.
+
+    Raises TrainerError where not even the first one has room: such a run would wait for it as soon as it has learned something.
+    """
+    one, lacking = plan.disk_mb / max(1, plan.files), missing_mb(folder, plan.disk_mb)
+    if missing_mb(folder, one):
+        raise TrainerError(
+            "the disk of {folder} has no room for {name}: a file takes {mb} MB, and some space has to stay free.",
+            folder=str(folder),
+            name=name,
+            mb=round(one, 1),
+            path="save.output_dir",
+            fix="Free some disk space or choose another folder.",
+        )
+    if not lacking:
+        return None
+    return say(
+        "The disk of {folder} lacks {mb} MB for all {count} files of this run: it will wait until there is room.",
+        folder=str(folder),
+        mb=round(lacking),
+        count=plan.files,
+    )

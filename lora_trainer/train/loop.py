@@ -38,7 +38,7 @@ from lora_trainer.train.awake import awake
 from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.course import Course
 from lora_trainer.train.gradient import Gradient
-from lora_trainer.train.guards import Guards, missing_mb
+from lora_trainer.train.guards import Guards, check_disk, missing_mb
 from lora_trainer.train.keeping import Forgetful, Keeping
 from lora_trainer.train.ladder import ENCODING, LOOKING, Ladder, in_words, ran_out, twice
 from lora_trainer.train.live import Live
@@ -96,6 +96,8 @@ def run(
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
+        if place.leads and (full := check_disk(names.folder, names.name, course.plan)) is not None:
+            yield Warned(full, "save.output_dir")
         own_pictures = pictures if place.leads else pictures.without_held()
         trainer = twice(
             lambda: setup.prepare(config, own_pictures, lease, host.paths().cache_dir, resumed=since is not None), config, lease.device
