@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lora_trainer import assets
+from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train import attention
@@ -23,7 +24,7 @@ def answer(bundle) -> tuple[torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     words = torch.randn(2, 77, bundle.text_encoder.config.hidden_size, generator=draw, requires_grad=True)
     noisy = torch.randn(2, 4, 8, 8, generator=draw)
-    said = bundle.family.denoise(bundle, noisy, torch.tensor([3, 900]), words)
+    said = bundle.family.denoise(bundle, noisy, torch.tensor([3, 900]), Conditioning(words))
     said.square().sum().backward()
     return said.detach(), words.grad
 

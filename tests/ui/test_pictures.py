@@ -355,7 +355,7 @@ def test_settings_of_another_trainer_come_in_with_every_key_accounted_for(step: 
         "network_alpha": 12,
         "learning_rate": 2e-4,
         "train_batch_size": 3,
-        "v2": True,
+        "use_wandb": True,
     }
     page.get_by_label("Text of a settings file").fill(json.dumps(theirs))
     page.get_by_role("button", name="Use these settings").click()
