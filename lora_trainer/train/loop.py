@@ -95,6 +95,7 @@ def run(
         shares.require_same(setup.digest(config, pictures))
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
+        yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
         own_pictures = pictures if place.leads else pictures.without_held()
         trainer = twice(

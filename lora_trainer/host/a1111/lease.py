@@ -12,11 +12,12 @@ import torch
 from lora_trainer.errors import HostBusy, ModelError
 from lora_trainer.files import file_sha256
 from lora_trainer.host.a1111 import model as held
-from lora_trainer.host.a1111.preview import draw_preview
+from lora_trainer.host.a1111.preview import Drawing, draw_preview
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.a1111.refuse import refusal
 from lora_trainer.host.base import PictureRequest
 from lora_trainer.host.fingerprint import changed
+from lora_trainer.messages import Message
 from lora_trainer.models.source import LiveSource, ModelSource
 
 if TYPE_CHECKING:
@@ -144,9 +145,11 @@ def _told(name: str, path: Path) -> Iterator[None]:
 
 
 class A1111Lease:
-    """See host.base.Lease."""
+    """See host.base.Lease. What Forge does in another way stands in methods of its own."""
 
-    def __init__(self, turn: Turn, pin: held.Pin, source: LiveSource, lets_through: Callable[[], bool]) -> None:
+    _drawing = Drawing()
+
+    def __init__(self, turn: Turn, pin: held.Pin, source: ModelSource, lets_through: Callable[[], bool]) -> None:
         self._turn = turn
         self._pin = pin
         self._lets_through = lets_through
@@ -157,6 +160,7 @@ class A1111Lease:
         self.checkpoint = Path(pin.checkpoint.filename)
         self.clip_skip = pin.clip_skip
         self.vae_title = Path(pin.vae_file).name if pin.vae_file else ""
+        self.notes: tuple[Message, ...] = ()
 
     @staticmethod
     def _device() -> torch.device:
@@ -176,12 +180,15 @@ class A1111Lease:
     ) -> Image | None:
         """A picture as txt2img draws it, on the lent checkpoint whatever the user has chosen since."""
         try:
-            return draw_preview(self._pin, request, write_weights, weight, control)
+            return draw_preview(self._drawing, self._pin, request, write_weights, weight, control)
         finally:
             self._take_back()
 
     def pause(self) -> None:
         """Frees the queue; whatever waits runs, on the checkpoint and VAE that the user has chosen."""
+        self._give_back()
+
+    def _give_back(self) -> None:
         _give_back(self._turn)
 
     def resume(self) -> ModelSource:
@@ -190,7 +197,7 @@ class A1111Lease:
         try:
             self._take_back()
         except BaseException:
-            _give_back(self._turn)
+            self._give_back()
             raise
         return self.source
 
@@ -215,8 +222,6 @@ class A1111Lease:
 
     def _take_back(self) -> None:
         """The lent model, loaded, clean and bit for bit as it was; read from its file when something has changed it."""
-        from modules import sd_models
-
         try:
             different = self._restore()
         except ModelError as error:
@@ -230,6 +235,12 @@ class A1111Lease:
                 name=different[0],
                 fix=TO_RESUME,
             )
+        self._renew()
+
+    def _renew(self) -> None:
+        """Another source where the host's memory is no longer the lent one."""
+        from modules import sd_models
+
         sd_model = sd_models.model_data.sd_model
         if not isinstance(self.source, LiveSource) or not held.same_storages(self.source, sd_model):
             self.source = held.live_source(sd_model)
@@ -237,16 +248,18 @@ class A1111Lease:
 
     def _restore(self) -> list[str]:
         """Tries one means after the other; names of the tensors that differ in spite of them all."""
-        from modules import sd_models
-
         different: list[str] = []
         for means in (self._clean, self._clean_thoroughly, self._read_anew):
             means()
-            weights = held.weights_of(sd_models.model_data.sd_model, self._pin.vae_dtype)
-            different = changed(self._pin.weights, weights)
+            different = changed(self._pin.weights, self._weights())
             if not different:
                 break
         return different
+
+    def _weights(self) -> dict[str, int]:
+        from modules import sd_models
+
+        return held.weights_of(sd_models.model_data.sd_model, self._pin.vae_dtype)
 
     def _clean(self) -> None:
         from modules import sd_models
