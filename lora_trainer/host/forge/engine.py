@@ -69,18 +69,16 @@ def is_loaded(parameters: Parameters) -> bool:
 @contextmanager
 def pinned(parameters: Parameters) -> Iterator[None]:
     """Inside, the host loads this. Afterwards the user's choice stands there again, a new one that was made meanwhile included."""
-    from modules import sd_models, shared
+    from modules import sd_models
 
-    data, options = sd_models.model_data, shared.opts.data
-    before, title = data.forge_loading_parameters, options.get("sd_checkpoint_hash")
+    data = sd_models.model_data
+    before = data.forge_loading_parameters
     data.forge_loading_parameters = parameters
     try:
         yield
     finally:
         if data.forge_loading_parameters is parameters:
             data.forge_loading_parameters = before
-        if title is not None:
-            options["sd_checkpoint_hash"] = title
 
 
 def load(parameters: Parameters, *, anew: bool = False) -> None:

@@ -30,19 +30,20 @@ NOT_CHOSEN = ModelError("the WebUI has no checkpoint loaded.", path=MODEL_FIELD,
 def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> Iterator[ForgeLease]:
     """Lends the model of `checkpoint` with that VAE; the user's choice when they are None. Loads it where it is not loaded yet.
 
-    Refuses what cannot be trained before anything is touched. When it ends, by whatever way, the model is clean and the queue is
-    free; what the user has chosen is loaded when he generates, as always in Forge.
+    Refuses what cannot be trained before anything is touched. When it ends, by whatever way, the model is clean, the queue is free,
+    and what the user has chosen is loaded again where something was loaded before.
     """
     from modules import call_queue
 
     inspect(engine.choice()["checkpoint_info"] if checkpoint is None else checkpoint)
     turn = Turn(call_queue.queue_lock)
     turn.take()
+    empty = engine.loaded() is None
     try:
         yield _begin(turn, checkpoint, vae_file, lets_through)
     finally:
         if turn.held:
-            give_back(turn)
+            give_back(turn, _leave_as_it_is if empty else _load_choice)
 
 
 def inspect(info: Any) -> detect.ModelFacts:
@@ -78,14 +79,26 @@ def _file_source(pin: held.ForgePin) -> FileSource:
     return FileSource(Path(pin.checkpoint.filename), None if pin.vae_file is None else Path(pin.vae_file))
 
 
-def give_back(turn: Turn) -> None:
-    """Leaves a clean model and frees the queue. A model that cannot be cleaned is loaded anew at the next generation."""
+def _leave_as_it_is() -> None:
+    """Forge loads by itself when somebody generates."""
+
+
+def _load_choice() -> None:
+    engine.load(engine.choice())
+
+
+def give_back(turn: Turn, last: Callable[[], None] = _leave_as_it_is) -> None:
+    """Leaves a clean model, does the `last` thing and frees the queue.
+
+    What does not work is told in the host's console and done anew at the next generation: it is no failure of the training.
+    """
     from modules import devices, errors, sd_models
 
     try:
         if engine.loaded() is not None:
             engine.clean(engine.loaded())
-    except RuntimeError as error:
+        last()
+    except (ModelError, RuntimeError) as error:
         sd_models.model_data.forge_hash = ""
         errors.report(f"LoRA Trainer: {error}", exc_info=True)
     finally:

@@ -67,11 +67,15 @@ def odd_format(sd_model: Any) -> str:
 
 
 def weights_of(sd_model: Any, vae_dtype: torch.dtype | None = None) -> dict[str, int]:
-    """The fingerprint of everything that is lent, the VAE in that format."""
-    states = parts(sd_model)
+    """The fingerprint of everything that is lent, the VAE in that format.
+
+    Embeddings of text count in 32 bits: the host itself turns them into that when it reads its first prompt.
+    """
+    states = flat(parts(sd_model))
+    formats = {name: torch.float32 for name in states if ".embeddings." in name and states[name].is_floating_point()}
     if vae_dtype is not None:
-        states["vae"] = {name: tensor.to(vae_dtype) for name, tensor in states["vae"].items()}
-    return fingerprint(flat(states))
+        formats |= {name: vae_dtype for name in states if name.startswith("vae.")}
+    return fingerprint({name: tensor.to(formats.get(name, tensor.dtype)) for name, tensor in states.items()})
 
 
 def live_source(sd_model: Any) -> LiveSource:

@@ -10,23 +10,34 @@ import traceback
 
 from modules import script_callbacks, shared
 
+FORGE = "modules_forge" in sys.modules
+
 
 def load():
     """The checks, from the checkout; the trainer itself is loaded from the extension."""
     sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])
     try:
         from tests.host import contract, contract_runs
+
+        if FORGE:
+            from tests.host.forge_world import ForgeWorld as World
+        else:
+            from tests.host.contract import World
     finally:
         sys.path.pop()
-    return contract, contract_runs.CHECKS | contract_runs.REAL_ONLY
+    skipped = contract.A1111_ONLY if FORGE else ()
+    checks = contract_runs.CHECKS | contract_runs.REAL_ONLY
+    return World, {name: function for name, function in checks.items() if name not in skipped}
 
 
 def world():
-    return load()[0].World(shared.cmd_opts.lora_dir, "zz-other.safetensors", "plain.safetensors")
+    return load()[0](shared.cmd_opts.lora_dir, "zz-other.safetensors", "plain.safetensors")
 
 
 def run(name):
     begin = time.perf_counter()
+    if name not in load()[1]:
+        return {"ok": True, "elsewhere": True}
     try:
         load()[1][name](world())
     except Exception:
