@@ -24,7 +24,7 @@ class ForgeWorld(contract.World):
         parts = {"unet": original.unet.model.diffusion_model, "vae": original.vae.first_stage_model}
         parts |= {"text": original.clip.cond_stage_model.clip_l.transformer}
         state = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
-        wide = [name for name in state if name.endswith("_embedding.wrapped.weight") or name.endswith("_embedding.weight")]
+        wide = [name for name in state if name.endswith(("_embedding.wrapped.weight", "_embedding.weight"))]
         return state | {name: state[name].float() for name in wide}  # Forge widens them itself, at the first prompt
 
     def wipe(self):

@@ -20,13 +20,16 @@ def load():
         from tests.host import contract, contract_runs
 
         if FORGE:
+            from tests.host.contract_forge import FORGE_ONLY as own
             from tests.host.forge_world import ForgeWorld as World
         else:
             from tests.host.contract import World
+
+            own = {}
     finally:
         sys.path.pop()
     skipped = contract.A1111_ONLY if FORGE else ()
-    checks = contract_runs.CHECKS | contract_runs.REAL_ONLY
+    checks = contract_runs.CHECKS | contract_runs.REAL_ONLY | own
     return World, {name: function for name, function in checks.items() if name not in skipped}
 
 
