@@ -1,8 +1,8 @@
-"""Forge as the contract's world: what only differs from A1111's is how its model is read and when a choice is loaded."""
+"""Forge and reForge as the contract's world: what only differs from A1111's is how its model is read and when a choice is loaded."""
 
 import threading
 
-from lora_trainer.host.forge import ForgeHost, engine, model
+from lora_trainer.host.forge import ForgeHost, ReForgeHost, engine, model
 from tests.host import contract
 
 
@@ -41,3 +41,11 @@ class ForgeWorld(contract.World):
         thread = threading.Thread(target=self.generate, args=("what the new checkpoint draws",), kwargs={"steps": 1})
         thread.start()
         return thread
+
+
+class ReForgeWorld(ForgeWorld):
+    """A choice is loaded as in A1111."""
+
+    Host = ReForgeHost
+    weights_of = "lora_trainer.host.forge.reforge.weights_of"
+    choose = contract.World.choose

@@ -154,7 +154,10 @@ def start(tree, data, python, *flags, login=""):
 
 def scratch(tree):
     """A data folder on the tree's disk."""
-    return make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
+    data = make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
+    if not (tree / "models" / "VAE-approx" / "model.pt").exists():  # reForge would fetch it to show half-done pictures
+        (data / "config.json").write_text('{"live_previews_enable": false}', encoding="utf-8")
+    return data
 
 
 def remove(data):

@@ -31,11 +31,13 @@ def forge(monkeypatch):
     return data
 
 
-def test_forge_is_told_from_a1111_by_its_own_package(monkeypatch):
+def test_forge_and_reforge_are_told_from_a1111_by_their_own_package(monkeypatch):
     for name in ("modules.script_callbacks", "modules.shared"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     assert detect().name == "a1111"
     monkeypatch.setitem(sys.modules, "modules_forge", ModuleType("modules_forge"))
+    assert detect().name == "reforge"
+    monkeypatch.setitem(sys.modules, "modules_forge.main_entry", ModuleType("modules_forge.main_entry"))
     assert detect().name == "forge"
 
 

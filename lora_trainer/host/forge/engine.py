@@ -6,6 +6,8 @@ Loading and moving happen in Forge's main thread, one piece of work at a time; t
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,16 +134,18 @@ def clean(sd_model: Any) -> None:
 
 @torch.inference_mode()
 def _load_unpatched(patchers: list[Any]) -> None:
-    from backend import memory_management
+    memory_management().load_models_gpu(patchers)
 
-    memory_management.load_models_gpu(patchers)
+
+def memory_management() -> Any:
+    """The host's module of this subject: Forge and reForge have the same functions in it under different names."""
+    forge = "modules_forge.main_entry" in sys.modules
+    return importlib.import_module("backend.memory_management" if forge else "ldm_patched.modules.model_management")
 
 
 def unload() -> None:
     """Gives the GPU's memory back; the host moves its model there again when it draws."""
-    from backend import memory_management
-
-    on_main_thread(memory_management.unload_all_models)
+    on_main_thread(memory_management().unload_all_models)
 
 
 def with_vae(parameters: Parameters, file: str | None) -> Parameters:

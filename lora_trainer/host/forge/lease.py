@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_trainer.errors import ModelError
-from lora_trainer.host.a1111.lease import A1111Lease
+from lora_trainer.host.a1111.lease import A1111Lease, Ways
 from lora_trainer.host.a1111.preview import Drawing
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.base import MODEL_FIELD
@@ -18,7 +18,7 @@ from lora_trainer.host.forge import engine
 from lora_trainer.host.forge import model as held
 from lora_trainer.messages import Message, say
 from lora_trainer.models import detect
-from lora_trainer.models.source import FileSource, LiveSource, ModelSource
+from lora_trainer.models.source import FileSource, ModelSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -133,17 +133,14 @@ class ForgeLease(A1111Lease):
     """See host.base.Lease. `odd`: the number format for whose sake the file was read; "" when the model is shared."""
 
     _pin: held.ForgePin
-    _drawing = ForgeDrawing()
 
     def __init__(self, turn: Turn, pin: held.ForgePin, source: ModelSource, lets_through: Callable[[], bool], odd: str) -> None:
-        super().__init__(turn, pin, source, lets_through)
-        self.notes = (_told(odd),) if odd else ()
+        super().__init__(turn, pin, source, lets_through, Ways(held, drawing=ForgeDrawing()))
+        self.notes = (told(odd),) if odd else ()
 
     @staticmethod
     def _device() -> torch.device:
-        from backend import memory_management
-
-        return torch.device(memory_management.get_torch_device())
+        return torch.device(engine.memory_management().get_torch_device())
 
     def _give_back(self) -> None:
         give_back(self._turn)
@@ -154,7 +151,7 @@ class ForgeLease(A1111Lease):
     def _renew(self) -> None:
         if isinstance(self.source, FileSource):
             engine.unload()
-        elif not isinstance(self.source, LiveSource) or not held.same_storages(self.source, engine.loaded()):
+        elif not held.same_storages(self.source, engine.loaded()):
             self.source = held.live_source(engine.loaded())
             self.device = self._device()
 
@@ -174,7 +171,8 @@ class ForgeLease(A1111Lease):
         self._clean()
 
 
-def _told(odd: str) -> Message:
+def told(odd: str) -> Message:
+    """Why the file is read."""
     return say(
         "The WebUI holds the model in {format}, which nothing can be learned through: the checkpoint's file is read instead.", format=odd
     )

@@ -30,11 +30,20 @@ def parts(sd_model: Any) -> dict[str, dict[str, Tensor]]:
     """Tensors of U-Net, VAE and text encoders under a checkpoint's names without prefix: the host's own storages."""
     original = sd_model.forge_objects_original
     states = {"unet": original.unet.model.diffusion_model.state_dict(), "vae": original.vae.first_stage_model.state_dict()}
-    states |= {part: encoder.transformer.state_dict() for part, encoder in encoders(sd_model).items()}
+    states |= {part: _text_state(part, encoder) for part, encoder in encoders(sd_model).items()}
     return {
         part: {name.replace("token_embedding.wrapped.", "token_embedding."): normal(tensor) for name, tensor in state.items()}
         for part, state in states.items()
     }
+
+
+def _text_state(part: str, encoder: Any) -> dict[str, Tensor]:
+    """reForge keeps the projection of SDXL's second encoder beside transformers' module, turned."""
+    state = dict(encoder.transformer.state_dict())
+    projection = getattr(encoder, "text_projection", None)
+    if part == "text_2" and isinstance(projection, Tensor) and "text_projection.weight" not in state:
+        state["text_projection.weight"] = projection.detach().t()
+    return state
 
 
 def encoders(sd_model: Any) -> dict[str, Any]:
@@ -93,7 +102,7 @@ def live_source(sd_model: Any) -> LiveSource:
         path=Path(sd_model.sd_checkpoint_info.filename),
         prediction=prediction_of(sd_model),
         family=family_of(sd_model),
-        zero_terminal_snr=bool(getattr(sd_model.model_config, "ztsnr", False)),
+        zero_terminal_snr=bool(getattr(getattr(sd_model, "model_config", sd_model), "ztsnr", False)),
         unet_head_width=max(1, getattr(unet.diffusion_model, "num_head_channels", 64)),
         text_2_state=states.get("text_2", {}),
         text_2_heads=heads[1] if len(heads) > 1 else 0,
@@ -113,7 +122,9 @@ def _places(states: Any) -> dict[str, tuple[int, torch.dtype]]:
 
 def prediction_of(sd_model: Any) -> str:
     """ "epsilon" or "v"."""
-    return "v" if sd_model.forge_objects_original.unet.model.predictor.prediction_type == "v_prediction" else "epsilon"
+    predictor = getattr(sd_model.forge_objects_original.unet.model, "predictor", None)
+    said = sd_model.parameterization if predictor is None else predictor.prediction_type
+    return "v" if said in ("v", "v_prediction") else "epsilon"
 
 
 def family_of(sd_model: Any) -> str:

@@ -10,27 +10,21 @@ import traceback
 
 from modules import script_callbacks, shared
 
-FORGE = "modules_forge" in sys.modules
-
 
 def load():
     """The checks, from the checkout; the trainer itself is loaded from the extension."""
     sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])
     try:
         from tests.host import contract, contract_runs
-
-        if FORGE:
-            from tests.host.contract_forge import FORGE_ONLY as own
-            from tests.host.forge_world import ForgeWorld as World
-        else:
-            from tests.host.contract import World
-
-            own = {}
+        from tests.host.contract_forge import FORGE_ONLY
+        from tests.host.forge_world import ForgeWorld, ReForgeWorld
     finally:
         sys.path.pop()
-    skipped = contract.A1111_ONLY if FORGE else ()
-    checks = contract_runs.CHECKS | contract_runs.REAL_ONLY | own
-    return World, {name: function for name, function in checks.items() if name not in skipped}
+    common = contract_runs.CHECKS | contract_runs.REAL_ONLY
+    relative = {name: function for name, function in common.items() if name not in contract.A1111_ONLY}
+    if "modules_forge.main_entry" in sys.modules:
+        return ForgeWorld, relative | FORGE_ONLY
+    return (ReForgeWorld, relative) if "modules_forge" in sys.modules else (contract.World, common)
 
 
 def world():
