@@ -49,3 +49,8 @@ class ReForgeWorld(ForgeWorld):
     Host = ReForgeHost
     weights_of = "lora_trainer.host.forge.reforge.weights_of"
     choose = contract.World.choose
+
+    def __init__(self, *names):
+        super().__init__(*names)
+        if not self.modules.shared.opts.sd_model_checkpoint:
+            self.modules.shared.opts.data["sd_model_checkpoint"] = self.loaded().sd_checkpoint_info.title

@@ -232,7 +232,8 @@ class A1111Lease:
     def _choice_differs(self) -> bool:
         from modules import sd_models, sd_vae, shared
 
-        chosen = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+        option = shared.opts.sd_model_checkpoint  # reForge has none until somebody chooses
+        chosen = sd_models.checkpoint_aliases.get(option) if option else sd_models.select_checkpoint()
         if chosen is None or chosen.filename != self._pin.checkpoint.filename:
             return True
         return bool(sd_vae.resolve_vae(chosen.filename).vae != self._pin.vae_file)
