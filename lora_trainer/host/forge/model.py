@@ -58,7 +58,7 @@ def normal(tensor: Tensor) -> Tensor:
     """A normal tensor on the same memory: Forge's are made in inference mode, and nothing can be learned through those."""
     with torch.no_grad():
         again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return again.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())  # type: ignore[call-overload, no-any-return]
+        return again.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
 def odd_format(sd_model: Any) -> str:
