@@ -96,12 +96,10 @@ def load(parameters: Parameters, *, anew: bool = False) -> None:
     try:
         for file in (info.filename, *parameters["additional_modules"]):
             Path(file).stat()
-        data.forge_hash = ""
+        data.forge_hash = ""  # else a failure would leave the mark of a model that is gone
         with pinned(parameters):
             on_main_thread(sd_models.forge_model_reload)
     except Exception as error:
-        if loaded() is None:
-            data.forge_hash = ""
         reason = str(error) or type(error).__name__
         raise ModelError(
             "the WebUI could not load {name} ({reason}).", name=info.model_name, reason=reason, fix="Choose another one."
