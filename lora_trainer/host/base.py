@@ -90,6 +90,8 @@ class Lease(Protocol):
     checkpoint: Path
     clip_skip: int
     own_previews: bool
+    notes: tuple[Message, ...]
+    """What the user should know of the way in which the model is lent."""
 
     @property
     def source(self) -> ModelSource: ...

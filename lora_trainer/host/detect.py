@@ -8,8 +8,12 @@ from lora_trainer.host.base import Host
 
 
 def detect() -> Host:
-    """A1111 (or a relative of it) when its modules are loaded, else nobody."""
+    """Forge, A1111 (or a relative of it) when its modules are loaded, else nobody."""
     if "modules.script_callbacks" in sys.modules and "modules.shared" in sys.modules:
+        if "modules_forge" in sys.modules:
+            from lora_trainer.host.forge import ForgeHost, ReForgeHost
+
+            return ForgeHost() if "modules_forge.main_entry" in sys.modules else ReForgeHost()
         from lora_trainer.host.a1111 import A1111Host
 
         return A1111Host()

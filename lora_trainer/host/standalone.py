@@ -158,6 +158,7 @@ class FileLease:
     clip_skip: int
     device: torch.device
     own_previews: bool = False
+    notes: tuple[Message, ...] = ()
     prediction: str | None = None
     """What the user says of it; None: what the file, or the model itself, says."""
     zero_terminal_snr: bool | None = None

@@ -95,6 +95,7 @@ def run(
         shares.require_same(setup.digest(config, pictures))
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
+        yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from setup.early_warnings(config, pictures, lease.checkpoint)
         if place.leads and (full := check_disk(names.folder, names.name, course.plan)) is not None:
             yield Warned(full, "save.output_dir")

@@ -18,6 +18,8 @@ from lora_trainer.host.a1111 import A1111Host, model, preview
 from lora_trainer.train.prompts import SampleRequest
 
 CHECKS = {}
+A1111_ONLY = set()
+"""Checks of what another host does not have: layers' own backups of weights, a VAE chosen by itself, ways of holding a model."""
 REQUEST = SampleRequest("a red circle", width=64, height=64, seed=3, cfg=5, steps=6, sampler="euler")
 
 
@@ -26,11 +28,19 @@ def check(function):
     return function
 
 
+def only_in_a1111(function):
+    A1111_ONLY.add(function.__name__)
+    return function
+
+
 class World:
     """A host with two checkpoints (the first chosen), a VAE, and a LoRA called "mark"."""
 
+    Host = A1111Host
+    weights_of = "lora_trainer.host.a1111.model.weights_of"
+
     def __init__(self, loras, other_checkpoint, vae):
-        self.host, self.loras, self.vae = A1111Host(), Path(loras), vae
+        self.host, self.loras, self.vae = self.Host(), Path(loras), vae
         other = self.modules.sd_models.checkpoint_aliases[other_checkpoint]
         getattr(other, "calculate_shorthash", lambda: None)()  # the host's title of a checkpoint holds its hash once it is known
         self.other = other.title
@@ -48,14 +58,26 @@ class World:
     def loaded(self):
         return self.modules.sd_models.model_data.sd_model
 
+    def state(self):
+        """Every tensor of the model, as a program reads them that knows nothing of the trainer."""
+        return self.loaded().state_dict()
+
     def hashes(self):
-        """sha256 of every tensor of the model, as a program reads them that knows nothing of the trainer."""
-        tensors = self.loaded().state_dict()
+        """sha256 of every one of them."""
         return {
             name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
-            for name, tensor in tensors.items()
+            for name, tensor in self.state().items()
             if tensor.ndim
         }
+
+    def storages(self):
+        return {tensor.untyped_storage().data_ptr() for tensor in self.state().values()}
+
+    def wipe(self):
+        model.wipe(self.loaded())
+
+    def same_storages(self, source):
+        return model.same_storages(source, self.loaded())
 
     def generate(self, prompt, seed=3, **more):
         """A picture by the host's own hands, in the queue as every user's."""
@@ -149,7 +171,7 @@ def untouched(world, *, but=()):
             "job": (m.shared.state.job, m.shared.state.interrupted, m.shared.state.skipped),
         }
 
-    model.wipe(world.loaded())
+    world.wipe()
     networks.networks_in_memory.clear()
     before = seen()
     yield

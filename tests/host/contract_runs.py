@@ -22,7 +22,7 @@ from lora_trainer.host.a1111.lease import A1111Lease
 from lora_trainer.jobs import states
 from lora_trainer.train import loop, setup
 from tests.host import contract_lending, contract_previews, contract_turns  # noqa: F401 - their checks join the list
-from tests.host.contract import CHECKS, REQUEST, check, untouched, wait_for  # noqa: F401 - the list of all
+from tests.host.contract import CHECKS, REQUEST, check, only_in_a1111, untouched, wait_for  # noqa: F401 - the list of all
 
 STEPS = 6
 PHASES = {
@@ -319,15 +319,17 @@ def conditioning_of_a_caption_equals_the_hosts(world):
 
     from lora_trainer.models.load import load
     from lora_trainer.models.text import tokenize
+    from lora_trainer.train.runtime import choose_precision
 
     captions = ["", "a sks crescent on a white background", "photo of one girl, long hair, looking at the viewer, " * 4]
     with untouched(world), world.lend() as lease:
-        bundle, worst = load(lease.source, lease.device), {}
+        bundle, worst = load(lease.source, lease.device, choose_precision("auto", lease.source, lease.device).base), {}
         for skip in (1, 2):
             before = shared.opts.data.get("CLIP_stop_at_last_layers")
             shared.opts.data["CLIP_stop_at_last_layers"] = skip
             try:
                 for caption in captions:
+                    getattr(world.loaded(), "set_clip_skip", lambda _: None)(skip)
                     with torch.no_grad():
                         theirs = world.loaded().get_learned_conditioning([caption])[:, :77]
                         ours = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, [caption]), skip).states
@@ -349,6 +351,7 @@ def frozen_settings_do_not_keep_a_preview_from_being_drawn(world):
 
 
 @only_in_a_real_host
+@only_in_a1111
 def small_text_encoder_is_the_one_that_the_host_names(world):
     """192 + 24 modules of a trained file are known to the host: none is left out, none is in error."""
     from modules import sd_models

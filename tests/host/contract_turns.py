@@ -8,9 +8,9 @@ from unittest.mock import patch
 
 from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy
-from lora_trainer.host.a1111 import LET_THROUGH, model
+from lora_trainer.host.a1111 import LET_THROUGH
 from lora_trainer.models.source import LiveSource
-from tests.host.contract import REQUEST, check, raises, untouched, wait_for, weights
+from tests.host.contract import REQUEST, check, only_in_a1111, raises, untouched, wait_for, weights
 
 
 @check
@@ -35,6 +35,7 @@ def another_checkpoint_chosen_during_the_loan_waits_until_it_ends(world):
 
 
 @check
+@only_in_a1111
 def another_vae_chosen_during_the_loan_waits_until_it_ends(world):
     m = world.modules
     chosen, stored = m.shared.opts.sd_vae, "sd_vae" in m.shared.opts.data
@@ -69,7 +70,7 @@ def model_that_cannot_be_brought_back_is_named_and_the_run_stays_paused(world):
     broken = {"unet.input_blocks.0.0.bias": 0}
     with untouched(world), world.lend() as lease:
         lease.pause()
-        with patch("lora_trainer.host.a1111.model.weights_of", return_value=broken):
+        with patch(world.weights_of, return_value=broken):
             raises(HostBusy, lease.resume, lease.title, "Resume")
         assert world.queue_is_free()
         assert isinstance(lease.resume(), LiveSource)
@@ -113,7 +114,7 @@ def another_checkpoint_loaded_in_a_pause_is_taken_off_and_comes_back(world):
             world.choose("sd_model_checkpoint", world.other).join(60)
             world.generate("somebody else's picture <lora:mark:1>")
             source = lease.resume()
-            assert isinstance(source, LiveSource) and model.same_storages(source, world.loaded())
+            assert isinstance(source, LiveSource) and world.same_storages(source)
             assert world.hashes() == clean
             assert world.modules.shared.opts.data["sd_model_checkpoint"] == world.other
             assert lease.preview(REQUEST, weights(5), 1.0, Control()).tobytes() == before

@@ -1,4 +1,4 @@
-"""Starts a real WebUI (A1111's tree at LORA_TRAINER_WEBUI_DIR) with a copy of this extension, the probe and the small model.
+"""Starts a real WebUI (A1111's or Forge's tree at LORA_TRAINER_WEBUI_DIR) with a copy of this extension, the probe and the small model.
 
 Its Python is LORA_TRAINER_WEBUI_PYTHON, else the tree's venv or the one beside the tree. Nothing of it is changed: missing packages
 go into a hard-linked copy of its environment.
@@ -26,6 +26,7 @@ PARTS = ("lora_trainer", "scripts", "javascript", "install.py", "preload.py", "r
 FLAGS = (
     "--api --skip-torch-cuda-test --skip-prepare-environment --no-half --use-cpu all --disable-console-progressbars --no-download-sd-model"
 )
+FORGE_FLAGS = f"{FLAGS} --always-cpu"
 
 
 class RealWebUI:
@@ -137,7 +138,8 @@ def start(tree, data, python, *flags, login=""):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = data / f"host-{port}.log"
-    command = [python, "launch.py", "--data-dir", data, "--port", str(port), *FLAGS.split(), *flags]
+    own = FORGE_FLAGS if (tree / "modules_forge").is_dir() else FLAGS
+    command = [python, "launch.py", "--data-dir", data, "--port", str(port), *own.split(), *flags]
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
             command, cwd=tree, env=variables(tree, data), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
@@ -152,7 +154,10 @@ def start(tree, data, python, *flags, login=""):
 
 def scratch(tree):
     """A data folder on the tree's disk."""
-    return make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
+    data = make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
+    if not (tree / "models" / "VAE-approx" / "model.pt").exists():  # reForge would fetch it to show half-done pictures
+        (data / "config.json").write_text('{"live_previews_enable": false}', encoding="utf-8")
+    return data
 
 
 def remove(data):

@@ -55,8 +55,8 @@ class A1111Host:
         """The list behind the page's dropdown."""
         from modules import sd_models
 
-        loaded = self._loaded()
-        used = loaded.sd_checkpoint_info.filename if loaded is not None else None
+        current = self._current()
+        used = current.filename if current is not None else None
         return [Checkpoint(info.title, Path(info.filename), info.filename == used) for info in sd_models.checkpoints_list.values()]
 
     def vaes(self) -> list[Path]:
@@ -71,6 +71,11 @@ class A1111Host:
         from modules import sd_models
 
         return sd_models.model_data.sd_model
+
+    def _current(self) -> Any:
+        """The host's entry of the checkpoint that an empty "base model" means; None when there is none."""
+        loaded = self._loaded()
+        return None if loaded is None else loaded.sd_checkpoint_info
 
     def model_info(self) -> dict[str, Any]:
         """Of the loaded checkpoint; "reason" is a Message with the remedy where it cannot be trained."""
@@ -126,9 +131,9 @@ class A1111Host:
         if not value:
             return None
         path = find_checkpoint(value, self.checkpoints())
-        loaded = self._loaded()
-        if loaded is not None and _same(loaded.sd_checkpoint_info.filename, path):
-            return loaded.sd_checkpoint_info
+        current = self._current()
+        if current is not None and _same(current.filename, path):
+            return current
         known = next((info for info in sd_models.checkpoints_list.values() if _same(info.filename, path)), None)
         if known is None and path.is_file():
             raise ModelError(

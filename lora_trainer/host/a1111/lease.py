@@ -7,16 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import attrs
 import torch
 
-from lora_trainer.errors import HostBusy, ModelError
+from lora_trainer.errors import HostBusy, ModelError, TrainerError
 from lora_trainer.files import file_sha256
 from lora_trainer.host.a1111 import model as held
-from lora_trainer.host.a1111.preview import draw_preview
+from lora_trainer.host.a1111.preview import Drawing, draw_preview
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.a1111.refuse import refusal
 from lora_trainer.host.base import PictureRequest
 from lora_trainer.host.fingerprint import changed
+from lora_trainer.messages import Message
 from lora_trainer.models.source import LiveSource, ModelSource
 
 if TYPE_CHECKING:
@@ -27,8 +29,25 @@ if TYPE_CHECKING:
 TO_RESUME = "Load {title} in the WebUI again, then press Resume."
 
 
+@attrs.frozen
+class Ways:
+    """What differs between WebUIs that load checkpoints and VAEs as A1111 does.
+
+    `model` has the functions of host.a1111.model: wipe, weights_of, live_source, same_storages.
+    """
+
+    model: Any = held
+    refusal: Callable[[Any], TrainerError | None] = refusal
+    drawing: Drawing = attrs.field(factory=Drawing)
+
+
 @contextmanager
-def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> Iterator[A1111Lease]:
+def lend(
+    checkpoint: Any,
+    vae_file: str | None,
+    lets_through: Callable[[], bool],
+    ways: Ways = Ways(),
+) -> Iterator[A1111Lease]:
     """Lends the model of `checkpoint` with that VAE; the host's selection when they are None and "".
 
     Refuses what cannot be lent before anything is touched, and again with the queue in hand. When it ends, by whatever way,
@@ -36,46 +55,45 @@ def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]
     """
     from modules import call_queue, sd_models, shared
 
-    _refuse_when(checkpoint is None, shared.sd_model)
+    _refuse_when(checkpoint is None, ways.refusal(shared.sd_model))
     turn = Turn(call_queue.queue_lock)
     turn.take()
     try:
         with sd_models.model_data.lock:  # the start's own loading is not in the queue
             pass
-        yield _begin(turn, checkpoint, vae_file, lets_through)
+        yield _begin(turn, checkpoint, vae_file, lets_through, ways)
     finally:
         if turn.held:
-            _give_back(turn)
+            _give_back(turn, ways)
 
 
-def _refuse_when(loaded_is_wanted: bool, sd_model: Any) -> None:
+def _refuse_when(loaded_is_wanted: bool, problem: TrainerError | None) -> None:
     """Another checkpoint than the loaded one is looked at when it is there; how the host holds models is known before."""
-    problem = refusal(sd_model)
     if problem is not None and (loaded_is_wanted or not isinstance(problem, ModelError)):
         raise problem
 
 
-def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> A1111Lease:
+def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], ways: Ways) -> A1111Lease:
     from modules import sd_models, shared
 
     load_checkpoint(checkpoint or sd_models.select_checkpoint())
     sd_model = sd_models.model_data.sd_model
-    if (problem := refusal(sd_model)) is not None:
+    if (problem := ways.refusal(sd_model)) is not None:
         raise problem
     vae = sd_vae_of_choice() if vae_file == "" else vae_file
     load_vae(sd_model, vae)
-    held.wipe(sd_model)
+    ways.model.wipe(sd_model)
     pin = held.Pin(
         checkpoint=sd_model.sd_checkpoint_info,
         vae_file=vae,
         clip_skip=int(shared.opts.CLIP_stop_at_last_layers),
         vae_dtype=next(sd_model.first_stage_model.parameters()).dtype,
-        weights=held.weights_of(sd_model),
+        weights=ways.model.weights_of(sd_model),
     )
-    return A1111Lease(turn, pin, held.live_source(sd_model), lets_through)
+    return A1111Lease(turn, pin, ways.model.live_source(sd_model), lets_through, ways)
 
 
-def _give_back(turn: Turn) -> None:
+def _give_back(turn: Turn, ways: Ways) -> None:
     """Leaves a clean model, the one that the user has chosen (perhaps meanwhile), and frees the queue.
 
     A choice that cannot be loaded is told in the host's console: it is no failure of the training.
@@ -84,7 +102,7 @@ def _give_back(turn: Turn) -> None:
 
     try:
         if sd_models.model_data.sd_model is not None:
-            held.wipe(sd_models.model_data.sd_model)
+            ways.model.wipe(sd_models.model_data.sd_model)
         _load_choice()
     except ModelError as error:
         errors.report(f"LoRA Trainer: {error}", exc_info=True)
@@ -144,9 +162,10 @@ def _told(name: str, path: Path) -> Iterator[None]:
 
 
 class A1111Lease:
-    """See host.base.Lease."""
+    """See host.base.Lease. What Forge does in another way stands in methods of its own."""
 
-    def __init__(self, turn: Turn, pin: held.Pin, source: LiveSource, lets_through: Callable[[], bool]) -> None:
+    def __init__(self, turn: Turn, pin: held.Pin, source: ModelSource, lets_through: Callable[[], bool], ways: Ways) -> None:
+        self._ways = ways
         self._turn = turn
         self._pin = pin
         self._lets_through = lets_through
@@ -157,6 +176,8 @@ class A1111Lease:
         self.checkpoint = Path(pin.checkpoint.filename)
         self.clip_skip = pin.clip_skip
         self.vae_title = Path(pin.vae_file).name if pin.vae_file else ""
+        self.vae = Path(pin.vae_file) if pin.vae_file else None
+        self.notes: tuple[Message, ...] = ()
 
     @staticmethod
     def _device() -> torch.device:
@@ -176,13 +197,16 @@ class A1111Lease:
     ) -> Image | None:
         """A picture as txt2img draws it, on the lent checkpoint whatever the user has chosen since."""
         try:
-            return draw_preview(self._pin, request, write_weights, weight, control)
+            return draw_preview(self._ways.drawing, self._pin, request, write_weights, weight, control)
         finally:
             self._take_back()
 
     def pause(self) -> None:
         """Frees the queue; whatever waits runs, on the checkpoint and VAE that the user has chosen."""
-        _give_back(self._turn)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        _give_back(self._turn, self._ways)
 
     def resume(self) -> ModelSource:
         """Waits for the queue, then has the lent model as it was."""
@@ -190,7 +214,7 @@ class A1111Lease:
         try:
             self._take_back()
         except BaseException:
-            _give_back(self._turn)
+            self._give_back()
             raise
         return self.source
 
@@ -208,15 +232,14 @@ class A1111Lease:
     def _choice_differs(self) -> bool:
         from modules import sd_models, sd_vae, shared
 
-        chosen = sd_models.checkpoint_aliases.get(shared.opts.sd_model_checkpoint)
+        option = shared.opts.sd_model_checkpoint  # reForge has none until somebody chooses
+        chosen = sd_models.checkpoint_aliases.get(option) if option else sd_models.select_checkpoint()
         if chosen is None or chosen.filename != self._pin.checkpoint.filename:
             return True
         return bool(sd_vae.resolve_vae(chosen.filename).vae != self._pin.vae_file)
 
     def _take_back(self) -> None:
         """The lent model, loaded, clean and bit for bit as it was; read from its file when something has changed it."""
-        from modules import sd_models
-
         try:
             different = self._restore()
         except ModelError as error:
@@ -230,35 +253,44 @@ class A1111Lease:
                 name=different[0],
                 fix=TO_RESUME,
             )
+        self._renew()
+
+    def _renew(self) -> None:
+        """Another source where the host's memory is no longer the lent one."""
+        from modules import sd_models
+
         sd_model = sd_models.model_data.sd_model
-        if not isinstance(self.source, LiveSource) or not held.same_storages(self.source, sd_model):
-            self.source = held.live_source(sd_model)
+        if isinstance(self.source, LiveSource) and not self._ways.model.same_storages(self.source, sd_model):
+            self.source = self._ways.model.live_source(sd_model)
             self.device = self._device()
 
     def _restore(self) -> list[str]:
         """Tries one means after the other; names of the tensors that differ in spite of them all."""
-        from modules import sd_models
-
         different: list[str] = []
         for means in (self._clean, self._clean_thoroughly, self._read_anew):
             means()
-            weights = held.weights_of(sd_models.model_data.sd_model, self._pin.vae_dtype)
-            different = changed(self._pin.weights, weights)
+            different = changed(self._pin.weights, self._weights())
             if not different:
                 break
         return different
+
+    def _weights(self) -> dict[str, int]:
+        from modules import sd_models
+
+        weights: dict[str, int] = self._ways.model.weights_of(sd_models.model_data.sd_model, self._pin.vae_dtype)
+        return weights
 
     def _clean(self) -> None:
         from modules import sd_models
 
         load_checkpoint(self._pin.checkpoint)
         load_vae(sd_models.model_data.sd_model, self._pin.vae_file)
-        held.wipe(sd_models.model_data.sd_model)
+        self._ways.model.wipe(sd_models.model_data.sd_model)
 
     def _clean_thoroughly(self) -> None:
         from modules import sd_models
 
-        held.wipe(sd_models.model_data.sd_model, thoroughly=True)
+        self._ways.model.wipe(sd_models.model_data.sd_model, thoroughly=True)
 
     def _read_anew(self) -> None:
         from modules import devices

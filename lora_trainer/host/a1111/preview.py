@@ -30,19 +30,44 @@ PREFIX = "lora_trainer_preview_"
 JOB = "LoRA Trainer preview"
 
 
+class Drawing:
+    """How the host is asked for a picture on the lent model, and how it forgets the network afterwards."""
+
+    def overrides(self, pin: held.Pin) -> dict[str, Any]:
+        """Options that pin the lent checkpoint while the picture is drawn."""
+        return {"sd_model_checkpoint": _alias(pin.checkpoint)}
+
+    def images(self, pin: held.Pin, p: Any) -> list[Image]:
+        """The pictures of a request that is ready."""
+        from modules import processing
+
+        return list(processing.process_images(p).images)
+
+    def take_off(self) -> None:
+        """No network on the model, none of its tensors in memory: they hold its file open."""
+        from modules import sd_models
+
+        held.restore_networks(sd_models.model_data.sd_model)
+
+
 def draw_preview(
-    pin: held.Pin, request: PictureRequest, write_weights: Callable[[Path], None] | None, weight: float, control: Control
+    drawing: Drawing,
+    pin: held.Pin,
+    request: PictureRequest,
+    write_weights: Callable[[Path], None] | None,
+    weight: float,
+    control: Control,
 ) -> Image | None:
     """The picture, or None when the user interrupted it. Raises TrainerError when the host could not draw it.
 
     To be called with the queue in hand. It leaves the weights dirty: the lease wipes them.
     """
-    with _untouched_randomness(), _temporary_network(write_weights) as path:
+    with _untouched_randomness(), _temporary_network(write_weights, drawing) as path:
         prompt = f"{request.prompt}<lora:{path.stem}:{weight:g}>" if path else request.prompt
         try:
             for _ in range(2):  # a click on "refresh" at the wrong moment makes the host forget the name: once more
                 _introduce(path)
-                picture = _process(pin, request, prompt, control)
+                picture = _process(drawing, pin, request, prompt, control)
                 if picture is None or path is None or _was_used(path.stem):
                     return picture
         except Exception as error:
@@ -53,7 +78,7 @@ def draw_preview(
     raise TrainerError("the WebUI did not find the preview's network.", fix="Check that its Lora extension is enabled.")
 
 
-def _process(pin: held.Pin, request: PictureRequest, prompt: str, control: Control) -> Image | None:
+def _process(drawing: Drawing, pin: held.Pin, request: PictureRequest, prompt: str, control: Control) -> Image | None:
     from modules import processing, scripts, shared
 
     settings = {
@@ -70,7 +95,7 @@ def _process(pin: held.Pin, request: PictureRequest, prompt: str, control: Contr
         "do_not_save_samples": True,
         "do_not_save_grid": True,
     }
-    overrides = {"sd_model_checkpoint": _alias(pin.checkpoint), "CLIP_stop_at_last_layers": request.clip_skip or pin.clip_skip}
+    overrides = {**drawing.overrides(pin), "CLIP_stop_at_last_layers": request.clip_skip or pin.clip_skip}
     with (
         _job(control),
         _options_kept(overrides),
@@ -78,7 +103,7 @@ def _process(pin: held.Pin, request: PictureRequest, prompt: str, control: Contr
     ):
         p.override_settings, p.override_settings_restore_afterwards = overrides, False
         p.scripts, p.script_args = scripts.ScriptRunner(), ()
-        images = processing.process_images(p).images
+        images = drawing.images(pin, p)
         broken = shared.state.interrupted or shared.state.skipped or not images
         return None if broken else _bare(images[0])
 
@@ -177,7 +202,7 @@ def _untouched_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def _temporary_network(write_weights: Callable[[Path], None] | None) -> Iterator[Path | None]:
+def _temporary_network(write_weights: Callable[[Path], None] | None, drawing: Drawing) -> Iterator[Path | None]:
     """A file under a name never used before, in a folder of ours; None when there is no network.
 
     Not in the LoRA folder: nobody shall see it among his own, and no broken-off run shall leave it there.
@@ -191,6 +216,7 @@ def _temporary_network(write_weights: Callable[[Path], None] | None) -> Iterator
         write_weights(path)
         yield path
     finally:
+        drawing.take_off()
         _forget(path.stem)
         _remove(path)
 
@@ -209,10 +235,9 @@ def _was_used(name: str) -> bool:
 
 def _forget(name: str) -> None:
     """Takes the name out of every list of the host's, the tensors with it: they hold the file open."""
-    from modules import cache, sd_models
+    from modules import cache
 
     networks = held.loaded_networks()
-    held.restore_networks(sd_models.model_data.sd_model)
     networks.networks_in_memory.pop(name, None)
     for table in (networks.available_networks, networks.available_network_aliases, networks.available_network_hash_lookup):
         for key in [key for key, entry in table.items() if entry.name == name]:

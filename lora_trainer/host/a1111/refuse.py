@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
@@ -16,11 +15,6 @@ SHARED = (torch.float32, torch.float16, torch.bfloat16)
 
 def refusal(sd_model: Any) -> TrainerError | None:
     """Why this model, held in this way, cannot be trained on; None when it can."""
-    if "modules_forge" in sys.modules:
-        return HostBusy(
-            "this WebUI is Forge: training inside of it is not possible yet.",
-            fix="Train on the command line: python -m lora_trainer train CONFIG.toml",
-        )
     if sd_model is None:
         return ModelError("the WebUI has no checkpoint loaded.", path=MODEL_FIELD, fix="Choose a checkpoint at the top of the page.")
     return _family(sd_model) or _holding(sd_model) or _additions()

@@ -1,0 +1,56 @@
+"""Forge and reForge as the contract's world: what only differs from A1111's is how its model is read and when a choice is loaded."""
+
+import threading
+
+from lora_trainer.host.forge import ForgeHost, ReForgeHost, engine, model
+from tests.host import contract
+
+
+class ForgeWorld(contract.World):
+    """A choice is loaded by the picture that follows it, so `choose` asks for one: it waits for its turn as A1111's loading does."""
+
+    Host = ForgeHost
+    weights_of = "lora_trainer.host.forge.model.weights_of"
+
+    def __init__(self, *names):
+        super().__init__(*names)
+        self.generate("what loads the checkpoint", steps=1)
+
+    def loaded(self):
+        return engine.loaded()
+
+    def state(self):
+        original = self.loaded().forge_objects_original
+        parts = {"unet": original.unet.model.diffusion_model, "vae": original.vae.first_stage_model}
+        parts |= {"text": original.clip.cond_stage_model.clip_l.transformer}
+        state = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+        wide = [name for name in state if name.endswith(("_embedding.wrapped.weight", "_embedding.weight"))]
+        return state | {name: state[name].float() for name in wide}  # Forge widens them itself, at the first prompt
+
+    def wipe(self):
+        engine.clean(self.loaded())
+
+    def same_storages(self, source):
+        return model.same_storages(source, self.loaded())
+
+    def choose(self, key, value):
+        from modules_forge import main_entry
+
+        assert key == "sd_model_checkpoint"
+        main_entry.checkpoint_change(value, save=False)
+        thread = threading.Thread(target=self.generate, args=("what the new checkpoint draws",), kwargs={"steps": 1})
+        thread.start()
+        return thread
+
+
+class ReForgeWorld(ForgeWorld):
+    """A choice is loaded as in A1111."""
+
+    Host = ReForgeHost
+    weights_of = "lora_trainer.host.forge.reforge.weights_of"
+    choose = contract.World.choose
+
+    def __init__(self, *names):
+        super().__init__(*names)
+        if not self.modules.shared.opts.sd_model_checkpoint:
+            self.modules.shared.opts.data["sd_model_checkpoint"] = self.loaded().sd_checkpoint_info.title
