@@ -169,7 +169,7 @@ class RunFolder:
 
     def bytes(self) -> int:
         """Size of everything in the folder."""
-        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
+        return sum(_size(Path(place, name)) for place, _, names in os.walk(self.path) for name in names)
 
     # What may be done to it
 
@@ -228,6 +228,14 @@ def _state(tail: list[dict[str, Any]]) -> str:
         if line["event"] == "phase":
             return PHASE_STATES.get(line["name"].lower(), "planning")
     return "planning"
+
+
+def _size(file: Path) -> int:
+    """0 for a file that is gone by now: a run writes beside, and renames."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _changed(*paths: Path) -> float:

@@ -1,7 +1,9 @@
 """A run's folder is unique, readable at any moment, and honest about runs whose process died."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,3 +179,27 @@ def test_time_for_previews_counts_in_what_is_left(tmp_path):
     assert status.state == "sampling"
     status = status.after(Phase("training"), 5.0).after(stepped(2, seconds=1.0), 6.0)
     assert status.seconds_left == pytest.approx(8 * (1 + 4 / 2))
+
+
+def test_the_size_of_a_folder_is_told_while_its_files_come_and_go(tmp_path):
+    folder = RunFolder.create(tmp_path, "busy")
+    (folder.path / "kept.bin").write_bytes(b"x" * 1000)
+    stop = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            part = folder.path / "state" / f".step-{number}.part"
+            part.mkdir(parents=True)
+            (part / "state.bin").write_bytes(b"x")
+            shutil.rmtree(part)
+            if stop.is_set():
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        sizes = [folder.bytes() for _ in range(400)]
+    finally:
+        stop.set()
+        writer.join()
+    assert min(sizes) >= 1000

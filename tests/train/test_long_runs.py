@@ -8,8 +8,11 @@ from statistics import median
 
 import pytest
 
-from lora_trainer.events import Finished, Stepped
-from tests.train.resume_runs import folder_of, small_config, train
+from lora_trainer.api import launch
+from lora_trainer.events import Stepped
+from lora_trainer.host.standalone import StandaloneHost
+from lora_trainer.jobs.job import Job
+from tests.train.resume_runs import folder_of, small_config
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -27,13 +30,15 @@ def course_of(tmp_path: Path, steps: int) -> tuple[list[float], list[float]]:
     seconds: list[float] = []
     memory: list[float] = []
 
-    def watch(job, event):
-        if isinstance(event, Stepped):
-            seconds.append(event.seconds)
+    def watch(record):
+        if isinstance(record.event, Stepped):
+            seconds.append(record.event.seconds)
             memory.append(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20)
 
-    seen = train(config, folder_of(config), watch=lambda job, event: watch(job, event))
-    assert isinstance(seen[-1], Finished) and len(seconds) == steps
+    folder = folder_of(config)
+    job = Job(launch.training(config, StandaloneHost(tmp_path), folder), folder, [watch])  # events are looked at, not kept
+    assert job.run().outcome == "finished"
+    assert len(seconds) == steps
     return seconds, memory
 
 
