@@ -75,8 +75,9 @@ def problems_before(
     files.
     """
     from lora_trainer.host.memory import device_named
+    from lora_trainer.train.pictures import read_pictures
     from lora_trainer.train.saving import Names, refuse_overwriting
-    from lora_trainer.train.setup import check_optimizer, read_pictures
+    from lora_trainer.train.setup import check_optimizer
 
     names = Names(Path(config.save.output_dir), derive.output_name(config))
     found: list[Problem] = []

@@ -17,8 +17,8 @@ from lora_trainer.messages import Message, say, translate
 
 if TYPE_CHECKING:
     from lora_trainer.models.detect import ModelFacts
+    from lora_trainer.train.pictures import Pictures
     from lora_trainer.train.plan import Machine, TrainingPlan
-    from lora_trainer.train.setup import Pictures
 
 EMPTY_PLAN: dict[str, Any] = {
     "images": 0,
@@ -86,7 +86,7 @@ def facts_of(config: TrainConfig, host: Host) -> ModelFacts:
 
 def pictures_of(config: TrainConfig) -> Pictures:
     """The pictures that the config means. Raises DatasetError."""
-    from lora_trainer.train.setup import read_pictures
+    from lora_trainer.train.pictures import read_pictures
 
     return read_pictures(config)
 
@@ -105,7 +105,7 @@ def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, mac
 
 
 def _warnings(config: TrainConfig, pictures: Pictures, host: Host) -> list[Any]:
-    from lora_trainer.train.setup import early_warnings
+    from lora_trainer.train.notices import early_warnings
 
     checkpoint = _try(lambda: model_path(config, host)) or Path()
     return [_warning(warned.path, warned.message) for warned in early_warnings(config, pictures, checkpoint)]

@@ -27,7 +27,7 @@ from lora_trainer.errors import DatasetError, Problem
 from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Pictures
+    from lora_trainer.train.pictures import Pictures
 
 PATIENCE = 1.5
 """Seconds that one answer spends on decoding; the rest is done beside, and the page asks again."""
@@ -80,7 +80,7 @@ class Folders:
 
     def trained(self, config: TrainConfig) -> Pictures:
         """The pictures as a run with this config reads them. Raises DatasetError."""
-        from lora_trainer.train.setup import read_pictures
+        from lora_trainer.train.pictures import read_pictures
 
         key = (config.data, config.validate, config.loss.prior_loss_weight, config.seed, self._places(config))
         with self._lock:

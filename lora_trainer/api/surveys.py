@@ -12,7 +12,7 @@ from lora_trainer.config.schema import TrainConfig
 if TYPE_CHECKING:
     from lora_trainer.prep.doctor import Diagnosis
     from lora_trainer.prep.suggestion import Suggestion
-    from lora_trainer.train.setup import Pictures
+    from lora_trainer.train.pictures import Pictures
 
 
 def examined(

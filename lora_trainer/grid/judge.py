@@ -21,8 +21,8 @@ from lora_trainer.grid.everyday import everyday_prompts
 from lora_trainer.grid.files import GridFile
 from lora_trainer.grid.painter import Loras, Painter, Picture
 from lora_trainer.grid.rank import SEEDS, Drawn, Measured, Yardstick, distances, measure, yardstick
+from lora_trainer.train.pictures import Pictures
 from lora_trainer.train.prompts import SampleRequest
-from lora_trainer.train.setup import Pictures
 from lora_trainer.train.vae import encode
 
 FEWEST_HELD = 4

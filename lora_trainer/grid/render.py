@@ -23,8 +23,9 @@ from lora_trainer.grid.record import CELLS, GridRecord
 from lora_trainer.grid.tags import Recipe, recipe_of
 from lora_trainer.host.base import Host
 from lora_trainer.messages import say
-from lora_trainer.train import setup
+from lora_trainer.train.pictures import read_pictures
 from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.setup import preview_defaults, prompts_of
 
 MEASURED = "measured"
 
@@ -69,8 +70,8 @@ def render(
 
 def _defaults(config: Any) -> SampleRequest:
     """What holds where the grid's prompt says nothing: the options of the run's first preview prompt, else of the run."""
-    previews = setup.prompts_of(config).requests
-    return attrs.evolve(previews[0][1], prompt="") if previews else setup.preview_defaults(config)
+    previews = prompts_of(config).requests
+    return attrs.evolve(previews[0][1], prompt="") if previews else preview_defaults(config)
 
 
 def _asked(prompt: str, name: str, defaults: SampleRequest, seed: int | None) -> tuple[Recipe, SampleRequest]:
@@ -165,7 +166,7 @@ class _Work:
     def _read_references(self) -> Iterator[Event]:
         """The run's pictures; where they cannot be read the grid is drawn all the same, and not ranked."""
         try:
-            self.references = read_references(self.painter, setup.read_pictures(self.config))
+            self.references = read_references(self.painter, read_pictures(self.config))
         except (TrainerError, OSError) as error:
             self.record.not_ranked = say("Not ranked: the run's pictures cannot be read. {reason}", reason=str(error))
             yield Warned(self.record.not_ranked)

@@ -20,7 +20,7 @@ from lora_trainer.messages import Message, say
 from lora_trainer.train.showing import Showing, batches, learned, pixels
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Pictures
+    from lora_trainer.train.pictures import Pictures
 
 BATCHES, MOST_PICTURES = 6, 48
 SIDE, GAP, MARGIN, LINE, LINES, COLUMNS = 176, 10, 20, 16, 4, 4

@@ -10,8 +10,7 @@ from torch import Tensor
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning, together
 from lora_trainer.models.text import tokenize
-from lora_trainer.train import economy
-from lora_trainer.train.runtime import Precision, computing
+from lora_trainer.train.runtime import Precision, computing, ready
 
 ROWS = 16
 """Captions of one batch. The shape never changes: with another one a device may add up in another order."""
@@ -98,7 +97,7 @@ class Captions:
     def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
         """What is read of them, in ordinary memory."""
         for encoder in bundle.text_encoders:
-            economy.ready(encoder, bundle.device)
+            ready(encoder, bundle.device)
         with computing(self.precision, bundle.device, grad=False):
             ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()

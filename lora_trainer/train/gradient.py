@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lora_trainer.data.order import Item
 from lora_trainer.events import Event, Warned
-from lora_trainer.messages import Message
+from lora_trainer.messages import Message, say
 from lora_trainer.train.course import Course
-from lora_trainer.train.graphs import replays_for
+from lora_trainer.train.graphs import CudaRecorder, Replays, Work, why_not
 from lora_trainer.train.runtime import computing
 from lora_trainer.train.shares import Shares
 from lora_trainer.train.showing import mirrored
@@ -22,7 +22,7 @@ from lora_trainer.train.step import Batch, noisy_batch, picture_losses, weighted
 from lora_trainer.train.wording import Wording
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 
 class Gradient:
@@ -127,3 +127,14 @@ class Gradient:
                 sizes,
             )
         return drawn, [record.is_reg for record in records]
+
+
+def replays_for(trainer: Trainer, work: Work) -> Replays | Message | None:
+    """What replays `work` in this run; the reason where that was asked for and cannot be; None where it was not asked for."""
+    config = trainer.config
+    if not config.memory.cuda_graphs:
+        return None
+    reason = why_not(device=trainer.device, text_encoder=trainer.captions.trained, compiled=config.memory.compile)
+    if reason is not None:
+        return say("Steps are not replayed: {reason}", reason=reason)
+    return Replays(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import attrs
 import torch
 from torch import Tensor
 
 from lora_trainer.messages import Message, say
-
-if TYPE_CHECKING:
-    from lora_trainer.train.setup import Trainer
 
 WARM_UPS = 3
 """Runs before the recording, as PyTorch asks for: libraries choose their ways in the first ones."""
@@ -143,17 +140,6 @@ class Replays:
         self._off = True
         self._recorded.clear()
         self.told.append(say("Steps are not replayed: {reason}", reason=reason.strip().split("\n")[0][:200]))
-
-
-def replays_for(trainer: Trainer, work: Work) -> Replays | Message | None:
-    """What replays `work` in this run; the reason where that was asked for and cannot be; None where it was not asked for."""
-    config = trainer.config
-    if not config.memory.cuda_graphs:
-        return None
-    reason = why_not(device=trainer.device, text_encoder=trainer.captions.trained, compiled=config.memory.compile)
-    if reason is not None:
-        return say("Steps are not replayed: {reason}", reason=reason)
-    return Replays(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())
 
 
 def why_not(*, device: torch.device, text_encoder: bool, compiled: bool) -> Message | None:

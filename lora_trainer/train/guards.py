@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lora_trainer.adapters.targets import text_prefixes
+from lora_trainer.config import derive
 from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
@@ -20,7 +22,7 @@ from lora_trainer.train.diagnosis import largest, remedy
 
 if TYPE_CHECKING:
     from lora_trainer.train.plan import TrainingPlan
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 BAD_STEPS = 10
 """So many steps in a row without a usable number cannot become well again."""
@@ -32,6 +34,9 @@ WINDOW = 100
 SLOWER = 3.0
 """A step that takes so many times as long as at first."""
 SPARE_MB = 64.0
+ONE_TOKEN = 64
+"""Pictures of at most this side are one single token in the middle block, whose attention then has nothing to choose."""
+MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
 
 
 class Numbers:
@@ -181,3 +186,28 @@ def check_disk(folder: Path, name: str, plan: TrainingPlan) -> Message | None:
         mb=round(lacking),
         count=plan.files,
     )
+
+
+def check_moved(trainer: Trainer) -> None:
+    """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
+    rates = {"unet": derive.unet_lr(trainer.config), "text_encoder": derive.text_encoder_lr(trainer.config)}
+    unmoved = trainer.adapter.unmoved()
+    still = [name for part, names in unmoved.items() if rates[part] > 0 for name in names if not _without_effect(trainer, name)]
+    if still:
+        raise TrainingError(
+            "after ten steps {count} layers have not moved, the first is {name}.",
+            count=len(still),
+            name=still[0],
+            fix="Please report this: nothing useful is being learned.",
+        )
+
+
+def _without_effect(trainer: Trainer, name: str) -> bool:
+    """Whether a layer cannot matter in this run: text layers behind the one that is read, asking and being asked of one token."""
+    if name.startswith("lora_te"):
+        number = next(number for number, prefix in enumerate(text_prefixes(trainer.bundle)) if name.startswith(f"{prefix}_"))
+        encoder = trainer.bundle.text_encoders[number]
+        unread = trainer.bundle.family.unread_layers(trainer.bundle, trainer.config.model.clip_skip)[number]
+        return int(name.split("_layers_")[1].split("_")[0]) >= encoder.config.num_hidden_layers - unread
+    small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained)
+    return small and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")

@@ -14,7 +14,7 @@ from lora_trainer.train.course import Course
 from lora_trainer.train.writer import Writer
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 
 class Keeping:

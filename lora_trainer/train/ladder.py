@@ -19,7 +19,7 @@ from lora_trainer.train import economy
 
 if TYPE_CHECKING:
     from lora_trainer.train.course import Course
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 STEP, ENCODING, LOOKING = "step", "encoding", "looking"
 """What may run out of memory: a training step; encoding of pictures and captions; validation, previews and saving."""
@@ -107,7 +107,7 @@ class Ladder:
         """Those that are left, the cheapest first."""
         trainer = self.trainer
         memory = trainer.config.memory
-        if economy.spare(trainer):
+        if trainer.spare():
             yield Rung(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
         if trainer.replays is not None:
             told = say("Memory ran out: steps are not recorded and replayed any more.")
@@ -116,7 +116,7 @@ class Ladder:
             told = say("Memory ran out: pictures are encoded one at a time.")
             yield Rung(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
         if not memory.gradient_checkpointing:
-            gigabytes = economy.half_budget_gb(trainer)
+            gigabytes = economy.half_budget_gb(*trainer.blocks())
             told = say("Memory ran out: half of what a step keeps is computed again instead, at most {gb} GB stay.", gb=gigabytes)
             yield Rung(
                 told,

@@ -12,6 +12,7 @@ from lora_trainer.host.base import with_remedy
 from lora_trainer.train import setup
 from lora_trainer.train.course import Course
 from lora_trainer.train.plan import TrainingPlan
+from lora_trainer.train.trainer import Trainer
 
 
 class Live:
@@ -20,7 +21,7 @@ class Live:
     `coming` are changes that a killed process made after its last state: they are made again at their steps.
     """
 
-    def __init__(self, trainer: setup.Trainer, course: Course, plan: Callable[[Any], TrainingPlan]) -> None:
+    def __init__(self, trainer: Trainer, course: Course, plan: Callable[[Any], TrainingPlan]) -> None:
         self.trainer, self.course, self.plan = trainer, course, plan
         self.coming: list[Mapping[str, Any]] = []
 

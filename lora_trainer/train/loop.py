@@ -33,21 +33,25 @@ from lora_trainer.jobs.ranks import ALONE, Place
 from lora_trainer.jobs.states import Since
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.messages import say
-from lora_trainer.train import economy, setup, state
+from lora_trainer.train import setup, state
 from lora_trainer.train.awake import awake
 from lora_trainer.train.conditioning import ROWS, reach
 from lora_trainer.train.course import Course
 from lora_trainer.train.gradient import Gradient
-from lora_trainer.train.guards import Guards, check_disk, missing_mb
+from lora_trainer.train.guards import Guards, check_disk, check_moved, missing_mb
 from lora_trainer.train.keeping import Forgetful, Keeping
 from lora_trainer.train.ladder import ENCODING, LOOKING, Ladder, in_words, ran_out, twice
 from lora_trainer.train.live import Live
+from lora_trainer.train.notices import early_warnings
 from lora_trainer.train.output import Output, Silent
+from lora_trainer.train.pictures import read_pictures
 from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
 from lora_trainer.train.previews import Blind, Previews
 from lora_trainer.train.runtime import choose_precision, vram_mb
 from lora_trainer.train.saving import Names, claimed, refuse_overwriting
+from lora_trainer.train.setup import facts_of
 from lora_trainer.train.shares import Shares, joined
+from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.update import Updater
 from lora_trainer.train.validate import Validation
 from lora_trainer.train.wording import Wording
@@ -71,7 +75,7 @@ def run(
     own = config.save.overwrite or since is not None
     if place.leads:
         refuse_overwriting(names, own)
-    pictures = setup.read_pictures(config)
+    pictures = read_pictures(config)
     setup.check_optimizer(config)
     yield from setup.fetched(config.model, host, control)
     if control.stopping:
@@ -85,7 +89,7 @@ def run(
         claimed(names, own) if place.leads else nullcontext(),
     ):
         machine = Machine(lease.device.type, host.memory()["free_mb"])
-        facts = setup.facts_of(lease.checkpoint, config.model)
+        facts = facts_of(lease.checkpoint, config.model)
 
         def planned(config: TrainConfig) -> TrainingPlan:
             return make_plan(config, pictures.records, facts, machine, pictures.datasets, place.count)
@@ -96,7 +100,7 @@ def run(
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.count)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
-        yield from setup.early_warnings(config, pictures, lease.checkpoint)
+        yield from early_warnings(config, pictures, lease.checkpoint)
         if place.leads and (full := check_disk(names.folder, names.name, course.plan)) is not None:
             yield Warned(full, "save.output_dir")
         own_pictures = pictures if place.leads else pictures.without_held()
@@ -126,7 +130,7 @@ def run(
 class _Run:
     """One run between its steps."""
 
-    trainer: setup.Trainer
+    trainer: Trainer
     course: Course
     control: Control
     lease: Lease
@@ -148,7 +152,7 @@ class _Run:
     @classmethod
     def of(
         cls,
-        trainer: setup.Trainer,
+        trainer: Trainer,
         course: Course,
         names: Names,
         lease: Lease,
@@ -212,7 +216,7 @@ class _Run:
                 yield event
                 if self.control.pausing:
                     yield from self._pause()
-            economy.spare(self.trainer)
+            self.trainer.spare()
         self.control.agree()
         if not self.control.stopping:
             yield from self._look_first()
@@ -310,7 +314,7 @@ class _Run:
         """Whatever is due at this step; done again at the same step, it does nothing."""
         course, plan = self.course, self.course.plan
         if course.step == MOVED_AFTER:
-            setup.check_moved(self.trainer)
+            check_moved(self.trainer)
         yield from self.guards.warnings()
         yield from self.gradient.warnings()
         epoch_done, files = course.epoch_ends or course.over, len(course.files)

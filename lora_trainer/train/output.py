@@ -21,7 +21,7 @@ from lora_trainer.train.saving import Names, sweep, write_side_files
 from lora_trainer.train.writer import Writer
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 
 class Output:

@@ -12,12 +12,13 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Phase, Progress, Sampled, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import say
-from lora_trainer.train import setup
 from lora_trainer.train.course import Course
 from lora_trainer.train.ladder import give_back
 from lora_trainer.train.output import Output
 from lora_trainer.train.prompts import Prompts, SampleRequest
 from lora_trainer.train.sample import draw
+from lora_trainer.train.setup import prompts_of
+from lora_trainer.train.trainer import Trainer
 
 Between = Callable[[], Iterator[Event]]
 LEFT_OUT = (RuntimeError, MemoryError, OSError, ValueError, TypeError, ArithmeticError, LookupError, ImportError, TrainerError)
@@ -27,9 +28,9 @@ LEFT_OUT = (RuntimeError, MemoryError, OSError, ValueError, TypeError, Arithmeti
 class Previews:
     """Draws the preview prompts of one run into `folder`."""
 
-    def __init__(self, trainer: setup.Trainer, course: Course, output: Output, lease: Lease, control: Control, folder: Path) -> None:
+    def __init__(self, trainer: Trainer, course: Course, output: Output, lease: Lease, control: Control, folder: Path) -> None:
         self.trainer, self.course, self.output, self.lease, self.control, self.folder = trainer, course, output, lease, control, folder
-        self._told = set(map(str, setup.prompts_of(trainer.config).notes))
+        self._told = set(map(str, prompts_of(trainer.config).notes))
 
     def draw(self, between: Between = lambda: iter(())) -> Iterator[Event]:
         """Every prompt with the weights as they are; nothing when they were drawn at this step already.
@@ -39,7 +40,7 @@ class Previews:
         course = self.course
         if course.sampled_at == course.step:
             return
-        prompts = setup.prompts_of(self.trainer.config)
+        prompts = prompts_of(self.trainer.config)
         yield from self._tell(prompts)
         if not prompts.requests:
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 import torch
+from torch import nn
 
 from lora_trainer.errors import TrainingError
 from lora_trainer.models.source import LiveSource, ModelSource
@@ -92,3 +93,15 @@ def _by_device(device: torch.device) -> torch.dtype:
     if "GTX 16" in torch.cuda.get_device_name(device) or major < 7:
         return torch.float32
     return torch.bfloat16 if major >= 8 else torch.float16
+
+
+def ready(part: nn.Module, device: torch.device) -> None:
+    """The part on the device, wherever it was put away."""
+    if not lies_on(part, device):
+        with torch.inference_mode(False):
+            part.to(device)
+
+
+def lies_on(part: nn.Module, device: torch.device) -> bool:
+    """Whether a module's weights are on this kind of device."""
+    return next(part.parameters()).device.type == device.type

@@ -11,9 +11,9 @@ from torch import Tensor
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.text import room_for, tokenize
-from lora_trainer.train import economy, vae
+from lora_trainer.train import vae
 from lora_trainer.train.prompts import SampleRequest
-from lora_trainer.train.runtime import Precision, computing
+from lora_trainer.train.runtime import Precision, computing, ready
 from lora_trainer.train.samplers import walk
 
 
@@ -48,7 +48,7 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
 def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
     """What the U-Net reads for some texts, each text encoded once; a `max_token_length` of 0 reads them to their ends."""
     for encoder in bundle.text_encoders:
-        economy.ready(encoder, bundle.device)
+        ready(encoder, bundle.device)
     unique = list(dict.fromkeys(texts))
     ids = tokenize(bundle.tokenizer, unique, max_token_length or room_for(bundle.tokenizer, unique)).to(bundle.device)
     encoded = bundle.family.encode_text(bundle, ids, clip_skip)

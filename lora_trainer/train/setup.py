@@ -3,262 +3,50 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from functools import cached_property
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
 
 from lora_trainer import assets
 from lora_trainer.adapters.files import rank_and_alpha, start_from
 from lora_trainer.adapters.lora import LoraAdapter
-from lora_trainer.adapters.targets import text_prefixes
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
-from lora_trainer.config.rates import rate_notes, refuse_different_rates
-from lora_trainer.config.schema import DataConfig, LossConfig, ModelConfig, TrainConfig
+from lora_trainer.config.rates import refuse_different_rates
+from lora_trainer.config.schema import DataConfig, ModelConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data import caption_notes, captions, closer, masks
 from lora_trainer.data.cache import LatentCache, OnDisk
-from lora_trainer.data.describe import SubsetRules, describe, training_size
-from lora_trainer.data.gather import about_regularisation, arranged, gather
-from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.describe import training_size
 from lora_trainer.data.store import LATENTS
-from lora_trainer.errors import DatasetError, ModelError, TrainingError
+from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
 from lora_trainer.host.base import Host, Lease, find_checkpoint
-from lora_trainer.messages import Message, say
-from lora_trainer.models import hub, layout
+from lora_trainer.messages import say
+from lora_trainer.models import hub
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detect import ModelFacts, inspect_with
-from lora_trainer.models.families import family
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
-from lora_trainer.models.source import ModelSource
-from lora_trainer.optim.optimizers import CannotStep, GroupPlan, TrainingOptimizer, make_optimizer, probe
-from lora_trainer.train import attention, doubts, economy, metadata, vae
-from lora_trainer.train.average import Average, shown
-from lora_trainer.train.checkpointing import Checkpointing
+from lora_trainer.optim.optimizers import CannotStep, GroupPlan, make_optimizer, probe
+from lora_trainer.train import attention, metadata, vae
+from lora_trainer.train.average import Average
 from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
-from lora_trainer.train.graphs import Replays
+from lora_trainer.train.pictures import Pictures
 from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
-from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
+from lora_trainer.train.runtime import choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
-from lora_trainer.train.views import Views, sizes_of
+from lora_trainer.train.trainer import Trainer
+from lora_trainer.train.views import Views
 
-RELEASED: Any = None
 MEGABYTE = 2**20
 ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
 """Sections that several processes of a run must have alike; folders may have other names on other machines."""
-NAMED = 5
-"""Files that are not used and named one by one."""
-ONE_TOKEN = 64
-"""Pictures of at most this side are one single token in the middle block, whose attention then has nothing to choose."""
-MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
-
-
-@attrs.frozen(slots=False)
-class Pictures:
-    """The pictures of a run: `trained` and `held` (validation), both usable and placed into buckets.
-
-    `subsets` are the folders that they come from, `datasets` what batches share; a record holds its places in both.
-    """
-
-    trained: tuple[ImageRecord, ...]
-    held: tuple[ImageRecord, ...]
-    subsets: tuple[SubsetRules, ...]
-    datasets: tuple[DataConfig, ...]
-    warnings: tuple[Message, ...]
-
-    @property
-    def rules(self) -> captions.CaptionRules:
-        """How captions of the first folder that is not of regularisation pictures are put together."""
-        return next(rules.caption for rules in self.subsets if not rules.is_reg)
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Pictures per step of each dataset."""
-        return tuple(data.batch_size for data in self.datasets)
-
-    @cached_property
-    def _captions(self) -> tuple[captions.CaptionRules, ...]:
-        return tuple(rules.caption for rules in self.subsets)
-
-    def rules_of(self, record: ImageRecord) -> captions.CaptionRules:
-        """How the captions of a picture's folder are put together."""
-        return self._captions[record.subset]
-
-    def subset_of(self, record: ImageRecord) -> SubsetRules:
-        """The rules of the folder that a picture comes from."""
-        return self.subsets[record.subset]
-
-    def without_held(self) -> Pictures:
-        """For a process that trains along with another one, which validates."""
-        return attrs.evolve(self, held=())
-
-    @cached_property
-    def digest(self) -> str:
-        """Equal where the same batches of the same pictures come."""
-        told = [(record.key, record.bucket, record.repeats, record.crop, record.dataset) for record in self.trained]
-        return hashlib.sha256(repr(told).encode("utf-8", "replace")).hexdigest()
-
-    @property
-    def records(self) -> tuple[ImageRecord, ...]:
-        """Both together."""
-        return self.trained + self.held
-
-
-def read_pictures(config: TrainConfig) -> Pictures:
-    """Scans, decodes, holds back and places the pictures. Raises DatasetError when none can be trained on.
-
-    A picture that cannot be decoded to its end is left out here, before steps are counted, as the tab shows it.
-    """
-    description = describe(config.data, config.validate.data_dir)
-    found = gather(description)
-    records, about_masks = masks.with_masks(
-        closer.verified(found.records, assets.cache_folder()), lambda record: description.subsets[record.subset].data
-    )
-    usable, prior = [record for record in records if record.usable], config.loss.prior_loss_weight
-    placed = arranged(usable, description, seed=derive.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
-    pictures = Pictures(
-        tuple(record for record in placed if not record.validation and record.repeats),
-        tuple(record for record in placed if record.validation),
-        description.subsets,
-        description.datasets,
-        (*found.warnings, *about_masks, *about_regularisation(placed, config.data.trigger_word, prior), *_not_used(records)),
-    )
-    subjects = [record for record in pictures.trained if not record.is_reg]
-    if not subjects:
-        first = description.subsets[0].source
-        raise DatasetError(
-            "{folder} holds no picture that can be trained on.",
-            folder=first.folder or first.metadata_file,
-            path=first.field,
-            fix="Add pictures.",
-        )
-    if not any(captions.caption_of(record, pictures.rules_of(record)) for record in subjects):
-        raise DatasetError(
-            "none of the {count} pictures has a caption, and there is neither a trigger word nor a class word.",
-            count=len(subjects),
-            path="data.trigger_word",
-            fix="Write a trigger word, or put a .txt caption beside each picture.",
-        )
-    return pictures
-
-
-def _not_used(records: Sequence[ImageRecord]) -> Iterator[Message]:
-    """What is wrong with each file that is not trained on, unless the user left it out; the first few by name."""
-    wrong = [record for record in records if not record.usable and record.reason is not None and "left-out" not in record.notes]
-    for record in wrong[:NAMED]:
-        yield say("{file} is not used: {why}", file=record.key, why=record.reason)
-    if len(wrong) > NAMED:
-        yield say("{count} more files are not used.", count=len(wrong) - NAMED)
-
-
-@attrs.define(eq=False)
-class Trainer:
-    """Everything that the loop works with. `bundle` is replaced when the host's model had to be read anew."""
-
-    config: TrainConfig
-    pictures: Pictures
-    precision: Precision
-    source: ModelSource
-    device: torch.device
-    bundle: ModelBundle
-    adapter: LoraAdapter
-    optimizer: TrainingOptimizer
-    scaler: Any
-    captions: Captions
-    cache: LatentCache
-    views: Views
-    rules: LossConfig
-    checkpointing: Checkpointing | None = None
-    average: Average | None = None
-    attention: str = "sdpa"
-    notes: tuple[Warned, ...] = ()
-    compiled: Compiled | None = None
-    replays: Replays | None = None
-
-    def attach(self) -> None:
-        """Puts network, attention and checkpointing on the bundle's modules."""
-        attention.use(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
-        self.adapter.attach(self.bundle)
-        if self.compiled is not None:
-            self.compiled.put_on(self.bundle.unet)
-        self.checkpointing = economy.checkpointing(self)
-
-    def detach(self) -> None:
-        """Takes both off again."""
-        if self.checkpointing is not None:
-            self.checkpointing.remove()
-            self.checkpointing = None
-        if self.compiled is not None:
-            self.compiled.remove()
-        if self.replays is not None:
-            self.replays.forget()
-        self.adapter.detach()
-
-    @torch.inference_mode(False)
-    def rebuild(self, source: ModelSource) -> None:
-        """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
-        self.detach()
-        if source is not self.source or self.bundle is RELEASED:
-            if self.bundle is RELEASED:
-                self._move(self.device)
-            self.bundle, self.source = load(source, self.device, self.precision.base), source
-            vae.hold(self.bundle, self.config.memory.vae_precision)
-        self.attach()
-
-    @torch.inference_mode(False)
-    def reset(self, config: TrainConfig) -> None:
-        """Other settings of [memory] from now on, and of how many pictures are encoded together."""
-        self.detach()
-        self.config, self.cache.batch = config, config.data.vae_batch_size
-        if config.memory.attention != "auto":
-            self.attention = config.memory.attention
-        if not config.memory.cuda_graphs:
-            self.replays = None
-        self.attach()
-
-    @torch.inference_mode(False)
-    def release(self) -> None:
-        """Lets go of the model and parks network and optimizer, so that nothing stays on the device; `rebuild` brings all back."""
-        self.detach()
-        self._move(torch.device("cpu"))
-        self.bundle = RELEASED
-
-    def _move(self, device: torch.device) -> None:
-        """Network, optimizer and average as fresh copies there."""
-        self.optimizer.unpark(device)
-        if self.average is not None:
-            self.average.move(device)
-        if self.scaler is not None:  # its two numbers are made anew, where they are needed, from what it knows
-            kept = self.scaler.state_dict()
-            self.scaler._scale = self.scaler._growth_tracker = None
-            self.scaler.load_state_dict(kept)
-
-    def shown(self) -> AbstractContextManager[None]:
-        """Inside, the network holds the weights that are saved, drawn with and validated with."""
-        return shown(self.optimizer, self.average)
-
-    def told(self, record: ImageRecord, caption: str) -> Conditioning:
-        """What the U-Net is told with a picture as it is: its caption, and its sizes where the family reads them."""
-        found = self.captions.encode(self.bundle, [caption])
-        if not self.bundle.family.reads_sizes:
-            return found
-        return found.with_sizes(torch.tensor([sizes_of(record, False)], device=self.bundle.device))
-
-    def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
-        """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
-        return self.cache.get(record, flipped)
 
 
 @torch.inference_mode(False)
@@ -458,70 +246,3 @@ def fill_cache(trainer: Trainer, control: Control, shares: Shares) -> Iterator[E
             yield Progress(event.done * shares.place.count) if isinstance(event, Progress) else event
         shares.meet()
     yield from trainer.cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)
-
-
-def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
-    """What the user should know before the first step."""
-    found = [Warned(message) for message in pictures.warnings]
-    found += [Warned(note, "sample.prompts") for note in prompts_of(config).notes]
-    found += [Warned(message, path) for path, message in caption_notes.notes(pictures.trained, pictures.rules_of)]
-    if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
-        found.append(
-            Warned(
-                say("No base model is chosen: this trains the small model that ships for trying things out; its LoRA fits no other."),
-                "model.pretrained_model_name_or_path",
-            )
-        )
-    if config.network.alpha > config.network.dim:
-        found.append(
-            Warned(
-                say("Alpha is larger than rank: the network counts {scale} times.", scale=round(derive.network_scale(config), 3)),
-                "network.alpha",
-            )
-        )
-    if not any(rate for rate in (derive.unet_lr(config), derive.text_encoder_lr(config))):
-        found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
-    together = pictures.batch_sizes[0] * config.steps.gradient_accumulation_steps
-    found += [Warned(message, path) for path, message in rate_notes(config, together)]
-    found += _of_the_model(config, facts_of(checkpoint, config.model))
-    found += [Warned(message, path) for path, message in doubts.of_validation(config.validate, len(pictures.held))]
-    return found
-
-
-def _of_the_model(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
-    """What the model's file tells that matters for these settings; without one, what is true of most models."""
-    prediction, zero = (facts.prediction, facts.zero_terminal_snr) if facts is not None else ("epsilon", False)
-    for path, message in doubts.of_loss(config.loss, prediction=prediction, zero_terminal_snr=zero):
-        yield Warned(message, path)
-    if facts is None:
-        return
-    for note in facts.notes:
-        yield Warned(note, "model.pretrained_model_name_or_path")
-    if config.model.clip_skip > 1 and not family(facts.family).reads_clip_skip:
-        label = layout.row(facts.family).label
-        yield Warned(say("{label} always reads the same layer of its text: clip skip changes nothing.", label=label), "model.clip_skip")
-
-
-def check_moved(trainer: Trainer) -> None:
-    """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
-    rates = {"unet": derive.unet_lr(trainer.config), "text_encoder": derive.text_encoder_lr(trainer.config)}
-    unmoved = trainer.adapter.unmoved()
-    still = [name for part, names in unmoved.items() if rates[part] > 0 for name in names if not _without_effect(trainer, name)]
-    if still:
-        raise TrainingError(
-            "after ten steps {count} layers have not moved, the first is {name}.",
-            count=len(still),
-            name=still[0],
-            fix="Please report this: nothing useful is being learned.",
-        )
-
-
-def _without_effect(trainer: Trainer, name: str) -> bool:
-    """Whether a layer cannot matter in this run: text layers behind the one that is read, asking and being asked of one token."""
-    if name.startswith("lora_te"):
-        number = next(number for number, prefix in enumerate(text_prefixes(trainer.bundle)) if name.startswith(f"{prefix}_"))
-        encoder = trainer.bundle.text_encoders[number]
-        unread = trainer.bundle.family.unread_layers(trainer.bundle, trainer.config.model.clip_skip)[number]
-        return int(name.split("_layers_")[1].split("_")[0]) >= encoder.config.num_hidden_layers - unread
-    small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained)
-    return small and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")

@@ -17,7 +17,7 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.loss.noise import generator_for
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Pictures
+    from lora_trainer.train.pictures import Pictures
 
 
 @attrs.frozen

@@ -19,7 +19,7 @@ from lora_trainer.train.copies import copied
 from lora_trainer.train.course import Course
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 VERSION = 1
 NETWORK, OPTIMIZER, AVERAGE = "network.", "optimizer.", "average."

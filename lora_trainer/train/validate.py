@@ -23,7 +23,7 @@ from lora_trainer.train.step import Batch, picture_losses
 from lora_trainer.train.wording import Wording
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Trainer
+    from lora_trainer.train.trainer import Trainer
 
 TIMESTEPS = tuple(range(50, 1000, 100))
 PLAIN = LossConfig()

@@ -11,7 +11,7 @@ from lora_trainer.train.course import Course
 from lora_trainer.train.showing import text_of
 
 if TYPE_CHECKING:
-    from lora_trainer.train.setup import Pictures
+    from lora_trainer.train.pictures import Pictures
 
 
 class Wording:

@@ -20,7 +20,8 @@ from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy
 from lora_trainer.host.a1111.lease import A1111Lease
 from lora_trainer.jobs import states
-from lora_trainer.train import loop, setup
+from lora_trainer.train import loop
+from lora_trainer.train.trainer import Trainer
 from tests.host import contract_lending, contract_previews, contract_turns  # noqa: F401 - their checks join the list
 from tests.host.contract import CHECKS, REQUEST, check, only_in_a1111, untouched, wait_for  # noqa: F401 - the list of all
 
@@ -164,7 +165,7 @@ def run_goes_on_exactly_after_a_pause_with_somebody_elses_picture(world):
 def pause_leaves_nothing_of_the_run_where_it_was(world):
     """Model and network are let go of; what is kept lies elsewhere (weak references; on a GPU: nothing is on it)."""
     trainers, alive = [], []
-    attach = setup.Trainer.attach
+    attach = Trainer.attach
 
     def remember(trainer):
         trainers[:] = [trainer]
@@ -185,7 +186,7 @@ def pause_leaves_nothing_of_the_run_where_it_was(world):
         assert trainers[0].bundle is None
         threading.Timer(0.2, run.control.command, ["resume"]).start()
 
-    with untouched(world, but=["files"]), patch.object(setup.Trainer, "attach", remember):
+    with untouched(world, but=["files"]), patch.object(Trainer, "attach", remember):
         run = Run(world, "let-go", at={3: look, "paused": paused}).go()
     assert len(run.held) > 100
     assert run.models

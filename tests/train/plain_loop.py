@@ -30,7 +30,7 @@ from lora_trainer.data import order
 from lora_trainer.data.captions import caption_of
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.load import load
-from lora_trainer.train import setup
+from lora_trainer.train.pictures import read_pictures
 from tests.loss import formulas
 from tests.train.runs import small_config
 
@@ -61,7 +61,7 @@ class PlainLoop:
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config, self.loss = config, config.loss
-        self.pictures = setup.read_pictures(config)
+        self.pictures = read_pictures(config)
         with StandaloneHost(folder).lease(config.model) as lease:
             self.bundle = load(lease.source, torch.device("cpu"), torch.float32)
         self.alphas = torch.from_numpy(formulas.alphas()).float()

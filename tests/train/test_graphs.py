@@ -13,7 +13,7 @@ import torch
 
 from lora_trainer.events import Stepped, Warned
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.train import graphs, setup
+from lora_trainer.train import gradient, setup
 from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.graphs import ROOM, CudaRecorder, Replays, why_not
 from tests.train.runs import events_of, small_config, tensors_of
@@ -132,8 +132,8 @@ def without_text(folder: Path, **changes):
 def rehearsed(monkeypatch):
     """Graphs on the CPU, by the recorder above."""
     recorder = Rehearsal()
-    monkeypatch.setattr(graphs, "why_not", lambda **facts: None)
-    monkeypatch.setattr(graphs, "CudaRecorder", lambda: recorder)
+    monkeypatch.setattr(gradient, "why_not", lambda **facts: None)
+    monkeypatch.setattr(gradient, "CudaRecorder", lambda: recorder)
     return recorder
 
 

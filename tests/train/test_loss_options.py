@@ -16,6 +16,7 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Saved, Stepped, Validated, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import doubts, setup
+from lora_trainer.train.pictures import read_pictures
 from lora_trainer.train.step import noisy_batch, picture_losses
 from lora_trainer.train.validate import chosen
 from tests.train.runs import assets, events_of, small_config, tensors_of
@@ -64,7 +65,7 @@ def gradient(tmp_path_factory):
     """gradient(options): that of the network for four showings of the small model's pictures."""
     folder = tmp_path_factory.mktemp("gradient")
     config = small_config(folder, optimizer__text_encoder_lr=0)
-    pictures = setup.read_pictures(config)
+    pictures = read_pictures(config)
     with StandaloneHost(folder).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
     trainer.attach()
@@ -215,7 +216,7 @@ def test_patience_that_does_not_run_out_changes_no_bit(tmp_path: Path):
 
 
 def test_at_most_so_many_pictures_are_validated_and_always_the_same(tmp_path: Path):
-    held = setup.read_pictures(small_config(tmp_path, validate__data_dir=VAL)).held
+    held = read_pictures(small_config(tmp_path, validate__data_dir=VAL)).held
     few = chosen(held, 2)
     assert len(few) == 2 < len(held) and chosen(held, 0) == tuple(held) == chosen(held, 1000)
     assert set(chosen(list(reversed(held)), 2)) == set(few) and chosen(few, 2) == few
@@ -223,6 +224,6 @@ def test_at_most_so_many_pictures_are_validated_and_always_the_same(tmp_path: Pa
 
 def test_another_validation_seed_holds_other_pictures_back(tmp_path: Path):
     def held(**seeds) -> set[str]:
-        return {record.key for record in setup.read_pictures(small_config(tmp_path, validate__fraction=0.3, **seeds)).held}
+        return {record.key for record in read_pictures(small_config(tmp_path, validate__fraction=0.3, **seeds)).held}
 
     assert held(seed=1) == held(seed=1, validate__seed=1) == held(seed=5, validate__seed=1) != held(seed=1, validate__seed=2)

@@ -18,6 +18,7 @@ from lora_trainer.events import Progress, Stepped, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.train import setup
+from lora_trainer.train.pictures import read_pictures
 from lora_trainer.train.shares import Shares
 from lora_trainer.train.step import Batch, picture_losses
 
@@ -177,7 +178,7 @@ def test_a_black_mask_learns_nothing(tmp_path, cache_dir):
 
 def test_a_mask_is_mirrored_with_its_picture(tmp_path, cache_dir):
     config = small_config(tmp_path, data__train_data_dir=str(halves(tmp_path)), data__masks_beside=True)
-    pictures = setup.read_pictures(config)
+    pictures = read_pictures(config)
     with StandaloneHost(tmp_path).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
     list(setup.fill_cache(trainer, Control(), Shares()))
@@ -218,7 +219,7 @@ def test_of_two_concepts_in_a_picture_only_the_one_inside_the_mask_is_learned(tm
 
 def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, float]:
     """Error in the left and in the right half of the pictures, over fixed timesteps and noise."""
-    pictures = setup.read_pictures(config)
+    pictures = read_pictures(config)
     sides = [0.0, 0.0]
     with StandaloneHost(folder).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)

@@ -1,0 +1,53 @@
+"""The base model: which one, and how its text is read."""
+
+from __future__ import annotations
+
+from lora_trainer.config.param import param, section
+
+
+@section
+class ModelConfig:
+    pretrained_model_name_or_path: str = param(
+        "",
+        "Base model",
+        "The checkpoint to train on. Empty inside a WebUI: the one that is loaded. A LoRA works best on the model it was trained on.",
+        basic=True,
+        kind="checkpoint",
+    )
+    vae: str = param(
+        "", "VAE", "Another VAE for reading and drawing pictures. Empty: the checkpoint's own, or the WebUI's choice.", kind="vae"
+    )
+    clip_skip: int = param(
+        1,
+        "Clip skip",
+        "Which layer of the text encoder is read: 1 the last, 2 the one before. "
+        "Use 2 only for models that were trained so (most anime models).",
+        low=1,
+        high=2,
+    )
+    max_token_length: int = param(
+        75,
+        "Caption length",
+        "Tokens of a caption that are read: 75, 150 or 225. The WebUI cuts long prompts at other places, so short captions do best.",
+        low=75,
+        high=225,
+    )
+    v2: bool | None = param(
+        None,
+        "Stable Diffusion 2",
+        "Only for settings of sd-scripts: the family is told from the file, and a wrong word is refused.",
+        kind="hidden",
+    )
+    v_parameterization: bool | None = param(
+        None,
+        "Predicts v",
+        "Only where neither the file nor its name tells what the model predicts, and it has been trained to predict v. "
+        "What contradicts the file is refused.",
+        kind="hidden",
+    )
+    zero_terminal_snr: bool | None = param(
+        None,
+        "Zero terminal SNR",
+        "Only where the file does not tell that the model was trained down to pure noise. Needs a model that predicts v.",
+        kind="hidden",
+    )

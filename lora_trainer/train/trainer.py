@@ -1,0 +1,154 @@
+"""What the loop works with: model, network, optimizer and caches, put on the modules and taken off again."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.config.schema import LossConfig, TrainConfig
+from lora_trainer.data.cache import LatentCache
+from lora_trainer.data.records import ImageRecord
+from lora_trainer.events import Warned
+from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import Conditioning
+from lora_trainer.models.load import load
+from lora_trainer.models.source import FileSource, ModelSource
+from lora_trainer.optim.optimizers import TrainingOptimizer
+from lora_trainer.train import attention, economy, vae
+from lora_trainer.train.activations import Block, Numbers
+from lora_trainer.train.average import Average, shown
+from lora_trainer.train.checkpointing import Checkpointing, blocks_of
+from lora_trainer.train.compiling import Compiled
+from lora_trainer.train.conditioning import Captions
+from lora_trainer.train.graphs import Replays
+from lora_trainer.train.pictures import Pictures
+from lora_trainer.train.runtime import Precision
+from lora_trainer.train.views import Views, sizes_of
+
+RELEASED: Any = None
+
+
+@attrs.define(eq=False)
+class Trainer:
+    """Everything that the loop works with. `bundle` is replaced when the host's model had to be read anew."""
+
+    config: TrainConfig
+    pictures: Pictures
+    precision: Precision
+    source: ModelSource
+    device: torch.device
+    bundle: ModelBundle
+    adapter: LoraAdapter
+    optimizer: TrainingOptimizer
+    scaler: Any
+    captions: Captions
+    cache: LatentCache
+    views: Views
+    rules: LossConfig
+    checkpointing: Checkpointing | None = None
+    average: Average | None = None
+    attention: str = "sdpa"
+    notes: tuple[Warned, ...] = ()
+    compiled: Compiled | None = None
+    replays: Replays | None = None
+
+    def attach(self) -> None:
+        """Puts network, attention and checkpointing on the bundle's modules."""
+        attention.use(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
+        self.adapter.attach(self.bundle)
+        if self.compiled is not None:
+            self.compiled.put_on(self.bundle.unet)
+        self.checkpointing = economy.checkpointing(self.config.memory, self.bundle, *self.blocks())
+
+    def detach(self) -> None:
+        """Takes both off again."""
+        if self.checkpointing is not None:
+            self.checkpointing.remove()
+            self.checkpointing = None
+        if self.compiled is not None:
+            self.compiled.remove()
+        if self.replays is not None:
+            self.replays.forget()
+        self.adapter.detach()
+
+    @torch.inference_mode(False)
+    def rebuild(self, source: ModelSource) -> None:
+        """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
+        self.detach()
+        if source is not self.source or self.bundle is RELEASED:
+            if self.bundle is RELEASED:
+                self._move(self.device)
+            self.bundle, self.source = load(source, self.device, self.precision.base), source
+            vae.hold(self.bundle, self.config.memory.vae_precision)
+        self.attach()
+
+    @torch.inference_mode(False)
+    def reset(self, config: TrainConfig) -> None:
+        """Other settings of [memory] from now on, and of how many pictures are encoded together."""
+        self.detach()
+        self.config, self.cache.batch = config, config.data.vae_batch_size
+        if config.memory.attention != "auto":
+            self.attention = config.memory.attention
+        if not config.memory.cuda_graphs:
+            self.replays = None
+        self.attach()
+
+    @torch.inference_mode(False)
+    def release(self) -> None:
+        """Lets go of the model and parks network and optimizer, so that nothing stays on the device; `rebuild` brings all back."""
+        self.detach()
+        self._move(torch.device("cpu"))
+        self.bundle = RELEASED
+
+    def blocks(self) -> tuple[list[Block], float]:
+        """What the largest batch keeps for its gradient: by block, and the rest that is always kept."""
+        pixels, pictures = economy.largest_batch(self.pictures.trained, self.pictures.batch_sizes, self.config.memory.pictures_at_once)
+        size = torch.finfo(self.precision.base).bits // 8
+        return blocks_of(
+            self.bundle,
+            pixels=pixels,
+            pictures=pictures,
+            rank=self.config.network.dim,
+            words="text_encoder" in self.adapter.parameters(),
+            numbers=Numbers(size, 4 if self.device.type == "cuda" else size),
+        )
+
+    def spare(self) -> bool:
+        """Puts what no step needs into ordinary memory; False when there was nothing.
+
+        Only parts that are the trainer's own: what a host lends stays where it is.
+        """
+        if self.device.type == "cpu" or not isinstance(self.source, FileSource):
+            return False
+        unused = [self.bundle.vae] if self.config.data.cache_latents else []
+        return economy.put_away([*unused, *([] if self.captions.trained else self.bundle.text_encoders)], self.device)
+
+    def _move(self, device: torch.device) -> None:
+        """Network, optimizer and average as fresh copies there."""
+        self.optimizer.unpark(device)
+        if self.average is not None:
+            self.average.move(device)
+        if self.scaler is not None:  # its two numbers are made anew, where they are needed, from what it knows
+            kept = self.scaler.state_dict()
+            self.scaler._scale = self.scaler._growth_tracker = None
+            self.scaler.load_state_dict(kept)
+
+    def shown(self) -> AbstractContextManager[None]:
+        """Inside, the network holds the weights that are saved, drawn with and validated with."""
+        return shown(self.optimizer, self.average)
+
+    def told(self, record: ImageRecord, caption: str) -> Conditioning:
+        """What the U-Net is told with a picture as it is: its caption, and its sizes where the family reads them."""
+        found = self.captions.encode(self.bundle, [caption])
+        if not self.bundle.family.reads_sizes:
+            return found
+        return found.with_sizes(torch.tensor([sizes_of(record, False)], device=self.bundle.device))
+
+    def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
+        """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
+        return self.cache.get(record, flipped)
