@@ -54,7 +54,7 @@ def test_no_translation_is_left_over_from_a_message_that_is_gone(part, room):
     import tomlkit
 
     known = tomlkit.parse((PACKAGE / "locale" / "zh_CN" / f"{part}.toml").read_text(encoding="utf-8")).unwrap()["words"]
-    source = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE / room).glob("*.py"))
+    source = "".join(path.read_text(encoding="utf-8") for path in (PACKAGE / room).rglob("*.py"))
     literals = {node.value for node in ast.walk(ast.parse("\n".join(_without_future(source)))) if isinstance(node, ast.Constant)}
     assert sorted(set(known) - literals) == []
 
