@@ -57,6 +57,11 @@ class ModelFacts:
     unet_lora: int = 0
     """Parameters of a LoRA of rank 1 on the U-Net; 0 where they were not counted."""
     text_lora: int = 0
+    unet_levels: tuple[tuple[int, int], ...] = ()
+    """Channels of each level, and the transformer blocks in each of its attentions; empty where they were not looked at."""
+    middle_depth: int = 1
+    texts: tuple[tuple[int, int], ...] = ()
+    """Width and layers of each text encoder."""
 
     def settled(
         self, *, v2: bool | None = None, v_parameterization: bool | None = None, zero_terminal_snr: bool | None = None
@@ -148,6 +153,9 @@ def _facts(title: str, row: Row, parts: Mapping[str, Any], found: marks.Predicti
         found=found,
         unet_lora=shapes.lora_parameters(unet),
         text_lora=sum(map(shapes.lora_parameters, texts)),
+        unet_levels=shapes.unet_levels(unet),
+        middle_depth=shapes.middle_depth(unet),
+        texts=tuple((width, shapes.text_config(text, 1)["num_hidden_layers"]) for width, text in zip(widths, texts, strict=True)),
     )
 
 

@@ -31,11 +31,10 @@ def text_heads(width: int) -> int:
 
 def unet_config(state: Mapping[str, Any], heads: Heads, *, upcast_attention: bool = False) -> dict[str, Any]:
     """Arguments of UNet2DConditionModel from the shapes of a U-Net."""
-    levels = _count(state, r"down_blocks\.(\d+)\.")
-    channels = [state[f"down_blocks.{level}.resnets.0.conv2.weight"].shape[0] for level in range(levels)]
-    attends = [f"down_blocks.{level}.attentions.0.proj_in.weight" in state for level in range(levels)]
-    depths = [_count(state, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\.") or 1 for level in range(levels)]
-    depths[-1] = _count(state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.") or depths[-1]
+    found = unet_levels(state)
+    channels, attends = [width for width, _ in found], [depth > 0 for _, depth in found]
+    depths = [depth or 1 for _, depth in found]
+    depths[-1] = middle_depth(state) or depths[-1]
     made: dict[str, Any] = {
         "sample_size": 64,
         "in_channels": state["conv_in.weight"].shape[1],
@@ -52,6 +51,22 @@ def unet_config(state: Mapping[str, Any], heads: Heads, *, upcast_attention: boo
         "norm_num_groups": 32,
     }
     return made
+
+
+def unet_levels(state: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """Channels of each level of a U-Net, and how many transformer blocks stand in each of its attentions (0: it has none)."""
+    return tuple(
+        (
+            state[f"down_blocks.{level}.resnets.0.conv2.weight"].shape[0],
+            _count(state, rf"down_blocks\.{level}\.attentions\.0\.transformer_blocks\.(\d+)\."),
+        )
+        for level in range(_count(state, r"down_blocks\.(\d+)\."))
+    )
+
+
+def middle_depth(state: Mapping[str, Any]) -> int:
+    """Transformer blocks in the middle of a U-Net."""
+    return _count(state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
 
 
 def vae_config(state: Mapping[str, Any], groups: int = 32) -> dict[str, Any]:
