@@ -5,18 +5,40 @@ Counted from the operations of diffusers' blocks; `benchmarks/memory.py` compare
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 
 import attrs
 
 TOKENS = 77
-HEADS = 8
 ELEMENTWISE = 40.0
 """FLOP that one byte of a norm or an activation counts as when it is computed again: such operations wait for memory."""
 WORTH = 1.2e-4
 """Bytes that a FLOP has to save: the wide convolutions of the deep levels save next to nothing and take long."""
-SD1_LEVELS = (1, 2, 4, 4)
-"""Width of each level of Stable Diffusion 1.x's U-Net, in its first one's."""
+WITH_BACKWARD = 2.2
+"""FLOP of a whole step in those of its forward pass: through a frozen layer one product goes back (counted: 2.15 to 2.22)."""
+
+
+@attrs.frozen
+class Shape:
+    """What tells U-Nets apart: of each level the channels, transformer blocks in an attention (0: none) and heads; `middle` blocks.
+
+    `context`: width of what the text encoders say. `upcast`: attention is summed in float32 where the rest is not.
+    """
+
+    levels: tuple[tuple[int, int, int], ...]
+    middle: int
+    context: int
+    upcast: bool = False
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each level."""
+        return tuple(width for width, _, _ in self.levels)
+
+
+SD1 = Shape(((320, 1, 8), (640, 1, 8), (1280, 1, 8), (1280, 0, 8)), 1, 768)
+"""Stable Diffusion 1.x."""
 
 
 @attrs.frozen
@@ -39,10 +61,11 @@ class Way:
 
 @attrs.frozen
 class Block:
-    """A block of the U-Net or text encoder by its module's name; the first way keeps all, each next one less."""
+    """A block of the U-Net or text encoder by its module's name; the first way keeps all, each next one less. `flop` of its forward."""
 
     name: str
     ways: tuple[Way, ...]
+    flop: float = 0.0
 
 
 @attrs.frozen
@@ -80,15 +103,20 @@ def resnet(name: str, inside: int, outside: int, pixels: float, numbers: Numbers
             Way("light", norms, folded, folded * ELEMENTWISE),
             Way("whole", inputs * numbers.size, norms + folded, folded * ELEMENTWISE + convolutions),
         ),
+        convolutions,
     )
 
 
-def transformer(name: str, channels: int, tokens: float, pictures: int, context: int, rank: int, numbers: Numbers) -> Block:
+def transformer(
+    name: str, channels: int, tokens: float, pictures: int, context: int, rank: int, numbers: Numbers, *, heads: int, upcast: bool = False
+) -> Block:
     """BasicTransformerBlock on so many tokens of all pictures together; `context` is the width of what the text encoder says."""
     stream, words = float(channels * tokens), pictures * TOKENS
     inner = rank * tokens * numbers.size
     forward = 16 * stream * numbers.size + 2 * inner
-    attention = (6 * stream + 2 * channels * words) * numbers.size + 8 * HEADS * tokens + 6 * inner + 2 * rank * words * numbers.size
+    attention = (6 * stream + 2 * channels * words) * numbers.size + 8 * heads * tokens + 6 * inner + 2 * rank * words * numbers.size
+    if upcast and numbers.size < 4:  # what is attended with is kept in float32, and what comes out in both
+        attention += 6 * stream * (4 - numbers.size) + 2 * stream * numbers.size
     norms = 3 * stream * (numbers.fine + numbers.size)
     forward_flop = 24.0 * channels * stream
     self_flop = 8.0 * channels * stream + 4.0 * stream * tokens / pictures
@@ -101,6 +129,7 @@ def transformer(name: str, channels: int, tokens: float, pictures: int, context:
             Way("forward", attention + norms, forward, forward_flop),
             Way("whole", stream * numbers.size, everything, forward_flop + self_flop + cross_flop),
         ),
+        forward_flop + self_flop + cross_flop,
     )
 
 
@@ -108,15 +137,20 @@ def text_layer(name: str, width: int, pictures: int, rank: int, numbers: Numbers
     """CLIPEncoderLayer."""
     stream = float(width * TOKENS * pictures)
     kept = stream * (2 * numbers.fine + 16 * numbers.size) + 6 * rank * TOKENS * pictures * numbers.size
-    return Block(name, (Way("keep", kept), Way("whole", stream * numbers.size, kept, 24.0 * width * stream)))
+    flop = 24.0 * width * stream
+    return Block(name, (Way("keep", kept), Way("whole", stream * numbers.size, kept, flop)), flop)
 
 
-def rest(channels: Sequence[int], attends: Sequence[bool], pixels: float, rank: int, numbers: Numbers) -> float:
-    """Bytes of what stands between the blocks: what goes into and out of transformers, changes of size, the last convolution."""
+def rest(shape: Shape, pixels: float, rank: int, numbers: Numbers) -> float:
+    """Bytes of what stands between the blocks: what goes into and out of transformers, changes of size, the last convolution.
+
+    `pixels`: latent cells of all pictures together.
+    """
+    channels = shape.channels
     found, last = 0.0, len(channels) - 1
-    for level, width in enumerate(channels):
+    for level, (width, depth, _) in enumerate(shape.levels):
         here = pixels / 4**level
-        if attends[level]:
+        if depth:
             found += 5 * width * here * (numbers.fine + 2 * numbers.size) + 10 * rank * here * numbers.size
         if level < last:
             found += width * here * numbers.size
@@ -126,35 +160,44 @@ def rest(channels: Sequence[int], attends: Sequence[bool], pixels: float, rank: 
     return found + channels[0] * pixels * (2 * numbers.fine + numbers.size)
 
 
-def unet(channels: Sequence[int], context: int, pixels: int, pictures: int, rank: int, numbers: Numbers) -> Iterator[Block]:
-    """Blocks of a Stable Diffusion 1.x U-Net under diffusers' names, for pictures of `pixels` latent cells each."""
-    last = len(channels) - 1
+def unet(shape: Shape, pixels: float, pictures: int, rank: int, numbers: Numbers) -> Iterator[Block]:
+    """Blocks of a U-Net under diffusers' names, for pictures of `pixels` latent cells each."""
+    channels, last = shape.channels, len(shape.levels) - 1
 
     def cells(level: int) -> float:
         return pixels / 4**level * pictures
 
-    def turning(name: str, level: int) -> Block:
-        return transformer(name, channels[level], cells(level), pictures, context, rank, numbers)
+    def turning(name: str, level: int, depth: int) -> Iterator[Block]:
+        width, _, heads = shape.levels[level]
+        for number in range(depth):
+            block = f"{name}.transformer_blocks.{number}"
+            yield transformer(block, width, cells(level), pictures, shape.context, rank, numbers, heads=heads, upcast=shape.upcast)
 
     skips, width = [channels[0]], channels[0]
-    for level, wide in enumerate(channels):
+    for level, (wide, depth, _) in enumerate(shape.levels):
         for number in range(2):
             yield resnet(f"down_blocks.{level}.resnets.{number}", width, wide, cells(level), numbers)
-            if level < last:
-                yield turning(f"down_blocks.{level}.attentions.{number}.transformer_blocks.0", level)
+            yield from turning(f"down_blocks.{level}.attentions.{number}", level, depth)
             width = wide
             skips.append(wide)
         if level < last:
             skips.append(wide)
     for number in range(2):
         yield resnet(f"mid_block.resnets.{number}", width, width, cells(last), numbers)
-    yield turning("mid_block.attentions.0.transformer_blocks.0", last)
+    yield from turning("mid_block.attentions.0", last, shape.middle)
     for place, level in enumerate(reversed(range(len(channels)))):
         for number in range(3):
             yield resnet(f"up_blocks.{place}.resnets.{number}", width + skips.pop(), channels[level], cells(level), numbers)
-            if level < last:
-                yield turning(f"up_blocks.{place}.attentions.{number}.transformer_blocks.0", level)
+            yield from turning(f"up_blocks.{place}.attentions.{number}", level, shape.levels[level][1])
             width = channels[level]
+
+
+def step_flop(shape: Shape, pixels: float) -> float:
+    """FLOP of forward and backward of one picture of so many latent cells, without a network's own."""
+    between = sum(20.0 * width**2 * pixels / 4**level for level, (width, depth, _) in enumerate(shape.levels) if depth)
+    for level, (wide, narrow) in enumerate(itertools.pairwise(shape.channels)):
+        between += 18.0 * (narrow**2 + wide**2 / 4) * pixels / 4**level  # the convolutions that change the size
+    return WITH_BACKWARD * (between + sum(block.flop for block in unet(shape, pixels, 1, 0, Numbers())))
 
 
 def keep_all(blocks: Iterable[Block], rest: float) -> Choice:

@@ -10,7 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.train import activations
-from lora_trainer.train.activations import Block, Choice, Numbers
+from lora_trainer.train.activations import Block, Choice, Numbers, Shape
+from lora_trainer.train.attention import wants_upcast
 
 WHOLE = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "CLIPEncoderLayer"})
 TEXT = "text_encoder."
@@ -48,20 +49,30 @@ class Checkpointing:
 
 def blocks_of(bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, words: bool, numbers: Numbers) -> tuple[list[Block], float]:
     """The blocks of a bundle with what each keeps, and the bytes of the rest. `pixels` of one picture; `words`: captions learn too."""
-    config = bundle.unet.config
-    channels, cells = tuple(config.block_out_channels), pixels // 64  # type: ignore[union-attr, arg-type]
-    found = list(activations.unet(channels, int(config.cross_attention_dim), cells, pictures, rank, numbers))  # type: ignore[union-attr, arg-type]
-    attends = ["CrossAttn" in kind for kind in config.down_block_types]  # type: ignore[union-attr]
-    known = {name for name, _ in _blocks(bundle.unet, bundle.text_encoder)}
+    shape, cells = shape_of(bundle), pixels // 64
+    found = list(activations.unet(shape, cells, pictures, rank, numbers))
+    known = dict(_blocks(bundle.unet, texts_of(bundle)))
     if words:
-        width = bundle.text_encoder.config.hidden_size  # type: ignore[union-attr]
         found += [
-            activations.text_layer(name, width, pictures, rank, numbers)  # type: ignore[arg-type]
-            for name, _ in _blocks(bundle.unet, bundle.text_encoder)
+            activations.text_layer(name, int(module.self_attn.embed_dim), pictures, rank, numbers)  # type: ignore[union-attr, arg-type]
+            for name, module in known.items()
             if name.startswith(TEXT)
         ]
-    rest = activations.rest(channels, attends, cells * pictures, rank, numbers)
-    return [block for block in found if block.name in known], rest
+    return [block for block in found if block.name in known], activations.rest(shape, cells * pictures, rank, numbers)
+
+
+def shape_of(bundle: ModelBundle) -> Shape:
+    """What the configuration of a bundle's U-Net says of its shape."""
+    config: Any = bundle.unet.config
+    channels = tuple(config.block_out_channels)
+    depths, heads = (_each(value, len(channels)) for value in (config.transformer_layers_per_block, config.attention_head_dim))
+    attends = ["CrossAttn" in kind for kind in config.down_block_types]
+    levels = tuple(zip(channels, (depth * attend for depth, attend in zip(depths, attends, strict=True)), heads, strict=True))
+    return Shape(levels, depths[-1], int(config.cross_attention_dim), upcast=wants_upcast(bundle))
+
+
+def _each(value: Any, count: int) -> tuple[int, ...]:
+    return (value,) * count if isinstance(value, int) else tuple(value)
 
 
 def names(choice: Choice) -> dict[str, str]:

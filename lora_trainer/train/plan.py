@@ -14,15 +14,15 @@ from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import order
 from lora_trainer.data.describe import size_of
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.models import layout
 from lora_trainer.models.detect import ModelFacts
 from lora_trainer.optim.schedules import Schedule, curve, schedule_of
 from lora_trainer.train import activations
-from lora_trainer.train.activations import Choice, Numbers
+from lora_trainer.train.activations import Choice, Numbers, Shape
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
-SD1_CHANNELS, SD1_PIXELS = 320, 512 * 512
-SD1_TFLOP = 1.81
-"""Forward and backward of one such picture (counted)."""
+TERA = 1e12
+SD1_TEXTS = ((768, 12),)
 
 
 @attrs.frozen
@@ -222,17 +222,27 @@ def choice_of(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelF
     most = memory.pictures_at_once
     sizes = [(_pixels(data), min(data.batch_size, most) if most else data.batch_size) for data in datasets]
     pixels, pictures = max(sizes, key=lambda size: size[0] * size[1])
-    width, layers, context = (SD1_CHANNELS, 12, 768) if facts is None else (facts.model_channels, facts.text_layers, facts.context_width)
-    channels = [width * wide for wide in activations.SD1_LEVELS]
+    shape = shape_of(facts, half=numbers.size < 4 and memory.mixed_precision != "bf16")
     cells = max(1, pixels // 64)
-    blocks = list(activations.unet(channels, context, cells, pictures, rank, numbers))
+    blocks = list(activations.unet(shape, cells, pictures, rank, numbers))
     if derive.trains_text_encoder(config):
-        blocks += [activations.text_layer(f"text_encoder.{number}", context, pictures, rank, numbers) for number in range(layers)]
-    rest = activations.rest(channels, (True, True, True, False), cells * pictures, rank, numbers)
+        texts = SD1_TEXTS if facts is None or not facts.texts else facts.texts
+        named = ((f"text_encoder.{encoder}.{number}", width) for encoder, (width, layers) in enumerate(texts) for number in range(layers))
+        blocks += [activations.text_layer(name, width, pictures, rank, numbers) for name, width in named]
+    rest = activations.rest(shape, cells * pictures, rank, numbers)
     if not memory.gradient_checkpointing:
         return activations.keep_all(blocks, rest)
     budget = memory.checkpointing_budget_gb * 2**30
     return activations.within(blocks, rest, budget) if budget else activations.all_again(blocks, rest)
+
+
+def shape_of(facts: ModelFacts | None, *, half: bool = False) -> Shape:
+    """The U-Net's shape as far as the facts tell it; Stable Diffusion 1.5's where there are none. `half`: calculated in float16."""
+    if facts is None or not facts.unet_levels:
+        return activations.SD1
+    row = layout.row(facts.family)
+    levels = tuple((width, depth, row.unet_heads or max(1, width // 64)) for width, depth in facts.unet_levels)
+    return Shape(levels, facts.middle_depth, facts.context_width, upcast=half and row.v2)
 
 
 def _seconds(
@@ -244,18 +254,18 @@ def _seconds(
     trained: Sequence[ImageRecord],
 ) -> float:
     """Steps of about the mean work of a batch, and each picture encoded once."""
-    wide = 1.0 if facts is None else (facts.model_channels / SD1_CHANNELS) ** 2
+    shape = shape_of(facts)
     pictures = Counter(record.dataset for record in trained)
     showings: Counter[int] = Counter()
     for record in trained:
         showings[record.dataset] += record.repeats
-    work = [SD1_TFLOP * wide * _pixels(data) / SD1_PIXELS for data in datasets]
+    work = [activations.step_flop(shape, _pixels(data) / 64) / TERA for data in datasets]
     batches = sum(showings[number] / data.batch_size for number, data in enumerate(datasets)) or 1.0
     batch = sum(showings[number] * work[number] for number in range(len(datasets))) / batches
     numbers = numbers_of(config, machine.device)
     accumulation, largest = config.steps.gradient_accumulation_steps, max(map(_pixels, datasets))
     twice = choice_of(attrs.evolve(config, memory=attrs.evolve(config.memory, pictures_at_once=1)), datasets, facts, numbers).flop
-    again = 1.0 + twice / (SD1_TFLOP * 1e12 * wide * largest / SD1_PIXELS)
+    again = 1.0 + twice / activations.step_flop(shape, largest / 64)
     encoding = sum(pictures[number] * work[number] for number in range(len(datasets))) * 0.6
     return total * accumulation * (0.05 + batch * again / machine.tflops) + encoding / machine.tflops
 

@@ -51,9 +51,9 @@ def test_what_is_kept_stays_within_the_budget(share):
 
 
 def test_a_budget_takes_what_saves_most_for_least():
-    numbers, channels = Numbers(2, 2), (320, 640, 1280, 1280)
-    blocks = list(activations.unet(channels, 768, 32 * 32, 1, 16, numbers))
-    rest = activations.rest(channels, (True, True, True, False), 32 * 32, 16, numbers)
+    numbers = Numbers(2, 2)
+    blocks = list(activations.unet(activations.SD1, 32 * 32, 1, 16, numbers))
+    rest = activations.rest(activations.SD1, 32 * 32, 16, numbers)
     everything, nothing = activations.keep_all(blocks, rest), activations.all_again(blocks, rest)
     shares = (0.9, 0.7, 0.5, 0.3)
     chosen = [activations.within(blocks, rest, everything.kept * share) for share in shares]
