@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.config import arguments
+from lora_trainer.config import arguments, derive
 from lora_trainer.config.names import problem_of_name, slug
 from lora_trainer.config.optimizers import PATH as CLASS
 from lora_trainer.config.param import Declared, declared
@@ -206,6 +206,16 @@ def _check_pictures(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Prob
 
 
 def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    for name in ("cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk"):
+        if getattr(config.data, name) and derive.trains_text_encoder(config):
+            yield (
+                (f"data.{name}", "optimizer.text_encoder_lr"),
+                problem(
+                    f"data.{name}",
+                    "captions cannot be kept encoded while the text encoder is trained: what it says changes with each step.",
+                    "Set optimizer.text_encoder_lr = 0, or switch this off.",
+                ),
+            )
     if config.model.max_token_length not in (75, 150, 225):
         yield (
             ("model.max_token_length",),

@@ -50,6 +50,12 @@ def trains_text_encoder(config: TrainConfig) -> bool:
     return any(given) if isinstance(given, tuple) and given else given != 0
 
 
+def keeps_captions(config: TrainConfig) -> bool:
+    """Whether text encoders are not needed while steps are calculated; kept on disk means so too, as in sd-scripts."""
+    asked = config.data.cache_text_encoder_outputs or config.data.cache_text_encoder_outputs_to_disk
+    return asked and not trains_text_encoder(config)
+
+
 def rates(config: TrainConfig) -> dict[str, float]:
     """Each group's learning rate: of the parts that are trained, "unet plus" for the upper matrices where LoRA+ makes them faster."""
     bases = {"unet": unet_lr(config)} if trains_unet(config) else {}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning, together
 from lora_trainer.models.text import tokenize
 from lora_trainer.train.runtime import Precision, computing, ready
+from lora_trainer.train.text_store import TextStore
 
 ROWS = 16
 """Captions of one batch. The shape never changes: with another one a device may add up in another order."""
@@ -25,10 +27,24 @@ class Captions:
     A frozen encoder reads each caption once, and what comes out does not depend on when, nor on the captions beside it: one that was
     encoded ahead trains bit for bit what one encoded in its own step trains. Where a batch costs hardly more than one caption (CUDA),
     each is read in a full batch; elsewhere alone, and in batches as soon as one has given the same bits as its captions alone.
+
+    What is read of the captions in `lasting` is kept in `store` too, where there is one; others are not worth the room, being drawn
+    anew each time. `told`: what is to be said of that.
     """
 
-    def __init__(self, precision: Precision, clip_skip: int, trained: bool, max_token_length: int = 75) -> None:
+    def __init__(
+        self,
+        precision: Precision,
+        clip_skip: int,
+        trained: bool,
+        max_token_length: int = 75,
+        *,
+        store: TextStore | None = None,
+        lasting: Collection[str] = (),
+    ) -> None:
         self.precision, self.clip_skip, self.trained, self.max_token_length = precision, clip_skip, trained, max_token_length
+        self.told: list[Message] = []
+        self._store, self._lasting = (None if trained else store), frozenset(lasting)
         self._ids: dict[str, Tensor] = {}
         self._encoded: dict[str, Conditioning] = {}
         self._batches_agree: bool | None = None
@@ -46,12 +62,15 @@ class Captions:
         return [] if self.trained else [caption for caption in dict.fromkeys(captions) if caption not in self._encoded]
 
     def fill(self, bundle: ModelBundle, captions: Sequence[str]) -> None:
-        """Encodes captions and keeps them in ordinary memory."""
+        """Encodes captions, or reads what is kept of them, and keeps them in ordinary memory."""
+        captions = [caption for caption in captions if not self._read_back(bundle, caption)]
         for start in range(0, len(captions), ROWS):
             some = captions[start : start + ROWS]
             read = self._in_full_batch if self.always_full(bundle) else self._alone
             encoded = read(bundle, some)
-            self._encoded.update({caption: encoded[number : number + 1].clone() for number, caption in enumerate(some)})
+            for number, caption in enumerate(some):
+                self._encoded[caption] = encoded[number : number + 1].clone()
+                self._keep(caption)
 
     @staticmethod
     def always_full(bundle: ModelBundle) -> bool:
@@ -66,6 +85,29 @@ class Captions:
         """How many different captions may be kept at a time."""
         one = next(iter(self._encoded.values()), None)
         return MEMORY // (one.nbytes) if one is not None else MEMORY // (4 * 1024 * (self.max_token_length + 2))
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        if self._store is not None:
+            self._store.close()
+
+    def _read_back(self, bundle: ModelBundle, caption: str) -> bool:
+        if self._store is None or caption not in self._lasting:
+            return False
+        kept = self._store.get(bundle, caption, self.max_token_length + 2)
+        if kept is not None:
+            self._encoded[caption] = kept
+        return kept is not None
+
+    def _keep(self, caption: str) -> None:
+        if self._store is None or caption not in self._lasting:
+            return
+        try:
+            self._store.put(caption, self._encoded[caption])
+        except OSError as error:
+            self.close()
+            self._store = None
+            self.told.append(say("Encoded captions cannot be kept on disk ({why}).", why=error.strerror or str(error)))
 
     def _tokens(self, bundle: ModelBundle, caption: str) -> Tensor:
         if caption not in self._ids:

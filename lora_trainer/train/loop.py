@@ -122,6 +122,7 @@ def run(
             run.writer.close()
             trainer.detach()
             trainer.cache.close()
+            trainer.captions.close()
     host.refresh_networks()
     yield (Stopped if run.stopped else Finished)(course.step, tuple(str(path) for path in course.files))
 
@@ -277,7 +278,15 @@ class _Run:
             yield from self.ladder.through(lambda: self._encode(missing[start : start + ROWS]), ENCODING)  # noqa: B023 - used at once
             if len(missing) > WORTH_TELLING:
                 yield Progress(min(start + ROWS, len(missing)))
+        yield from self._without_encoders()
         return count
+
+    def _without_encoders(self) -> Iterator[Event]:
+        """Everything that this epoch reads is encoded: where that is wanted, the encoders leave the GPU until they are needed again."""
+        if derive.keeps_captions(self.config):
+            self.trainer.spare()
+        yield from map(Warned, self.trainer.captions.told)
+        self.trainer.captions.told.clear()
 
     def _encode(self, texts: Sequence[str]) -> Iterator[Event]:
         self.trainer.captions.fill(self.trainer.bundle, texts)
@@ -379,6 +388,7 @@ class _Run:
             yield from self._save(self.names.final(), final=True)
         yield from self.writer.finish()
         yield from self.previews.draw(self._turn if self.shares.place.alone else lambda: iter(()))
+        yield from self._without_encoders()
 
     def _wait_for_room(self, folder: Path, megabytes: float) -> Iterator[Event]:
         """A full disk loses nothing: the run waits until there is room, or somebody stops it."""

@@ -20,6 +20,7 @@ from lora_trainer.config.rates import refuse_different_rates
 from lora_trainer.config.schema import DataConfig, ModelConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data.cache import LatentCache, OnDisk
+from lora_trainer.data.captions import caption_of
 from lora_trainer.data.describe import training_size
 from lora_trainer.data.store import LATENTS
 from lora_trainer.errors import ModelError
@@ -39,8 +40,9 @@ from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.pictures import Pictures
 from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
-from lora_trainer.train.runtime import choose_precision, make_scaler
+from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
+from lora_trainer.train.text_store import TEXTS, TextStore, reader_of
 from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.views import Views
 
@@ -69,6 +71,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
+    captions = _captions(config, pictures, precision, "text_encoder" in parts, lambda: trainer.bundle, cache_dir)
     trainer = Trainer(
         config=config,
         pictures=pictures,
@@ -79,7 +82,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         adapter=adapter,
         optimizer=optimizer,
         scaler=make_scaler(precision, lease.device),
-        captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
+        captions=captions,
         cache=cache,
         views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
         rules=config.loss,
@@ -126,6 +129,23 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
         batch=data.vae_batch_size,
         npz_scale=lambda: bundle().family.latent_scale if data.npz_caches else 0.0,
     )
+
+
+def _captions(
+    config: TrainConfig,
+    pictures: Pictures,
+    precision: Precision,
+    trained: bool,
+    bundle: Callable[[], ModelBundle],
+    cache_dir: Path | None,
+) -> Captions:
+    """What encodes captions; on disk stay those that a picture has where nothing of them is drawn, and the empty one."""
+    skip, length = config.model.clip_skip, config.model.max_token_length
+    store = None
+    if cache_dir is not None and config.data.cache_text_encoder_outputs_to_disk and not trained:
+        store = TextStore(cache_dir / TEXTS, lambda: reader_of(bundle(), precision, skip, length))
+    lasting = {caption_of(record, pictures.rules_of(record)) for record in pictures.records} if store is not None else set()
+    return Captions(precision, skip, trained, length, store=store, lasting={*lasting, ""})
 
 
 def check_optimizer(config: TrainConfig) -> None:

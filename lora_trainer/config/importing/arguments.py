@@ -244,6 +244,11 @@ def _attention(way: str) -> Callable[[Any, Mapping[str, Any], Read], Options | M
     return take
 
 
+def _encoded_captions(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    """kohya_ss' own name of the switch for SDXL."""
+    return [("data.cache_text_encoder_outputs", True)] if value in (True, "true", "True") else OFF
+
+
 def _full_vae(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     return [("memory.vae_precision", "fp32")] if value in (True, "true", "True") else OFF
 
@@ -269,6 +274,7 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     **{name: _attention(way) for name, way in ATTENTION.items()},
     "no_half_vae": _full_vae,
     "sdxl_no_half_vae": _full_vae,
+    "sdxl_cache_text_encoder_outputs": _encoded_captions,
     "noise_offset_type": _noise_type,
     "max_validation_steps": _validation_batches,
     **{name: _of_the_model(f"model.{name}") for name in ("v2", "v_parameterization", "zero_terminal_snr")},

@@ -38,7 +38,7 @@ _WORDS: dict[Message, str] = {
         enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization model_train_type
-        cache_text_encoder_outputs sdxl_cache_text_encoder_outputs use_safetensors zero_terminal_snr is_valid""",
+        use_safetensors zero_terminal_snr is_valid""",
     LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
     NOT_YET: """network_dropout rank_dropout module_dropout scale_weight_norms base_weights base_weights_multiplier
         down_lr_weight mid_lr_weight
@@ -54,7 +54,7 @@ _WORDS: dict[Message, str] = {
         network_args_custom lycoris_algo lokr_factor dylora_unit dropout train_norm conditioning_data_dir
         dataset_repeats cache_info LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rank_dropout_scale
         rescaled train_on_input unit use_cp use_scalar use_tucker optimizer_args_custom randomly_choice_prompt
-        cache_text_encoder_outputs_to_disk dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
+        dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
         caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard caption_tag_dropout_rate
         caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop face_crop_aug_range alpha_mask
         resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding learning_rate_te learning_rate_te1 learning_rate_te2

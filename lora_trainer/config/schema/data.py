@@ -169,6 +169,20 @@ class DataConfig:
         group="Encoded pictures",
         when="cache_latents",
     )
+    cache_text_encoder_outputs: bool = param(
+        False,
+        "Captions encoded beforehand",
+        "The captions of each epoch are encoded before its steps, and the text encoders leave the graphics card meanwhile (the trainer's "
+        "own: what a WebUI lends stays). Shuffled and dropped tags are encoded as they are drawn. Not while the text encoder is trained.",
+        group="Encoded captions",
+    )
+    cache_text_encoder_outputs_to_disk: bool = param(
+        False,
+        "Keep them for later runs",
+        "Encoded captions are kept on disk, named after what they say and which encoders read them. Those that are drawn anew each time "
+        "(shuffled, with dropped tags) are not.",
+        group="Encoded captions",
+    )
     shuffle_caption: bool = param(
         False,
         "Shuffle tags",
