@@ -13,7 +13,7 @@ from lora_trainer.messages import Message, say
 from lora_trainer.models import folder, layout, marks, shapes
 from lora_trainer.models.layout import UNET, VAE, Row
 from lora_trainer.models.shapes import text_heads as sd1_heads
-from lora_trainer.models.weights import Contents, Entry, contents, read_header
+from lora_trainer.models.weights import PACKED, Contents, Entry, contents, read_header
 
 __all__ = ["ModelFacts", "inspect", "read_header", "sd1_heads"]
 
@@ -250,6 +250,7 @@ def _without_unet(keys: Mapping[str, Entry]) -> Message:
 
 
 BY_KEY: tuple[tuple[str, Message], ...] = (
+    (".quant_state.bitsandbytes__", PACKED),
     ("control_model.", say("a ControlNet")),
     ("motion_modules.", say("an AnimateDiff motion module")),
     ("joint_blocks.", say("a Stable Diffusion 3 model")),

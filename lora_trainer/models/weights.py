@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.messages import say
 from lora_trainer.models import pickled
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 HEADER_LIMIT = 100 << 20
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHOOSE = "Choose a .safetensors or .ckpt checkpoint."
+PACKED = say("a checkpoint whose weights are packed in a few bits each (GGUF, nf4): choose the whole one that it was made from")
 
 
 @attrs.frozen
@@ -101,6 +103,8 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             start = file.read(8)
+            if start.startswith(b"GGUF"):
+                raise ModelError("{path} is {kind}.", path=str(path), kind=PACKED, fix=CHOOSE)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT + 1
             if length > HEADER_LIMIT:
                 raise ModelError("{path} is not a safetensors file.", path=str(path), fix=CHOOSE)

@@ -121,15 +121,19 @@ class World:
         return free
 
 
-def write_lora(path, seed):
-    """A small LoRA on layers that every Stable Diffusion 1.x model has in this size."""
+LAYERS = {
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (64, 64),
+    "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v": (64, 64),
+    "lora_te_text_model_encoder_layers_1_self_attn_q_proj": (64, 64),
+}
+"""Layers that every Stable Diffusion 1.x model has in this size, with their rows and columns."""
+
+
+def write_lora(path, seed, layers=LAYERS):
+    """A small LoRA on those layers."""
     draw = torch.Generator().manual_seed(seed)
     state = {}
-    for name, (rows, columns) in {
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (64, 64),
-        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v": (64, 64),
-        "lora_te_text_model_encoder_layers_1_self_attn_q_proj": (64, 64),
-    }.items():
+    for name, (rows, columns) in layers.items():
         state |= {
             f"{name}.lora_up.weight": torch.randn(rows, 4, generator=draw),
             f"{name}.lora_down.weight": torch.randn(4, columns, generator=draw),

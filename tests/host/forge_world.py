@@ -22,10 +22,15 @@ class ForgeWorld(contract.World):
     def state(self):
         original = self.loaded().forge_objects_original
         parts = {"unet": original.unet.model.diffusion_model, "vae": original.vae.first_stage_model}
-        parts |= {"text": original.clip.cond_stage_model.clip_l.transformer}
-        state = {f"{part}.{name}": tensor for part, module in parts.items() for name, tensor in module.state_dict().items()}
+        parts |= {name: getattr(original.clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g")}
+        state = {f"{part}.{name}": tensor for part, module in parts.items() if module for name, tensor in module.state_dict().items()}
         wide = [name for name in state if name.endswith(("_embedding.wrapped.weight", "_embedding.weight"))]
         return state | {name: state[name].float() for name in wide}  # Forge widens them itself, at the first prompt
+
+    def patched(self):
+        """Names of the tensors that networks of the last picture were put on."""
+        drawn = self.loaded().forge_objects_after_applying_lora
+        return [key for patcher in (drawn.unet, drawn.clip.patcher) for keys in patcher.lora_patches.values() for key in keys]
 
     def wipe(self):
         engine.clean(self.loaded())
@@ -49,6 +54,10 @@ class ReForgeWorld(ForgeWorld):
     Host = ReForgeHost
     weights_of = "lora_trainer.host.forge.reforge.weights_of"
     choose = contract.World.choose
+
+    def patched(self):
+        drawn = self.loaded().forge_objects_after_applying_lora
+        return [key for patcher in (drawn.unet, drawn.clip.patcher) for key in patcher.patches]
 
     def __init__(self, *names):
         super().__init__(*names)

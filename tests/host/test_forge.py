@@ -5,9 +5,11 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lora_trainer.errors import ModelError
 from lora_trainer.host.detect import detect
-from lora_trainer.host.forge import engine, model
+from lora_trainer.host.forge import engine, lease, model
 from tests.host.contract_forge import FORGE_ONLY
 
 
@@ -68,6 +70,33 @@ def test_a_number_format_that_cannot_be_shared_is_called_by_its_name():
     eight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float8_e4m3fn), **frozen)
     half = torch.nn.Parameter(torch.zeros(2, dtype=torch.float16), **frozen)
     assert [model.odd_format(with_weight(weight)) for weight in (packed, four, eight, half)] == ["gguf", "nf4", "float8_e4m3fn", ""]
+
+
+def test_prediction_is_the_one_that_the_host_samples_with():
+    """reForge reads a checkpoint's marks when it makes the sampling, and says "eps" all the same."""
+
+    class V_PREDICTION:  # noqa: N801 - the host's name
+        pass
+
+    def with_unet(**held):
+        objects = SimpleNamespace(unet=SimpleNamespace(model=SimpleNamespace(**held)))
+        return model.prediction_of(SimpleNamespace(parameterization="eps", forge_objects_original=objects))
+
+    sampling = type("ModelSampling", (V_PREDICTION,), {})()
+    assert [with_unet(model_sampling=sampling), with_unet(model_sampling=object())] == ["v", "epsilon"]
+    told = [with_unet(predictor=SimpleNamespace(prediction_type=kind)) for kind in ("v_prediction", "epsilon")]
+    assert told == ["v", "epsilon"]
+
+
+def test_a_file_whose_own_weights_are_packed_is_refused_by_what_it_is(tmp_path):
+    """Forge draws with such files; there is nothing that could be read instead."""
+    four = torch.zeros(2, 1, dtype=torch.uint8)
+    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    save_file({name: four, f"{name}.quant_state.bitsandbytes__nf4": four.clone()}, tmp_path / "four.safetensors")
+    (tmp_path / "packed.gguf").write_bytes(b"GGUF\x03" + b"\0" * 100)
+    for file in ("four.safetensors", "packed.gguf"):
+        with pytest.raises(ModelError, match="packed in a few bits"):
+            lease.inspect(SimpleNamespace(filename=str(tmp_path / file)))
 
 
 def test_what_the_main_thread_raises_is_raised_here_though_the_host_swallows_it(forge):

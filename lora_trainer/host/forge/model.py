@@ -121,10 +121,15 @@ def _places(states: Any) -> dict[str, tuple[int, torch.dtype]]:
 
 
 def prediction_of(sd_model: Any) -> str:
-    """ "epsilon" or "v"."""
-    predictor = getattr(sd_model.forge_objects_original.unet.model, "predictor", None)
-    said = sd_model.parameterization if predictor is None else predictor.prediction_type
-    return "v" if said in ("v", "v_prediction") else "epsilon"
+    """ "epsilon" or "v", as the host reads the U-Net's answer when it draws.
+
+    reForge's `parameterization` is what a yaml file says; the marks in a checkpoint change only how it samples.
+    """
+    unet = sd_model.forge_objects_original.unet.model
+    predictor, sampling = getattr(unet, "predictor", None), getattr(unet, "model_sampling", None)
+    if predictor is not None:
+        return "v" if predictor.prediction_type == "v_prediction" else "epsilon"
+    return "v" if any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__) else "epsilon"
 
 
 def family_of(sd_model: Any) -> str:

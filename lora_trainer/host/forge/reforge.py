@@ -13,7 +13,7 @@ from lora_trainer.host.a1111.preview import Drawing
 from lora_trainer.host.forge import engine
 from lora_trainer.host.forge.lease import inspect, told
 from lora_trainer.host.forge.model import live_source, odd_format, same_storages, weights_of
-from lora_trainer.models.source import FileSource
+from lora_trainer.messages import Message
 
 __all__ = ["lend", "live_source", "same_storages", "weights_of", "wipe"]
 
@@ -42,11 +42,15 @@ def wipe(sd_model: Any, *, thoroughly: bool = False) -> None:
 @contextmanager
 def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> Iterator[a1111.A1111Lease]:
     """As in A1111; from the checkpoint's file where its weights cannot be shared."""
-    ways = a1111.Ways(sys.modules[__name__], refusal, ReForgeDrawing())
+    ways = a1111.Ways(sys.modules[__name__], refusal, ReForgeDrawing(), why_apart, known=None)
     with a1111.lend(checkpoint, vae_file, lets_through, ways) as lease:
-        if odd := odd_format(engine.loaded()):
-            lease.source, lease.notes = FileSource(lease.checkpoint, lease.vae), (told(odd),)
         yield lease
+
+
+def why_apart(sd_model: Any) -> Message | None:
+    """Why the checkpoint's file is read; None where its weights are shared."""
+    odd = odd_format(engine.loaded())
+    return told(odd) if odd else None
 
 
 def refusal(sd_model: Any) -> TrainerError | None:

@@ -13,18 +13,20 @@ from modules import script_callbacks, shared
 
 def load():
     """The checks, from the checkout; the trainer itself is loaded from the extension."""
+    path = list(sys.path)
     sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])
     try:
         from tests.host import contract, contract_runs
         from tests.host.contract_forge import FORGE_ONLY
+        from tests.host.contract_forge_families import FAMILIES
         from tests.host.forge_world import ForgeWorld, ReForgeWorld
     finally:
-        sys.path.pop()
+        sys.path[:] = path
     common = contract_runs.CHECKS | contract_runs.REAL_ONLY
     relative = {name: function for name, function in common.items() if name not in contract.A1111_ONLY}
     if "modules_forge.main_entry" in sys.modules:
-        return ForgeWorld, relative | FORGE_ONLY
-    return (ReForgeWorld, relative) if "modules_forge" in sys.modules else (contract.World, common)
+        return ForgeWorld, relative | FORGE_ONLY | FAMILIES
+    return (ReForgeWorld, relative | FAMILIES) if "modules_forge" in sys.modules else (contract.World, common)
 
 
 def world():
@@ -36,10 +38,10 @@ def run(name):
     if name not in load()[1]:
         return {"ok": True, "elsewhere": True}
     try:
-        load()[1][name](world())
+        found = load()[1][name](world())
     except Exception:
         return {"ok": False, "seconds": time.perf_counter() - begin, "error": traceback.format_exc()}
-    return {"ok": True, "seconds": time.perf_counter() - begin}
+    return {"ok": True, "seconds": time.perf_counter() - begin, "found": found}
 
 
 def app_started(_demo, app):

@@ -1,6 +1,6 @@
-"""Test extension: Forge and reForge know a Stable Diffusion 1.x model by its widths; this adds a kind of the small model's."""
+"""Test extension: Forge and reForge know a model by its widths; this adds kinds as wide as the tests' models: Stable Diffusion 1's small
+one, and SDXL's that `benchmarks/random_checkpoint.py --tiny` writes. Everything else is the host's own code."""
 
-import contextlib
 import functools
 import importlib.util
 import json
@@ -10,69 +10,114 @@ from pathlib import Path
 
 from modules import scripts
 
-NARROW = {
-    "text_encoder": {
-        "hidden_size": 64,
-        "intermediate_size": 256,
-        "num_attention_heads": 4,
+
+def encoder(width):
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": width // 16,
         "num_hidden_layers": 4,
-        "projection_dim": 64,
+        "projection_dim": width,
+    }
+
+
+KINDS = {
+    "SD15": {
+        "unet": {"context_dim": 64, "model_channels": 64},
+        "text_encoder": encoder(64),
+        "vae": {"block_out_channels": [128, 256, 256, 256], "layers_per_block": 1, "sample_size": 64},
     },
-    "vae": {"block_out_channels": [128, 256, 256, 256], "layers_per_block": 1, "sample_size": 64},
+    "SDXL": {
+        "unet": {"context_dim": 96, "model_channels": 32, "adm_in_channels": 64 + 6 * 256},
+        "text_encoder": encoder(32),
+        "text_encoder_2": encoder(64),
+        "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 2, "sample_size": 64},
+    },
 }
 
 
-def add_narrow_kind():
+def small(name):
+    return f"Small{name}"
+
+
+def add_to_forge(name, sizes):
     from backend import loader
     from huggingface_guess import model_list
 
-    described = Path(scripts.basedir()) / "narrow"
-    shutil.copytree(Path(loader.dir_path) / "huggingface" / model_list.SD15.huggingface_repo, described, dirs_exist_ok=True)
-    for part, sizes in NARROW.items():
+    whole = getattr(model_list, name)
+    described = Path(scripts.basedir()) / small(name)
+    shutil.copytree(Path(loader.dir_path) / "huggingface" / whole.huggingface_repo, described, dirs_exist_ok=True)
+    for part in sizes.keys() - {"unet"}:
         config = described / part / "config.json"
         known = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps(known | sizes), encoding="utf-8")
-    widths = {"context_dim": 64, "model_channels": 64}
-    kind = type("Narrow", (model_list.SD15,), {"huggingface_repo": str(described), "unet_config": model_list.SD15.unet_config | widths})
-    if not any(known.__name__ == kind.__name__ for known in model_list.models):
-        model_list.models.append(kind)
+        config.write_text(json.dumps(known | sizes[part]), encoding="utf-8")
+    kind = type(small(name), (whole,), {"huggingface_repo": str(described), "unet_config": whole.unet_config | sizes["unet"]})
+    model_list.models[:] = [known for known in model_list.models if known.__name__ != kind.__name__] + [kind]
 
 
-def add_narrow_kind_to_reforge():
-    from ldm_patched.modules import sd, sd1_clip, supported_models, supported_models_base
+def add_to_reforge(name, sizes):
+    from ldm_patched.modules import sd1_clip, sdxl_clip, supported_models, supported_models_base
 
-    class NarrowEncoder(sd1_clip.SD1ClipModel):
+    any_encoder = sd1_clip.SDClipModel
+
+    def encoder_of(part, file, **more):
+        whole = json.loads((Path(sd1_clip.__file__).parent / file).read_text(encoding="utf-8"))
+        return functools.partial(any_encoder, textmodel_json_config=whole | sizes[part], **more)
+
+    class SmallSD1Encoder(sd1_clip.SD1ClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
-            whole = json.loads((Path(sd1_clip.__file__).parent / "sd1_clip_config.json").read_text(encoding="utf-8"))
-            encoder = functools.partial(
-                sd1_clip.SDClipModel, return_projected_pooled=False, textmodel_json_config=whole | NARROW["text_encoder"]
-            )
+            encoder = encoder_of("text_encoder", "sd1_clip_config.json", return_projected_pooled=False)
             super().__init__(device, dtype, model_options or {}, clip_model=encoder)
 
-    class Narrow(supported_models.SD15):
-        unet_config = supported_models.SD15.unet_config | {"context_dim": 64, "model_channels": 64}
+    class SmallSDXLEncoders(sdxl_clip.SDXLClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            before_last = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
+            narrow = encoder_of("text_encoder", "sd1_clip_config.json")
+            tokens = {"start": 49406, "end": 49407, "pad": 0}
+            wide = encoder_of("text_encoder_2", "clip_config_bigg.json", special_tokens=tokens, **before_last)
+            with (
+                unittest.mock.patch.object(sd1_clip, "SDClipModel", narrow),
+                unittest.mock.patch.object(sdxl_clip, "SDXLClipG", wide),
+            ):
+                super().__init__(device, dtype, model_options or {})
 
-        def clip_target(self, state_dict=None):
-            return supported_models_base.ClipTarget(sd1_clip.SD1Tokenizer, NarrowEncoder)
+    whole = getattr(supported_models, name)
+    tokens, encoders = {"SD15": (sd1_clip.SD1Tokenizer, SmallSD1Encoder), "SDXL": (sdxl_clip.SDXLTokenizer, SmallSDXLEncoders)}[name]
+    target = lambda self, state_dict=None: supported_models_base.ClipTarget(tokens, encoders)  # noqa: E731
+    kind = type(small(name), (whole,), {"unet_config": whole.unet_config | sizes["unet"], "clip_target": target})
+    supported_models.models[:] = [known for known in supported_models.models if known.__name__ != kind.__name__] + [kind]
 
-    class VAE(sd.VAE):
+
+def read_widths_of_vaes_in_reforge():
+    """It knows the released VAE's widths only; here they are read off the tensors."""
+    from ldm_patched.modules import sd as host
+    from modules_forge import forge_loader
+
+    whole = host.AutoencoderKL
+
+    class VAE(host.VAE):
+        of_any_width = True
+
         def __init__(self, sd=None, **more):
-            narrow = sd is not None and "decoder.up.0.block.1.conv1.weight" in sd and "decoder.up.0.block.2.conv1.weight" not in sd
-            with unittest.mock.patch(f"{VAE.__mro__[1].__module__}.AutoencoderKL", narrow_vae) if narrow else contextlib.nullcontext():
+            made = lambda ddconfig, **rest: whole(ddconfig=ddconfig | widths_of(sd or {}), **rest)  # noqa: E731
+            with unittest.mock.patch.object(host, "AutoencoderKL", made):
                 super().__init__(sd=sd, **more)
 
-    whole_vae = sd.AutoencoderKL
-    narrow_vae = lambda ddconfig, **more: whole_vae(ddconfig=ddconfig | {"ch_mult": [1, 2, 2, 2], "num_res_blocks": 1}, **more)  # noqa: E731
-    if not any(known.__name__ == "Narrow" for known in supported_models.models):
-        supported_models.models.append(Narrow)
-        sd.VAE = VAE
-        from modules_forge import forge_loader
+    if not hasattr(host.VAE, "of_any_width"):  # "Reload UI" executes this anew
+        host.VAE = forge_loader.VAE = VAE
 
-        if hasattr(forge_loader, "VAE"):
-            forge_loader.VAE = VAE
+
+def widths_of(state):
+    levels = [key for key in (f"encoder.down.{level}.block.0.conv2.weight" for level in range(4)) if key in state]
+    widths = [state[key].shape[0] for key in levels]
+    blocks = sum(f"encoder.down.0.block.{number}.conv2.weight" in state for number in range(4))
+    return {"ch": widths[0], "ch_mult": [width // widths[0] for width in widths], "num_res_blocks": blocks} if widths else {}
 
 
 if importlib.util.find_spec("huggingface_guess"):
-    add_narrow_kind()
+    for known, widths in KINDS.items():
+        add_to_forge(known, widths)
 elif importlib.util.find_spec("ldm_patched"):
-    add_narrow_kind_to_reforge()
+    for known, widths in KINDS.items():
+        add_to_reforge(known, widths)
+    read_widths_of_vaes_in_reforge()
