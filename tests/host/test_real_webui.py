@@ -152,6 +152,15 @@ def test_reload_ui_in_the_middle_of_a_run_finds_the_run_again(host):
     assert clean_weights(host) == before
 
 
+def plot_arguments(script, chosen):
+    """The script's own values with the chosen ones, by label: hosts differ in how many there are, and in their order.
+
+    A text field and a list of choices share a label; the list comes second and stays empty.
+    """
+    left = dict(chosen)
+    return [left.pop(field["label"], [] if field["label"].endswith(" values") else field["value"]) for field in script["args"]]
+
+
 def test_own_axes_draw_the_grid_that_the_recipe_names(host, webui_data, tmp_path):
     loras = webui_data / "models" / "Lora"
     data = {"train_data_dir": str(few_pictures(tmp_path) / "train"), "resolution": 64, "enable_bucket": False}
@@ -159,9 +168,10 @@ def test_own_axes_draw_the_grid_that_the_recipe_names(host, webui_data, tmp_path
     assert ended(host, run)["state"] == "finished"
     assert (loras / "axes-000002.safetensors").exists()
     script = next(script for script in host.get("/sdapi/v1/script-info") if script["name"] == "x/y/z plot" and not script["is_img2img"])
-    types = script["args"][0]["choices"]
-    plot = [types.index("[LoRA Trainer] Epoch"), "1-2", [], types.index("[LoRA Trainer] Weight"), "0, 1", [], 0, "", []]
-    plot += [False, True, False, False, False, False, False, 0, False]
+    types = next(field["choices"] for field in script["args"] if field["label"] == "X type")
+    chosen = {"X type": types.index("[LoRA Trainer] Epoch"), "X values": "1-2", "Draw legend": False, "Include Sub Images": True}
+    chosen |= {"Y type": types.index("[LoRA Trainer] Weight"), "Y values": "0, 1", "Z type": 0}
+    plot = plot_arguments(script, chosen)
     settings = {"prompt": f"{PROMPT} <lora:axes-NUM:STRENGTH>", "seed": 7, "width": 64, "height": 64, "steps": 4, "cfg_scale": 5}
     answer = host.post(
         "/sdapi/v1/txt2img", settings | {"sampler_name": "Euler", "script_name": "x/y/z plot", "script_args": plot}, timeout=300
