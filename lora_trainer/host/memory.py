@@ -1,48 +1,78 @@
-"""How much memory the device has."""
+"""How much memory the device has, and giving back what nobody uses."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.errors import TrainerError
-
 if TYPE_CHECKING:
     import torch
 
-
-def device_named(name: str) -> torch.device:
-    """The CPU, or a CUDA device of this machine; nothing is made on it. Raises TrainerError for another."""
-    import torch
-
-    count = torch.cuda.device_count()
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
-        raise TrainerError(
-            "there is no device {name} here.",
-            path="memory.device",
-            name=name,
-            fix="Empty the field, or write cpu, or one of the {count} GPUs: cuda:0, cuda:1 and so on.",
-            count=count,
-        )
-    return device
+MB = 20
 
 
 def device_memory(device: torch.device) -> dict[str, Any]:
-    """{"device", "total_mb", "free_mb", "host_mb"}: of the GPU, or of the computer's memory on a CPU.
+    """{"device", "total_mb", "free_mb", "host_mb"}: of the GPU, or of the computer's memory on a CPU; 0 where the device does not tell.
 
     `host_mb` is what this process holds of it.
     """
-    import torch
-
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device)
-        return {"device": torch.cuda.get_device_name(device), "total_mb": total >> 20, "free_mb": free >> 20, "host_mb": held >> 20}
     import psutil
 
     memory = psutil.virtual_memory()
-    held = psutil.Process().memory_info().rss
-    return {"device": "CPU", "total_mb": memory.total >> 20, "free_mb": memory.available >> 20, "host_mb": held >> 20}
+    if device.type == "cpu":
+        held = psutil.Process().memory_info().rss
+        return {"device": "CPU", "total_mb": memory.total >> MB, "free_mb": memory.available >> MB, "host_mb": held >> MB}
+    name, total, free, held = _OF.get(device.type, _unknown)(device)
+    if device.type == "mps":  # shared with the computer's
+        free = min(free, memory.available)
+    return {"device": name, "total_mb": total >> MB, "free_mb": free >> MB, "host_mb": held >> MB}
+
+
+def empty(device: torch.device) -> None:
+    """Gives memory that is held for later back to the driver."""
+    import torch
+
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
+
+
+def peak(device: torch.device) -> int | None:
+    """Most bytes that were allocated on the device so far (on MPS: that are now); None where it does not tell."""
+    import torch
+
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    if device.type in ("cuda", "xpu"):
+        return int(getattr(torch, device.type).max_memory_allocated(device))
+    return None
+
+
+def _cuda(device: torch.device) -> tuple[str, int, int, int]:
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return torch.cuda.get_device_name(device), total, free, torch.cuda.memory_reserved(device)
+
+
+def _xpu(device: torch.device) -> tuple[str, int, int, int]:
+    import torch
+
+    held, properties = int(torch.xpu.memory_reserved(device)), torch.xpu.get_device_properties(device)
+    total = int(properties.total_memory)
+    free = int(torch.xpu.mem_get_info(device)[0]) if hasattr(torch.xpu, "mem_get_info") else total - held
+    return str(properties.name), total, free, held
+
+
+def _mps(device: torch.device) -> tuple[str, int, int, int]:
+    import psutil
+    import torch
+
+    told = getattr(torch.mps, "recommended_max_memory", None)  # since torch 2.5
+    total, held = int(told()) if told else int(psutil.virtual_memory().total * 0.7), int(torch.mps.driver_allocated_memory())
+    return "Apple MPS", total, max(0, total - held), held
+
+
+def _unknown(device: torch.device) -> tuple[str, int, int, int]:
+    return str(device), 0, 0, 0
+
+
+_OF = {"cuda": _cuda, "xpu": _xpu, "mps": _mps}

@@ -14,6 +14,7 @@ from lora_trainer.config import derive
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
+from lora_trainer.host.memory import empty
 from lora_trainer.messages import Message, say
 from lora_trainer.train import economy
 
@@ -39,8 +40,7 @@ def ran_out(error: BaseException) -> bool:
 def give_back(device: torch.device) -> None:
     """Frees what nobody needs any more, down to the driver."""
     gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    empty(device)
 
 
 @attrs.frozen

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from lora_trainer.errors import TrainingError
+from lora_trainer.host import devices
+from lora_trainer.host.memory import peak
 from lora_trainer.models.source import LiveSource, ModelSource
 
 NAMES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
@@ -32,7 +34,7 @@ class Precision:
 
 
 def choose_precision(asked: str, source: ModelSource, device: torch.device) -> Precision:
-    """The format for this model here: "auto" keeps a host's own, and picks by the GPU for a file.
+    """The format for this model here: "auto" keeps a host's own, and picks by the GPU for a file; float32 where a step does not work so.
 
     fp16 needs a GradScaler, which torch before 2.3 has for CUDA only: TrainingError there.
     """
@@ -42,6 +44,8 @@ def choose_precision(asked: str, source: ModelSource, device: torch.device) -> P
         base = next(iter(source.unet_state.values())).dtype
     else:
         base = _by_device(device)
+    if asked == "auto" and device.type not in ("cpu", "cuda") and base is not torch.float32 and devices.why_not(device, base):
+        base = torch.float32
     if base is torch.float16 and device.type == "cpu" and not hasattr(torch.amp, "GradScaler"):
         raise TrainingError(
             "fp16 cannot be trained on the CPU with torch {version}.",
@@ -73,10 +77,9 @@ def computing(precision: Precision, device: torch.device, *, grad: bool) -> Iter
 
 
 def vram_mb(device: torch.device) -> float:
-    """Peak memory of the device so far in MB; of the process where there is no GPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return _resident_mb()
+    """Peak memory of the device so far in MB; of the process where there is no GPU, or one that does not tell."""
+    known = peak(device)
+    return _resident_mb() if known is None else known / 2**20
 
 
 def _resident_mb() -> float:
