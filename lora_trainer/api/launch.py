@@ -12,7 +12,7 @@ import attrs
 
 from lora_trainer.api.pace import work_key
 from lora_trainer.config import derive
-from lora_trainer.config.build import build, to_mapping
+from lora_trainer.config.build import rebuilt, to_mapping
 from lora_trainer.config.checks import options
 from lora_trainer.config.files import INPUTS, TABLE_INPUTS, write_config
 from lora_trainer.config.schema import TrainConfig
@@ -27,6 +27,7 @@ from lora_trainer.jobs.states import Since
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
+    from lora_trainer.models.detect import ModelFacts
 
 
 READ = tuple(path.split(".") for path in INPUTS)
@@ -51,7 +52,7 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
         plain["log"]["logging_dir"] = str(Path(config.log.logging_dir).absolute())
     for table in plain["data"]["subsets"]:
         table.update({name: _absolute(table[name]) for name in TABLE_INPUTS if name in table})
-    return build(plain)
+    return rebuilt(config, plain)
 
 
 def _absolute(text: str) -> str:
@@ -74,7 +75,7 @@ def problems_before(
     `read` reads the pictures where somebody has a quicker way than reading the folder again. A run that is `resumed` meets its own
     files.
     """
-    from lora_trainer.host.memory import device_named
+    from lora_trainer.host.devices import device_named
     from lora_trainer.train.pictures import read_pictures
     from lora_trainer.train.saving import Names, refuse_overwriting
     from lora_trainer.train.setup import check_optimizer
@@ -83,6 +84,7 @@ def problems_before(
     found: list[Problem] = []
     looks: dict[str, Callable[[], object]] = {
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
+        "model.vae": lambda: check_other_vae(config, host),
         "data.train_data_dir": lambda: (read or read_pictures)(config),
         "optimizer.args": lambda: check_optimizer(config),
         "memory.device": lambda: config.memory.device and device_named(config.memory.device),
@@ -126,14 +128,29 @@ def check_model(config: TrainConfig, host: Host) -> None:
 
 def model_path(config: TrainConfig, host: Host) -> Path:
     """The checkpoint's file, looked at: raises ModelError when it is missing or of a family that cannot be trained."""
+    return model_facts(config, host)[0]
+
+
+def model_facts(config: TrainConfig, host: Host) -> tuple[Path, ModelFacts]:
+    """The checkpoint's file and what it tells with the config's flags. Raises ModelError, also for a flag that it contradicts."""
     from lora_trainer.host.base import find_checkpoint
     from lora_trainer.models.detect import inspect_with
 
     value = config.model.pretrained_model_name_or_path
     info = {} if value else host.model_info()
     path = find_checkpoint(value, host.checkpoints()) if value else Path(str(info.get("path") or ""))
-    inspect_with(path, config.model)
-    return path
+    return path, inspect_with(path, config.model, sha256=host.known_sha256(path))
+
+
+def check_other_vae(config: TrainConfig, host: Host) -> None:
+    """Raises ModelError when the VAE that the config names is missing, or is none."""
+    from lora_trainer.host.base import find_vae
+    from lora_trainer.models.hub import NotFetched
+    from lora_trainer.models.vae_file import check_vae
+
+    with contextlib.suppress(NotFetched):  # the run fetches it
+        if (path := find_vae(config.model.vae, host.vaes())) is not None:
+            check_vae(path)
 
 
 def new_folder(config: TrainConfig) -> RunFolder:
@@ -169,10 +186,14 @@ def on_files(config: TrainConfig, host: Host) -> TrainConfig:
     return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=str(model), vae=vae))
 
 
-def process_of(folder: RunFolder, host: Host, words: Sequence[str] = ()) -> OwnProcess:
-    """The process that trains what the folder's config.toml says; or what other `words` behind `train` say."""
+def process_of(folder: RunFolder, host: Host, words: Sequence[str] = (), *, token: str = "") -> OwnProcess:
+    """The process that trains what the folder's config.toml says; or what other `words` behind `train` say.
+
+    The Hub's `token`, which no file holds, is handed to it in its environment.
+    """
     words = ("train", *(words or (str(folder.config_file), "--into", str(folder.path))))
-    return OwnProcess(folder, words, cache=host.paths().cache_dir, at_end=host.refresh_networks)
+    secrets = {"HF_TOKEN": token} if token else {}
+    return OwnProcess(folder, words, cache=host.paths().cache_dir, at_end=host.refresh_networks, secrets=secrets)
 
 
 def refuse(problems: list[Problem]) -> None:

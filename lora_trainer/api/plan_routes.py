@@ -25,7 +25,7 @@ def _check(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     api.check_places(mapping)
     found = plans.check(build(mapping), api.host, runs_dir=api.host.paths().runs_dir, read=api.folders.trained)
     found["problems"] = [problem_json(problem, language) for problem in found["problems"]]
-    found["warnings"] = worded(found["warnings"], language)
+    found["model"], found["warnings"] = worded(found["model"], language), worded(found["warnings"], language)
     return found
 
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.api.launch import model_path, placed, problems_before
+from lora_trainer.api.launch import model_facts, model_path, placed, problems_before
 from lora_trainer.api.pace import measured_step
 from lora_trainer.config.changes import Change, value_at
 from lora_trainer.config.schema import TrainConfig
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lora_trainer.train.pictures import Pictures
     from lora_trainer.train.plan import Machine, TrainingPlan
 
+BADGE = ("title", "family", "prediction", "zero_terminal_snr", "native_size", "because", "notes")
 EMPTY_PLAN: dict[str, Any] = {
     "images": 0,
     "reg_images": 0,
@@ -47,6 +48,7 @@ def check(
     problems = problems_before(config, host, read)
     pictures = _try(lambda: read(config))
     facts = _try(lambda: facts_of(config, host))
+    badge = model_badge(config, host, facts)
     plan, warnings = EMPTY_PLAN, []
     if pictures is not None:
         warnings = _warnings(config, pictures, host)
@@ -59,7 +61,7 @@ def check(
             problems = [*problems, *error.problems]
     if (seconds := measured_step(config, Path(config.save.runs_dir))) is not None:
         plan = plan | {"seconds": round(seconds * plan["total_steps"], 1), "seconds_measured": True}
-    return {**plan, "problems": problems, "warnings": warnings}
+    return {**plan, "model": badge, "problems": problems, "warnings": warnings}
 
 
 def change_json(change: Change, config: TrainConfig, typed: Collection[str], language: str) -> dict[str, Any]:
@@ -79,9 +81,21 @@ def change_json(change: Change, config: TrainConfig, typed: Collection[str], lan
 
 def facts_of(config: TrainConfig, host: Host) -> ModelFacts:
     """Of the checkpoint that the config means. Raises ModelError."""
-    from lora_trainer.models.detect import inspect
+    return model_facts(config, host)[1]
 
-    return inspect(model_path(config, host))
+
+def model_badge(config: TrainConfig, host: Host, facts: ModelFacts | None) -> dict[str, Any] | None:
+    """What is trained on: title and what is known of it, with the reason; None where it is missing or cannot be trained on.
+
+    Of a WebUI's loaded model the WebUI's own word counts.
+    """
+    value = config.model.pretrained_model_name_or_path
+    if not value:
+        info = host.model_info()
+        if host.name != "standalone" and info.get("trainable"):
+            return (facts.badge() if facts is not None else {}) | {key: info[key] for key in BADGE if info.get(key)}
+        value = str(info.get("title") or "")
+    return None if facts is None else {"title": Path(value).name, **facts.badge()}
 
 
 def pictures_of(config: TrainConfig) -> Pictures:

@@ -63,7 +63,7 @@ def _start(api: Api, mapping: dict[str, Any]) -> dict[str, str]:
     folder = launch.new_folder(config)
     try:
         if apart:
-            api.manager.start_apart(launch.process_of(folder, api.host))
+            api.manager.start_apart(launch.process_of(folder, api.host, token=config.model.hub_token))
         else:
             api.manager.start(folder, launch.training(config, api.host, folder))
     except (HostBusy, OSError):  # somebody was faster between the two looks, or no process can be started

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.cli.asked import add_json, add_sets, host
 from lora_trainer.cli.out import DONE, WRONG, Out
 from lora_trainer.errors import ConfigError
-from lora_trainer.messages import say
+from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
+
+
+PREDICTIONS = {"epsilon": say("the noise"), "v": "v"}
 
 
 def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
@@ -38,7 +41,9 @@ def run(args: argparse.Namespace, out: Out) -> int:
             shown = {"shown": _show(config, args.show, out)}
     except ConfigError as error:
         found = {**plans.EMPTY_PLAN, "problems": error.problems, "warnings": []}
-    problems = found["problems"]
+    problems, model = found["problems"], found.get("model")
+    if model:
+        out.line(worded_badge(model))
     if found["images"]:
         tell_plan(found, out)
     for warning in found["warnings"]:
@@ -47,6 +52,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     out.document(
         found
         | shown
+        | {"model": model and {name: _told(value, out) for name, value in model.items()}}
         | {"problems": [problem.to_json(out.language) for problem in problems]}
         | {
             "warnings": [
@@ -66,6 +72,24 @@ def _show(config: TrainConfig, folder: Path, out: Out) -> dict[str, Any]:
     for file in shown["files"]:
         out.line(file)
     return shown
+
+
+def _told(value: Any, out: Out) -> Any:
+    """The value as JSON holds it."""
+    if isinstance(value, list):
+        return [_told(part, out) for part in value]
+    return out.worded(value) if isinstance(value, Message) else value
+
+
+def worded_badge(model: dict[str, Any]) -> Message:
+    """The model in one line, with the reason why it is taken for that."""
+    template = (
+        "{title}: {label}, predicts {prediction}, zero terminal SNR, {size} pixels ({because})"
+        if model.get("zero_terminal_snr")
+        else "{title}: {label}, predicts {prediction}, {size} pixels ({because})"
+    )
+    values = {"title": model["title"], "label": model["label"], "size": model["native_size"], "because": model["because"]}
+    return say(template, prediction=PREDICTIONS.get(model["prediction"], model["prediction"]), **values)
 
 
 def tell_plan(plan: dict[str, Any], out: Out) -> None:

@@ -49,15 +49,15 @@ def run(args: argparse.Namespace, out: Out) -> int:
 
 def tell(found: Imported, out: Out) -> None:
     """What was taken, what was left and why, and the count."""
-    from lora_trainer.config.importing.result import KINDS
+    from lora_trainer.config.importing.result import KINDS, shown
 
     out.line(KINDS[found.kind])
     for taken in found.taken:
-        out.line(f"  {taken.key} = {_short(taken.value)}  ->  {', '.join(taken.paths)}")
+        out.line(f"  {taken.key} = {_short(shown(taken.key, taken.value))}  ->  {', '.join(taken.paths)}")
     if found.left:
         out.line(say("Not taken:"))
     for left in found.left:
-        out.line(f"  {left.key} = {_short(left.value)}  ({left.why.text(out.language)})")
+        out.line(f"  {left.key} = {_short(shown(left.key, left.value))}  ({left.why.text(out.language)})")
     if found.filled:
         out.line(say("Not in the file, so as the other program does by itself:"))
     for filled in found.filled:

@@ -11,6 +11,7 @@ import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.config.checks import check_together, nearest_option, options, problem
+from lora_trainer.config.param import SECRET
 from lora_trainer.config.schema import SubsetConfig, TrainConfig
 from lora_trainer.config.subsets import SUBSETS, check_tables, read_tables
 from lora_trainer.config.values import read_value
@@ -37,9 +38,14 @@ def build(mapping: Mapping[str, Any]) -> TrainConfig:
 
 
 def to_mapping(config: TrainConfig, *, changed_only: bool = False) -> dict[str, Any]:
-    """The config as nested dicts, lists and plain values; with `changed_only` without what equals the default."""
+    """The config as nested dicts, lists and plain values, without its secrets; with `changed_only` without what equals the default."""
     plain = _plain(config)
     return _difference(plain, _plain(TrainConfig())) if changed_only else plain  # type: ignore[call-arg]  # mypy takes no positional default for one
+
+
+def rebuilt(config: TrainConfig, mapping: Mapping[str, Any]) -> TrainConfig:
+    """The config of a mapping that was made of `config`, whose secrets it keeps. Raises ConfigError."""
+    return _with_secrets(build(mapping), config)
 
 
 def apply_sets(mapping: Mapping[str, Any], sets: Iterable[str]) -> dict[str, Any]:
@@ -116,8 +122,23 @@ def _plain(value: Any) -> Any:
     if isinstance(value, SubsetConfig):
         return {name: _plain(part) for name, part in value.given}
     if attrs.has(type(value)):
-        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value))}
+        return {field.name: _plain(getattr(value, field.name)) for field in attrs.fields(type(value)) if not _is_secret(field)}
     return [_plain(part) for part in value] if isinstance(value, tuple) else value
+
+
+def _is_secret(field: Any) -> bool:
+    return "option" in field.metadata and field.metadata["option"].kind == SECRET
+
+
+def _with_secrets(config: Any, other: Any) -> Any:
+    """The config with the secrets of another one, in all its sections."""
+    kept = {}
+    for field in attrs.fields(type(config)):
+        if _is_secret(field):
+            kept[field.name] = getattr(other, field.name)
+        elif "section" in field.metadata:
+            kept[field.name] = _with_secrets(getattr(config, field.name), getattr(other, field.name))
+    return attrs.evolve(config, **kept)
 
 
 def _difference(mapping: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

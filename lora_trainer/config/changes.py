@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.build import build, to_mapping
+from lora_trainer.config.build import rebuilt, to_mapping
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import Message
 
@@ -26,7 +26,7 @@ def apply_changes(config: TrainConfig, changes: Iterable[Change]) -> TrainConfig
     mapping = to_mapping(config)
     for change in changes:
         _put(mapping, change.path, change.value)
-    return build(mapping)
+    return rebuilt(config, mapping)
 
 
 def value_at(config: TrainConfig, path: str) -> Any:
@@ -41,7 +41,7 @@ def with_value(config: TrainConfig, path: str, value: Any) -> TrainConfig:
     """The config with one option changed. Raises ConfigError."""
     mapping = to_mapping(config)
     _put(mapping, path, value)
-    return build(mapping)
+    return rebuilt(config, mapping)
 
 
 def _put(mapping: dict[str, Any], path: str, value: Any) -> None:

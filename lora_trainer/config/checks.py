@@ -13,7 +13,7 @@ from typing import Any
 from lora_trainer.config import arguments, derive
 from lora_trainer.config.names import problem_of_name, slug
 from lora_trainer.config.optimizers import PATH as CLASS
-from lora_trainer.config.param import Declared, declared
+from lora_trainer.config.param import SECRET, Declared, declared
 from lora_trainer.config.pictures import face_range, frame_of, varying
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import Problem
@@ -95,6 +95,10 @@ def _check_text(option: Declared, value: str) -> Iterator[Problem]:
 def _check_signs(option: Declared, value: str) -> Iterator[Problem]:
     """A path with a control character: in "C:\\new\\train" TOML reads \\n and \\t."""
     if option.option.kind in FREE_TEXT:
+        return
+    if option.option.kind == SECRET:
+        if not all(33 <= ord(sign) < 127 for sign in value.strip()):
+            yield problem(option.path, "it holds signs that no token has.", "Copy it again from the page where you got it.")
         return
     bad = next((sign for sign in value if ord(sign) < 32 or ord(sign) == 127), "")
     if bad and option.option.kind in PATHS:

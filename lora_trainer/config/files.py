@@ -31,6 +31,8 @@ INPUTS = (
     "network.network_weights",
 )
 TABLE_INPUTS = ("image_dir", "metadata_file", "mask_dir")
+SECRET_LINE = re.compile(r"^(\S*token\s*=).*")
+"""A line that may hold what is never shown."""
 OUTPUTS = ("save.output_dir", "save.runs_dir", "log.logging_dir")
 
 
@@ -67,7 +69,7 @@ def read_toml(path: Path) -> dict[str, Any]:
                     fix,
                     line=line,
                     why=re.sub(r"\.? at line .*", "", str(error)),
-                    wrong=wrong,
+                    wrong=SECRET_LINE.sub(r"\1 …", wrong),
                 )
             ]
         ) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_trainer.config import derive
-from lora_trainer.config.build import apply_sets, build, to_mapping
+from lora_trainer.config.build import apply_sets, rebuilt, to_mapping
 from lora_trainer.config.changes import value_at, with_value
 from lora_trainer.config.checks import nearest_option, options, problem
 from lora_trainer.config.schema import TrainConfig
@@ -48,7 +48,7 @@ def changed(config: TrainConfig, wanted: Mapping[str, Any]) -> tuple[TrainConfig
     if refused:
         raise ConfigError(refused)
     mapping = apply_sets(to_mapping(config), [f"{path}={value}" for path, value in wanted.items() if isinstance(value, str)])
-    new = build(mapping)
+    new = rebuilt(config, mapping)
     for path, value in wanted.items():
         if not isinstance(value, str):
             new = with_value(new, path, value)

@@ -8,6 +8,9 @@ from typing import Any
 import attrs
 from typing_extensions import dataclass_transform
 
+SECRET = "secret"
+"""The kind of an option whose value is never written or shown."""
+
 
 @attrs.frozen
 class Option:
@@ -23,7 +26,7 @@ class Option:
     basic: bool = False
     kind: str = ""
     """How the tab shows it where the type does not say: folder, checkpoint, vae, prompt, prompts, name,
-    class (a choice, or the dotted name of a class)."""
+    class (a choice, or the dotted name of a class), secret (never written or shown), hidden."""
     group: str = ""
     """The heading inside its section under which the tab shows it; "" stands before the first heading."""
     when: tuple[Condition, ...] = ()
@@ -73,7 +76,7 @@ def param(
     if isinstance(default, (list, tuple)):
         values = tuple(default)
         return attrs.field(factory=lambda: values, metadata={"option": option})
-    return attrs.field(default=default, metadata={"option": option})
+    return attrs.field(default=default, metadata={"option": option}, repr=kind != SECRET)
 
 
 def part(cls: type) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin
 import cattrs
 
 from lora_trainer.config.checks import check_value, problem, shown
-from lora_trainer.config.param import Declared
+from lora_trainer.config.param import SECRET, Declared
 from lora_trainer.errors import Problem
 
 
@@ -116,7 +116,7 @@ def _prepared(option: Declared, value: Any) -> Any:
 def _wrong_type(option: Declared, value: Any) -> Problem:
     """What the option takes, in words."""
     wanted = get_args(option.type) or (option.type,)
-    values: dict[str, Any] = {"value": shown(value), "default": shown(option.default)}
+    values: dict[str, Any] = {"value": "…" if option.option.kind == SECRET else shown(value), "default": shown(option.default)}
     if option.type is bool:
         template, fix = "must be true or false, not {value}.", "Write true or false, without quotes."
     elif option.option.kind == "size":

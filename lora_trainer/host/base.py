@@ -143,6 +143,10 @@ class Host(Protocol):
         """{"title", "path", "family", "prediction", "clip_skip", "native_size", "trainable", "reason"} of the loaded model."""
         ...
 
+    def known_sha256(self, path: Path) -> str:
+        """The hash of a checkpoint's file where the host has calculated it before; empty: nothing is calculated for this."""
+        ...
+
     def memory(self) -> dict[str, Any]:
         """{"device", "total_mb", "free_mb", "host_mb"} of the device that trains."""
         ...
@@ -188,6 +192,23 @@ def with_remedy(error: TrainerError) -> Message:
     """What is wrong and what to do about it, in one message."""
     problem = error.problems[0]
     return say("{message} {fix}", message=problem.message, fix=problem.fix)
+
+
+def find_vae(value: str, known: Sequence[Path]) -> Path | None:
+    """The file or folder that a config's VAE means: a known one's name, a path, or a VAE of a Hub; None: the model's own.
+
+    Raises ModelError, NotFetched for a Hub's VAE that is not here yet.
+    """
+    if not value:
+        return None
+    if (found := next((path for path in known if value in (path.name, path.stem, str(path))), None)) is not None:
+        return found
+    path = Path(value).expanduser()
+    if path.exists():
+        return path
+    if (name := hub.Name.read(value)) is not None:
+        return hub.here(name)
+    raise ModelError("there is no VAE {name}.", name=value, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty.")
 
 
 def find_checkpoint(value: str, known: Sequence[Checkpoint]) -> Path:

@@ -13,13 +13,13 @@ import attrs
 
 from lora_trainer import __version__, assets
 from lora_trainer.errors import ModelError, TrainerError
-from lora_trainer.files import file_sha256
-from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, with_remedy
-from lora_trainer.host.memory import device_memory, device_named
+from lora_trainer.host.base import MODEL_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, find_vae, with_remedy
+from lora_trainer.host.memory import device_memory, empty
 from lora_trainer.messages import Message
-from lora_trainer.models import detect
+from lora_trainer.models import detect, hashes
 from lora_trainer.models.folder import weights_file
 from lora_trainer.models.source import FileSource, ModelSource
+from lora_trainer.models.vae_file import check_vae
 
 if TYPE_CHECKING:
     import torch
@@ -68,27 +68,30 @@ class StandaloneHost:
         return [*found, Checkpoint(assets.TOY, assets.toy_checkpoint(), loaded=not own)]
 
     def vaes(self) -> list[Path]:
-        """Files called *.vae.safetensors, or in a folder called VAE, in the models folders."""
-        found = (path for folder in self._models_dirs() if folder.is_dir() for path in folder.rglob("*.safetensors"))
+        """Files called *.vae.safetensors (or .pt, .ckpt), or in a folder called VAE, in the models folders."""
+        folders = [folder for folder in self._models_dirs() if folder.is_dir()]
+        found = (path for folder in folders for ending in ("safetensors", "pt", "ckpt") for path in folder.rglob(f"*.{ending}"))
         return sorted(path for path in found if not _is_checkpoint(path))
 
     def model_info(self) -> dict[str, Any]:
         """Of the checkpoint that an empty base model means."""
-        empty = {"title": "", "path": "", "family": "", "prediction": "", "clip_skip": 1, "native_size": 512, "trainable": False}
+        none = {"title": "", "path": "", "family": "", "prediction": "", "clip_skip": 1, "native_size": 512, "trainable": False}
         chosen = next((checkpoint for checkpoint in self.checkpoints() if checkpoint.loaded), None)
         if chosen is None:
-            return empty | {"reason": with_remedy(_no_choice())}
+            return none | {"reason": with_remedy(_no_choice())}
         try:
-            facts = detect.inspect(chosen.path)
+            facts = detect.inspect(chosen.path, sha256=self.known_sha256(chosen.path))
         except TrainerError as error:
-            return empty | {"title": chosen.title, "path": str(chosen.path), "reason": with_remedy(error)}
-        known = {"family": facts.family, "prediction": facts.prediction, "native_size": facts.native_size, "because": facts.because}
-        known |= {"zero_terminal_snr": facts.zero_terminal_snr}
-        return empty | known | {"title": chosen.title, "path": str(chosen.path), "trainable": True, "reason": ""}
+            return none | {"title": chosen.title, "path": str(chosen.path), "reason": with_remedy(error)}
+        return none | facts.badge() | {"title": chosen.title, "path": str(chosen.path), "trainable": True, "reason": ""}
 
     def memory(self) -> dict[str, Any]:
         """Of the GPU where there is one, else of the computer."""
-        return device_memory(_device(self._device, self._number))
+        return device_memory(_device(self._device, self._number)[0])
+
+    def known_sha256(self, path: Path) -> str:
+        """Of a file whose hash an earlier run has calculated."""
+        return "" if path.is_dir() else hashes.known_sha256(path, assets.cache_folder())
 
     def busy_reason(self) -> Message | None:
         """Nobody else is here."""
@@ -98,19 +101,18 @@ class StandaloneHost:
     def lease(self, model: ModelConfig) -> Iterator[FileLease]:
         """Reads nothing yet: checks that the files can be trained on, and names them."""
         checkpoint = self._chosen(model.pretrained_model_name_or_path)
-        facts = detect.inspect_with(checkpoint, model)
-        vae = Path(model.vae).expanduser() if model.vae else None
+        sha256 = self.known_sha256(checkpoint)
+        facts = detect.inspect_with(checkpoint, model, sha256=sha256)
+        vae = find_vae(model.vae, self.vaes())
         if vae is not None:
-            vae = next((known for known in self.vaes() if model.vae in (known.name, known.stem)), vae)
-            if not vae.exists():
-                raise ModelError(
-                    "there is no VAE {name}.", name=model.vae, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty."
-                )
+            check_vae(vae)
+        device, told = _device(self._device, self._number)
         said = {
             "prediction": None if model.v_parameterization is None else facts.prediction,
             "zero_terminal_snr": None if model.zero_terminal_snr is None else facts.zero_terminal_snr,
         }
-        yield FileLease(checkpoint, vae, model.clip_skip, _device(self._device, self._number), **said)
+        notes = () if told is None else (told,)
+        yield FileLease(checkpoint, vae, model.clip_skip, device, notes=notes, known_sha256=sha256, **said)
 
     def _chosen(self, value: str) -> Path:
         if value:
@@ -162,11 +164,12 @@ class FileLease:
     prediction: str | None = None
     """What the user says of it; None: what the file, or the model itself, says."""
     zero_terminal_snr: bool | None = None
+    known_sha256: str = ""
 
     @cached_property
     def source(self) -> ModelSource:
         """The file, and the other VAE where one is wanted."""
-        return FileSource(self.checkpoint, self.vae, self.prediction, self.zero_terminal_snr)
+        return FileSource(self.checkpoint, self.vae, self.prediction, self.zero_terminal_snr, self.known_sha256)
 
     @property
     def title(self) -> str:
@@ -180,8 +183,8 @@ class FileLease:
 
     @cached_property
     def sha256(self) -> str:
-        """Read once, when somebody asks."""
-        return file_sha256(weights_file(self.checkpoint))
+        """Calculated once for a file, when somebody asks for it."""
+        return hashes.sha256_of(weights_file(self.checkpoint), assets.cache_folder())
 
     def preview(self, request: PictureRequest, write_weights: object, weight: float, control: object) -> NoReturn:
         """There is no pipeline but the trainer's own."""
@@ -189,10 +192,7 @@ class FileLease:
 
     def pause(self) -> None:
         """Gives the GPU's free memory back to other programs."""
-        import torch
-
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        empty(self.device)
 
     def resume(self) -> ModelSource:
         """Nobody has touched it."""
@@ -203,16 +203,16 @@ class FileLease:
         return False
 
 
-def _device(name: str, number: int) -> torch.device:
-    """Raises TrainerError for a device that is not there."""
+def _device(name: str, number: int) -> tuple[torch.device, Message | None]:
+    """The device of that name, else the first that trains here; and what to tell of one that does not. Raises TrainerError."""
     import torch
 
-    if not name and not number:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = device_named(name or (f"cuda:{number}" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
+    from lora_trainer.host.devices import default_device, device_named
+
+    device, told = (device_named(name), None) if name else default_device(number)
+    if device.type == "cuda" and (name or number):
+        torch.cuda.set_device(device_named(str(device)))
+    return device, told
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -223,7 +223,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    return not (path.name.lower().endswith(".vae.safetensors") or "vae" in (part.lower() for part in path.parts[:-1]))
+    return not (path.stem.lower().endswith(".vae") or "vae" in (part.lower() for part in path.parts[:-1]))
 
 
 def _no_choice() -> ModelError:

@@ -33,15 +33,24 @@ class OwnProcess(Snapshots):
     """Stands where a Job stands: same `folder`, `status`, `running`, `command`, `snapshot`. The run outlives this process.
 
     `words` follow `python -m lora_trainer`; `at_end` is called once, in a thread, when the run has ended. What the process prints
-    goes to output.txt in the folder.
+    goes to output.txt in the folder. `secrets` go into its environment, and nowhere else.
     """
 
-    def __init__(self, folder: RunFolder, words: Sequence[str], *, cache: Path, at_end: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        words: Sequence[str],
+        *,
+        cache: Path,
+        at_end: Callable[[], object] = lambda: None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> None:
         about = folder.about()
         self.folder = folder
         self.words = tuple(words)
         self.cache = cache
         self.at_end = at_end
+        self._secrets = dict(secrets or {})
         self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"], of=about["of"])
         self.error: BaseException | None = None
         self.asked = ""
@@ -64,7 +73,7 @@ class OwnProcess(Snapshots):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lora_trainer", *self.words],
                 cwd=self.folder.path,
-                env=environment(self.cache),
+                env=environment(self.cache) | self._secrets,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

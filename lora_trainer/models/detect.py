@@ -63,6 +63,19 @@ class ModelFacts:
     texts: tuple[tuple[int, int], ...] = ()
     """Width and layers of each text encoder."""
 
+    def badge(self) -> dict[str, Any]:
+        """What is shown of the model, with its reason."""
+        return {
+            "family": self.family,
+            "label": layout.row(self.family).label,
+            "prediction": self.prediction,
+            "zero_terminal_snr": self.zero_terminal_snr,
+            "native_size": self.native_size,
+            "because": self.because,
+            "sure": self.sure,
+            "notes": list(self.notes),
+        }
+
     def settled(
         self, *, v2: bool | None = None, v_parameterization: bool | None = None, zero_terminal_snr: bool | None = None
     ) -> ModelFacts:
@@ -116,9 +129,9 @@ class Flags(Protocol):
     def zero_terminal_snr(self) -> bool | None: ...
 
 
-def inspect_with(path: Path, flags: Flags) -> ModelFacts:
+def inspect_with(path: Path, flags: Flags, *, sha256: str = "") -> ModelFacts:
     """Facts of a checkpoint with the user's flags. Raises ModelError also for a flag that the model contradicts."""
-    facts = inspect(path)
+    facts = inspect(path, sha256=sha256)
     return facts.settled(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
 
 

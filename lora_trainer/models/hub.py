@@ -87,7 +87,7 @@ class Hub:
     """A Hub at an address. `token` is sent to it only, never on to where it points; it is left out when this is printed."""
 
     endpoint: str = ENDPOINT
-    token: str = attrs.field(default="", repr=False)
+    token: str = attrs.field(default="", converter=str.strip, repr=False)
     wait: Callable[[float], None] = attrs.field(default=lambda seconds: None, repr=False)
 
     @classmethod
@@ -99,6 +99,8 @@ class Hub:
 
     def files(self, name: Name) -> tuple[str, list[Wanted]]:
         """The commit that a revision means, and the files of it that a run needs. Raises ModelError."""
+        if not all(33 <= ord(sign) < 127 for sign in self.token):
+            raise ModelError("the Hub token holds signs that no token has.", path="model.hub_token", fix="Copy it again.")
         quoted = urllib.parse.quote(name.revision, safe="")
         try:
             with self._open(f"{self.endpoint}/api/models/{name.repo}/revision/{quoted}?blobs=true", name) as answer:
@@ -171,7 +173,7 @@ class Hub:
             return ModelError(
                 "{endpoint} does not hand out {name} without permission.",
                 **words,
-                fix="Accept the model's terms on its page, and set HF_TOKEN to a token of your account.",
+                fix="Accept the model's terms on its page, and give a token of your account as Hub token (model.hub_token) or HF_TOKEN.",
             )
         if code == 404:
             return ModelError(
@@ -226,6 +228,8 @@ def chosen(name: Name, held: list[str]) -> list[str]:
         folders = [inner for inner in PARTS.values() if f"{inner}/config.json" in held]
         configs = ["model_index.json", "scheduler/scheduler_config.json", *(f"{inner}/config.json" for inner in folders)]
         return [path for path in configs if path in held] + [path for inner in folders for path in _weights(name, inner, held)]
+    if "config.json" in held and any(path.startswith(NAMES[0]) for path in held):  # a VAE by itself
+        return ["config.json", *_weights(name, "", held)]
     files = [path for path in held if path.endswith(CHECKPOINTS[0])] or [path for path in held if path.endswith(CHECKPOINTS[1])]
     if len(files) == 1:
         return _with_yaml(files[0], held)
@@ -246,13 +250,15 @@ def _with_yaml(file: str, held: list[str]) -> list[str]:
 
 
 def _weights(name: Name, inner: str, held: list[str]) -> list[str]:
+    """The files of the weights in a folder of the repository, "" for itself."""
+    place = f"{inner}/" if inner else ""
     for ending in ENDINGS:
         for stem in NAMES:
-            if (whole := f"{inner}/{stem}{ending}") in held:
+            if (whole := f"{place}{stem}{ending}") in held:
                 return [whole]
             start, _, kind = f"{stem}{ending}".rpartition(".")
-            if (index := f"{inner}/{start}.{kind}.index.json") in held:
-                return [index, *(path for path in held if re.fullmatch(rf"{re.escape(inner)}/{start}-\d+-of-\d+\.{kind}", path))]
+            if (index := f"{place}{start}.{kind}.index.json") in held:
+                return [index, *(path for path in held if re.fullmatch(rf"{re.escape(place)}{start}-\d+-of-\d+\.{kind}", path))]
     raise ModelError("{name} holds no weights in {part}.", name=name.repo, part=inner, path=FIELD, fix="Choose another model.")
 
 

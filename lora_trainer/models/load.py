@@ -19,7 +19,9 @@ from lora_trainer.models.probe import asked
 from lora_trainer.models.schedule import alphas_cumprod
 from lora_trainer.models.shapes import Heads
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
+from lora_trainer.models.vae_file import LDM, check_vae, vae_file
 
+OF_A_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 Parts = Mapping[str, Mapping[str, Tensor]]
 
 
@@ -62,16 +64,11 @@ def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
 
 def read_vae(path: Path) -> dict[str, Tensor]:
     """Tensors of a VAE's file, or of its folder, under diffusers' names. Raises ModelError when it is something else."""
-    file = folder.files(path)[0] if path.is_dir() else path
-    held = {key.removeprefix(layout.VAE): tensor for key, tensor in weights.tensors(file).items()}
-    ours = "encoder.conv_in.weight" in held and "post_quant_conv.weight" in held
-    if ours and any(key.startswith("encoder.down.") for key in held):
+    check_vae(path)
+    held = {key.removeprefix(layout.VAE): tensor for key, tensor in weights.tensors(vae_file(path)).items()}
+    if any(key.startswith(LDM) for key in held):
         return {new: held[old] for old, new in layout.vae_names(held).items()}
-    if ours and any(key.startswith("encoder.down_blocks.") for key in held):
-        return dict(folder.today(held))
-    raise ModelError(
-        "{path} is not a VAE in Stable Diffusion's layout.", path=str(path), fix="Choose a VAE file, or leave the field empty."
-    )
+    return {key: tensor for key, tensor in folder.today(held) if key.startswith(OF_A_VAE)}
 
 
 def clip_tokenizer() -> Any:
@@ -91,13 +88,14 @@ def _shared(source: LiveSource) -> _Read:
         source.tokenizer,
         source.prediction,
         source.zero_terminal_snr,
+        sure=source.sure,
         unet_heads=Heads((source.unet_heads,) if source.unet_heads else (), source.unet_head_width),
         text_heads={"text": source.text_heads, "text_2": source.text_2_heads},
     )
 
 
 def _from_disk(source: FileSource) -> _Read:
-    facts = detect.inspect(source.path)
+    facts = detect.inspect(source.path, sha256=source.sha256)
     unet_heads, texts, groups = None, {}, 32
     if source.path.is_dir():
         parts = folder.read(source.path)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 class FileSource:
     """A checkpoint file in LDM layout or a folder in diffusers', with an optional file that holds another VAE.
 
-    `prediction` and `zero_terminal_snr` are what the user says; None: what the file says.
+    `prediction` and `zero_terminal_snr` are what the user says; None: what the file says. `sha256` is the file's where it is known:
+    released files that bear no mark are told by it.
     """
 
     path: Path
     vae: Path | None = None
     prediction: str | None = None
     zero_terminal_snr: bool | None = None
+    sha256: str = attrs.field(default="", eq=False)
 
 
 @attrs.frozen(eq=False)
@@ -31,6 +33,7 @@ class LiveSource:
 
     `path` is the checkpoint's own file (for hashes and names), `prediction` is "epsilon" or "v". `unet_heads` 0: heads are
     `unet_head_width` channels wide. `text_2_state` is SDXL's second encoder. Text encoders may be in transformers' or open_clip's names.
+    `sure` False: nobody can tell the prediction, so the model itself is asked when it is built.
     """
 
     unet_state: Mapping[str, torch.Tensor]
@@ -46,6 +49,7 @@ class LiveSource:
     unet_head_width: int = 64
     text_2_state: Mapping[str, torch.Tensor] = attrs.field(factory=dict)
     text_2_heads: int = 0
+    sure: bool = True
 
 
 ModelSource = FileSource | LiveSource

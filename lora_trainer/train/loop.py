@@ -89,7 +89,7 @@ def run(
         claimed(names, own) if place.leads else nullcontext(),
     ):
         machine = Machine(lease.device.type, host.memory()["free_mb"])
-        facts = facts_of(lease.checkpoint, config.model)
+        facts = facts_of(lease.checkpoint, config.model, host.known_sha256(lease.checkpoint))
 
         def planned(config: TrainConfig) -> TrainingPlan:
             return make_plan(config, pictures.records, facts, machine, pictures.datasets, place.count)

@@ -25,7 +25,8 @@ from lora_trainer.data.describe import training_size
 from lora_trainer.data.store import LATENTS
 from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
-from lora_trainer.host.base import Host, Lease, find_checkpoint
+from lora_trainer.host.base import Host, Lease, find_checkpoint, find_vae
+from lora_trainer.host.devices import require_step
 from lora_trainer.messages import say
 from lora_trainer.models import hub
 from lora_trainer.models.bundle import ModelBundle
@@ -60,6 +61,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     """
     config, told = working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
+    require_step(lease.device, precision.base)
     bundle = load(lease.source, lease.device, precision.base)
     vae.hold(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle)
@@ -174,28 +176,35 @@ def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, li
 
 
 def fetched(model: ModelConfig, host: Host, control: Control) -> Iterator[Event]:
-    """Brings a Hub's model here where the config names one that is not; Progress in MB. Raises ModelError."""
-    if not (named := model.pretrained_model_name_or_path):
-        return
-    try:
-        find_checkpoint(named, host.checkpoints())
-    except hub.NotFetched as missing:
-        total = 0
-        for progress in hub.Hub.of_environment().fetch(missing.name, assets.cache_folder()):
-            if progress.total != total:
-                total = progress.total
-                yield Phase("fetching", total // MEGABYTE)
-            yield Progress(progress.done // MEGABYTE)
-            if control.stopping:
-                return
-    except ModelError:
-        return  # the lease says what is wrong
+    """Brings the Hub's models here that the config names as model and VAE and that are not; Progress in MB. Raises ModelError."""
+    named = model.pretrained_model_name_or_path
+    looks: list[Callable[[], object]] = [lambda: named and find_checkpoint(named, host.checkpoints())]
+    if host.name == "standalone":  # a WebUI takes files of its own only
+        looks.append(lambda: find_vae(model.vae, host.vaes()))
+    for look in looks:
+        try:
+            look()
+        except hub.NotFetched as missing:
+            yield from _fetching(missing, model.hub_token, control)
+        except ModelError:
+            return  # the lease says what is wrong
 
 
-def facts_of(checkpoint: Path, model: ModelConfig) -> ModelFacts | None:
+def _fetching(missing: hub.NotFetched, token: str, control: Control) -> Iterator[Event]:
+    total = 0
+    for progress in hub.Hub.of_environment(token).fetch(missing.name, assets.cache_folder()):
+        if progress.total != total:
+            total = progress.total
+            yield Phase("fetching", total // MEGABYTE)
+        yield Progress(progress.done // MEGABYTE)
+        if control.stopping:
+            return
+
+
+def facts_of(checkpoint: Path, model: ModelConfig, sha256: str = "") -> ModelFacts | None:
     """What the file tells with the config's flags, or None where a host holds a model whose file cannot be read so."""
     try:
-        return inspect_with(checkpoint, model)
+        return inspect_with(checkpoint, model, sha256=sha256)
     except ModelError:
         return None
 

@@ -9,6 +9,7 @@ import pytest
 from lora_trainer.errors import ModelError
 from lora_trainer.models import hub as hubs
 from lora_trainer.models.hub import Hub, Name, chosen, place
+from lora_trainer.models.vae_file import vae_file
 from tests.models.stand_in_hub import COMMIT, StandIn, serving
 
 NAME = Name("someone/some-model")
@@ -217,6 +218,29 @@ def test_the_yaml_beside_a_checkpoint_comes_along(stand_in, tmp_path: Path):
     stand_in.files = {"x.safetensors": b"weights", "x.yaml": b"parameterization: v", "readme.md": b""}
     found = fetch(stand_in, tmp_path)
     assert (found.read_bytes(), found.with_suffix(".yaml").read_bytes()) == (b"weights", b"parameterization: v")
+
+
+VAE = {
+    "config.json": b"{}",
+    "diffusion_pytorch_model.safetensors": b"vae",
+    "diffusion_pytorch_model.bin": b"the same",
+    "sdxl.vae.safetensors": b"x",
+}
+
+
+def test_a_vae_by_itself_comes_as_a_folder_whatever_lies_beside_it(stand_in, tmp_path: Path):
+    stand_in.files = dict(VAE)
+    found = fetch(stand_in, tmp_path)
+    assert vae_file(found).read_bytes() == b"vae"
+    assert sorted(asked(stand_in)) == ["config.json", "diffusion_pytorch_model.safetensors"]
+
+
+def test_a_token_with_a_line_end_is_cleaned_and_one_that_cannot_be_sent_is_refused_without_being_shown(stand_in, tmp_path: Path):
+    stand_in.token = "hf_secret"
+    fetch(stand_in, tmp_path, token=" hf_secret\n")
+    with pytest.raises(ModelError, match="signs that no token has") as caught:
+        fetch(stand_in, tmp_path / "other", token="hf_secret\nX-Other: 1")
+    assert "hf_secret" not in caught.value.text()
 
 
 def test_several_checkpoints_have_to_be_chosen_from():

@@ -17,6 +17,7 @@ from lora_trainer.models.load import load, read_vae
 from lora_trainer.models.probe import asked, correlation
 from lora_trainer.models.schedule import alphas_cumprod
 from lora_trainer.models.source import FileSource
+from lora_trainer.models.vae_file import check_vae
 from tests.models.conftest import CPU, FAMILIES
 
 
@@ -129,10 +130,11 @@ def vae_of(bundle) -> dict[str, torch.Tensor]:
     return {name: tensor + 1 for name, tensor in bundle.vae.named_parameters()}
 
 
-def test_another_vae_is_taken_from_a_file_of_any_layout_or_a_folder(tmp_path, checkpoint, bundle_of):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_vae_is_taken_from_a_file_of_any_layout_or_a_folder(tmp_path, checkpoint, bundle_of, family):
     from safetensors.torch import save_file
 
-    wanted = vae_of(bundle_of("sd1"))
+    wanted = vae_of(bundle_of(family))
     ldm = save.host_names("vae", wanted)
     old = {f".attentions.0.{new}.": f".attentions.0.{name}." for name, new in layout.OLD_VAE_ATTENTION.items()}
     before = {next((key.replace(new, name) for new, name in old.items() if new in key), key): tensor for key, tensor in wanted.items()}
@@ -140,23 +142,39 @@ def test_another_vae_is_taken_from_a_file_of_any_layout_or_a_folder(tmp_path, ch
     save_file(ldm, tmp_path / "a.vae.safetensors")
     save_file({layout.VAE + name: tensor for name, tensor in ldm.items()}, tmp_path / "b.safetensors")
     save_file(wanted, tmp_path / "c.safetensors")
-    (tmp_path / "folder").mkdir()
-    save_file(before, tmp_path / "folder" / "diffusion_pytorch_model.safetensors")
-    torch.save({"state_dict": {**ldm, "loss.logvar": torch.ones(1)}}, tmp_path / "d.ckpt")
-    for name in ("a.vae.safetensors", "b.safetensors", "c.safetensors", "folder", "d.ckpt"):
-        made = load(FileSource(checkpoint("sd1"), tmp_path / name), CPU)
-        state = dict(made.vae.named_parameters())
+    for name in ("folder", "whole/vae"):
+        (tmp_path / name).mkdir(parents=True)
+        save_file(before, tmp_path / name / "diffusion_pytorch_model.safetensors")
+    torch.save({"state_dict": {**ldm, "loss.logvar": torch.ones(1)}}, tmp_path / "d.vae.pt")
+    for name in ("a.vae.safetensors", "b.safetensors", "c.safetensors", "folder", "whole", "d.vae.pt"):
+        state = read_vae(tmp_path / name)
         assert set(state) == set(wanted)
-        assert all(torch.equal(state[key], wanted[key].reshape(state[key].shape)) for key in wanted), name
+        assert all(torch.equal(state[key].reshape(wanted[key].shape), wanted[key]) for key in wanted), name
+    made, other = load(FileSource(checkpoint(family), tmp_path / "d.vae.pt"), CPU), bundle_of(family)
+    assert all(torch.equal(value, wanted[key]) for key, value in made.vae.named_parameters())
+    assert all(torch.equal(own, same) for own, same in zip(made.unet.parameters(), other.unet.parameters(), strict=True))
 
 
-def test_what_is_no_vae_is_refused(tmp_path, toy_checkpoint: Path):
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"x": torch.ones(1)}, "not a VAE"),
+        ({"decoder.conv_in.weight": torch.ones(4, 16, 3, 3)}, "a VAE of 16 channels"),
+        ({"decoder.layers.0.weight": torch.ones(4, 4, 3, 3)}, "a small stand-in"),
+        ({"encoder.conv_in.weight": torch.ones(4, 3, 3, 3), "encoder.down.0.block.0.conv1.weight": torch.ones(1)}, "not a VAE"),
+    ],
+)
+def test_what_is_no_vae_of_these_families_is_refused_by_what_it_is(tmp_path, tensors, words):
     from safetensors.torch import save_file
 
-    save_file({"x": torch.ones(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(ModelError, match="not a VAE"):
-        read_vae(tmp_path / "x.safetensors")
-    assert "encoder.conv_in.weight" in read_vae(toy_checkpoint)  # a whole checkpoint holds one
+    save_file(tensors, tmp_path / "x.safetensors")
+    for look in (check_vae, read_vae):
+        with pytest.raises(ModelError, match=words):
+            look(tmp_path / "x.safetensors")
+
+
+def test_a_whole_checkpoint_holds_a_vae(toy_checkpoint: Path):
+    assert "encoder.conv_in.weight" in read_vae(toy_checkpoint)
 
 
 class _AsV(torch.nn.Module):

@@ -22,6 +22,15 @@ KINDS = {
 """Names of programs and formats: the same in every language."""
 
 
+SECRETS = ("hub_token", "huggingface_token", "wandb_api_key")
+"""Keys whose values are never shown."""
+
+
+def shown(key: str, value: Any) -> Any:
+    """The value of a key as it may be shown."""
+    return "…" if value and key.rpartition(".")[2] in SECRETS else value
+
+
 @attrs.frozen
 class Taken:
     """A key of the file and the options that it became."""
@@ -75,8 +84,8 @@ class Imported:
             "kind": self.kind,
             "name": KINDS[self.kind],
             "keys": self.keys,
-            "taken": [{"key": one.key, "value": one.value, "paths": list(one.paths)} for one in self.taken],
-            "left": [{"key": one.key, "value": one.value, "why": one.why.text(language)} for one in self.left],
+            "taken": [{"key": one.key, "value": shown(one.key, one.value), "paths": list(one.paths)} for one in self.taken],
+            "left": [{"key": one.key, "value": shown(one.key, one.value), "why": one.why.text(language)} for one in self.left],
             "filled": [{"path": one.path, "value": one.value} for one in self.filled],
             "notes": [note.text(language) for note in self.notes],
         }

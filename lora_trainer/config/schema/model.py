@@ -14,8 +14,19 @@ class ModelConfig:
         basic=True,
         kind="checkpoint",
     )
+    hub_token: str = param(
+        "",
+        "Hub token",
+        "Only for models of a Hub that ask for permission. It is sent to the Hub and written nowhere: give it again for the next run, "
+        "or set HF_TOKEN once.",
+        kind="secret",
+    )
     vae: str = param(
-        "", "VAE", "Another VAE for reading and drawing pictures. Empty: the checkpoint's own, or the WebUI's choice.", kind="vae"
+        "",
+        "VAE",
+        "Another VAE for reading and drawing pictures: a file, a folder, or a Hub's owner/name. Empty: the checkpoint's own, or the "
+        "WebUI's choice.",
+        kind="vae",
     )
     clip_skip: int = param(
         1,

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.errors import HostBusy, ModelError
+from lora_trainer.errors import ModelError
 from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint, with_remedy
 from lora_trainer.messages import Message
 
@@ -79,7 +79,7 @@ class A1111Host:
 
     def model_info(self) -> dict[str, Any]:
         """Of the loaded checkpoint; "reason" is a Message with the remedy where it cannot be trained."""
-        from lora_trainer.host.a1111 import model, refuse
+        from lora_trainer.host.a1111 import facts, refuse
 
         loaded = self._loaded()
         problem = refuse.refusal(loaded)
@@ -89,8 +89,9 @@ class A1111Host:
             return info
         info |= {"title": loaded.sd_checkpoint_info.name_for_extra, "path": loaded.sd_checkpoint_info.filename}
         if problem is None:
-            facts = model.facts_of(loaded)
-            info |= {"family": facts.family, "prediction": facts.prediction, "native_size": facts.native_size, "because": facts.because}
+            known = facts.of_model(loaded)
+            info |= {"family": known.family, "native_size": known.native_size, "prediction": known.found.kind}
+            info |= {"because": known.found.because, "zero_terminal_snr": known.found.zero_terminal_snr}
         return info
 
     @staticmethod
@@ -109,18 +110,22 @@ class A1111Host:
 
         return device_memory(torch.device(devices.device))
 
-    def busy_reason(self) -> Message | None:
-        """Why nothing can be lent in the way that the host holds models, with the remedy."""
-        from lora_trainer.host.a1111 import refuse
+    def known_sha256(self, path: Path) -> str:
+        """From the host's list, which knows what its cache of hashes knows."""
+        from modules import sd_models
 
-        problem = refuse.refusal(self._loaded())
-        return with_remedy(problem) if isinstance(problem, HostBusy) else None
+        known = (info for info in sd_models.checkpoints_list.values() if _same(info.filename, path))
+        return next((str(info.sha256) for info in known if getattr(info, "sha256", None)), "")
+
+    def busy_reason(self) -> Message | None:
+        """Nothing: what cannot be shared is read from its file, and what is on beside the model is set aside."""
+        return None
 
     def lease(self, model: ModelConfig) -> AbstractContextManager[Lease]:
         """Lends the loaded model, or loads the one that the config names for as long as the loan lasts."""
         from lora_trainer.host.a1111.lease import lend
 
-        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae), self.lets_through)
+        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae), self.lets_through, flags=model)
 
     def _wanted(self, value: str) -> Any:
         """The host's entry of a checkpoint; None for the loaded one."""
