@@ -46,7 +46,7 @@ class FakeWebUI(SimpleNamespace):
         for module, things in {
             self.shared: {"opts": options, "cmd_opts": flags, "state": self.state, "sd_model": held},
             self.devices: {"device": torch.device("cpu"), "dtype_vae": torch.float32, "fp8": False, "torch_gc": lambda: None},
-            self.sd_unet: {"current_unet_option": None, "get_unet_option": lambda: None},
+            self.sd_unet: {"current_unet_option": None, "apply_unet": self.apply_unet},
             self.sd_models: {"checkpoints_list": dict(known), "checkpoint_aliases": dict(known), "model_path": str(models)}
             | {"SkipWritingToConfig": threading.Lock, "reload_model_weights": self.reload},
             self.sd_vae: {"vae_dict": vaes, "loaded_vae_file": None, "reload_vae_weights": self.reload_vae},
@@ -98,6 +98,10 @@ class FakeWebUI(SimpleNamespace):
             source = (wanted, "") if wanted else (self.shared.sd_model.sd_checkpoint_info.filename, PREFIXES[1])
             self.parts[1].load_state_dict(tensors_of(*source))
             self.sd_vae.loaded_vae_file = wanted
+
+    def apply_unet(self, name=None):
+        wanted = name or self.shared.opts.sd_unet
+        self.sd_unet.current_unet_option = None if wanted == "None" else SimpleNamespace(label=wanted)
 
     def list(self):
         files = Path(self.shared.cmd_opts.lora_dir).rglob("*.safetensors")

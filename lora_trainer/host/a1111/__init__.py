@@ -13,6 +13,7 @@ from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import ModelConfig
+    from lora_trainer.models.detect import Flags
 
 LET_THROUGH = "lora_trainer_let_generations_through"
 
@@ -125,10 +126,10 @@ class A1111Host:
         """Lends the loaded model, or loads the one that the config names for as long as the loan lasts."""
         from lora_trainer.host.a1111.lease import lend
 
-        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae), self.lets_through, flags=model)
+        return lend(self._wanted(model.pretrained_model_name_or_path, model), self._vae(model.vae), self.lets_through, flags=model)
 
-    def _wanted(self, value: str) -> Any:
-        """The host's entry of a checkpoint; None for the loaded one."""
+    def _wanted(self, value: str, flags: Flags | None = None) -> Any:
+        """The host's entry of a checkpoint; None for the loaded one. Raises ModelError, also for a flag that its file contradicts."""
         from modules import sd_models
 
         from lora_trainer.models import detect
@@ -148,7 +149,9 @@ class A1111Host:
                 fix="Put it into {folder} and refresh the list at the top of the page.",
                 folder=str(sd_models.model_path),
             )
-        detect.inspect(path)
+        facts = detect.inspect(path, sha256=self.known_sha256(path))
+        if flags is not None:
+            facts.settled(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
         return known
 
     def _vae(self, value: str) -> str | None:

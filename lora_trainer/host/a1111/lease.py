@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
 
 from lora_trainer.errors import HostBusy, ModelError, TrainerError
 from lora_trainer.files import file_sha256
+from lora_trainer.host.a1111 import facts, holding
 from lora_trainer.host.a1111 import model as held
+from lora_trainer.host.a1111.loading import load_checkpoint, load_choice, load_vae, vae_of_choice
 from lora_trainer.host.a1111.preview import Drawing, draw_preview
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.a1111.refuse import refusal
 from lora_trainer.host.base import PictureRequest
 from lora_trainer.host.fingerprint import changed
 from lora_trainer.messages import Message
-from lora_trainer.models.source import LiveSource, ModelSource
+from lora_trainer.models import detect
+from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,12 +36,17 @@ TO_RESUME = "Load {title} in the WebUI again, then press Resume."
 class Ways:
     """What differs between WebUIs that load checkpoints and VAEs as A1111 does.
 
-    `model` has the functions of host.a1111.model: wipe, weights_of, live_source, same_storages.
+    `model` has the functions of host.a1111.model: wipe, weights_of, live_source, same_storages. `why_apart` says why the checkpoint's
+    file is read instead of sharing the weights of a model; `known` what is known of it beside its source.
     """
 
     model: Any = held
     refusal: Callable[[Any], TrainerError | None] = refusal
     drawing: Drawing = attrs.field(factory=Drawing)
+    why_apart: Callable[[Any], Message | None] = holding.why_apart
+    known: Callable[[Any], facts.Known] | None = facts.of_model
+    pieces: holding.Pieces = attrs.field(factory=holding.Pieces)
+    replacement: holding.Replacement = attrs.field(factory=holding.Replacement)
 
 
 @contextmanager
@@ -46,22 +54,26 @@ def lend(
     checkpoint: Any,
     vae_file: str | None,
     lets_through: Callable[[], bool],
-    ways: Ways = Ways(),
+    ways: Ways | None = None,
+    flags: detect.Flags | None = None,
 ) -> Iterator[A1111Lease]:
-    """Lends the model of `checkpoint` with that VAE; the host's selection when they are None and "".
+    """Lends the model of `checkpoint` with that VAE; the host's selection when they are None and "". `flags` are the config's.
 
     Refuses what cannot be lent before anything is touched, and again with the queue in hand. When it ends, by whatever way,
     the model is clean, the user's own choice of checkpoint and VAE is loaded, and the queue is free.
     """
     from modules import call_queue, sd_models, shared
 
+    ways = ways or Ways()
     _refuse_when(checkpoint is None, ways.refusal(shared.sd_model))
+    if checkpoint is None and ways.known is not None:
+        ways.known(shared.sd_model).settled(flags)
     turn = Turn(call_queue.queue_lock)
     turn.take()
     try:
         with sd_models.model_data.lock:  # the start's own loading is not in the queue
             pass
-        yield _begin(turn, checkpoint, vae_file, lets_through, ways)
+        yield _begin(turn, checkpoint, vae_file, lets_through, ways, flags)
     finally:
         if turn.held:
             _give_back(turn, ways)
@@ -73,24 +85,51 @@ def _refuse_when(loaded_is_wanted: bool, problem: TrainerError | None) -> None:
         raise problem
 
 
-def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], ways: Ways) -> A1111Lease:
+def _begin(
+    turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], ways: Ways, flags: detect.Flags | None
+) -> A1111Lease:
     from modules import sd_models, shared
 
+    ways.replacement.remember()
     load_checkpoint(checkpoint or sd_models.select_checkpoint())
     sd_model = sd_models.model_data.sd_model
     if (problem := ways.refusal(sd_model)) is not None:
         raise problem
-    vae = sd_vae_of_choice() if vae_file == "" else vae_file
+    vae = vae_of_choice() if vae_file == "" else vae_file
     load_vae(sd_model, vae)
     ways.model.wipe(sd_model)
+    ways.pieces.remember(sd_model)
+    apart, known = ways.why_apart(sd_model), None if ways.known is None else ways.known(sd_model).settled(flags)
     pin = held.Pin(
         checkpoint=sd_model.sd_checkpoint_info,
         vae_file=vae,
         clip_skip=int(shared.opts.CLIP_stop_at_last_layers),
         vae_dtype=next(sd_model.first_stage_model.parameters()).dtype,
-        weights=ways.model.weights_of(sd_model),
+        weights={} if apart else ways.model.weights_of(sd_model),
+        fp8=getattr(shared.opts, "fp8_storage", None),
     )
-    return A1111Lease(turn, pin, ways.model.live_source(sd_model), lets_through, ways)
+    source = _file_source(pin, known) if apart else _shared(sd_model, ways, known)
+    lease = A1111Lease(turn, pin, source, lets_through, ways, known)
+    told = () if known is None else facts.notes(known, lease.title)
+    lease.notes = (*([apart] if apart else []), *told, *holding.notes(ways.replacement.name))
+    return lease
+
+
+def _shared(sd_model: Any, ways: Ways, known: facts.Known | None) -> ModelSource:
+    source: LiveSource = ways.model.live_source(sd_model)
+    if known is None:
+        return source
+    found = known.found
+    return attrs.evolve(source, prediction=found.kind, zero_terminal_snr=found.zero_terminal_snr, sure=found.sure)
+
+
+def _file_source(pin: held.Pin, known: facts.Known | None) -> FileSource:
+    """The checkpoint's file in place of the host's weights. Raises ModelError where it cannot be read without the host."""
+    path, vae = Path(pin.checkpoint.filename), None if pin.vae_file is None else Path(pin.vae_file)
+    detect.inspect(path)
+    if known is None:
+        return FileSource(path, vae)
+    return FileSource(path, vae, known.found.kind if known.found.sure else None, known.found.zero_terminal_snr)
 
 
 def _give_back(turn: Turn, ways: Ways) -> None:
@@ -103,7 +142,9 @@ def _give_back(turn: Turn, ways: Ways) -> None:
     try:
         if sd_models.model_data.sd_model is not None:
             ways.model.wipe(sd_models.model_data.sd_model)
-        _load_choice()
+        load_choice()
+        ways.pieces.put_back(sd_models.model_data.sd_model)
+        ways.replacement.put_back()
     except ModelError as error:
         errors.report(f"LoRA Trainer: {error}", exc_info=True)
     finally:
@@ -111,61 +152,20 @@ def _give_back(turn: Turn, ways: Ways) -> None:
         turn.give()
 
 
-def _load_choice() -> None:
-    from modules import sd_models
-
-    load_checkpoint(sd_models.select_checkpoint())
-    load_vae(sd_models.model_data.sd_model, sd_vae_of_choice())
-
-
-def sd_vae_of_choice() -> str | None:
-    """The VAE's file that the user's settings mean for the loaded checkpoint; None is the checkpoint's own."""
-    from modules import sd_models, sd_vae
-
-    return cast("str | None", sd_vae.resolve_vae(sd_models.model_data.sd_model.sd_checkpoint_info.filename).vae)
-
-
-def load_checkpoint(info: Any, *, anew: bool = False) -> None:
-    """Loads it unless it is loaded, without touching the user's choice in the options; moves it back onto the device.
-
-    Raises ModelError. The host gives its old model up before it looks for the new one's file, so that is looked for first.
-    """
-    from modules import devices, sd_models
-
-    sd_model = sd_models.model_data.sd_model
-    if anew or sd_model is None or sd_model.sd_checkpoint_info.filename != info.filename:
-        with _told(info.model_name, Path(info.filename)), sd_models.SkipWritingToConfig():
-            sd_models.reload_model_weights(info=info, forced_reload=anew)
-    elif next(sd_model.parameters()).device.type != torch.device(devices.device).type:
-        sd_models.send_model_to_device(sd_model)
-
-
-def load_vae(sd_model: Any, vae_file: str | None) -> None:
-    """Loads that VAE unless it is loaded; None is the checkpoint's own. Raises ModelError."""
-    from modules import sd_vae
-
-    if sd_vae.loaded_vae_file != vae_file:
-        path = Path(vae_file or sd_model.sd_checkpoint_info.filename)
-        with _told(path.name, path):
-            sd_vae.reload_vae_weights(sd_model, vae_file=vae_file)
-
-
-@contextmanager
-def _told(name: str, path: Path) -> Iterator[None]:
-    """What the host raises while it loads a file, told with the file's name."""
-    try:
-        path.stat()
-        yield
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        raise ModelError("the WebUI could not load {name} ({reason}).", name=name, reason=reason, fix="Choose another one.") from error
-
-
 class A1111Lease:
     """See host.base.Lease. What Forge does in another way stands in methods of its own."""
 
-    def __init__(self, turn: Turn, pin: held.Pin, source: ModelSource, lets_through: Callable[[], bool], ways: Ways) -> None:
+    def __init__(
+        self,
+        turn: Turn,
+        pin: held.Pin,
+        source: ModelSource,
+        lets_through: Callable[[], bool],
+        ways: Ways,
+        known: facts.Known | None = None,
+    ) -> None:
         self._ways = ways
+        self._known = known
         self._turn = turn
         self._pin = pin
         self._lets_through = lets_through
@@ -212,6 +212,7 @@ class A1111Lease:
         """Waits for the queue, then has the lent model as it was."""
         self._turn.take()
         try:
+            self._remember()
             self._take_back()
         except BaseException:
             self._give_back()
@@ -236,6 +237,8 @@ class A1111Lease:
         chosen = sd_models.checkpoint_aliases.get(option) if option else sd_models.select_checkpoint()
         if chosen is None or chosen.filename != self._pin.checkpoint.filename:
             return True
+        if getattr(shared.opts, "fp8_storage", None) != self._pin.fp8:
+            return True
         return bool(sd_vae.resolve_vae(chosen.filename).vae != self._pin.vae_file)
 
     def _take_back(self) -> None:
@@ -255,18 +258,32 @@ class A1111Lease:
             )
         self._renew()
 
+    def _remember(self) -> None:
+        """What is on beside the model, and where its pieces are, when the turn begins anew."""
+        from modules import sd_models
+
+        self._ways.replacement.remember()
+        self._ways.pieces.remember(sd_models.model_data.sd_model)
+
     def _renew(self) -> None:
         """Another source where the host's memory is no longer the lent one."""
         from modules import sd_models
 
         sd_model = sd_models.model_data.sd_model
         if isinstance(self.source, LiveSource) and not self._ways.model.same_storages(self.source, sd_model):
-            self.source = self._ways.model.live_source(sd_model)
+            self.source = _shared(sd_model, self._ways, self._known)
             self.device = self._device()
 
     def _restore(self) -> list[str]:
-        """Tries one means after the other; names of the tensors that differ in spite of them all."""
+        """Tries one means after the other; names of the tensors that differ in spite of them all.
+
+        Where the file is read, nobody learns from the host's weights: they are cleaned, and not compared.
+        """
         different: list[str] = []
+        if not self._pin.weights:
+            self._clean()
+            self._clean_thoroughly()
+            return different
         for means in (self._clean, self._clean_thoroughly, self._read_anew):
             means()
             different = changed(self._pin.weights, self._weights())
@@ -283,9 +300,11 @@ class A1111Lease:
     def _clean(self) -> None:
         from modules import sd_models
 
+        self._ways.replacement.take_off()
         load_checkpoint(self._pin.checkpoint)
         load_vae(sd_models.model_data.sd_model, self._pin.vae_file)
         self._ways.model.wipe(sd_models.model_data.sd_model)
+        self._ways.pieces.take_off(sd_models.model_data.sd_model)
 
     def _clean_thoroughly(self) -> None:
         from modules import sd_models

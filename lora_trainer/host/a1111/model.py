@@ -11,31 +11,55 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.host.a1111 import facts
 from lora_trainer.host.fingerprint import fingerprint
-from lora_trainer.models.detect import ModelFacts
+from lora_trainer.models.load import clip_tokenizer
 from lora_trainer.models.source import LiveSource
 
 
 @attrs.frozen(eq=False)
 class Pin:
     """What the loan is of: the host's entry of the checkpoint, the VAE's file (None: the checkpoint's own), the clip skip,
-    the VAE's number format and every weight's fingerprint."""
+    the VAE's number format, every weight's fingerprint (empty: the file is read instead), and the host's option of 8 bits."""
 
     checkpoint: Any
     vae_file: str | None
     clip_skip: int
     vae_dtype: torch.dtype
     weights: dict[str, int]
+    fp8: str | None = None
 
 
 def parts(sd_model: Any) -> dict[str, dict[str, Tensor]]:
-    """Tensors of U-Net, VAE and text encoder under a checkpoint's names without prefix: the host's own storages."""
-    text = sd_model.cond_stage_model.wrapped.transformer.state_dict()
+    """Tensors of U-Net, VAE and text encoders under a checkpoint's names without prefix: the host's own storages."""
+    texts = {part: encoder.state_dict() for part, encoder in encoders(sd_model).items()}
     return {
         "unet": dict(sd_model.model.diffusion_model.state_dict()),
         "vae": dict(sd_model.first_stage_model.state_dict()),
-        "text": {name.replace("token_embedding.wrapped.", "token_embedding."): tensor for name, tensor in text.items()},
+        **{
+            part: {name.replace("token_embedding.wrapped.", "token_embedding."): tensor for name, tensor in state.items()}
+            for part, state in texts.items()
+        },
     }
+
+
+def encoders(sd_model: Any) -> dict[str, Any]:
+    """Its text encoders as "text" and "text_2", transformers' modules or open_clip's; none that are of another kind."""
+    found = (getattr(wrapper.wrapped, "transformer", None) or getattr(wrapper.wrapped, "model", None) for wrapper in wrappers(sd_model))
+    return dict(zip(("text", "text_2"), (encoder for encoder in found if encoder is not None), strict=False))
+
+
+def wrappers(sd_model: Any) -> list[Any]:
+    """What the host put around each text encoder. SDXL's conditioner has embedders of sizes beside them, which nothing is around."""
+    conditioner = getattr(sd_model, "conditioner", None)
+    around = [sd_model.cond_stage_model] if conditioner is None else list(conditioner.embedders)
+    return [wrapper for wrapper in around if hasattr(wrapper, "wrapped")]
+
+
+def _heads(encoder: Any) -> int:
+    """Heads of a text encoder's attention, which no tensor tells."""
+    config = getattr(encoder, "config", None)
+    return int(encoder.transformer.resblocks[0].attn.num_heads if config is None else config.num_attention_heads)
 
 
 def flat(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -56,60 +80,35 @@ def weights_of(sd_model: Any, vae_dtype: torch.dtype | None = None) -> dict[str,
 
 def live_source(sd_model: Any) -> LiveSource:
     """The model as it is, shared. Its baked networks must be off (`restore_networks`)."""
-    states = parts(sd_model)
-    encoder = sd_model.cond_stage_model
+    states, texts = parts(sd_model), list(encoders(sd_model).values())
+    unet, known = sd_model.model.diffusion_model, facts.of_model(sd_model)
     return LiveSource(
         unet_state=states["unet"],
         vae_state=states["vae"],
         text_state=states["text"],
-        unet_heads=sd_model.model.diffusion_model.num_heads,
-        text_heads=encoder.wrapped.transformer.config.num_attention_heads,
-        tokenizer=encoder.tokenizer,
+        unet_heads=max(0, unet.num_heads),
+        text_heads=_heads(texts[0]),
+        tokenizer=getattr(wrappers(sd_model)[0], "tokenizer", None) or clip_tokenizer(),
         path=Path(sd_model.sd_checkpoint_info.filename),
-        prediction=prediction_of(sd_model),
+        prediction=known.found.kind,
+        family=known.family,
+        zero_terminal_snr=known.found.zero_terminal_snr,
+        unet_head_width=max(1, getattr(unet, "num_head_channels", 64)),
+        text_2_state=states.get("text_2", {}),
+        text_2_heads=_heads(texts[1]) if len(texts) > 1 else 0,
+        sure=known.found.sure,
     )
 
 
 def same_storages(source: LiveSource, sd_model: Any) -> bool:
     """Whether a source still is the host's memory: a move to another device or format gives a tensor another one."""
     held = {"unet": source.unet_state, "vae": source.vae_state, "text": source.text_state}
+    held |= {"text_2": source.text_2_state} if source.text_2_state else {}
     return _places(held) == _places(parts(sd_model))
 
 
 def _places(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, tuple[int, torch.dtype]]:
     return {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in flat(states).items()}
-
-
-def prediction_of(sd_model: Any) -> str:
-    """ "epsilon" or "v"."""
-    return "v" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
-
-
-def facts_of(sd_model: Any) -> ModelFacts:
-    """What the plan wants to know, read off the modules."""
-    states = parts(sd_model)
-    unet, text = sd_model.model.diffusion_model, sd_model.cond_stage_model.wrapped.transformer.config
-    first = states["unet"]["input_blocks.0.0.weight"]
-    return ModelFacts(
-        family="sd1",
-        prediction=prediction_of(sd_model),
-        because="the WebUI's configuration of this checkpoint",
-        native_size=int(getattr(sd_model, "image_size", 64)) * 8,
-        model_channels=first.shape[0],
-        context_width=text.hidden_size,
-        text_layers=text.num_hidden_layers,
-        unet_heads=unet.num_heads,
-        text_heads=text.num_attention_heads,
-        unet_parameters=_count(states["unet"]),
-        text_parameters=_count(states["text"]),
-        vae_parameters=_count(states["vae"]),
-        dtype=str(first.dtype).removeprefix("torch."),
-        title=sd_model.sd_checkpoint_info.model_name,
-    )
-
-
-def _count(state: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in state.values() if tensor.is_floating_point())
 
 
 def loaded_networks() -> Any:

@@ -34,8 +34,12 @@ class Drawing:
     """How the host is asked for a picture on the lent model, and how it forgets the network afterwards."""
 
     def overrides(self, pin: held.Pin) -> dict[str, Any]:
-        """Options that pin the lent checkpoint while the picture is drawn."""
-        return {"sd_model_checkpoint": _alias(pin.checkpoint)}
+        """Options that pin the lent checkpoint while the picture is drawn, and keep its U-Net and number format as they are lent."""
+        from modules import shared
+
+        kept = {"sd_unet": "None"} | ({} if pin.fp8 is None else {"fp8_storage": pin.fp8})
+        changed = {key: value for key, value in kept.items() if getattr(shared.opts, key, value) != value}
+        return {"sd_model_checkpoint": _alias(pin.checkpoint)} | changed
 
     def images(self, pin: held.Pin, p: Any) -> list[Image]:
         """The pictures of a request that is ready."""
