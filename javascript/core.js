@@ -26,6 +26,7 @@
     LT.state = fresh(); // a browser that keeps nothing, or keeps it broken, begins anew
   }
 
+  const isSecret = (path) => Boolean(LT.options && LT.options.has(path) && LT.options.get(path).kind === "secret");
   let saving = 0;
   /** Remembers the state in this browser, a moment later. */
   LT.keep = () => {
@@ -36,7 +37,7 @@
     window.clearTimeout(saving);
     saving = 0;
     try {
-      window.localStorage.setItem(KEPT, JSON.stringify(LT.state));
+      window.localStorage.setItem(KEPT, JSON.stringify(LT.state, (key, value) => (isSecret(key) ? undefined : value)));
     } catch (error) {
       /* storage full or forbidden: the page works without */
     }

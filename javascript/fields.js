@@ -69,22 +69,14 @@
       return { element: h("label.lt-switch", {}, box, words), paint };
     },
     choice: (option, id, write) => select(id, choicesOf(option), write),
-    checkpoint: (option, id, write) => select(id, choicesOf(option), write, loadedLabel),
-    vae: (option, id, write) => select(id, choicesOf(option), write, () => t("the checkpoint's own")),
+    checkpoint: (option, id, write) => orWritten(id, choicesOf(option), write, { label: t("another file, folder or Hub model…"), name: t("Path, or owner/name of a Hub's model"), placeholder: "owner/name", empty: loadedLabel }),
+    vae: (option, id, write) => orWritten(id, choicesOf(option), write, { label: t("another file, folder or Hub model…"), name: t("Path, or owner/name of a Hub's model"), placeholder: "owner/name", empty: () => t("the checkpoint's own") }),
     /** One of the list, or a class of any installed package by its whole name. */
-    class: (option, id, write) => {
-      const other = "\u2026";
-      const known = (value) => (option.choices || []).includes(value);
-      const list = select(id, [...choicesOf(option), { value: other, label: t("another class…") }], (value) => (value === other ? open() : write(value)));
-      const field = h("input.lt-input.lt-classname", { type: "text", spellcheck: "false", autocomplete: "off", placeholder: "package.Class", "aria-label": t("Whole name of the class"), onchange: () => field.value.trim() && write(field.value.trim()) });
-      const open = () => { field.hidden = false; field.focus(); };
-      const paint = (value) => {
-        if (field === document.activeElement) return;
-        list.paint(known(value) ? value : other);
-        field.hidden = known(value);
-        field.value = known(value) ? "" : value;
-      };
-      return { element: h("div", {}, list.element, field), paint };
+    class: (option, id, write) => orWritten(id, choicesOf(option), write, { label: t("another class…"), name: t("Whole name of the class"), placeholder: "package.Class" }),
+    /** What nobody shall read over one's shoulder, and no browser keeps. */
+    secret: (option, id, write) => {
+      const field = h("input.lt-input", { id, type: "password", spellcheck: "false", autocomplete: "new-password", onchange: () => write(field.value.trim() || undefined) });
+      return { element: field, paint: (value) => { if (field !== document.activeElement) field.value = value || ""; } };
     },
     lines: (option, id, write) => {
       const area = h("textarea.lt-input", { id, rows: 1, spellcheck: "false", onchange: () => write(LT.read(option, area.value)), oninput: () => grow(area) });
@@ -140,10 +132,32 @@
   /** A list to choose from: {element, paint(value)}. */
   LT.select = select;
 
+  /** A list, and a field behind its last choice for what is not in it. */
+  const orWritten = (id, choices, write, { label, name, placeholder, empty }) => {
+    const other = "\u2026";
+    const known = (value) => choices.some((choice) => choice.value === value);
+    const list = select(id, [...choices, { value: other, label }], (value) => (value === other ? open() : write(value)), empty);
+    const field = h("input.lt-input.lt-written", { type: "text", spellcheck: "false", autocomplete: "off", placeholder, "aria-label": name, onchange: () => field.value.trim() && write(field.value.trim()) });
+    const open = () => { field.hidden = false; field.focus(); };
+    const paint = (value) => {
+      if (field === document.activeElement) return;
+      list.paint(known(value) ? value : other);
+      field.hidden = known(value);
+      field.value = known(value) ? "" : value;
+    };
+    return { element: h("div", {}, list.element, field), paint };
+  };
+
   const kindOf = (option) => {
     if (option.kind in CONTROLS) return option.kind;
     if (option.type === "bool" || option.type === "choice") return option.type;
     return option.type === "list" ? "lines" : "text";
+  };
+
+  /** What the chosen model is, and how that was found. */
+  const modelWords = (option) => {
+    const model = option.kind === "checkpoint" && LT.seen.plan && LT.seen.plan.model;
+    return model && [[...LT.modelFacts(model), LT.size(model.native_size, model.native_size)].join(" · "), model.because && `: ${model.because}`];
   };
 
   /** What to know of the chosen optimizer: the rate to begin with, what it does by itself, the package that it lacks. */
@@ -183,7 +197,7 @@
       help: option.help,
       toml: full && path.split(".").pop(),
       control: control.element,
-      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)]] : hint || (() => LT.differs(path) && chosenFacts(option)),
+      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), modelWords(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)]] : hint || (() => modelWords(option) || (LT.differs(path) && chosenFacts(option))),
       shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
       differs: () => LT.differs(path),
       pending: () => pendingOf(option),

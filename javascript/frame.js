@@ -143,13 +143,16 @@
   LT.familyName = (family) => FAMILIES[family] || family || "";
   const predictionName = (prediction) => ({ v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] || prediction || "";
 
+  /** Family, prediction and noise schedule of a model, as the server tells them. */
+  LT.modelFacts = (model) => [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
+
   const paintModel = (model) => {
     parts.model.hidden = !model;
     if (!model) return;
     const bad = model.trainable === false;
     parts.model.classList.toggle("bad", bad);
     const title = String(model.title || "").replace(/\.(safetensors|ckpt)\b.*$/, "");
-    const facts = [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
+    const facts = LT.modelFacts(model);
     LT.fill(
       parts.model,
       bad && LT.icon("cross"),

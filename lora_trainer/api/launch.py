@@ -17,7 +17,7 @@ from lora_trainer.config.checks import options
 from lora_trainer.config.files import INPUTS, TABLE_INPUTS, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import ConfigError, Problem, TrainerError
+from lora_trainer.errors import ConfigError, ModelError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
@@ -122,8 +122,20 @@ def check_model(config: TrainConfig, host: Host) -> None:
         return
     from lora_trainer.models.hub import NotFetched
 
+    path = None
     with contextlib.suppress(NotFetched):  # the run fetches it
-        model_path(config, host)
+        path = model_path(config, host)
+    if host.name != "standalone" and not apart(config) and (path is None or path.resolve() not in _lendable(host)):
+        raise ModelError(
+            "{name} is not in the WebUI's list of checkpoints, so the WebUI cannot lend it.",
+            name=config.model.pretrained_model_name_or_path,
+            path="model.pretrained_model_name_or_path",
+            fix="Put it into the WebUI's folder of models, or switch on memory.own_process: such a run reads it from where it is.",
+        )
+
+
+def _lendable(host: Host) -> set[Path]:
+    return {checkpoint.path.resolve() for checkpoint in host.checkpoints()}
 
 
 def model_path(config: TrainConfig, host: Host) -> Path:
@@ -181,9 +193,13 @@ def on_files(config: TrainConfig, host: Host) -> TrainConfig:
     """For a process that cannot ask the host: the model that is loaded, and the VAE's name, as paths of their files."""
     if host.name == "standalone" and not config.model.pretrained_model_name_or_path:
         return config  # there it means the same
-    model, vae = model_path(config, host), config.model.vae
+    from lora_trainer.models.hub import NotFetched
+
+    named, vae = config.model.pretrained_model_name_or_path, config.model.vae
+    with contextlib.suppress(NotFetched):  # the process fetches it
+        named = str(model_path(config, host))
     vae = next((str(path) for path in host.vaes() if vae in (path.name, path.stem)), vae) if vae else ""
-    return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=str(model), vae=vae))
+    return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=named, vae=vae))
 
 
 def process_of(folder: RunFolder, host: Host, words: Sequence[str] = (), *, token: str = "") -> OwnProcess:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from lora_trainer import assets
 from lora_trainer.api import launch
 from lora_trainer.cli.main import main
+from lora_trainer.config.changes import with_value
 from lora_trainer.events import Finished
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs.job import Job
@@ -104,3 +105,24 @@ def test_check_says_what_the_model_is_and_why(tmp_path, capsys, monkeypatch):
     badge = json.loads(capsys.readouterr().out)["model"]
     assert badge["because"].startswith("no mark of another")
     assert (badge["family"], badge["prediction"], badge["native_size"], badge["sure"]) == ("sd1", "epsilon", 64, True)
+
+
+class WebUI(StandaloneHost):
+    """A host with a list of its own, in which the Hub's model does not stand."""
+
+    name = "a1111"
+
+
+@pytest.mark.parametrize("named", ["someone/some-model", "elsewhere.safetensors"])
+def test_what_is_not_in_a_webuis_list_needs_a_process_of_its_own_which_reads_it(tmp_path, hub, toy_checkpoint, named):
+    (tmp_path / "elsewhere.safetensors").write_bytes(toy_checkpoint.read_bytes())
+    model = str(tmp_path / named) if named.endswith(".safetensors") else named
+    shared = small_config(tmp_path, model__pretrained_model_name_or_path=model, save__runs_dir=str(tmp_path))
+    (problem,) = launch.problems_before(shared, WebUI(tmp_path))
+    assert problem.path == "model.pretrained_model_name_or_path"
+    assert "memory.own_process" in problem.fix.text()
+    apart = with_value(shared, "memory.own_process", True)
+    assert launch.problems_before(apart, WebUI(tmp_path)) == []
+    assert launch.on_files(apart, WebUI(tmp_path)).model.pretrained_model_name_or_path == model
+    listed = small_config(tmp_path, save__runs_dir=str(tmp_path))
+    assert launch.problems_before(listed, WebUI(tmp_path)) == []

@@ -43,6 +43,25 @@ DONE = {
 }
 STATE_AT = 792
 RATES = {"unet": 1.4e-4, "text_encoder": 7e-5}
+MODELS = [
+    {
+        "title": "v1-5-pruned-emaonly.safetensors",
+        "family": "sd1",
+        "prediction": "epsilon",
+        "zero_terminal_snr": False,
+        "native_size": 512,
+        "because": "the WebUI's configuration",
+    },
+    {
+        "title": "noobai-v.safetensors",
+        "family": "sdxl",
+        "prediction": "v",
+        "zero_terminal_snr": True,
+        "native_size": 1024,
+        "because": "the checkpoint's key v_pred",
+    },
+]
+"""What is loaded, and whatever else is chosen."""
 WARMUP = 66
 
 
@@ -264,6 +283,7 @@ class World:
                 "fits": sum(parts.values()) <= free,
                 "estimate": True,
             },
+            "model": MODELS[bool(config.get("model", {}).get("pretrained_model_name_or_path"))],
             "schedule": schedule(each * epochs),
             "effective": {group: {"rate": rate, "with_network": rate / 2, "least": 0.0} for group, rate in RATES.items()},
             "problems": [],

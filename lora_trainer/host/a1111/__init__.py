@@ -141,7 +141,7 @@ class A1111Host:
         if current is not None and _same(current.filename, path):
             return current
         known = next((info for info in sd_models.checkpoints_list.values() if _same(info.filename, path)), None)
-        if known is None and path.is_file():
+        if known is None and path.exists():
             raise ModelError(
                 "{file} is not in the WebUI's list of checkpoints.",
                 file=str(path),
