@@ -20,6 +20,7 @@ from pathlib import Path
 from PIL import Image
 
 from tests.host.data_folder import make_data
+from tests.host.family_models import add_families
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("lora_trainer", "scripts", "javascript", "install.py", "preload.py", "requirements.txt", "style.css")
@@ -155,6 +156,8 @@ def start(tree, data, python, *flags, login=""):
 def scratch(tree):
     """A data folder on the tree's disk."""
     data = make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
+    if not (tree / "modules_forge").is_dir():
+        add_families(data)
     if not (tree / "models" / "VAE-approx" / "model.pt").exists():  # reForge would fetch it to show half-done pictures
         (data / "config.json").write_text('{"live_previews_enable": false}', encoding="utf-8")
     return data

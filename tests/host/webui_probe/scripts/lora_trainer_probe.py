@@ -16,17 +16,21 @@ def load():
     path = list(sys.path)
     sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])
     try:
-        from tests.host import contract, contract_runs
+        from tests.host import contract, contract_families, contract_runs  # noqa: F401 - its checks join REAL_ONLY
         from tests.host.contract_forge import FORGE_ONLY
         from tests.host.contract_forge_families import FAMILIES
         from tests.host.forge_world import ForgeWorld, ReForgeWorld
+        if "modules_forge" not in sys.modules:
+            from tests.host.contract_pieces import CHECKS
     finally:
         sys.path[:] = path
     common = contract_runs.CHECKS | contract_runs.REAL_ONLY
     relative = {name: function for name, function in common.items() if name not in contract.A1111_ONLY}
     if "modules_forge.main_entry" in sys.modules:
         return ForgeWorld, relative | FORGE_ONLY | FAMILIES
-    return (ReForgeWorld, relative | FAMILIES) if "modules_forge" in sys.modules else (contract.World, common)
+    if "modules_forge" in sys.modules:
+        return ReForgeWorld, relative | FAMILIES
+    return contract.World, common | CHECKS
 
 
 def world():
