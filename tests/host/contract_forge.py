@@ -1,7 +1,8 @@
 """What only Forge can do to a run: checks beside those of contract.py, inside of a real one."""
 
+import contextlib
+
 import torch
-from safetensors.torch import load_file
 
 from lora_trainer.control import Control
 from lora_trainer.models.source import FileSource, LiveSource
@@ -41,27 +42,17 @@ def what_is_lent_can_be_learned_through(world):
         assert added.grad.abs().sum() > 0
 
 
-@only_in_forge
-def model_in_low_bits_is_read_from_its_file_and_that_is_said(world):
+@contextlib.contextmanager
+def diffusion_in(world, bits):
+    """What the page's "Diffusion in Low Bits" does."""
     from modules_forge import main_entry
 
     options = world.modules.shared.opts.data
     before = options.get("forge_unet_storage_dtype", "Automatic")
-    plain = Run(world, "wide", **previews()).go()
-    options["forge_unet_storage_dtype"] = "float8-e4m3fn"
+    options["forge_unet_storage_dtype"] = bits
     main_entry.refresh_model_loading_parameters()
     try:
-        world.generate("in eight bits")
-        assert any(tensor.dtype is torch.float8_e4m3fn for tensor in world.state().values()), "not in 8 bits: this check proves nothing"
-        with untouched(world, but=["files"]):
-            with world.lend() as lease:
-                assert isinstance(lease.source, FileSource)
-                assert "float8_e4m3fn" in str(lease.notes[0])
-                assert lease.preview(REQUEST, weights(5), 1.0, Control()) is not None
-            narrow = Run(world, "narrow", **previews()).go()
-        assert any("float8_e4m3fn" in str(event.message) for event in narrow.events if type(event).__name__ == "Warned")
-        assert narrow.count("Sampled") == plain.count("Sampled") == 4
-        assert narrow.weights().keys() == plain.weights().keys()
+        yield
     finally:
         options["forge_unet_storage_dtype"] = before
         main_entry.refresh_model_loading_parameters()
@@ -69,17 +60,40 @@ def model_in_low_bits_is_read_from_its_file_and_that_is_said(world):
 
 
 @only_in_forge
-def every_layer_of_a_trained_file_reaches_the_picture(world):
-    run = Run(world, "reached").go()
-    target = world.loras / "reached.safetensors"
-    target.write_bytes((run.output / "reached.safetensors").read_bytes())
-    try:
-        world.generate("a red circle<lora:reached:1>")
-        drawn = world.loaded().forge_objects_after_applying_lora
-        patched = [key for patcher in (drawn.unet, drawn.clip.patcher) for keys in patcher.lora_patches.values() for key in keys]
-        assert len({key.partition(".")[0] for key in load_file(target)}) == len(patched) == 192 + 24, len(patched)
-    finally:
-        target.unlink()
+def model_in_low_bits_is_read_from_its_file_and_that_is_said(world):
+    plain = Run(world, "wide", **previews()).go()
+    with diffusion_in(world, "float8-e4m3fn"):
+        before = world.generate("in eight bits")
+        assert any(tensor.dtype is torch.float8_e4m3fn for tensor in world.state().values()), "not in 8 bits: this check proves nothing"
+        with untouched(world, but=["files"]):
+            with world.lend() as lease:
+                assert isinstance(lease.source, FileSource)
+                assert "float8_e4m3fn" in str(lease.notes[0])
+                assert lease.preview(REQUEST, weights(5), 1.0, Control()) is not None
+            narrow = Run(world, "narrow", **previews()).go()
+        assert world.generate("in eight bits") == before
+    assert any("float8_e4m3fn" in str(event.message) for event in narrow.events if type(event).__name__ == "Warned")
+    assert narrow.count("Sampled") == plain.count("Sampled") == 4
+    assert narrow.weights().keys() == plain.weights().keys()
+
+
+@only_in_forge
+def networks_that_are_added_while_drawing_are_off_during_a_loan_and_on_again_after_it(world):
+    """ "Automatic (fp16 LoRA)" hangs them on the layers and leaves the weights alone."""
+
+    def hung():
+        return sum(hasattr(layer, "forge_online_loras") for layer in world.loaded().forge_objects_original.unet.model.modules())
+
+    with diffusion_in(world, "Automatic (fp16 LoRA)"), untouched(world):
+        plain, marked = world.generate("a red circle"), world.generate("a red circle<lora:mark:1>")
+        assert plain != marked
+        assert hung() == 2
+        with world.lend() as lease:
+            assert hung() == 0
+            assert isinstance(lease.source, LiveSource)
+            assert lease.preview(REQUEST, weights(1), 1.0, Control()).tobytes() == marked
+            assert lease.preview(REQUEST, None, 1.0, Control()).tobytes() == plain
+        assert world.generate("a red circle<lora:mark:1>") == marked
         world.generate("a red circle")
 
 

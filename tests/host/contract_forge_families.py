@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,7 +12,7 @@ from unittest.mock import patch
 import attrs
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks import random_checkpoint
 from lora_trainer.control import Control
@@ -22,17 +23,29 @@ from tests.host import contract, contract_runs
 from tests.host.contract import REQUEST, untouched, write_lora
 from tests.host.contract_runs import PHASES, Run
 
-SDXL_LAYERS = {
-    "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q": (128, 128),
-    "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_v": (64, 96),
-    "lora_te1_text_model_encoder_layers_1_self_attn_q_proj": (32, 32),
-    "lora_te2_text_model_encoder_layers_1_self_attn_q_proj": (64, 64),
+LAYERS = {
+    "sd1": contract.LAYERS,
+    "sd2": {
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q": (128, 128),
+        "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_v": (64, 64),
+        "lora_te_text_model_encoder_layers_1_self_attn_q_proj": (64, 64),
+    },
+    "sdxl": {
+        "lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q": (128, 128),
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_v": (64, 96),
+        "lora_te1_text_model_encoder_layers_1_self_attn_q_proj": (32, 32),
+        "lora_te2_text_model_encoder_layers_1_self_attn_q_proj": (64, 64),
+    },
 }
+"""Some layers of the small models, with their rows and columns."""
 NAMES = {
     "sd1": {r"lora_unet_(down|mid|up)_block": 192, r"lora_te_text_model": 24},
+    "sd2": {r"lora_unet_(down|mid|up)_block": 192, r"lora_te_text_model": 18},
     "sdxl": {r"lora_unet_(input|middle|output)_block": 722, r"lora_te1_text_model": 24, r"lora_te2_text_model": 24},
 }
 """What the keys of a LoRA's modules begin with, and how many of each the small models have."""
+WORDS = {"sd2": {"modelspec.predict_key": "epsilon"}}
+"""What a header says where nothing else tells what the model predicts."""
 WHOLE_RUNS = (
     "run_with_previews_gives_the_same_file_as_a_run_without",
     "run_stopped_halfway_leaves_the_host_as_it_was",
@@ -78,8 +91,8 @@ def chosen(world, family, marks=()):
     if family == "sd1":
         yield
         return
-    before, title = world.modules.shared.opts.data["sd_model_checkpoint"], placed(world, marks)
-    write_lora(world.loras / "mark.safetensors", 1, SDXL_LAYERS)
+    before, title = world.modules.shared.opts.data["sd_model_checkpoint"], placed(world, family, marks)
+    write_lora(world.loras / "mark.safetensors", 1, LAYERS[family])
     try:
         world.choose("sd_model_checkpoint", title).join(120)
         assert world.loaded().sd_checkpoint_info.title == title
@@ -89,13 +102,18 @@ def chosen(world, family, marks=()):
         world.choose("sd_model_checkpoint", before).join(120)
 
 
-def placed(world, marks):
-    """The title of the small SDXL checkpoint in the host's list."""
+def placed(world, family, marks):
+    """The title of the small checkpoint in the host's list."""
     sd_models = world.modules.sd_models
     folder = Path(sd_models.checkpoint_aliases[world.other].filename).parent
-    path = folder / f"zz-{'-'.join(['sdxl', *marks])}.safetensors"
+    path = folder / f"zz-small-{'-'.join([family, *marks])}.safetensors"
     if not path.exists():
-        random_checkpoint.write(path, random_checkpoint.TINY_SDXL, torch.float32, marks=marks)
+        widths = random_checkpoint.SHAPES[family][1]
+        state = random_checkpoint.checkpoint(widths, torch.float32, marks=marks)
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, WORDS.get(family))
+        described = Path("repositories/stable-diffusion-stability-ai/configs/stable-diffusion/v2-inference.yaml")
+        if family == "sd2" and described.exists():  # reForge knows it by its width, as the file's kind itself
+            shutil.copy(described, path.with_suffix(".yaml"))
         sd_models.list_models()
     info = sd_models.checkpoint_aliases[path.name]
     info.calculate_shorthash()
@@ -153,7 +171,7 @@ def bundle_on_a_lent_model_copies_nothing_and_is_there_at_once(world):
         seconds, more = time.perf_counter() - begin, resident() - before
         parameters = [parameter for part in bundle.modules() for parameter in part.parameters()]
         copied = [parameter for parameter in parameters if parameter.untyped_storage().data_ptr() not in own]
-        assert len(parameters) > (900 if world.family == "sd1" else 1900)
+        assert len(parameters) > (1900 if world.family == "sdxl" else 900)
         assert not copied, f"{len(copied)} of {len(parameters)} parameters are copies"
         assert bundle.family.name == lease.source.family == world.host.model_info()["family"] == world.family
     return {"seconds": round(seconds, 3), "parameters": len(parameters), "megabytes": round(more / 1e6, 1)}
@@ -248,7 +266,7 @@ def networks_left_on_the_model_are_off_what_is_lent_and_previews_put_theirs_on(w
     assert world.hashes() != clean, "the host did not bake the network: this check proves nothing"
     with untouched(world), world.lend() as lease:
         assert world.hashes() == clean
-        drawn = lease.preview(REQUEST, lambda path: write_lora(path, 1, SDXL_LAYERS), 1.0, Control())
+        drawn = lease.preview(REQUEST, lambda path: write_lora(path, 1, LAYERS["sdxl"]), 1.0, Control())
         assert drawn.tobytes() == baked
         assert world.hashes() == clean
         skipped = lease.preview(attrs.evolve(REQUEST, clip_skip=2), None, 1.0, Control())

@@ -1,8 +1,10 @@
 """Forge: what can be seen of its host without one. The contract runs inside a real one (test_contract.py)."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 from lora_trainer.errors import ModelError
 from lora_trainer.host.detect import detect
 from lora_trainer.host.forge import engine, lease, model
+from lora_trainer.models.source import LiveSource
 from tests.host.contract_forge import FORGE_ONLY
 
 
@@ -75,7 +78,7 @@ def test_a_number_format_that_cannot_be_shared_is_called_by_its_name():
 def test_prediction_is_the_one_that_the_host_samples_with():
     """reForge reads a checkpoint's marks when it makes the sampling, and says "eps" all the same."""
 
-    class V_PREDICTION:  # noqa: N801 - the host's name
+    class V_PREDICTION:
         pass
 
     def with_unet(**held):
@@ -86,6 +89,14 @@ def test_prediction_is_the_one_that_the_host_samples_with():
     assert [with_unet(model_sampling=sampling), with_unet(model_sampling=object())] == ["v", "epsilon"]
     told = [with_unet(predictor=SimpleNamespace(prediction_type=kind)) for kind in ("v_prediction", "epsilon")]
     assert told == ["v", "epsilon"]
+
+
+def test_weights_that_wait_in_main_memory_are_counted_and_said():
+    here, away = torch.zeros(1000, 1000), torch.zeros(1000, 1000, dtype=torch.float16, device="meta")
+    heads = {"unet_heads": 8, "text_heads": 4}
+    source = LiveSource({"a": here, "b": away}, {}, {"c": here}, tokenizer=None, path=Path("x"), text_2_state={"d": away}, **heads)
+    assert "4 MB" in str(model.notes(source, torch.device("cpu"))[0])
+    assert model.notes(attrs.evolve(source, unet_state={"a": here}, text_2_state={}), torch.device("cpu")) == ()
 
 
 def test_a_file_whose_own_weights_are_packed_is_refused_by_what_it_is(tmp_path):

@@ -41,14 +41,18 @@ class Known:
 
 
 def of_model(sd_model: Any) -> Known:
-    """What the host and the checkpoint's file say together.
+    """What the host and the checkpoint's file say together."""
+    drawn_as = "v" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
+    drawn_zero = bool(getattr(sd_model, "ztsnr", False))  # only versions after 1.10.1 know of it
+    return of_checkpoint(sd_model.sd_checkpoint_info, family_of(sd_model), drawn_as, drawn_zero=drawn_zero)
+
+
+def of_checkpoint(info: Any, family: str, drawn_as: str, *, drawn_zero: bool) -> Known:
+    """The same of a checkpoint that the host draws with in this way.
 
     The file's own marks count most: the host heeds a yaml file beside it, and looks at the model itself for Stable Diffusion 2 only.
     """
-    family, info = family_of(sd_model), sd_model.sd_checkpoint_info
-    drawn_as = "v" if getattr(sd_model, "parameterization", "eps") == "v" else "epsilon"
     file = _looked_at(Path(info.filename), str(getattr(info, "sha256", None) or ""))
-    drawn_zero = bool(getattr(sd_model, "ztsnr", False))  # only versions after 1.10.1 know of it
     found = _together(file.found if file is not None else None, drawn_as, asked=family == "sd2")
     if drawn_zero and found.kind == "v":
         found = attrs.evolve(found, zero_terminal_snr=True)

@@ -108,14 +108,15 @@ def _begin(
         weights={} if apart else ways.model.weights_of(sd_model),
         fp8=getattr(shared.opts, "fp8_storage", None),
     )
-    source = _file_source(pin, known) if apart else _shared(sd_model, ways, known)
+    source = file_source(pin, known) if apart else shared_source(sd_model, ways, known)
     lease = A1111Lease(turn, pin, source, lets_through, ways, known)
     told = () if known is None else facts.notes(known, lease.title)
     lease.notes = (*([apart] if apart else []), *told, *holding.notes(ways.replacement.name))
     return lease
 
 
-def _shared(sd_model: Any, ways: Ways, known: facts.Known | None) -> ModelSource:
+def shared_source(sd_model: Any, ways: Ways, known: facts.Known | None) -> ModelSource:
+    """The host's own weights, with what is known of them beside."""
     source: LiveSource = ways.model.live_source(sd_model)
     if known is None:
         return source
@@ -123,7 +124,7 @@ def _shared(sd_model: Any, ways: Ways, known: facts.Known | None) -> ModelSource
     return attrs.evolve(source, prediction=found.kind, zero_terminal_snr=found.zero_terminal_snr, sure=found.sure)
 
 
-def _file_source(pin: held.Pin, known: facts.Known | None) -> FileSource:
+def file_source(pin: held.Pin, known: facts.Known | None) -> FileSource:
     """The checkpoint's file in place of the host's weights. Raises ModelError where it cannot be read without the host."""
     path, vae = Path(pin.checkpoint.filename), None if pin.vae_file is None else Path(pin.vae_file)
     detect.inspect(path)
@@ -271,7 +272,7 @@ class A1111Lease:
 
         sd_model = sd_models.model_data.sd_model
         if isinstance(self.source, LiveSource) and not self._ways.model.same_storages(self.source, sd_model):
-            self.source = _shared(sd_model, self._ways, self._known)
+            self.source = shared_source(sd_model, self._ways, self._known)
             self.device = self._device()
 
     def _restore(self) -> list[str]:

@@ -66,7 +66,7 @@ class ForgeHost(_Relative):
         """Lends the chosen model, or loads the one that the config names for as long as the loan lasts."""
         from lora_trainer.host.forge.lease import lend
 
-        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae) or None, self.lets_through)
+        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae) or None, self.lets_through, model)
 
 
 class ReForgeHost(_Relative):
@@ -78,4 +78,4 @@ class ReForgeHost(_Relative):
         """Lends the loaded model, or loads the one that the config names for as long as the loan lasts."""
         from lora_trainer.host.forge.reforge import lend
 
-        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae), self.lets_through)
+        return lend(self._wanted(model.pretrained_model_name_or_path), self._vae(model.vae), self.lets_through, model)

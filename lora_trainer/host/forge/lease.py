@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lora_trainer.errors import ModelError
-from lora_trainer.host.a1111.lease import A1111Lease, Ways
+from lora_trainer.host.a1111 import facts
+from lora_trainer.host.a1111.holding import in_odd_format
+from lora_trainer.host.a1111.lease import A1111Lease, Ways, file_source, shared_source
 from lora_trainer.host.a1111.preview import Drawing
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.base import MODEL_FIELD
@@ -18,7 +20,7 @@ from lora_trainer.host.forge import engine
 from lora_trainer.host.forge import model as held
 from lora_trainer.messages import Message, say
 from lora_trainer.models import detect
-from lora_trainer.models.source import FileSource, ModelSource
+from lora_trainer.models.source import FileSource
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +29,9 @@ NOT_CHOSEN = ModelError("the WebUI has no checkpoint loaded.", path=MODEL_FIELD,
 
 
 @contextmanager
-def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> Iterator[ForgeLease]:
+def lend(
+    checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], flags: detect.Flags | None = None
+) -> Iterator[ForgeLease]:
     """Lends the model of `checkpoint` with that VAE; the user's choice when they are None. Loads it where it is not loaded yet.
 
     Refuses what cannot be trained before anything is touched. When it ends, by whatever way, the model is clean, the queue is free,
@@ -35,25 +39,26 @@ def lend(checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]
     """
     from modules import call_queue
 
-    inspect(engine.choice()["checkpoint_info"] if checkpoint is None else checkpoint)
+    inspect(engine.choice()["checkpoint_info"] if checkpoint is None else checkpoint, flags)
     turn = Turn(call_queue.queue_lock)
     turn.take()
     empty = engine.loaded() is None
     try:
-        yield _begin(turn, checkpoint, vae_file, lets_through)
+        yield _begin(turn, checkpoint, vae_file, lets_through, flags)
     finally:
         if turn.held:
             give_back(turn, _leave_as_it_is if empty else _load_choice)
 
 
-def inspect(info: Any) -> detect.ModelFacts:
-    """What the file of a checkpoint tells. Raises ModelError when it cannot be trained, or none is chosen."""
+def inspect(info: Any, flags: detect.Flags | None = None) -> detect.ModelFacts:
+    """What the file of a checkpoint tells. Raises ModelError when it cannot be trained on, contradicts a flag, or none is chosen."""
     if info is None:
         raise NOT_CHOSEN
-    return detect.inspect(Path(info.filename))
+    path, sha256 = Path(info.filename), str(getattr(info, "sha256", None) or "")
+    return detect.inspect(path, sha256=sha256) if flags is None else detect.inspect_with(path, flags, sha256=sha256)
 
 
-def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool]) -> ForgeLease:
+def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], flags: detect.Flags | None) -> ForgeLease:
     from modules import shared
 
     chosen = engine.choice()
@@ -62,7 +67,7 @@ def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Call
     engine.load(parameters)
     sd_model = engine.loaded()
     engine.clean(sd_model)
-    odd = held.odd_format(sd_model)
+    odd, known = held.odd_format(sd_model), held.known(sd_model).settled(flags)
     pin = held.ForgePin(
         checkpoint=sd_model.sd_checkpoint_info,
         vae_file=engine.vae_of(parameters),
@@ -71,12 +76,20 @@ def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Call
         weights={} if odd else held.weights_of(sd_model),
         parameters=parameters,
     )
-    return ForgeLease(turn, pin, _file_source(pin) if odd else held.live_source(sd_model), lets_through, odd)
+    ways = Ways(held, drawing=ForgeDrawing())
+    source = file_source(pin, known) if odd else shared_source(sd_model, ways, known)
+    lease = ForgeLease(turn, pin, source, lets_through, ways, known)
+    told = _about_the_file(odd, pin) if odd else held.notes(source, lease.device)
+    lease.notes = (*told, *facts.notes(known, lease.title))
+    if odd:
+        engine.unload()
+    return lease
 
 
-def _file_source(pin: held.ForgePin) -> FileSource:
-    engine.unload()
-    return FileSource(Path(pin.checkpoint.filename), None if pin.vae_file is None else Path(pin.vae_file))
+def _about_the_file(odd: str, pin: held.ForgePin) -> tuple[Message, ...]:
+    others = ", ".join(Path(module).name for module in pin.parameters["additional_modules"] if module != pin.vae_file)
+    left_out = say('Not read from "VAE / Text Encoder": {names}. The checkpoint\'s own text encoders are.', names=others)
+    return (in_odd_format(odd), left_out) if others else (in_odd_format(odd),)
 
 
 def _leave_as_it_is() -> None:
@@ -130,13 +143,9 @@ class ForgeDrawing(Drawing):
 
 
 class ForgeLease(A1111Lease):
-    """See host.base.Lease. `odd`: the number format for whose sake the file was read; "" when the model is shared."""
+    """See host.base.Lease."""
 
     _pin: held.ForgePin
-
-    def __init__(self, turn: Turn, pin: held.ForgePin, source: ModelSource, lets_through: Callable[[], bool], odd: str) -> None:
-        super().__init__(turn, pin, source, lets_through, Ways(held, drawing=ForgeDrawing()))
-        self.notes = (told(odd),) if odd else ()
 
     @staticmethod
     def _device() -> torch.device:
@@ -152,7 +161,7 @@ class ForgeLease(A1111Lease):
         if isinstance(self.source, FileSource):
             engine.unload()
         elif not held.same_storages(self.source, engine.loaded()):
-            self.source = held.live_source(engine.loaded())
+            self.source = shared_source(engine.loaded(), self._ways, self._known)
             self.device = self._device()
 
     def _weights(self) -> dict[str, int]:
@@ -169,10 +178,3 @@ class ForgeLease(A1111Lease):
     def _read_anew(self) -> None:
         engine.load(self._pin.parameters, anew=True)
         self._clean()
-
-
-def told(odd: str) -> Message:
-    """Why the file is read."""
-    return say(
-        "The WebUI holds the model in {format}, which nothing can be learned through: the checkpoint's file is read instead.", format=odd
-    )

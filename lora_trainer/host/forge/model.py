@@ -9,14 +9,16 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.host.a1111 import facts
 from lora_trainer.host.a1111.model import Pin, flat
 from lora_trainer.host.fingerprint import fingerprint
+from lora_trainer.messages import Message, say
 from lora_trainer.models.load import clip_tokenizer
-from lora_trainer.models.source import LiveSource
+from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
 SHARED = (torch.float32, torch.float16, torch.bfloat16)
-ENCODERS = (("clip_l", "clip_g"), ("clip_l",), ("clip_h",))
-"""Names of the text encoders of each kind of model, in a checkpoint's order."""
+ENCODERS = {"sdxl": ("clip_l", "clip_g"), "sd1": ("clip_l",), "sd2": ("clip_h",)}
+"""Names of the text encoders of each family, in a checkpoint's order; by them a family is told (reForge takes its own SD 2 for SD 1)."""
 
 
 @attrs.frozen(eq=False)
@@ -30,27 +32,31 @@ def parts(sd_model: Any) -> dict[str, dict[str, Tensor]]:
     """Tensors of U-Net, VAE and text encoders under a checkpoint's names without prefix: the host's own storages."""
     original = sd_model.forge_objects_original
     states = {"unet": original.unet.model.diffusion_model.state_dict(), "vae": original.vae.first_stage_model.state_dict()}
-    states |= {part: _text_state(part, encoder) for part, encoder in encoders(sd_model).items()}
+    family = family_of(sd_model)
+    states |= {part: _text_state(part, encoder, family) for part, encoder in encoders(sd_model).items()}
     return {
         part: {name.replace("token_embedding.wrapped.", "token_embedding."): normal(tensor) for name, tensor in state.items()}
         for part, state in states.items()
     }
 
 
-def _text_state(part: str, encoder: Any) -> dict[str, Tensor]:
-    """reForge keeps the projection of SDXL's second encoder beside transformers' module, turned."""
+def _text_state(part: str, encoder: Any, family: str) -> dict[str, Tensor]:
+    """reForge keeps the projection of SDXL's second encoder beside transformers' module, turned, and Stable Diffusion 2's unread layer."""
     state = dict(encoder.transformer.state_dict())
-    projection = getattr(encoder, "text_projection", None)
+    projection, read = getattr(encoder, "text_projection", None), getattr(encoder, "layer_idx", None)
     if part == "text_2" and isinstance(projection, Tensor) and "text_projection.weight" not in state:
         state["text_projection.weight"] = projection.detach().t()
+    if family == "sd2" and read is not None:
+        layers = encoder.transformer.config.num_hidden_layers
+        unread = tuple(f"text_model.encoder.layers.{number}." for number in range(layers + 1 + read, layers))
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(unread)}
     return state
 
 
 def encoders(sd_model: Any) -> dict[str, Any]:
     """Its text encoders as "text" and "text_2"."""
     held = sd_model.forge_objects_original.clip.cond_stage_model
-    found = next(names for names in ENCODERS if all(hasattr(held, name) for name in names))
-    return {part: getattr(held, name) for part, name in zip(("text", "text_2"), found, strict=False)}
+    return {part: getattr(held, name) for part, name in zip(("text", "text_2"), ENCODERS[family_of(sd_model)], strict=False)}
 
 
 @torch.inference_mode(False)
@@ -102,11 +108,32 @@ def live_source(sd_model: Any) -> LiveSource:
         path=Path(sd_model.sd_checkpoint_info.filename),
         prediction=prediction_of(sd_model),
         family=family_of(sd_model),
-        zero_terminal_snr=bool(getattr(getattr(sd_model, "model_config", sd_model), "ztsnr", False)),
+        zero_terminal_snr=_zero_terminal_snr(sd_model),
         unet_head_width=max(1, getattr(unet.diffusion_model, "num_head_channels", 64)),
         text_2_state=states.get("text_2", {}),
         text_2_heads=heads[1] if len(heads) > 1 else 0,
     )
+
+
+def notes(source: ModelSource, device: torch.device) -> tuple[Message, ...]:
+    """What the user should know of where the weights are: those that wait in main memory for want of room are copied."""
+    if isinstance(source, FileSource):
+        return ()
+    states = (source.unet_state, source.text_state, source.text_2_state)
+    away = sum(tensor.numel() * tensor.element_size() for state in states for tensor in state.values() if tensor.device.type != device.type)
+    if not away:
+        return ()
+    told = say(
+        "The WebUI keeps {size} MB of the model in main memory, for want of room on the device: they are copied there for training.",
+        size=round(away / 1e6),
+    )
+    return (told,)
+
+
+def known(sd_model: Any) -> facts.Known:
+    """What the host and the checkpoint's file say together."""
+    drawn_zero = _zero_terminal_snr(sd_model)
+    return facts.of_checkpoint(sd_model.sd_checkpoint_info, family_of(sd_model), prediction_of(sd_model), drawn_zero=drawn_zero)
 
 
 def same_storages(source: LiveSource, sd_model: Any) -> bool:
@@ -132,6 +159,12 @@ def prediction_of(sd_model: Any) -> str:
     return "v" if any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__) else "epsilon"
 
 
+def _zero_terminal_snr(sd_model: Any) -> bool:
+    """Whether the host draws with it by itself, for the sake of a mark in the checkpoint."""
+    return bool(getattr(getattr(sd_model, "model_config", sd_model), "ztsnr", False))
+
+
 def family_of(sd_model: Any) -> str:
     """Its row's name in models/layout.py."""
-    return "sdxl" if sd_model.is_sdxl else "sd2" if sd_model.is_sd2 else "sd1"
+    held = sd_model.forge_objects_original.clip.cond_stage_model
+    return next(family for family, names in ENCODERS.items() if all(hasattr(held, name) for name in names))

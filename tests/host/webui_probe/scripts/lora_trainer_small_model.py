@@ -1,5 +1,5 @@
 """Test extension: Forge and reForge know a model by its widths; this adds kinds as wide as the tests' models: Stable Diffusion 1's small
-one, and SDXL's that `benchmarks/random_checkpoint.py --tiny` writes. Everything else is the host's own code."""
+one, and those that `benchmarks/random_checkpoint.py --tiny` writes. Everything else is the host's own code."""
 
 import functools
 import importlib.util
@@ -27,6 +27,11 @@ KINDS = {
         "text_encoder": encoder(64),
         "vae": {"block_out_channels": [128, 256, 256, 256], "layers_per_block": 1, "sample_size": 64},
     },
+    "SD20": {
+        "unet": {"context_dim": 64, "model_channels": 64},
+        "text_encoder": encoder(64),
+        "vae": {"block_out_channels": [32, 32, 32, 32], "layers_per_block": 2, "sample_size": 64},
+    },
     "SDXL": {
         "unet": {"context_dim": 96, "model_channels": 32, "adm_in_channels": 64 + 6 * 256},
         "text_encoder": encoder(32),
@@ -50,15 +55,19 @@ def add_to_forge(name, sizes):
     for part in sizes.keys() - {"unet"}:
         config = described / part / "config.json"
         known = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps(known | sizes[part]), encoding="utf-8")
+        fewer = {"num_hidden_layers": sizes[part]["num_hidden_layers"] - 1} if name == "SD20" and part == "text_encoder" else {}
+        config.write_text(json.dumps(known | sizes[part] | fewer), encoding="utf-8")  # 23 of Stable Diffusion 2's 24: the last is unread
     kind = type(small(name), (whole,), {"huggingface_repo": str(described), "unet_config": whole.unet_config | sizes["unet"]})
     model_list.models[:] = [known for known in model_list.models if known.__name__ != kind.__name__] + [kind]
 
 
 def add_to_reforge(name, sizes):
     from ldm_patched.modules import sd1_clip, sdxl_clip, supported_models, supported_models_base
+    from ldm_patched.modules.text_encoders import sd2_clip
 
     any_encoder = sd1_clip.SDClipModel
+
+    open_clip = {"special_tokens": {"start": 49406, "end": 49407, "pad": 0}, "layer": "hidden", "layer_idx": -2}
 
     def encoder_of(part, file, **more):
         whole = json.loads((Path(sd1_clip.__file__).parent / file).read_text(encoding="utf-8"))
@@ -69,12 +78,16 @@ def add_to_reforge(name, sizes):
             encoder = encoder_of("text_encoder", "sd1_clip_config.json", return_projected_pooled=False)
             super().__init__(device, dtype, model_options or {}, clip_model=encoder)
 
+    class SmallSD2Encoder(sd2_clip.SD2ClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options=None):
+            encoder = encoder_of("text_encoder", "text_encoders/sd2_clip_config.json", **open_clip)
+            with unittest.mock.patch.object(sd2_clip, "SD2ClipHModel", encoder):
+                super().__init__(device, dtype, model_options or {})
+
     class SmallSDXLEncoders(sdxl_clip.SDXLClipModel):
         def __init__(self, device="cpu", dtype=None, model_options=None):
-            before_last = {"layer": "hidden", "layer_idx": -2, "layer_norm_hidden_state": False}
             narrow = encoder_of("text_encoder", "sd1_clip_config.json")
-            tokens = {"start": 49406, "end": 49407, "pad": 0}
-            wide = encoder_of("text_encoder_2", "clip_config_bigg.json", special_tokens=tokens, **before_last)
+            wide = encoder_of("text_encoder_2", "clip_config_bigg.json", layer_norm_hidden_state=False, **open_clip)
             with (
                 unittest.mock.patch.object(sd1_clip, "SDClipModel", narrow),
                 unittest.mock.patch.object(sdxl_clip, "SDXLClipG", wide),
@@ -82,7 +95,11 @@ def add_to_reforge(name, sizes):
                 super().__init__(device, dtype, model_options or {})
 
     whole = getattr(supported_models, name)
-    tokens, encoders = {"SD15": (sd1_clip.SD1Tokenizer, SmallSD1Encoder), "SDXL": (sdxl_clip.SDXLTokenizer, SmallSDXLEncoders)}[name]
+    tokens, encoders = {
+        "SD15": (sd1_clip.SD1Tokenizer, SmallSD1Encoder),
+        "SD20": (sd2_clip.SD2Tokenizer, SmallSD2Encoder),
+        "SDXL": (sdxl_clip.SDXLTokenizer, SmallSDXLEncoders),
+    }[name]
     target = lambda self, state_dict=None: supported_models_base.ClipTarget(tokens, encoders)  # noqa: E731
     kind = type(small(name), (whole,), {"unet_config": whole.unet_config | sizes["unet"], "clip_target": target})
     supported_models.models[:] = [known for known in supported_models.models if known.__name__ != kind.__name__] + [kind]
