@@ -1,0 +1,142 @@
+"""How A1111's models of each family are read, and what is known of them, without A1111: modules shaped as it holds them."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from benchmarks import random_checkpoint
+from lora_trainer.errors import ModelError
+from lora_trainer.host.a1111 import facts, model
+from lora_trainer.models import layout
+from lora_trainer.models.load import load
+from lora_trainer.models.source import FileSource
+from tests.host.data_folder import info_of, tree
+
+CPU = torch.device("cpu")
+NO_FLAGS = {"v2": None, "v_parameterization": None, "zero_terminal_snr": None}
+
+
+@pytest.fixture(scope="module", params=["sd2", "sdxl"])
+def checkpoint(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("host-families") / f"{request.param}.safetensors"
+    random_checkpoint.write(path, random_checkpoint.SHAPES[request.param][1], torch.float32)
+    path.with_suffix(".yaml").write_text('model:\n  params:\n    parameterization: "eps"\n', encoding="utf-8")
+    return request.param, path
+
+
+def held_as_a1111_does(family, path):
+    """A checkpoint's tensors in modules that are named as A1111's are."""
+    state = load_file(path)
+    parts = {
+        part: tree({key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)})
+        for part, prefix in layout.part_prefixes(family).items()
+    }
+    held = nn.Module()
+    held.model, held.first_stage_model = nn.Module(), parts["vae"]
+    held.model.diffusion_model = parts["unet"]
+    parts["unet"].__dict__.update(in_channels=4, num_heads=-1, num_head_channels=64)
+    around = [_hijacked(parts[part]) for part in parts if part.startswith("text")]
+    if family == "sd2":
+        held.cond_stage_model = around[0]
+    else:
+        held.conditioner = nn.Module()
+        held.conditioner.embedders = nn.ModuleList([*around, nn.Module(), nn.Module()])  # the others tell the picture's sizes
+        held.cond_stage_model = held.conditioner
+    held.__dict__.update({f"is_{family}": True, "parameterization": "eps", "sd_checkpoint_info": info_of(path)})
+    return held
+
+
+def _hijacked(encoder):
+    """The host's wrapper around a text encoder, and the one around its embedding of words."""
+    around = nn.Module()
+    around.wrapped = nn.Module()
+    open_clip = hasattr(encoder, "transformer")
+    place = encoder if open_clip else encoder.text_model.embeddings
+    words, place.token_embedding = place.token_embedding, nn.Module()
+    place.token_embedding.wrapped = words
+    if open_clip:
+        encoder.transformer.resblocks = nn.ModuleList(encoder.transformer.resblocks.children())
+        encoder.transformer.resblocks[0].attn.num_heads = 4
+        around.wrapped.model = encoder
+    else:
+        encoder.config = SimpleNamespace(num_attention_heads=2)
+        around.wrapped.transformer = encoder
+    return around
+
+
+def test_a_lent_model_is_the_file_itself_and_nothing_of_it_is_copied(checkpoint):
+    family, path = checkpoint
+    held = held_as_a1111_does(family, path)
+    own = {tensor.untyped_storage().data_ptr() for tensor in held.state_dict().values()}
+    source = model.live_source(held)
+    shared, read = load(source, CPU), load(FileSource(path), CPU)
+    assert (shared.family.name, shared.prediction, source.sure) == (family, "epsilon", True)
+    for ours, theirs in zip(shared.modules(), read.modules(), strict=True):
+        others = dict(theirs.named_parameters())
+        assert ours.config == theirs.config or ours.config.to_dict() == theirs.config.to_dict()
+        assert {name: torch.equal(value, others[name]) for name, value in ours.named_parameters()} == dict.fromkeys(others, True)
+        assert all(value.untyped_storage().data_ptr() in own for value in ours.parameters())
+    assert model.same_storages(source, held)
+    held.model.diffusion_model.half()
+    assert not model.same_storages(source, held)
+
+
+def test_a_change_of_either_encoder_is_seen(checkpoint):
+    held = held_as_a1111_does(*checkpoint)
+    before = model.weights_of(held)
+    for encoder in model.encoders(held).values():
+        next(encoder.parameters()).data.view(-1)[0] += 1
+    changed = [name for name, number in model.weights_of(held).items() if before[name] != number]
+    assert len(changed) == len(model.encoders(held)), changed
+
+
+def known_of(tmp_path, family="sdxl", *, marks=(), yaml="", host="eps", name="model", **more):
+    path = tmp_path / f"{name}.safetensors"
+    if not path.exists():
+        random_checkpoint.write(path, random_checkpoint.SHAPES[family][1], torch.float16, marks=marks)
+    path.with_suffix(".yaml").write_text(yaml, encoding="utf-8")
+    return facts.of_model(SimpleNamespace(**{f"is_{family}": True}, parameterization=host, sd_checkpoint_info=info_of(path), **more))
+
+
+def test_marks_in_the_file_count_more_than_what_the_host_takes_it_for(tmp_path):
+    known = known_of(tmp_path, marks=("v_pred", "ztsnr"))
+    assert (known.found.kind, known.found.zero_terminal_snr, known.found.sure, known.drawn_as) == ("v", True, True, "epsilon")
+    assert "v_pred" in str(known.found.because)
+
+
+def test_where_nothing_tells_the_host_is_believed_if_it_knows_and_else_the_model_is_asked(tmp_path):
+    plain = known_of(tmp_path)
+    assert (plain.found.kind, plain.found.sure, plain.native_size) == ("epsilon", True, 1024)
+    by_yaml = known_of(tmp_path, yaml="target: x.VScaling\n", host="v")
+    assert (by_yaml.found.kind, by_yaml.found.marked) == ("v", True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "animal-vpred.safetensors")
+    by_name = known_of(tmp_path, name="animal-vpred")
+    assert (by_name.found.kind, by_name.found.sure) == ("v", False)
+    later = known_of(tmp_path, name="animal-vpred", host="v", ztsnr=True)  # versions after 1.10.1 know the keys themselves
+    assert (later.found.kind, later.found.zero_terminal_snr, later.drawn_zero) == ("v", True, True)
+
+
+def test_of_stable_diffusion_2_the_host_has_asked_the_model(tmp_path):
+    for host, kind, size in (("v", "v", 768), ("eps", "epsilon", 512)):
+        known = known_of(tmp_path, "sd2", host=host)
+        assert (known.found.kind, known.found.sure, known.native_size) == (kind, True, size)
+
+
+def test_a_flag_of_the_config_is_heeded_where_nothing_tells_and_refused_where_something_does(tmp_path):
+    known = known_of(tmp_path)
+    settled = known.settled(SimpleNamespace(**NO_FLAGS | {"v_parameterization": True}))
+    assert (settled.found.kind, settled.found.sure) == ("v", True)
+    marked = known_of(tmp_path, yaml="target: x.EpsScaling\n")
+    with pytest.raises(ModelError, match="v_parameterization says otherwise"):
+        marked.settled(SimpleNamespace(**NO_FLAGS | {"v_parameterization": True}))
+    with pytest.raises(ModelError, match="v2 is set"):
+        marked.settled(SimpleNamespace(**NO_FLAGS | {"v2": True}))
+
+
+def test_a_file_that_is_gone_leaves_what_the_host_says(tmp_path):
+    held = SimpleNamespace(is_sdxl=True, parameterization="v", sd_checkpoint_info=info_of(tmp_path / "gone.safetensors"))
+    known = facts.of_model(held)
+    assert (known.family, known.found.kind, known.native_size) == ("sdxl", "v", 1024)
