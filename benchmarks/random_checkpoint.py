@@ -9,7 +9,9 @@ python benchmarks/random_checkpoint.py model.safetensors --family sd2 --tiny --v
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import struct
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -146,6 +148,27 @@ def write(path: Path, widths: Widths = SD15, dtype: torch.dtype = torch.float16,
 
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in checkpoint(widths, dtype, seed, marks=marks).items()}, str(path))
+    return path
+
+
+def hollow(path: Path, widths: Widths = SD15, *, marks: Sequence[str] = ()) -> Path:
+    """A checkpoint's header with nothing behind it: as large as the file would be, without taking that room on the disk."""
+    prefixes = layout.part_prefixes(widths.family)
+    named = dict(zip(prefixes, widths.modules(), strict=True))
+    shapes = {
+        prefixes[part] + name: tuple(tensor.shape)
+        for part, module in named.items()
+        for name, tensor in save.host_names(part, dict(module.named_parameters()), open_clip=prefixes[part].endswith("model.")).items()
+    }
+    told, offset = {}, 0
+    for name, shape in {**shapes, **dict.fromkeys(marks, (0,))}.items():
+        size = 2 * math.prod(shape)
+        told[name] = {"dtype": "F16", "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(told).encode("utf-8")
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + offset)
     return path
 
 

@@ -200,9 +200,11 @@ def _memory(
     numbers = numbers_of(config, machine.device)
     unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
     kept_vae = vae * (4 if machine.device == "cpu" else 0)
+    kept_text = 0 if derive.keeps_captions(config) and machine.device != "cpu" else text
+    of_unet = unet if config.memory.fp8_base_unet else unet * numbers.size
     parts = step_parts(choice_of(config, datasets, facts, numbers), network, numbers, optimizer_named(config.optimizer.type).bytes)
     return (
-        ("model", ((unet + text) * numbers.size + kept_vae) / 2**20),
+        ("model", (of_unet + kept_text * numbers.size + kept_vae) / 2**20),
         *((name, taken / 2**20) for name, taken in parts.items()),
         ("workspace", 600.0 if machine.device != "cpu" else 100.0),
     )

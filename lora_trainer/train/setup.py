@@ -32,9 +32,8 @@ from lora_trainer.models import hub
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import ModelFacts, inspect_with
 from lora_trainer.models.identity import encoder_of
-from lora_trainer.models.load import load
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, make_optimizer, probe
-from lora_trainer.train import attention, metadata, vae
+from lora_trainer.train import attention, eight_bit, metadata, vae
 from lora_trainer.train.average import Average
 from lora_trainer.train.compiling import Compiled
 from lora_trainer.train.conditioning import Captions
@@ -62,7 +61,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     config, told = working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     require_step(lease.device, precision.base)
-    bundle = load(lease.source, lease.device, precision.base)
+    bundle = eight_bit.loaded(lease.source, lease.device, precision.base, asked=config.memory.fp8_base_unet)
     vae.hold(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle)
     parts = [
@@ -90,10 +89,19 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         rules=config.loss,
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
-        notes=(*told, *notes),
+        notes=(*told, *notes, *_of_eight_bits(config, lease)),
         compiled=Compiled() if config.memory.compile else None,
     )
     return trainer
+
+
+def _of_eight_bits(config: TrainConfig, lease: Lease) -> list[Warned]:
+    """That a lent model is not changed into eight bits."""
+    asked = config.memory.fp8_base_unet
+    if not asked or eight_bit.applies(lease.source, asked=asked):
+        return []
+    template = "The WebUI's model is used as it is held: 8 bits are for runs that read a file (a process of their own, for example)."
+    return [Warned(say(template), "memory.fp8_base_unet")]
 
 
 def with_rank_of_weights(config: TrainConfig) -> TrainConfig:

@@ -16,10 +16,9 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.events import Warned
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource, ModelSource
 from lora_trainer.optim.optimizers import TrainingOptimizer
-from lora_trainer.train import attention, economy, vae
+from lora_trainer.train import attention, economy, eight_bit, vae
 from lora_trainer.train.activations import Block, Numbers
 from lora_trainer.train.average import Average, shown
 from lora_trainer.train.checkpointing import Checkpointing, blocks_of
@@ -83,7 +82,8 @@ class Trainer:
         if source is not self.source or self.bundle is RELEASED:
             if self.bundle is RELEASED:
                 self._move(self.device)
-            self.bundle, self.source = load(source, self.device, self.precision.base), source
+            eight = self.config.memory.fp8_base_unet
+            self.bundle, self.source = eight_bit.loaded(source, self.device, self.precision.base, asked=eight), source
             vae.hold(self.bundle, self.config.memory.vae_precision)
         self.attach()
 

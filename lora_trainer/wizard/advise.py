@@ -46,7 +46,7 @@ def suggest(
     kind = subject_called(subject)
     machine, model = probe.machine(host, vram_gb), probe.model(config.model, model_path, host)
     pictures = DatasetFacts.read(config)
-    now = Situation(config, machine, pictures, model, kind, typed, probe.clip_skip(config.model, host))
+    now = Situation(config, machine, pictures, model, _on(kind, model), typed, probe.clip_skip(config.model, host))
     offered, asked = _advise(now)
     after = apply_changes(config, offered)
     plan = make_plan(after, pictures.placed(after), model, machine.for_plan(), pictures.datasets(after))
@@ -66,8 +66,12 @@ def advise(
 
     The config with these changes made gets no further advice. Raises ConfigError for an unknown subject.
     """
-    offered, asked = _advise(Situation(config, machine, pictures, model, subject_called(subject), typed, None))
+    offered, asked = _advise(Situation(config, machine, pictures, model, _on(subject_called(subject), model), typed, None))
     return offered + asked
+
+
+def _on(subject: Subject, model: ModelFacts | None) -> Subject:
+    return subject if model is None else subject.on(model.family)
 
 
 def _advise(start: Situation) -> tuple[list[Change], list[Change]]:

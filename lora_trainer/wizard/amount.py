@@ -10,7 +10,7 @@ import attrs
 from lora_trainer.wizard.facts import Group
 from lora_trainer.wizard.subjects import Subject
 
-FEWEST_STEPS, MOST_STEPS = 400, 3000
+FEWEST_STEPS, MOST_STEPS, MOST_STEPS_SDXL = 400, 3000, 4000
 EPOCHS = range(8, 13)
 ENOUGH_PICTURES = 40
 LIKED_EPOCHS = 10
@@ -18,11 +18,12 @@ LIKED_EPOCHS = 10
 
 @attrs.frozen
 class Course:
-    """A run's length: `repeats` None where the folders' names say them."""
+    """A run's length: `repeats` None where the folders' names say them. `most`: steps that it should not go beyond."""
 
     groups: Sequence[Group]
     batch: int
     accumulation: int
+    most: int = MOST_STEPS
 
     @property
     def pictures(self) -> int:
@@ -65,9 +66,12 @@ def wanted_exposures(subject: Subject, pictures: int) -> float:
 
 
 def choose(subject: Subject, course: Course, *, repeats: int | None, epochs: int | None, folder: bool) -> Amount:
-    """The nearest whole amount within 400 to 3000 steps. `repeats` and `epochs` are those that the user has set, else None."""
+    """The nearest whole amount of 400 steps or more, and no more than the course may have.
+
+    `repeats` and `epochs` are those that the user has set, else None.
+    """
     wanted = wanted_exposures(subject, course.pictures)
-    low, high = (steps * course.together / course.pictures for steps in (FEWEST_STEPS, MOST_STEPS))
+    low, high = (steps * course.together / course.pictures for steps in (FEWEST_STEPS, course.most))
     aim = min(max(wanted, low), high)
     bound = "few" if wanted < low else "many" if wanted > high else ""
     if folder:
@@ -83,7 +87,7 @@ def choose(subject: Subject, course: Course, *, repeats: int | None, epochs: int
 
     def distance(pair: tuple[int | None, int]) -> tuple[float, ...]:
         steps = course.steps(*pair)
-        outside = max(0, FEWEST_STEPS - steps, steps - MOST_STEPS)
+        outside = max(0, FEWEST_STEPS - steps, steps - course.most)
         return outside, abs(_seen(course, pair) - aim), abs(pair[1] - LIKED_EPOCHS), -pair[1]
 
     best = min(pairs, key=distance)
@@ -95,7 +99,7 @@ def _seen(course: Course, pair: tuple[int | None, int]) -> float:
 
 
 def _within(course: Course, pair: tuple[int | None, int]) -> bool:
-    return FEWEST_STEPS <= course.steps(*pair) <= MOST_STEPS
+    return FEWEST_STEPS <= course.steps(*pair) <= course.most
 
 
 def _around(value: float) -> list[int]:

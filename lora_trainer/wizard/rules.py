@@ -17,6 +17,7 @@ from lora_trainer.models.detect import ModelFacts
 from lora_trainer.train.plan import network_parameters
 from lora_trainer.wizard import amount, vram
 from lora_trainer.wizard.facts import GB, DatasetFacts, Group, MachineFacts, whole
+from lora_trainer.wizard.family_rules import buckets, eight_bit, encoded_captions, noise
 from lora_trainer.wizard.subjects import Subject
 
 PLENTY, HELD_SHARE, MOST_HELD = 40, 0.1, 20
@@ -46,15 +47,21 @@ class Situation:
     groups: tuple[Group, ...] = ()
 
     @property
+    def family(self) -> str:
+        """Of the model; Stable Diffusion 1 where none is known."""
+        return self.model.family if self.model else "sd1"
+
+    @property
     def course(self) -> amount.Course:
         """Pictures and pictures a step, for counting steps."""
-        return amount.Course(self.groups, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps)
+        most = amount.MOST_STEPS_SDXL if self.family == "sdxl" else amount.MOST_STEPS
+        return amount.Course(self.groups, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps, most)
 
     @property
     def limits(self) -> vram.Limits:
         """What the memory allows at the training size."""
         width, height = derive.resolution(self.config)
-        return vram.limits(self.machine, width * height)
+        return vram.limits(self.machine, width * height, self.family)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -73,6 +80,8 @@ class Situation:
             changes.append(Change("optimizer.text_encoder_lr", 1e-5 if self.limits.text_encoder else 0.0, say("")))
         if batch:
             changes.append(Change("data.batch_size", batch, say("")))
+        if self.family == "sdxl" and not self.machine.on_cpu:
+            changes.append(Change("data.cache_text_encoder_outputs", True, say("")))
         return vram.needed_mb(apply_changes(self.config, changes), self.model, self.machine)
 
     def is_typed(self, path: str) -> bool:
@@ -85,8 +94,8 @@ class Situation:
 
 
 def clip_skip(now: Situation) -> Iterator[Change]:
-    """As the WebUI reads the model."""
-    if now.clip_skip is not None:
+    """As the WebUI reads the model; what a family does not read stays as it was."""
+    if now.clip_skip is not None and now.family == "sd1":
         because = say("The WebUI reads the loaded model with clip skip {clip_skip}.", clip_skip=now.clip_skip)
         yield Change("model.clip_skip", now.clip_skip, because)
 
@@ -101,8 +110,8 @@ def resolution(now: Situation) -> Iterator[Change]:
         size = LARGE_SIDE
         template = "{gb} GB of VRAM and pictures of at least {side} pixels a side: {size} keeps more of their detail than {native}."
         because = say(template, side=side, size=size, **known)
-    elif gpu and native > 512 and not vram.rung(now.machine).large_batch:
-        size, because = 512, say("{gb} GB of VRAM are too little for the model's own {native} pixels.", **known)
+    elif gpu and native > 512 and not vram.rung(now.machine, now.family).large_batch:
+        size, because = vram.ladder(now.family).small, say("{gb} GB of VRAM are too little for the model's own {native} pixels.", **known)
     if width == height and now.config.data.bucket_reso_steps <= size:
         yield Change("data.resolution", size, because)
 
@@ -198,7 +207,11 @@ def unet_rate(now: Situation) -> Iterator[Change]:
 
 
 def text_encoder_rate(now: Situation) -> Iterator[Change]:
-    """Half of the U-Net's; 0 where the memory is too small for both."""
+    """Half of the U-Net's; 0 where the memory is too small for both, and for SDXL."""
+    if now.family == "sdxl" and derive.trains_unet(now.config):
+        template = "SDXL: the U-Net alone learns subjects and styles, and without its 2 text encoders a step needs less memory."
+        yield Change("optimizer.text_encoder_lr", 0.0, say(template))
+        return
     if not now.limits.text_encoder and derive.trains_unet(now.config):
         because = say("{gb} GB of VRAM: only the U-Net is trained, which is where most is learned.", gb=now.machine.gigabytes)
         yield Change("optimizer.text_encoder_lr", 0.0, because)
@@ -235,7 +248,7 @@ def exposures(now: Situation) -> Iterator[Change]:
         "steps": now.course.steps(found.repeats, found.epochs),
         "subject": now.subject.label,
         "few": amount.FEWEST_STEPS,
-        "many": amount.MOST_STEPS,
+        "many": now.course.most,
     }
     because = {
         "": "{product} show each of {count} pictures {seen} times, which is right for {subject}: {steps} steps.",
@@ -299,7 +312,7 @@ def _plain(number: float) -> str:
     return f"{number:.8f}".rstrip("0").rstrip(".")
 
 
-PICTURE_RULES = (clip_skip, resolution, held_back)
+PICTURE_RULES = (clip_skip, resolution, buckets, held_back)
 TRAINING_RULES = (
     rank,
     alpha,
@@ -308,6 +321,9 @@ TRAINING_RULES = (
     accumulation,
     unet_rate,
     text_encoder_rate,
+    encoded_captions,
+    eight_bit,
+    noise,
     exposures,
     schedule,
     intervals,

@@ -12,25 +12,30 @@ from lora_trainer.messages import Message, say
 
 @attrs.frozen
 class Subject:
-    """`exposures`: how often each of 40 pictures is to be seen in all; `rate`: times the usual learning rate."""
+    """`exposures`: how often each of 40 pictures is to be seen in all, and for SDXL; `rate`: times the usual learning rate."""
 
     name: str
     label: Message
     exposures: int
+    exposures_sdxl: int
     rank: int
     rate: float = 1.0
     wanted: int = 0
     """Pictures below which the result is known to be weak; 0: even few will do."""
 
+    def on(self, family: str) -> Subject:
+        """As a family learns it: SDXL needs to see a picture less often."""
+        return attrs.evolve(self, exposures=self.exposures_sdxl) if family == "sdxl" else self
+
 
 SUBJECTS = {
     subject.name: subject
     for subject in (
-        Subject("person", say("a person"), 100, 32),
-        Subject("character", say("a character"), 80, 16),
-        Subject("style", say("a style"), 40, 32, rate=0.7, wanted=30),
-        Subject("object", say("an object"), 80, 16),
-        Subject("scenery", say("scenery"), 30, 32),
+        Subject("person", say("a person"), 100, 80, 32),
+        Subject("character", say("a character"), 80, 60, 16),
+        Subject("style", say("a style"), 40, 30, 32, rate=0.7, wanted=30),
+        Subject("object", say("an object"), 80, 60, 16),
+        Subject("scenery", say("scenery"), 30, 25, 32),
     )
 }
 

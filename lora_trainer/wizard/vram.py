@@ -1,4 +1,4 @@
-"""The memory ladder: what a card of a given size trains at once, for LoRA on Stable Diffusion 1.x (no torch)."""
+"""The memory ladder: what a card of a given size trains at once, for LoRA on each family (no torch)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ FULL = 0.9
 SLACK_GB = 0.5
 """A card called 8 GB says 7.6 to 8."""
 CPU_BATCH = 4
-SMALL, LARGE = 512 * 512, 768 * 768
 
 
 @attrs.frozen
 class Rung:
-    """A card of `gb`: pictures a step at 512 x 512 and at 768 x 768 (0: does not fit), each with or without recomputing."""
+    """A card of `gb`: pictures a step at a ladder's small size and at its large one (0: does not fit), each with or without recomputing.
+
+    `text_encoder`: whether it is trained too.
+    """
 
     gb: float
     batch: int
@@ -30,16 +32,45 @@ class Rung:
     rank: int = 1024
 
 
-LADDER = (
-    Rung(4, 1, True, 0, True, text_encoder=False, rank=8),
-    Rung(6, 2, True, 1, True, text_encoder=False),
-    Rung(8, 2, False, 2, True),
-    Rung(10, 4, False, 2, True),
-    Rung(12, 6, False, 3, False),
-    Rung(16, 8, False, 4, False),
-    Rung(24, 8, False, 6, False),
-    Rung(32, 16, False, 12, False),
+@attrs.frozen
+class Ladder:
+    """The rungs of a family, lowest first, and the sides in pixels that they speak of."""
+
+    small: int
+    large: int
+    rungs: tuple[Rung, ...]
+
+
+SD1 = Ladder(
+    512,
+    768,
+    (
+        Rung(4, 1, True, 0, True, text_encoder=False, rank=8),
+        Rung(6, 2, True, 1, True, text_encoder=False),
+        Rung(8, 2, False, 2, True),
+        Rung(10, 4, False, 2, True),
+        Rung(12, 6, False, 3, False),
+        Rung(16, 8, False, 4, False),
+        Rung(24, 8, False, 6, False),
+        Rung(32, 16, False, 12, False),
+    ),
 )
+"""Stable Diffusion 1 and 2."""
+SDXL = Ladder(
+    768,
+    1024,
+    (
+        Rung(4, 1, True, 0, True, text_encoder=False, rank=8),
+        Rung(8, 1, True, 1, True, text_encoder=False, rank=8),
+        Rung(10, 2, True, 2, True, text_encoder=False, rank=16),
+        Rung(12, 3, True, 2, True, text_encoder=False, rank=64),
+        Rung(16, 4, True, 3, True, text_encoder=False),
+        Rung(24, 8, True, 8, True, text_encoder=False),
+        Rung(32, 16, True, 12, True, text_encoder=False),
+    ),
+)
+"""Two text encoders of 1.6 GB stay as they are: the U-Net alone learns subjects and styles."""
+LADDERS = {"sdxl": SDXL}
 
 
 @attrs.frozen
@@ -52,21 +83,27 @@ class Limits:
     rank: int
 
 
-def rung(machine: MachineFacts) -> Rung:
+def ladder(family: str) -> Ladder:
+    """Of a family by its name."""
+    return LADDERS.get(family, SD1)
+
+
+def rung(machine: MachineFacts, family: str = "sd1") -> Rung:
     """The highest rung that the card reaches; the lowest for a smaller card."""
-    reached = [rung for rung in LADDER if rung.gb <= machine.total_mb / GB + SLACK_GB]
-    return reached[-1] if reached else LADDER[0]
+    rungs = ladder(family).rungs
+    reached = [rung for rung in rungs if rung.gb <= machine.total_mb / GB + SLACK_GB]
+    return reached[-1] if reached else rungs[0]
 
 
-def limits(machine: MachineFacts, pixels: int) -> Limits:
+def limits(machine: MachineFacts, pixels: int, family: str = "sd1") -> Limits:
     """The ladder's answer for pictures of this many pixels. Without a GPU more pictures a step save no time."""
+    here, sizes = rung(machine, family), ladder(family)
     if machine.on_cpu:
-        return Limits(CPU_BATCH, False, True, 1024)
-    here = rung(machine)
-    if pixels <= SMALL:
+        return Limits(CPU_BATCH, False, sizes.rungs[-1].text_encoder, 1024)
+    if pixels <= sizes.small**2:
         return Limits(here.batch, here.checkpointing, here.text_encoder, here.rank)
-    batch = max(1, int(here.large_batch * min(1.0, LARGE / pixels)))
-    return Limits(batch, here.large_checkpointing or pixels > LARGE, here.text_encoder, here.rank)
+    batch = max(1, int(here.large_batch * min(1.0, sizes.large**2 / pixels)))
+    return Limits(batch, here.large_checkpointing or pixels > sizes.large**2, here.text_encoder, here.rank)
 
 
 def needed_mb(config: TrainConfig, model: ModelFacts | None, machine: MachineFacts) -> float:

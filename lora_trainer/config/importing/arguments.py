@@ -249,6 +249,11 @@ def _encoded_captions(value: Any, given: Mapping[str, Any], read: Read) -> Optio
     return [("data.cache_text_encoder_outputs", True)] if value in (True, "true", "True") else OFF
 
 
+def _eight_bits(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    """There for the text encoders too, unless fp8_base_unet says otherwise."""
+    return [("memory.fp8_base_unet", True)] if value in (True, "true", "True") else OFF
+
+
 def _full_vae(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     return [("memory.vae_precision", "fp32")] if value in (True, "true", "True") else OFF
 
@@ -274,6 +279,7 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] 
     **{name: _attention(way) for name, way in ATTENTION.items()},
     "no_half_vae": _full_vae,
     "sdxl_no_half_vae": _full_vae,
+    "fp8_base": _eight_bits,
     "sdxl_cache_text_encoder_outputs": _encoded_captions,
     "noise_offset_type": _noise_type,
     "max_validation_steps": _validation_batches,

@@ -43,7 +43,7 @@ _WORDS: dict[Message, str] = {
     NOT_YET: """network_dropout rank_dropout module_dropout scale_weight_norms base_weights base_weights_multiplier
         down_lr_weight mid_lr_weight
         up_lr_weight block_lr_zero_threshold block_dims block_alphas conv_block_dims conv_block_alphas block_lr full_fp16 full_bf16
-        fp8_base fp8_base_unet fused_backward_pass fused_optimizer_groups optimizer_accumulation_steps blocks_to_swap
+        fused_backward_pass fused_optimizer_groups optimizer_accumulation_steps blocks_to_swap
         cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author metadata_description metadata_license
         metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase metadata_preprocessor
         metadata_is_negative_embedding masked_loss weighted_captions save_state_to_huggingface resume_from_huggingface
