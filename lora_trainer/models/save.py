@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lora_trainer.models import layout
+from lora_trainer.models import layout, weights
+
+LOGIT_SCALE = math.log(100.0)
+"""What CLIP's training ends with; nothing here reads it."""
 
 
 def checkpoint(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[str, Tensor]:
     """Tensors of a checkpoint in LDM's, SGM's and open_clip's names, of parts in diffusers' and transformers' ("unet", "vae", "text" ...).
 
     Only what those layouts pack together or turn round is copied. Stable Diffusion 2's encoder lacks its unread last layer here:
-    whoever writes a whole checkpoint takes it from the one that was trained on.
+    `whole` adds it.
     """
     prefixes = layout.part_prefixes(family)
     return {
@@ -22,6 +27,64 @@ def checkpoint(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[s
         for part, state in parts.items()
         for name, tensor in host_names(part, state, open_clip=prefixes[part].endswith("model.")).items()
     }
+
+
+def whole(parts: Mapping[str, Mapping[str, Tensor]], family: str, original: Path) -> dict[str, Tensor]:
+    """A complete checkpoint with these parts in place of those of the model that was trained on. Raises ModelError.
+
+    Whatever else its file holds stays as it was: layers that nothing reads, CLIP's logit scale, marks of what it predicts; and every
+    tensor keeps its number format there. A folder holds none of that: what hosts miss without it is made.
+    """
+    made = checkpoint(parts, family)
+    if original.is_dir():
+        return made | _unread(made, family)
+    held = weights.tensors(original)
+    taken = _taken(held, parts, family)
+    stays = {name: tensor for name, tensor in held.items() if name not in taken}
+    return stays | {name: tensor.to(held[name].dtype) if name in held else tensor for name, tensor in made.items()}
+
+
+class _Name(str):
+    """A name that goes through the table of layouts as a tensor does."""
+
+    __slots__ = ()
+
+    def chunk(self, parts: int) -> list[_Name]:
+        """Packed matrices are of one name."""
+        return [self] * parts
+
+    def t(self) -> _Name:
+        """Turned."""
+        return self
+
+
+def _taken(held: Mapping[str, Tensor], parts: Mapping[str, object], family: str) -> set[str]:
+    """Names in a checkpoint that become tensors of these parts' modules."""
+    prefixes, found = layout.part_prefixes(family), layout.split_parts(held, family)
+    return {
+        f"{prefixes[part]}{name}"
+        for part, names in found.items()
+        if part in parts
+        for name in layout.modules_names(part, {name: _Name(name) for name in names}, family).values()
+    }
+
+
+def _unread(made: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    """What open_clip's encoders have and nothing reads: their last layers, as the one before them, projection and logit scale."""
+    prefix = next((prefix for prefix in layout.row(family).text if prefix.endswith("model.")), "")
+    if not prefix:
+        return {}
+    blocks, width = f"{prefix}transformer.resblocks.", made[f"{prefix}ln_final.weight"].shape[0]
+    last = max(int(name[len(blocks) :].partition(".")[0]) for name in made if name.startswith(blocks))
+    found = {
+        name.replace(f"{blocks}{last}.", f"{blocks}{last + number}."): tensor.clone()
+        for number in range(1, layout.row(family).unread_text_layers + 1)
+        for name, tensor in made.items()
+        if name.startswith(f"{blocks}{last}.")
+    }
+    likeness = made[f"{prefix}ln_final.weight"]
+    projection = {} if f"{prefix}text_projection" in made else {f"{prefix}text_projection": torch.eye(width, dtype=likeness.dtype)}
+    return projection | {f"{prefix}logit_scale": torch.tensor(LOGIT_SCALE)} | found
 
 
 def host_names(part: str, state: Mapping[str, Tensor], *, open_clip: bool = False) -> dict[str, Tensor]:
