@@ -27,7 +27,7 @@ from tests.host.contract import CHECKS, REQUEST, check, only_in_a1111, untouched
 
 STEPS = 6
 PHASES = {
-    "loading": "lora_trainer.train.setup.load",
+    "loading": "lora_trainer.train.eight_bit.load",
     "caching": "lora_trainer.train.setup.fill_cache",
     "training": "lora_trainer.train.gradient.picture_losses",
     "validating": "lora_trainer.train.validate.validation_loss",

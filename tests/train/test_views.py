@@ -17,6 +17,7 @@ from lora_trainer.data import store
 from lora_trainer.events import Progress, Stepped, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.identity import encoder_of
+from lora_trainer.models.load import load
 from lora_trainer.train import setup
 from lora_trainer.train.pictures import read_pictures
 from lora_trainer.train.shares import Shares
@@ -66,7 +67,7 @@ def test_a_run_learns_the_same_bits_with_and_without_latents_on_disk(tmp_path, c
 def bundle_of(vae_change: float = 0.0):
     config = small_config(Path("unused"))
     with StandaloneHost().lease(config.model) as lease:
-        bundle = setup.load(lease.source, lease.device, torch.float32)
+        bundle = load(lease.source, lease.device, torch.float32)
     if vae_change:
         with torch.no_grad():
             weight = bundle.vae.encoder.conv_in.weight
