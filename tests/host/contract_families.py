@@ -41,7 +41,7 @@ def loaded(world, name):
 def apart(ours, theirs):
     """The largest difference, in units of the largest number."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    assert torch.isfinite(theirs).all()
+    assert torch.isfinite(theirs).all() and torch.isfinite(ours).all()
     return float((ours - theirs).abs().max() / max(1.0, float(theirs.abs().max())))
 
 
