@@ -1,6 +1,7 @@
-"""What a training step of Stable Diffusion 1.5 needs, counted allocation by allocation, beside what the plan predicts.
+"""What a training step of Stable Diffusion needs, counted allocation by allocation, beside what the plan predicts.
 
     python benchmarks/memory.py                     twelve configurations, about two minutes; nothing is calculated
+    python benchmarks/memory.py --shape sdxl        of another family: sd21, sdxl
     python benchmarks/memory.py --json              for programs
     python benchmarks/memory.py --time              recomputing at 256 px by CPU time: none, half the bytes, everything (ten minutes)
 
@@ -32,11 +33,12 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.random_checkpoint import HEADS, SD15, TINY, Widths
+from benchmarks.random_checkpoint import SD15, SD21, SDXL, TINY, TINY_SDXL, Widths
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.families import sd1
+from lora_trainer.models.families import family
+from lora_trainer.models.schedule import alphas_cumprod
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train import activations
 from lora_trainer.train.activations import Numbers
@@ -46,7 +48,7 @@ from lora_trainer.train.runtime import Precision, computing
 from lora_trainer.train.step import Batch, picture_losses
 
 CPU = torch.device("cpu")
-SHAPES = {"sd15": SD15, "tiny": TINY}
+SHAPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL, "tiny": TINY, "tiny-sdxl": TINY_SDXL}
 
 
 @attrs.frozen
@@ -189,7 +191,9 @@ class Step:
             torch.randn(setting.pictures, 4, size, size),
             torch.randn(setting.pictures, 4, size, size),
             torch.zeros(setting.pictures, dtype=torch.long),
-            torch.randn(setting.pictures, 77, widths.text).to(dtype),
+            torch.randn(setting.pictures, 77, sum(text.width for text in widths.texts())).to(dtype),
+            pooled=None if widths.text_2 is None else torch.randn(setting.pictures, widths.text_2.width).to(dtype),
+            sizes=None if widths.text_2 is None else torch.full((setting.pictures, 6), setting.side),
         )
         blocks, rest = blocks_of(
             self.bundle, pixels=setting.side**2, pictures=setting.pictures, rank=setting.rank, words=False, numbers=numbers
@@ -220,14 +224,12 @@ def _bundle(widths: Widths, dtype: torch.dtype) -> ModelBundle:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        unet = UNet2DConditionModel(
-            block_out_channels=tuple(widths.unet), cross_attention_dim=widths.text, attention_head_dim=HEADS, sample_size=64
-        )
+        unet = UNet2DConditionModel(**widths.unet_config())
     finally:
         torch.set_default_dtype(before)
     unet.requires_grad_(False).eval()
     none = torch.nn.Identity()
-    return ModelBundle(sd1.SD1(), unet, none, None, none, sd1.alphas_cumprod(), "epsilon", dtype, CPU)
+    return ModelBundle(family(widths.family), unet, none, None, none, alphas_cumprod(), "epsilon", dtype, CPU)
 
 
 def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -> tuple[Counted, activations.Choice]:
@@ -251,7 +253,8 @@ def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -
 
 def lasting(step: Step) -> list[Tensor]:
     """What is there before and after a step: the model, the network, the optimizer's state, what it trains on."""
-    return [*step.bundle.unet.parameters(), *_of_optimizer(step), *attrs.astuple(step.batch)[:4]]
+    told = [value for value in attrs.astuple(step.batch, recurse=False) if isinstance(value, Tensor)]
+    return [*step.bundle.unet.parameters(), *_of_optimizer(step), *told]
 
 
 def _of_optimizer(step: Step) -> list[Tensor]:

@@ -66,7 +66,7 @@ class Widths:
         from diffusers import AutoencoderKL, UNet2DConditionModel
 
         with torch.device("meta"):
-            unet = UNet2DConditionModel(**self._unet_config())
+            unet = UNet2DConditionModel(**self.unet_config())
             vae = AutoencoderKL(
                 block_out_channels=tuple(self.vae),
                 down_block_types=["DownEncoderBlock2D"] * len(self.vae),
@@ -76,7 +76,8 @@ class Widths:
             texts = [self._text(text) for text in self.texts()]
         return unet, vae, *texts
 
-    def _unet_config(self) -> dict[str, Any]:
+    def unet_config(self) -> dict[str, Any]:
+        """Arguments of diffusers' UNet2DConditionModel."""
         sd1 = self.family == "sd1"
         kinds = ["CrossAttnDownBlock2D" if depth else "DownBlock2D" for depth in self.depths]
         made: dict[str, Any] = {
