@@ -45,7 +45,8 @@ def to_mapping(config: TrainConfig, *, changed_only: bool = False) -> dict[str, 
 
 def rebuilt(config: TrainConfig, mapping: Mapping[str, Any]) -> TrainConfig:
     """The config of a mapping that was made of `config`, whose secrets it keeps. Raises ConfigError."""
-    return _with_secrets(build(mapping), config)
+    found: TrainConfig = _with_secrets(build(mapping), config)
+    return found
 
 
 def apply_sets(mapping: Mapping[str, Any], sets: Iterable[str]) -> dict[str, Any]:

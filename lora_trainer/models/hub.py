@@ -82,12 +82,16 @@ class Progress:
     file: str
 
 
+def _stripped(text: str) -> str:
+    return text.strip()
+
+
 @attrs.frozen
 class Hub:
     """A Hub at an address. `token` is sent to it only, never on to where it points; it is left out when this is printed."""
 
     endpoint: str = ENDPOINT
-    token: str = attrs.field(default="", converter=str.strip, repr=False)
+    token: str = attrs.field(default="", converter=_stripped, repr=False)
     wait: Callable[[float], None] = attrs.field(default=lambda seconds: None, repr=False)
 
     @classmethod
