@@ -92,6 +92,8 @@ class Lease(Protocol):
     own_previews: bool
     notes: tuple[Message, ...]
     """What the user should know of the way in which the model is lent."""
+    attention: str
+    """How the host calculates attention: "xformers" or "sdpa", "" where it is another way or not known."""
 
     @property
     def source(self) -> ModelSource: ...

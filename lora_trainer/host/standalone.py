@@ -161,6 +161,7 @@ class FileLease:
     device: torch.device
     own_previews: bool = False
     notes: tuple[Message, ...] = ()
+    attention: str = ""
     prediction: str | None = None
     """What the user says of it; None: what the file, or the model itself, says."""
     zero_terminal_snr: bool | None = None

@@ -113,10 +113,14 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, widths: Sequenc
     return ""
 
 
-def choose(asked: str, bundle: ModelBundle) -> tuple[str, list[Warned]]:
-    """The way that is taken, and what to tell: a way that was asked for and does not work here gives way to the next."""
+def choose(asked: str, bundle: ModelBundle, hosts: str = "") -> tuple[str, list[Warned]]:
+    """The way that is taken, and what to tell: a way that was asked for and does not work here gives way to the next.
+
+    `hosts`: the way in which the host draws, "" where it is none of ours; "auto" tries it before the others.
+    """
     widths, told = head_widths(bundle.unet), ""
-    for name in ORDER if asked == "auto" else ORDER[ORDER.index(asked) :]:
+    automatic = dict.fromkeys([hosts, *ORDER] if hosts in WAYS else ORDER)
+    for name in automatic if asked == "auto" else ORDER[ORDER.index(asked) :]:
         reason = why_not(name, bundle.device, bundle.dtype, widths)
         if not reason:
             return name, _told(asked, name, told)

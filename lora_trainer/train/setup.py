@@ -63,7 +63,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     require_step(lease.device, precision.base)
     bundle = eight_bit.loaded(lease.source, lease.device, precision.base, asked=config.memory.fp8_base_unet)
     vae.hold(bundle, config.memory.vae_precision)
-    attend, notes = attention.choose(config.memory.attention, bundle)
+    attend, notes = attention.choose(config.memory.attention, bundle, lease.attention)
     parts = [
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import random_checkpoint
 from lora_trainer import assets
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
@@ -97,3 +98,50 @@ def test_attention_in_float32_where_a_family_overflows_half_precision(bundle):
     assert found.dtype is torch.float16 and bool((found == 1).all())
     bundle.dtype, bundle.family.upcast_attention = torch.float16, True
     assert attention.wants_upcast(bundle)
+
+
+@pytest.fixture(scope="module")
+def random_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("random")
+
+    def made(family: str):
+        path = folder / f"{family}.safetensors"
+        return path if path.exists() else random_checkpoint.write(path, random_checkpoint.SHAPES[family][1], torch.float32)
+
+    return made
+
+
+def textbook(queries, keys, values):
+    """softmax(q k / sqrt(d)) v, in one piece."""
+    weights = torch.softmax(queries @ keys.transpose(-1, -2) / queries.shape[-1] ** 0.5, dim=-1)
+    return weights @ values
+
+
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sd2", marks=pytest.mark.slow), "sdxl"])
+def test_for_every_family_each_way_gives_what_the_formula_gives_to_a_hundred_thousandth(random_file, family, monkeypatch):
+    bundle = load(FileSource(random_file(family), prediction="epsilon"), CPU)
+    draw = torch.Generator().manual_seed(1)
+    noisy = torch.randn(1, 4, 8, 8, generator=draw)
+    words = torch.randn(1, 77, bundle.unet.config.cross_attention_dim, generator=draw, requires_grad=True)
+    pooled = None if bundle.text_encoder_2 is None else torch.randn(1, bundle.text_encoder_2.config.projection_dim, generator=draw)
+
+    def said():
+        answer = bundle.family.denoise(bundle, noisy, torch.tensor([500]), Conditioning(words, pooled))
+        return answer.detach(), torch.autograd.grad(answer.square().sum(), words)[0]
+
+    monkeypatch.setitem(attention.WAYS, "textbook", textbook)
+    attention.use(bundle.unet, "textbook")
+    expected = said()
+    monkeypatch.setattr(attention, "SLICE", 77 * 30)
+    for name, upcast in (("sdpa", False), ("sliced", False), ("sdpa", True)):
+        attention.use(bundle.unet, name, upcast=upcast)
+        for found, wanted in zip(said(), expected, strict=True):
+            assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
+
+
+def test_automatic_begins_with_the_way_in_which_the_host_draws(bundle, monkeypatch):
+    monkeypatch.setitem(attention.WAYS, "xformers", textbook)  # as if it worked here
+    assert attention.choose("auto", bundle)[0] == "xformers"
+    assert attention.choose("auto", bundle, "sdpa") == ("sdpa", [])
+    assert attention.choose("auto", bundle, "some other way") == ("xformers", [])
+    assert attention.choose("sliced", bundle, "sdpa") == ("sliced", [])

@@ -179,12 +179,21 @@ class A1111Lease:
         self.vae_title = Path(pin.vae_file).name if pin.vae_file else ""
         self.vae = Path(pin.vae_file) if pin.vae_file else None
         self.notes: tuple[Message, ...] = ()
+        self.attention = self._attention()
 
     @staticmethod
     def _device() -> torch.device:
         from modules import devices
 
         return torch.device(devices.device)
+
+    @staticmethod
+    def _attention() -> str:
+        """By the name of the optimisation that the host has put on."""
+        from modules import sd_hijack
+
+        name = getattr(getattr(sd_hijack, "model_hijack", None), "optimization_method", None)
+        return {"xformers": "xformers", "sdp": "sdpa", "sdp-no-mem": "sdpa"}.get(str(name), "")
 
     @property
     def sha256(self) -> str:

@@ -151,6 +151,14 @@ class ForgeLease(A1111Lease):
     def _device() -> torch.device:
         return torch.device(engine.memory_management().get_torch_device())
 
+    @staticmethod
+    def _attention() -> str:
+        """By the name of the function that the host has chosen."""
+        from backend import attention
+
+        name = getattr(attention.attention_function, "__name__", "")
+        return {"attention_xformers": "xformers", "attention_pytorch": "sdpa"}.get(name, "")
+
     def _give_back(self) -> None:
         give_back(self._turn)
 
