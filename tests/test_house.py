@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "events", "control", "registry", "messages", "files", "assets", "__init__"},
     {"config", "jobs", "models"},
     {"adapters", "data", "loss", "optim", "host"},
-    {"train"},
+    {"train", "network_tools"},
     {"prep", "wizard", "grid", "api"},
     {"ui", "cli"},
     {"__main__"},
