@@ -13,10 +13,9 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models import layout
+from lora_trainer.models import layout, stock
 from lora_trainer.models.layout import Row
 from lora_trainer.models.weights import contents
-from lora_trainer.network_tools import stock
 
 TEXT_PARTS = ("text", "text_2")
 
