@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import read_header
 
-DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "keep": None}
 
 
 def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> bytes:
@@ -100,12 +101,12 @@ def rank_and_alpha(path: Path) -> tuple[int, float]:
     return rank, alphas.pop() if alphas else float(rank)
 
 
-def start_from(adapter: LoraAdapter, path: Path) -> None:
+def start_from(adapter: NetworkAdapter, path: Path) -> None:
     """Gives a network the values of a file. Raises ModelError where names, ranks or shapes do not fit."""
     state = read_lora(path)[0]
     own = adapter.state_dict()
-    ranks = {f"{name.rsplit('.', 1)[0]}.alpha": torch.tensor(float(adapter.rank)) for name in own}
-    whole = {**{name: ranks[name] for name in own if name.endswith(".alpha")}, **state}  # a file without alphas means alpha = rank
+    ranks = {f"{layer.plan.name}.alpha": torch.tensor(float(layer.kind.rank(layer.parameters))) for layer in adapter.every()}
+    whole = {**{name: ranks[name] for name in own if name in ranks}, **state}  # a file without alphas means alpha = rank
     wrong = sorted(set(own) ^ set(whole)) or [name for name in own if own[name].shape != whole[name].shape]
     if wrong:
         raise ModelError(
@@ -141,10 +142,10 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
         part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te")) if any(_has(state, prefix) for state, _, _ in loras)
     ]
     adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
-    known = {name: pair for pairs in adapter.pairs.values() for name, pair in pairs.items()}
+    known = {layer.plan.name: tuple(layer.parameters.values()) for layer in adapter.every()}
     with torch.no_grad():
-        for pair in known.values():
-            pair.down.zero_()
+        for down, _ in known.values():
+            down.zero_()
         offset = 0
         for state, weight, path in loras:
             width = 0
@@ -156,13 +157,13 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
                 down, up = state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"]
                 width = max(width, down.shape[0])
                 scale = float(state.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0] * weight
-                pair, span = known[name], slice(offset, offset + down.shape[0])
-                if pair.down[span].shape != down.shape or pair.up[:, span].shape != up.shape:
+                (own_down, own_up), span = known[name], slice(offset, offset + down.shape[0])
+                if own_down[span].shape != down.shape or own_up[:, span].shape != up.shape:
                     raise ModelError(
                         "{path}: {name} has another shape than the model.", path=str(path), name=name, fix="Use a LoRA of the same family."
                     )
-                pair.down[span].copy_(down)
-                pair.up[:, span].copy_(up.to(pair.up.dtype) * scale)
+                own_down[span].copy_(down)
+                own_up[:, span].copy_(up.to(own_up.dtype) * scale)
             offset += width
     return adapter
 

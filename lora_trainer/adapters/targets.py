@@ -20,14 +20,26 @@ def targets(bundle: ModelBundle, part: str) -> Iterator[tuple[str, nn.Module]]:
     U-Net: linear layers and 1 x 1 convolutions of the attention blocks (192 in Stable Diffusion 1 and 2, 722 in SDXL, there under the
     checkpoint's own names); text encoders: linear layers of attention and MLP (72; 138; 72 and 192).
     """
+    for name, _, module in _placed(bundle, part):
+        yield name, module
+
+
+def places(bundle: ModelBundle, part: str) -> Iterator[tuple[str, str]]:
+    """File name and path in the bundle ("unet.mid_block...") of the same layers."""
+    for name, path, _ in _placed(bundle, part):
+        yield name, path
+
+
+def _placed(bundle: ModelBundle, part: str) -> Iterator[tuple[str, str, nn.Module]]:
     if part == "unet":
         name_of = unet_names(bundle)
         for path, module in layers(bundle.unet, UNET_OWNERS):
-            yield name_of(path), module
+            yield name_of(path), f"unet.{path}", module
         return
-    for prefix, encoder in zip(text_prefixes(bundle), bundle.text_encoders, strict=True):
+    roots = ("text_encoder", "text_encoder_2")
+    for root, prefix, encoder in zip(roots, text_prefixes(bundle), bundle.text_encoders, strict=False):
         for path, module in layers(encoder, TEXT_OWNERS):
-            yield text_name(prefix, path), module
+            yield text_name(prefix, path), f"{root}.{path}", module
 
 
 def layers(root: nn.Module, owners: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,8 @@ import torch
 
 from lora_trainer import assets
 from lora_trainer.adapters.files import rank_and_alpha, start_from
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.plan import planned
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
@@ -64,7 +65,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     parts = [
         part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
     ]
-    adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
+    adapter = NetworkAdapter(bundle, planned(bundle, config.network, parts), seed=config.seed)
     if config.network.network_weights and not resumed:
         start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
@@ -100,7 +101,7 @@ def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
     return attrs.evolve(config, network=attrs.evolve(network, dim=rank, alpha=alpha, dim_from_weights=False))
 
 
-def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
+def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]:
     """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others.
 
     Raises TrainerError for rates that the optimizer does not take.

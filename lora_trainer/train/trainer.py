@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.config.schema import LossConfig, TrainConfig
 from lora_trainer.data.cache import LatentCache
 from lora_trainer.data.records import ImageRecord
@@ -43,7 +43,7 @@ class Trainer:
     source: ModelSource
     device: torch.device
     bundle: ModelBundle
-    adapter: LoraAdapter
+    adapter: NetworkAdapter
     optimizer: TrainingOptimizer
     scaler: Any
     captions: Captions
