@@ -22,8 +22,6 @@ from lora_trainer.adapters.reading import bias_delta_of, delta_of, modules_of
 from lora_trainer.adapters.site import site_of
 from lora_trainer.config.networks import NETWORK_KINDS, factors
 
-pytest.importorskip("lycoris", reason="the oracle is installed on the newer leg only")
-
 RANK, ALPHA = 2, 3.0
 NEAR = {"atol": 1e-5, "rtol": 1e-5}
 
