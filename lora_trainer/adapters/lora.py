@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.plan import attention_layers
+from lora_trainer.adapters.targets import attention_layers
 from lora_trainer.models.bundle import ModelBundle
 
 

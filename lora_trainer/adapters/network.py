@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,11 @@ from torch import Tensor, nn
 from lora_trainer.adapters.chance import Chance
 from lora_trainer.adapters.kinds import kind_named
 from lora_trainer.adapters.kinds.base import Forward, Layer
-from lora_trainer.adapters.plan import LayerPlan, module_at
+from lora_trainer.adapters.plan import LayerPlan
 from lora_trainer.adapters.site import Site, site_of
+from lora_trainer.adapters.targets import module_at
 from lora_trainer.errors import ModelError
 from lora_trainer.models.bundle import ModelBundle
-
-NO_CHANCE = ("dropout", "rank_dropout", "module_dropout")
 
 
 class NetworkAdapter:
@@ -68,6 +68,10 @@ class NetworkAdapter:
         """Trainable float32 tensors by part, layer after layer, each in the order of its kind's shapes."""
         return {part: [tensor for layer in layers.values() for tensor in layer.parameters.values()] for part, layers in self.layers.items()}
 
+    def rates(self) -> dict[str, tuple[float, ...]]:
+        """By part, for each of its parameters the share of the part's learning rate."""
+        return {part: tuple(layer.plan.rate for layer in layers.values() for _ in layer.parameters) for part, layers in self.layers.items()}
+
     def upper(self, part: str) -> tuple[int, ...]:
         """The places of the upper matrices, which start at zero, among the part's parameters."""
         suffixes = [(layer.kind.facts.upper, suffix) for layer in self.layers[part].values() for suffix in layer.parameters]
@@ -91,10 +95,10 @@ class NetworkAdapter:
             for layer in self.every():
                 layer.used, layer.chance = tuple(layer.parameters.values()), None
 
-    @property
+    @cached_property
     def draws(self) -> bool:
         """Whether anything in it is drawn at random while it learns."""
-        return any(layer.kind.name == "dylora" or any(layer.options.get(name) for name in NO_CHANCE) for layer in self.every())
+        return any(layer.kind.draws(layer.options) for layer in self.every())
 
     def state_dict(self) -> dict[str, Tensor]:
         """NAME.alpha and NAME.SUFFIX; float32, detached."""

@@ -101,15 +101,10 @@ def rate_weights(down: str, mid: str, up: str, threshold: float, blocks: Blocks)
     """The share of the learning rate for every block, 0 up to the threshold; None where none is given."""
     if not (down.strip() or mid.strip() or up.strip()):
         return None
-    sides = [
-        weights(text, count) if text.strip() else (1.0,) * count
-        for text, count in ((down, blocks.down), (mid, blocks.mid), (up, blocks.up))
-    ]
-    inner = [
-        weight if weight > threshold or not text.strip() else 0.0
-        for side, text in zip(sides, (down, mid, up), strict=True)
-        for weight in side
-    ]
+    inner: list[float] = []
+    for text, count in ((down, blocks.down), (mid, blocks.mid), (up, blocks.up)):
+        given = weights(text, count) if text.strip() else None
+        inner += [1.0] * count if given is None else [weight if weight > threshold else 0.0 for weight in given]
     return (1.0, *inner, 1.0) if blocks.ends else tuple(inner)
 
 

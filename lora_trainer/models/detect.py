@@ -10,7 +10,8 @@ import attrs
 
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
-from lora_trainer.models import folder, layout, marks, shapes
+from lora_trainer.models import folder, layers, layout, marks, shapes
+from lora_trainer.models.layers import Layer
 from lora_trainer.models.layout import UNET, VAE, Row
 from lora_trainer.models.shapes import text_heads as sd1_heads
 from lora_trainer.models.weights import Contents, Entry, contents, read_header
@@ -57,6 +58,8 @@ class ModelFacts:
     unet_lora: int = 0
     """Parameters of a LoRA of rank 1 on the U-Net; 0 where they were not counted."""
     text_lora: int = 0
+    layers: tuple[Layer, ...] = attrs.field(default=(), repr=False)
+    """Every layer that a network can be put on; none where they were not looked at."""
 
     def settled(
         self, *, v2: bool | None = None, v_parameterization: bool | None = None, zero_terminal_snr: bool | None = None
@@ -148,6 +151,7 @@ def _facts(title: str, row: Row, parts: Mapping[str, Any], found: marks.Predicti
         found=found,
         unet_lora=shapes.lora_parameters(unet),
         text_lora=sum(map(shapes.lora_parameters, texts)),
+        layers=layers.of_state(row.family, unet, texts),
     )
 
 

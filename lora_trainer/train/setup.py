@@ -13,7 +13,7 @@ import torch
 from lora_trainer import assets
 from lora_trainer.adapters.files import rank_and_alpha, start_from
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.plan import planned
+from lora_trainer.adapters.targets import planned
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
 from lora_trainer.config.optimizers import optimizer_named
@@ -62,10 +62,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     bundle = load(lease.source, lease.device, precision.base)
     vae.hold(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle)
-    parts = [
-        part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
-    ]
-    adapter = NetworkAdapter(bundle, planned(bundle, config.network, parts), seed=config.seed)
+    adapter = NetworkAdapter(bundle, planned(bundle, config.network, derive.parts(config)), seed=config.seed)
     if config.network.network_weights and not resumed:
         start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
@@ -80,7 +77,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         adapter=adapter,
         optimizer=optimizer,
         scaler=make_scaler(precision, lease.device),
-        captions=Captions(precision, config.model.clip_skip, "text_encoder" in parts, config.model.max_token_length),
+        captions=Captions(precision, config.model.clip_skip, "text_encoder" in adapter.layers, config.model.max_token_length),
         cache=cache,
         views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
         rules=config.loss,
@@ -102,17 +99,20 @@ def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
 
 
 def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]:
-    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others.
+    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others, blocks have shares.
 
     Raises TrainerError for rates that the optimizer does not take.
     """
-    refuse_different_rates(config)
-    rates, plans = derive.rates(config), []
-    for part, parameters in adapter.parameters().items():
-        upper = adapter.upper(part) if f"{part} plus" in rates else ()
-        plans.append(GroupPlan(part, part, rates[part], tuple(sorted({*range(len(parameters))} - {*upper}))))
-        if upper:
-            plans.append(GroupPlan(f"{part} plus", part, rates[f"{part} plus"], upper))
+    rates = derive.rates(config)
+    plans: list[GroupPlan] = []
+    for part, shares in adapter.rates().items():
+        upper = {*adapter.upper(part)} if f"{part} plus" in rates else set()
+        for share in sorted({*shares}, reverse=True):
+            places = {place for place, own in enumerate(shares) if own == share}
+            for name, own in ((part, places - upper), (f"{part} plus", places & upper)):
+                if own:
+                    plans.append(GroupPlan(derive.group_name(name, share), part, rates[name] * share, tuple(sorted(own))))
+    refuse_different_rates(config, [plan.rate for plan in plans])
     return plans
 
 
