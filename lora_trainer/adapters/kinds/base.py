@@ -98,6 +98,10 @@ class Kind(ABC):
     def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """What the weight gains, in its shape; `weight` may lie on meta for kinds that read its shape alone."""
 
+    def draws(self, options: Mapping[str, Any]) -> bool:
+        """Whether a layer draws anything at random while it learns."""
+        return any(options.get(name) for name in ("dropout", "rank_dropout", "module_dropout"))
+
     def bias_delta(self, tensors: Tensors) -> Tensor | None:
         """What the bias gains, where there is such a thing."""
         return None

@@ -5,6 +5,9 @@ The scale is that of the whole rank for every slice: it is what a host multiplie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +23,10 @@ class Dylora(Lora):
 
     name = "dylora"
     needed = ()
+
+    def draws(self, options: Mapping[str, Any]) -> bool:
+        """Its block, always."""
+        return True
 
     def forward(self, site: Site, layer: Layer) -> Forward:
         """The product of the slice that was drawn; outside of training that of the whole."""
