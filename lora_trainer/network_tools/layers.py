@@ -14,6 +14,7 @@ import attrs
 
 from lora_trainer.errors import ModelError
 from lora_trainer.models import layout, stock
+from lora_trainer.models.layers import TEXT_ROOTS, of_state
 from lora_trainer.models.layout import Row
 from lora_trainer.models.weights import contents
 
@@ -93,20 +94,11 @@ def stock_layers(family: str) -> Mapping[str, Layer]:
 
 def _named(row: Row, parts: Mapping[str, Mapping[str, Place]]) -> dict[str, Layer]:
     found = {}
-    for part in ("unet", *TEXT_PARTS):
-        for key, place in parts.get(part, {}).items():
-            path, _, kind = key.rpartition(".")
-            if kind == "weight" and place.ndim:
-                name = name_of(row, part, path, place.key.removeprefix(layout.UNET).removesuffix(".weight"))
-                found[name] = Layer(name, part, path, place, parts[part].get(f"{path}.bias"))
+    for layer in of_state(row.family, parts["unet"], [parts[part] for part in TEXT_PARTS if part in parts]):
+        root, _, path = layer.path.partition(".")
+        part = "unet" if root == "unet" else TEXT_PARTS[TEXT_ROOTS.index(root)]
+        found[layer.name] = Layer(layer.name, part, path, parts[part][f"{path}.weight"], parts[part].get(f"{path}.bias"))
     return found
-
-
-def name_of(row: Row, part: str, path: str, ldm_path: str) -> str:
-    """What sd-scripts calls a layer in a file, from its path in diffusers' or transformers' modules and in the checkpoint."""
-    if part == "unet":
-        return f"lora_unet_{(path if row.lora_unet == 'diffusers' else ldm_path).replace('.', '_')}"
-    return f"{row.lora_text[TEXT_PARTS.index(part)]}_{path.replace('.', '_')}"
 
 
 def other_names(layers: Mapping[str, Layer]) -> Iterator[tuple[str, str]]:
