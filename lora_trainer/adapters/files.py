@@ -12,13 +12,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.applied import Changed, Source
+from lora_trainer.adapters.kinds import known_suffixes
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.reading import modules_of
+from lora_trainer.adapters.targets import places
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import read_header
 
+PARTS = ("unet", "text_encoder")
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "keep": None}
 
 
@@ -79,7 +84,8 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import safe_open
 
     header = read_header(path)
-    if not any(".lora_down." in name for name in header):
+    known = known_suffixes()
+    if not any(name.partition(".")[2] in known for name in header):
         raise ModelError("{path} is not a LoRA in sd-scripts' names.", path=str(path), fix="Choose a LoRA file.")
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -120,19 +126,42 @@ def start_from(adapter: NetworkAdapter, path: Path) -> None:
 
 @contextlib.contextmanager
 def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iterator[None]:
-    """Puts LoRA files with their weights on a bundle while the block runs; several add up.
+    """Puts network files with their weights on a bundle while the block runs; several add up.
 
-    Several files are merged into one pair per layer by stacking their ranks, so that the order does not matter.
+    Plain LoRA files are merged into one pair per layer by stacking their ranks, so that the order does not matter; where a file holds
+    anything else, its layers work with changed copies of their weights.
     """
-    if not any(weight for _, weight in loras):
+    read = [(read_lora(path)[0], weight, path) for path, weight in loras if weight]
+    if not read:
         yield
         return
-    adapter = stacked(bundle, [(read_lora(path)[0], weight, path) for path, weight in loras if weight])
-    adapter.attach(bundle)
+    plain = all(is_plain(state, bundle) for state, _, _ in read)
+    on: NetworkAdapter | Changed = stacked(bundle, read) if plain else Changed(bundle, sources(read))
+    on.attach(bundle)
     try:
         yield
     finally:
-        adapter.detach()
+        on.detach()
+
+
+def frozen(files: Sequence[str], strengths: Sequence[float]) -> list[Source]:
+    """Networks that count as part of the model; strengths that are missing are 1. Raises ModelError for a file that is no network."""
+    paths = [Path(file) for file in files]
+    counted = [*strengths, *[1.0] * (len(paths) - len(strengths))]
+    return sources([(read_lora(path)[0], strength, path) for path, strength in zip(paths, counted, strict=True)])
+
+
+def sources(read: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> list[Source]:
+    """Files as `Changed` takes them. Raises ModelError for half a module."""
+    return [Source(modules_of(state, str(path)), weight, str(path)) for state, weight, path in read]
+
+
+def is_plain(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
+    """Whether a file holds nothing but pairs of matrices on layers that an ordinary LoRA stands on."""
+    if not {key.partition(".")[2] for key in state} <= {"lora_down.weight", "lora_up.weight", "alpha"}:
+        return False
+    usual = {name for part in PARTS for name, _ in places(bundle, part)}
+    return {key.partition(".")[0] for key in state} <= usual
 
 
 def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:

@@ -11,27 +11,33 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.adapters.applied import Changed, Source
 from lora_trainer.adapters.chance import Chance
 from lora_trainer.adapters.kinds import kind_named
 from lora_trainer.adapters.kinds.base import Forward, Layer
 from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site, site_of
+from lora_trainer.adapters.site import Site
 from lora_trainer.adapters.targets import module_at
 from lora_trainer.errors import ModelError
 from lora_trainer.models.bundle import ModelBundle
 
 
 class NetworkAdapter:
-    """What is trained: one `Layer` for each row of a plan, by part ("unet", "text_encoder") and name in a file."""
+    """What is trained: one `Layer` for each row of a plan, by part ("unet", "text_encoder") and name in a file.
 
-    def __init__(self, bundle: ModelBundle, plan: Sequence[LayerPlan], *, seed: int = 0) -> None:
-        self.plan = tuple(plan)
+    `below`: other networks that count as part of the model, and stay as they are.
+    """
+
+    def __init__(self, bundle: ModelBundle, plan: Sequence[LayerPlan], *, seed: int = 0, below: Sequence[Source] = ()) -> None:
+        self.plan, self.below = tuple(plan), tuple(below)
         self.layers: dict[str, dict[str, Layer]] = {}
+        model = Changed(bundle, self.below)
         with torch.no_grad():
             for row in self.plan:
-                self.layers.setdefault(row.part, {})[row.name] = made(row, site_of(module_at(bundle, row.path)), seed)
+                self.layers.setdefault(row.part, {})[row.name] = made(row, model.site(bundle, row.path), seed)
         self._multiplier = 1.0
         self._attached: list[nn.Module] = []
+        self._model = Changed(bundle, ())
 
     @property
     def multiplier(self) -> float:
@@ -53,9 +59,11 @@ class NetworkAdapter:
     def attach(self, bundle: ModelBundle) -> None:
         """Replaces `forward` of each layer's module on the instance; the class and the weights stay untouched."""
         self.detach()
+        self._model = Changed(bundle, self.below)
+        self._model.attach(bundle, frozenset(row.path for row in self.plan))
         for layer in self.every():
             module = module_at(bundle, layer.plan.path)
-            module.forward = forward_of(site_of(module), layer)  # type: ignore[method-assign]
+            module.forward = forward_of(self._model.site(bundle, layer.plan.path), layer)  # type: ignore[method-assign]
             self._attached.append(module)
 
     def detach(self) -> None:
@@ -63,6 +71,8 @@ class NetworkAdapter:
         for module in self._attached:
             module.__dict__.pop("forward", None)
         self._attached.clear()
+        self._model.detach()
+        self._model.sites.clear()
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
         """Trainable float32 tensors by part, layer after layer, each in the order of its kind's shapes."""
@@ -99,6 +109,13 @@ class NetworkAdapter:
     def draws(self) -> bool:
         """Whether anything in it is drawn at random while it learns."""
         return any(layer.kind.draws(layer.options) for layer in self.every())
+
+    @torch.no_grad()
+    def limit_norms(self, limit: float) -> int:
+        """Makes every addition whose norm is beyond `limit` as long as that, and says how many there were (max-norm, sd-scripts')."""
+        measured = [layer for layer in self.every() if layer.kind.factors(layer.parameters)]
+        norms = torch.stack([norm_of(layer) for layer in measured]).tolist() if measured else []
+        return sum(limited(layer, norm, limit) for layer, norm in zip(measured, norms, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """NAME.alpha and NAME.SUFFIX; float32, detached."""
@@ -144,7 +161,7 @@ def made(row: LayerPlan, site: Site, seed: int) -> Layer:
     shapes = kind.facts.shapes(site.shape, row.rank, row.options)
     tensors = {suffix: nn.Parameter(torch.zeros(shape, device=site.weight.device)) for suffix, shape in shapes.items()}
     kind.begin(tensors, site, row, generator)
-    return Layer(row, kind, options, tensors, kind.alpha_in_file(row, tensors))
+    return Layer(row, kind, options, tensors, kind.alpha_in_file(row, tensors), site.shape.weight)
 
 
 def forward_of(site: Site, layer: Layer) -> Forward:
@@ -164,3 +181,18 @@ def moved(layer: Layer) -> bool:
     """Whether a tensor that began at zero is not zero any more."""
     zero = layer.kind.facts.zero
     return any(bool(tensor.detach().any()) for suffix, tensor in layer.parameters.items() if suffix in zero)
+
+
+def norm_of(layer: Layer) -> Tensor:
+    """The norm of what a layer adds to its weight."""
+    return layer.kind.norm(layer.parameters, torch.empty(layer.shape, device="meta")) * abs(layer.scale)
+
+
+def limited(layer: Layer, norm: float, limit: float) -> bool:
+    """Shortens one addition to `limit` where it is longer. The product is of the first degree in each tensor: all shrink alike."""
+    if not norm > limit:
+        return False
+    factors = layer.kind.factors(layer.parameters)
+    for tensor in factors:
+        tensor.mul_((limit / norm) ** (1 / len(factors)))
+    return True

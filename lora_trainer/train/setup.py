@@ -11,7 +11,7 @@ import attrs
 import torch
 
 from lora_trainer import assets
-from lora_trainer.adapters.files import rank_and_alpha, start_from
+from lora_trainer.adapters.files import frozen, rank_and_alpha, start_from
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.targets import planned
 from lora_trainer.config import derive
@@ -62,7 +62,8 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     bundle = load(lease.source, lease.device, precision.base)
     vae.hold(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle)
-    adapter = NetworkAdapter(bundle, planned(bundle, config.network, derive.parts(config)), seed=config.seed)
+    below = frozen(config.network.base_weights, config.network.base_weights_multiplier)
+    adapter = NetworkAdapter(bundle, planned(bundle, config.network, derive.parts(config)), seed=config.seed, below=below)
     if config.network.network_weights and not resumed:
         start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))

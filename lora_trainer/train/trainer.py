@@ -138,6 +138,11 @@ class Trainer:
             self.scaler._scale = self.scaler._growth_tracker = None
             self.scaler.load_state_dict(kept)
 
+    def limit_norms(self) -> None:
+        """After a step: no layer's addition is longer than the config allows."""
+        if self.config.network.scale_weight_norms:
+            self.adapter.limit_norms(self.config.network.scale_weight_norms)
+
     def shown(self) -> AbstractContextManager[None]:
         """Inside, the network holds the weights that are saved, drawn with and validated with."""
         return shown(self.optimizer, self.average)

@@ -29,3 +29,9 @@ def kind_named(name: str) -> Kind:
 def kind_of(tensors: Mapping[str, Tensor]) -> Kind | None:
     """The kind whose tensors these are (by suffix, as in a file); None where they are of none, or half of one."""
     return next((kind for kind in map(kind_named, NETWORK_KINDS) if kind.owns(frozenset(tensors) - {"alpha"})), None)
+
+
+@cache
+def known_suffixes() -> frozenset[str]:
+    """All suffixes that tensors of any kind have in a file, without alpha."""
+    return frozenset().union(*(kind_named(name).known for name in NETWORK_KINDS))

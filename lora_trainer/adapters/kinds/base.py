@@ -32,6 +32,7 @@ class Layer:
     options: Mapping[str, Any]
     parameters: dict[str, nn.Parameter]
     alpha: float
+    shape: tuple[int, ...]
     used: tuple[Tensor, ...] = ()
     multiplier: float = 1.0
     strength: float = 1.0
@@ -98,6 +99,14 @@ class Kind(ABC):
     def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """What the weight gains, in its shape; `weight` may lie on meta for kinds that read its shape alone."""
 
+    def factors(self, tensors: Tensors) -> list[Tensor]:
+        """The tensors whose product the addition is; none where it is no product, so that its norm says nothing of its strength."""
+        return []
+
+    def norm(self, tensors: Tensors, weight: Tensor) -> Tensor:
+        """The norm of the bare product."""
+        raise NotImplementedError
+
     def draws(self, options: Mapping[str, Any]) -> bool:
         """Whether a layer draws anything at random while it learns."""
         return any(options.get(name) for name in ("dropout", "rank_dropout", "module_dropout"))
@@ -120,3 +129,11 @@ def kaiming(tensor: Tensor, generator: torch.Generator) -> None:
 def normal(tensor: Tensor, std: float, generator: torch.Generator) -> None:
     """Normal around zero, drawn on the CPU."""
     tensor.copy_(torch.empty(tensor.shape).normal_(std=std, generator=generator))
+
+
+def orthogonal(tensor: Tensor, generator: torch.Generator) -> None:
+    """Rows that are orthogonal to each other, as long as Kaiming's are on average; columns where there are more rows than columns."""
+    drawn = torch.empty(tensor.flatten(1).shape).normal_(generator=generator)
+    wide = drawn.shape[0] <= drawn.shape[1]
+    rows = torch.linalg.qr(drawn.t() if wide else drawn).Q
+    tensor.copy_((rows.t() if wide else rows).reshape(tensor.shape) / math.sqrt(3.0))

@@ -39,6 +39,14 @@ class Full(Kind):
         """The bias's."""
         return tensors.get(self.bias_suffix)
 
+    def factors(self, tensors: Tensors) -> list[Tensor]:
+        """The difference alone: the bias's has no part in its norm."""
+        return [tensors[self.weight_suffix]]
+
+    def norm(self, tensors: Tensors, weight: Tensor) -> Tensor:
+        """The difference's."""
+        return torch.linalg.vector_norm(tensors[self.weight_suffix])
+
     def forward(self, site: Site, layer: Layer) -> Forward:
         """The operation with changed weight and bias: as training the weights themselves, with float32 copies of them."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming
+from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming, orthogonal
 from lora_trainer.adapters.kinds.weighted import WeightedKind
 from lora_trainer.adapters.magnitude import MAGNITUDE, begin_magnitude, is_input_axis, lengths, lengths_of_pair
 from lora_trainer.adapters.plan import LayerPlan
@@ -30,7 +30,10 @@ class Lora(WeightedKind):
 
     def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
         """The lower matrix at random, the upper one zero."""
-        kaiming(tensors[DOWN], generator)
+        if layer.options.get("init") == "orthogonal":
+            orthogonal(tensors[DOWN], generator)
+        else:
+            kaiming(tensors[DOWN], generator)
         if MID in tensors:
             kaiming(tensors[MID], generator)
         begin_magnitude(tensors, site)
@@ -38,6 +41,13 @@ class Lora(WeightedKind):
     def product(self, tensors: Tensors, weight: Tensor) -> Tensor:
         """up @ down, or mid between them."""
         return product(tensors[DOWN], tensors.get(MID), tensors[UP]).reshape(weight.shape)
+
+    def norm(self, tensors: Tensors, weight: Tensor) -> Tensor:
+        """Of up @ down from two small products: |U D|^2 is the sum over (U^T U) * (D D^T)."""
+        if MID in tensors:
+            return super().norm(tensors, weight)
+        low, high = tensors[DOWN].flatten(1), tensors[UP].flatten(1)
+        return ((high.t() @ high) * (low @ low.t())).sum().clamp_min(0).sqrt()
 
     def forward(self, site: Site, layer: Layer) -> Forward:
         """One addmm after the small product for a linear layer; small convolutions for the others."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from lora_trainer.adapters.kinds.base import Tensors
 from lora_trainer.adapters.kinds.full import Full
 
 
@@ -12,6 +15,10 @@ class Norm(Full):
     needed = (frozenset({"w_norm"}),)
     known = frozenset({"w_norm", "b_norm"})
     weight_suffix, bias_suffix = "w_norm", "b_norm"
+
+    def factors(self, tensors: Tensors) -> list[Tensor]:
+        """None: a norm's scale is a strength of its own."""
+        return []
 
 
 KIND = Norm()

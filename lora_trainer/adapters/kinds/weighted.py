@@ -19,6 +19,14 @@ class WeightedKind(Kind):
     def product(self, tensors: Tensors, weight: Tensor) -> Tensor:
         """The bare addition in the weight's shape."""
 
+    def factors(self, tensors: Tensors) -> list[Tensor]:
+        """All but a magnitude, with which the addition is no product."""
+        return [] if MAGNITUDE in tensors else list(tensors.values())
+
+    def norm(self, tensors: Tensors, weight: Tensor) -> Tensor:
+        """Of the whole product."""
+        return torch.linalg.vector_norm(self.product(tensors, weight))
+
     def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """Scaled, and decomposed where there is a magnitude."""
         plain = self.product(tensors, weight) * self.scale(tensors, alpha)
