@@ -152,7 +152,6 @@ class NetworkConfig:
         "Size of the smaller matrix of the Kronecker product. -1: as near to the root as can be, the smallest file.",
         low=-1,
         high=1024,
-        kohya="lokr_factor",
         group="Kind",
         when={"type": types_reading("factor")},
     )
@@ -176,7 +175,6 @@ class NetworkConfig:
         "So many ranks are trained together at a step: the file can be cut to multiples of it.",
         low=1,
         high=1024,
-        kohya="dylora_unit",
         group="Kind",
         when={"type": types_reading("block_size")},
     )
@@ -186,7 +184,6 @@ class NetworkConfig:
         "How far the blocks may turn. 0: without a limit.",
         low=0.0,
         high=1000.0,
-        kohya="constrain",
         group="Kind",
         when={"type": types_reading("constraint")},
     )
