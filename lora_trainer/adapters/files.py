@@ -144,10 +144,14 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iter
         on.detach()
 
 
-def frozen(files: Sequence[str], strengths: Sequence[float]) -> list[Source]:
-    """Networks that count as part of the model; strengths that are missing are 1. Raises ModelError for a file that is no network."""
+def frozen(files: Sequence[str], strengths: float | Sequence[float]) -> list[Source]:
+    """Networks that count as part of the model, with one strength for all or one for each; those that are missing are 1.
+
+    Raises ModelError for a file that is no network.
+    """
     paths = [Path(file) for file in files]
-    counted = [*strengths, *[1.0] * (len(paths) - len(strengths))]
+    given = [strengths] * len(paths) if isinstance(strengths, (int, float)) else list(strengths)
+    counted = [*given, *[1.0] * (len(paths) - len(given))]
     return sources([(read_lora(path)[0], strength, path) for path, strength in zip(paths, counted, strict=True)])
 
 
