@@ -284,6 +284,7 @@ class NetworkConfig:
         "On top of other networks",
         "Files that are added to the model for the training and stay as they are, one a line: what is learned comes on top of them.",
         group="Start",
+        kind="loras",
     )
     base_weights_multiplier: float | tuple[float, ...] = param(
         1.0,
