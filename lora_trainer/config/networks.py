@@ -150,19 +150,19 @@ def _oft(layer: LayerShape, rank: int, options: Options) -> dict[str, Shape]:
 
 WEIGHTS = frozenset({"linear", "conv"})
 LORA_UP = ("lora_up.weight",)
-COMMON = {"rs_lora": False, "dora": "", "dropout": 0.0, "rank_dropout": 0.0, "module_dropout": 0.0}
+COMMON = {"rs_lora": False, "dora": "", "tucker": False, "rank_dropout": 0.0, "module_dropout": 0.0}
 NETWORK_KINDS = {
     kind.name: kind
     for kind in (
-        NetworkKind("lora", WEIGHTS, _lora, LORA_UP, LORA_UP, {**COMMON, "tucker": False, "init": ""}),
-        NetworkKind("loha", WEIGHTS, _loha, ("hada_w2_a",), ("hada_w2_a",), {**COMMON, "tucker": False}),
+        NetworkKind("lora", WEIGHTS, _lora, LORA_UP, LORA_UP, {**COMMON, "dropout": 0.0, "init": ""}),
+        NetworkKind("loha", WEIGHTS, _loha, ("hada_w2_a",), ("hada_w2_a",), COMMON),
         NetworkKind(
             "lokr",
             WEIGHTS,
             _lokr,
             ("lokr_w2", "lokr_w2_b"),
             ("lokr_w2", "lokr_w2_b"),
-            {**COMMON, "tucker": False, "factor": -1, "decompose_both": False, "full_matrix": False},
+            {**COMMON, "factor": -1, "decompose_both": False, "full_matrix": False},
         ),
         NetworkKind("dylora", WEIGHTS, _lora, LORA_UP, LORA_UP, {"rs_lora": False, "module_dropout": 0.0, "block_size": 4}),
         NetworkKind("oft", WEIGHTS, _oft, ("oft_blocks",), (), {"module_dropout": 0.0, "constraint": 0.0, "rescaled": False}),

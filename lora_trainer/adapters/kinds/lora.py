@@ -52,8 +52,7 @@ class Lora(WeightedKind):
     def forward(self, site: Site, layer: Layer) -> Forward:
         """One addmm after the small product for a linear layer; small convolutions for the others."""
         if MAGNITUDE in layer.parameters:
-            whole = MID in layer.parameters or layer.options["rank_dropout"]
-            return super().forward(site, layer) if whole else _with_magnitude(site, layer)
+            return super().forward(site, layer) if MID in layer.parameters else _with_magnitude(site, layer)
         if layer.options.get("dropout") or layer.options.get("rank_dropout"):
             return _dropped(site, layer)
         if site.linear:
@@ -114,7 +113,8 @@ def _with_magnitude(site: Site, layer: Layer) -> Forward:
         length = lengths_of_pair(own, site.weight, down, up, layer.scale, input_axis=input_axis)
         factor = (layer.exact(MAGNITUDE).flatten() / length).to(site.weight.dtype)
         turned = x * place(factor) if input_axis else x
-        changed = torch.add(site.call(turned, site.weight, None), through(site, turned, down, up), alpha=layer.scale)
+        added = above(site, between(site, layer, turned), up)
+        changed = torch.add(site.call(turned, site.weight, None), added, alpha=layer.scale)
         changed = changed if input_axis else changed * place(factor)
         changed = changed if site.bias is None else changed + place(site.bias)
         return changed if layer.multiplier == 1.0 else torch.lerp(site.base(x), changed, layer.multiplier)
@@ -122,29 +122,32 @@ def _with_magnitude(site: Site, layer: Layer) -> Forward:
     return scaled
 
 
-def through(site: Site, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """up(down(x)), of a linear layer or a convolution."""
-    inner = site.call(x, down, None)
+def above(site: Site, inner: Tensor, up: Tensor) -> Tensor:
+    """up of what lies between the matrices, of a linear layer or a convolution."""
     return functional.linear(inner, up) if site.linear else functional.conv2d(inner, up)
 
 
-def _dropped(site: Site, layer: Layer) -> Forward:
-    """What lies between the matrices is left out by chance: single numbers (dropout), or whole ranks of a picture (rank dropout)."""
-    single, ranks, name = layer.options["dropout"], layer.options["rank_dropout"], layer.plan.name
-
-    def between(x: Tensor) -> Tensor:
-        down, *mid, _ = layer.used
-        inner = site.call(functional.conv2d(x, down), mid[0], None) if mid else site.call(x, down, None)
-        if layer.chance is not None and single:
-            inner = inner * layer.chance.kept(inner, single, name, "dropout")
-        if layer.chance is not None and ranks:
-            first = (inner.shape[0], *(1,) * (inner.dim() - 2), inner.shape[-1]) if site.linear else (*inner.shape[:2], 1, 1)
-            inner = inner * layer.chance.kept(inner.new_empty(first), ranks, name, "rank")
+def between(site: Site, layer: Layer, x: Tensor) -> Tensor:
+    """down(x), of which chance leaves out single numbers (dropout) or whole ranks of a picture (rank dropout) in training."""
+    down, single, ranks = layer.used[0], layer.options["dropout"], layer.options["rank_dropout"]
+    tucker = MID in layer.parameters
+    inner = site.call(functional.conv2d(x, down), layer.used[1], None) if tucker else site.call(x, down, None)
+    if layer.chance is None:
         return inner
+    if single:
+        inner = inner * layer.chance.kept(inner, single, layer.plan.name, "dropout")
+    if ranks:
+        first = (inner.shape[0], *(1,) * (inner.dim() - 2), inner.shape[-1]) if site.linear else (*inner.shape[:2], 1, 1)
+        inner = inner * layer.chance.kept(inner.new_empty(first), ranks, layer.plan.name, "rank")
+    return inner
+
+
+def _dropped(site: Site, layer: Layer) -> Forward:
+    up_place = list(layer.parameters).index(UP)
 
     def dropped(x: Tensor) -> Tensor:
-        base, inner, up = site.base(x), between(x), layer.used[-1]
-        return torch.add(base, functional.linear(inner, up) if site.linear else functional.conv2d(inner, up), alpha=layer.strength)
+        base = site.base(x)
+        return torch.add(base, above(site, between(site, layer, x), layer.used[up_place]), alpha=layer.strength)
 
     return dropped
 
