@@ -183,7 +183,9 @@
       help: option.help,
       toml: full && path.split(".").pop(),
       control: control.element,
-      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)]] : hint || (() => LT.differs(path) && chosenFacts(option)),
+      hint: full
+        ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)], h("div", {}, LT.networkHint(path))]
+        : hint || (() => LT.networkHint(path) || (LT.differs(path) && chosenFacts(option))),
       shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
       differs: () => LT.differs(path),
       pending: () => pendingOf(option),

@@ -30,6 +30,7 @@ EMPTY_PLAN: dict[str, Any] = {
     "seconds": 0.0,
     "files": 0,
     "disk_mb": 0.0,
+    "network": None,
     "effective": {},
     "schedule": {},
     "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
@@ -47,12 +48,17 @@ def check(
     problems = problems_before(config, host, read)
     pictures = _try(lambda: read(config))
     facts = _try(lambda: facts_of(config, host))
-    plan, warnings = EMPTY_PLAN, []
-    if pictures is not None:
+    network = None
+    try:
+        network = network_of(config, facts)
+    except TrainerError as error:  # of lists of blocks, patterns
+        problems = [*problems, *error.problems]
+    plan, warnings = EMPTY_PLAN | {"network": network}, []
+    if pictures is not None and network is not None:
         warnings = _warnings(config, pictures, host)
         try:
             made = _plan(config, pictures, facts, machine_of(host))
-            plan = made.to_json()
+            plan = made.to_json() | {"network": network}
             full = check_disk(Path(config.save.output_dir), config.save.output_name, made)
             warnings += [] if full is None else [_warning("save.output_dir", full)]
         except TrainerError as error:  # of a schedule, of the disk
@@ -82,6 +88,13 @@ def facts_of(config: TrainConfig, host: Host) -> ModelFacts:
     from lora_trainer.models.detect import inspect
 
     return inspect(model_path(config, host))
+
+
+def network_of(config: TrainConfig, facts: ModelFacts | None) -> dict[str, Any]:
+    """The network before there is one, and how many layers each pattern hits. Raises ConfigError."""
+    from lora_trainer.train.networks import pattern_hits, planned_network
+
+    return {**planned_network(config, facts).to_json(), "patterns": pattern_hits(config, facts)}
 
 
 def pictures_of(config: TrainConfig) -> Pictures:

@@ -38,15 +38,13 @@ def check_network(network: NetworkConfig) -> Iterator[tuple[tuple[str, ...], Pro
 
 def _check_list(name: str, text: str) -> Iterator[tuple[tuple[str, ...], Problem]]:
     whole = name in RANKS
-    low, high = 0, HIGHEST_RANK if whole else HIGHEST_ALPHA
+    high = HIGHEST_RANK if whole else HIGHEST_ALPHA
     given, wrong = _read(lambda: blocks.numbers(text))
     if wrong is not None:
         yield _wrong(name, "{word} is no number.", "Write numbers with commas between them: 4,4,8", word=wrong or '","')
-    elif any(number < low or number > high or (whole and not number.is_integer()) for number in given):
-        first = next(number for number in given if number < low or number > high or (whole and not number.is_integer()))
-        yield _wrong(
-            name, "{number} is none of 0 to {high}.", "Choose another number for that block.", number=f"{first:g}", high=f"{high:g}"
-        )
+    elif bad := [number for number in given if not 0 <= number <= high or (whole and not number.is_integer())]:
+        template = "{number} is no whole number from 0 to {high}." if whole else "{number} is no number from 0 to {high}."
+        yield _wrong(name, template, "Choose another number for that block.", number=f"{bad[0]:g}", high=high)
     elif given and len(given) not in blocks.LENGTHS:
         lengths = ", ".join(map(str, blocks.LENGTHS))
         yield _wrong(

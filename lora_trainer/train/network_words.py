@@ -36,11 +36,12 @@ def network_words(network: NetworkConfig) -> dict[str, Any]:
     """Keys without `ss_`: module, arguments, dropout; the rank and alpha are the network's own to tell."""
     name = module_of(network)
     arguments = {_there(option, name): _text(value) for option, value in _changed(network).items()}
+    rank, alpha = _of_convolutions(network)
     if name == LYCORIS:
+        wide = {"conv_dim": f"{rank}", "conv_alpha": f"{alpha}"} if rank and preset_of(network) in ("blocks", "full") else {}
         kind = NETWORK_TYPES[network.type].kind
-        arguments = {"algo": ALGORITHMS.get(kind, "locon" if kind == "lora" else kind), "preset": preset_of(network), **arguments}
+        arguments = {"algo": ALGORITHMS.get(kind, "locon" if kind == "lora" else kind), "preset": preset_of(network), **arguments, **wide}
     elif preset_of(network) == "blocks":
-        rank, alpha = _of_convolutions(network)
         arguments = {**arguments, "conv_dim": f"{rank}", "conv_alpha": f"{alpha}"}
     used = {
         "network_dropout": network.dropout,
