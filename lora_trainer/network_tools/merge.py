@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
+import torch
 from torch import Tensor
 
 from lora_trainer.adapters.reading import ModuleState, bias_delta_of, delta_of
@@ -133,17 +134,32 @@ def _changed(
         before = placed(lambda _: whole, place)
         for source, found in zip(sources, states, strict=True):
             if layer.name in found and source.of(layer.name):
-                added = (
-                    delta_of(found[layer.name], placed(tensor_of, layer.weight)) if kind == "weight" else bias_delta_of(found[layer.name])
-                )
+                state = found[layer.name]  # of the weight as it is by then: so hosts put one network upon another
+                added = delta_of(state, before) if kind == "weight" else bias_delta_of(state)
                 if added is not None:
                     before.add_(added.reshape(before.shape), alpha=source.of(layer.name))
     return whole
 
 
-def _sum(
-    name: str, parts: Sequence[tuple[float, ModuleState, NetworkFile]], wanted: Wanted, *, exact: bool
-) -> tuple[Pair, tuple[int, ...]]:
+Part = tuple[float, ModuleState, NetworkFile]
+
+
+def _sum(name: str, parts: Sequence[Part], wanted: Wanted, *, exact: bool) -> tuple[Pair, tuple[int, ...]]:
+    """The pair of one layer, and the shape of its weight."""
+    shape = _common_shape(name, parts)
+    if all(matrices.is_plain(state) for _, state, _ in parts):
+        own = [(weight, matrices.own_pair(state)) for weight, state, _ in parts]
+        up, down = torch.cat([pair.up * weight for weight, pair in own], dim=1), torch.cat([pair.down for _, pair in own])
+        whole = Pair(up, down, matrices.norm_of_product(up, down))
+        return whole if exact else matrices.of_pair(whole, wanted), shape
+    total = torch.zeros(shape).flatten(1)
+    for weight, state, _ in parts:
+        total += matrices.matrix_of(state, shape) * weight
+    return matrices.of_matrix(total, wanted), shape
+
+
+def _common_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
+    """The shape of a layer's weight. Raises ModelError where the files disagree, or hold what is no sum of matrices."""
     layer = stock_layers(parts[0][2].family).get(name)
     shapes = set()
     for _, state, file in parts:
