@@ -92,38 +92,6 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, dict(header.get("__metadata__", {}))
 
 
-def rank_and_alpha(path: Path) -> tuple[int, float]:
-    """Rank and alpha of a LoRA file. Raises ModelError when it is something else, or its layers have different ones."""
-    state = read_lora(path)[0]
-    ranks = {int(tensor.shape[0]) for name, tensor in state.items() if name.endswith(".lora_down.weight")}
-    alphas = {float(tensor) for name, tensor in state.items() if name.endswith(".alpha")}
-    if len(ranks) != 1 or len(alphas) > 1:
-        raise ModelError(
-            "the layers of {path} have different ranks or alphas.",
-            path=str(path),
-            fix="Turn off network.dim_from_weights, or choose another file.",
-        )
-    rank = ranks.pop()
-    return rank, alphas.pop() if alphas else float(rank)
-
-
-def start_from(adapter: NetworkAdapter, path: Path) -> None:
-    """Gives a network the values of a file. Raises ModelError where names, ranks or shapes do not fit."""
-    state = read_lora(path)[0]
-    own = adapter.state_dict()
-    ranks = {f"{layer.plan.name}.alpha": torch.tensor(float(layer.kind.rank(layer.parameters))) for layer in adapter.every()}
-    whole = {**{name: ranks[name] for name in own if name in ranks}, **state}  # a file without alphas means alpha = rank
-    wrong = sorted(set(own) ^ set(whole)) or [name for name in own if own[name].shape != whole[name].shape]
-    if wrong:
-        raise ModelError(
-            "{path} does not fit this run: {name}.",
-            path=str(path),
-            name=wrong[0],
-            fix="Take a file of the same model, rank and trained parts, or set network.dim_from_weights.",
-        )
-    adapter.load_state_dict(whole)
-
-
 @contextlib.contextmanager
 def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iterator[None]:
     """Puts network files with their weights on a bundle while the block runs; several add up.

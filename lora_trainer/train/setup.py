@@ -11,11 +11,13 @@ import attrs
 import torch
 
 from lora_trainer import assets
-from lora_trainer.adapters.files import frozen, rank_and_alpha, start_from
+from lora_trainer.adapters.files import frozen
 from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.starting import ranks_of_file, start_from
 from lora_trainer.adapters.targets import planned
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
+from lora_trainer.config.networks import NETWORK_TYPES
 from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.rates import refuse_different_rates
 from lora_trainer.config.schema import DataConfig, ModelConfig, TrainConfig
@@ -46,6 +48,7 @@ from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.views import Views
 
 MEGABYTE = 2**20
+NO_COMPILING = say("Blocks are not compiled: {reason}", reason=say("the network draws at random in each step."))
 ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
 """Sections that several processes of a run must have alike; folders may have other names on other machines."""
 
@@ -68,6 +71,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
+    compiles = config.memory.compile and not adapter.draws
     trainer = Trainer(
         config=config,
         pictures=pictures,
@@ -84,19 +88,21 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         rules=config.loss,
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
-        notes=(*told, *notes),
-        compiled=Compiled() if config.memory.compile else None,
+        notes=(*told, *notes, *([] if compiles or not config.memory.compile else [Warned(NO_COMPILING, "memory.compile")])),
+        compiled=Compiled() if compiles else None,
     )
     return trainer
 
 
 def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
-    """The config with rank and alpha of the file that the training begins with, where it says so. Raises ModelError."""
+    """The config with the ranks and alphas of the file that the training begins with, where it says so. Raises ModelError."""
     network = config.network
     if not (network.network_weights and network.dim_from_weights):
         return config
-    rank, alpha = rank_and_alpha(Path(network.network_weights))
-    return attrs.evolve(config, network=attrs.evolve(network, dim=rank, alpha=alpha, dim_from_weights=False))
+    rooted = network.rs_lora or bool(NETWORK_TYPES[network.type].fixed.get("rs_lora"))
+    found = ranks_of_file(Path(network.network_weights), rs_lora=rooted)
+    ranks = {f"{group}{word}": value for group, pair in found.items() for word, value in zip(("dim", "alpha"), pair, strict=True)}
+    return attrs.evolve(config, network=attrs.evolve(network, **ranks, dim_from_weights=False))
 
 
 def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]:

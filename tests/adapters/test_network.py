@@ -11,11 +11,12 @@ import torch
 
 from lora_trainer.adapters.applied import Source
 from lora_trainer.adapters.chance import Chance
-from lora_trainer.adapters.files import frozen, start_from, with_loras, write_lora
+from lora_trainer.adapters.files import frozen, with_loras, write_lora
 from lora_trainer.adapters.network import NetworkAdapter, forward_of, made, norm_of
 from lora_trainer.adapters.plan import LayerPlan
 from lora_trainer.adapters.reading import delta_of, modules_of, read_network
 from lora_trainer.adapters.site import site_of
+from lora_trainer.adapters.starting import ranks_of_file, start_from
 from lora_trainer.adapters.targets import module_at, planned
 from lora_trainer.config.networks import NETWORK_KINDS, NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
@@ -251,3 +252,25 @@ def test_orthogonal_rows_stand_upright_on_each_other():
     down = layer.parameters["lora_down.weight"].detach()
     assert torch.allclose(down @ down.t(), torch.eye(4) / 3, atol=1e-6)
     assert not layer.parameters["lora_up.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks"),
+    [
+        ({"type": "locon", "conv_dim": 2, "conv_alpha": 1.0}, {"": (4, 2.0), "conv_": (2, 1.0)}),
+        ({"type": "rslora", "text_encoder_dim": 9, "text_encoder_alpha": 3.0}, {"": (4, 2.0), "text_encoder_": (9, 3.0)}),
+        ({"type": "loha"}, {"": (4, 2.0)}),
+    ],
+)
+def test_the_ranks_of_a_file_are_found_by_group(put_on, options, ranks, tmp_path: Path):
+    network = put_on(stirred=False, **options)
+    rs_lora = options["type"] == "rslora"
+    assert ranks_of_file(written(network, tmp_path / "x.safetensors"), rs_lora=rs_lora) == {
+        group: (rank, pytest.approx(alpha)) for group, (rank, alpha) in ranks.items()
+    }
+
+
+def test_a_file_whose_layers_differ_has_no_rank_to_take(put_on, tmp_path: Path):
+    network = put_on(stirred=False, block_dims=",".join(["2"] * 12 + ["4"] * 13))
+    with pytest.raises(ModelError, match="different ranks"):
+        ranks_of_file(written(network, tmp_path / "x.safetensors"))
