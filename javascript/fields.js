@@ -197,7 +197,9 @@
       help: option.help,
       toml: full && path.split(".").pop(),
       control: control.element,
-      hint: full ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), modelWords(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)]] : hint || (() => modelWords(option) || (LT.differs(path) && chosenFacts(option))),
+      hint: full
+        ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), modelWords(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)], h("div", {}, LT.networkHint(path))]
+        : hint || (() => LT.networkHint(path) || modelWords(option) || (LT.differs(path) && chosenFacts(option))),
       shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
       differs: () => LT.differs(path),
       pending: () => pendingOf(option),

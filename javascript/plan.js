@@ -78,7 +78,7 @@
         tile(t("Steps"), LT.count(plan.total_steps), [was(now && LT.count(now.total_steps))]),
         tile(t("Epochs"), epochWords(plan), [was(now && now.epochs && epochWords(now))]),
         tile(t("Time"), about(plan), [plan.seconds_measured || plan.measured ? t("measured") : t("estimate"), was(now && LT.duration(now.seconds))]),
-        tile(t("Disk"), LT.megabytes(plan.disk_mb || 0), [LT.tn(plan.files || 0, "{n} file", "{n} files"), was(now && LT.megabytes(now.disk_mb || 0))])),
+        tile(t("Disk"), LT.megabytes(plan.disk_mb || 0), [LT.tn(plan.files || 0, "{n} file", "{n} files"), plan.network && t("{size} each", { size: LT.megabytes(plan.network.file_bytes / 2 ** 20) }), was(now && LT.megabytes(now.disk_mb || 0))])),
       plan.memory && memory(plan.memory),
     );
     parts.schedule.paint(plan);

@@ -9,10 +9,13 @@
 
   /** The name of a group of weights that has a rate of its own: "unet", "text_encoder", "text_encoder_2", "unet plus". */
   LT.groupName = (name) => {
-    const [bare, plus] = name.split(" ");
+    const [bare, ...more] = name.split(" ");
+    const plus = more.includes("plus");
+    const share = more.find((word) => /^x[\d.e+-]+$/.test(word));
     const number = (bare.match(/\d+$/) || [""])[0];
     const known = /^unet/.test(bare) ? t("U-Net") : /^text/.test(bare) ? (number ? t("text encoder {n}", { n: number }) : t("text encoder")) : bare;
-    return plus ? t("{name}, LoRA+", { name: known }) : known;
+    const whole = plus ? t("{name}, LoRA+", { name: known }) : known;
+    return share ? `${whole} × ${share.slice(1)}` : whole;
   };
 
   /** The value of a curve [[step, value], …] at a step, between its points on a line. */

@@ -27,6 +27,22 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def _write(path: Path, content: bytes, settle: Callable[[IO[bytes]], None]) -> None:
+    with _in_place_of(path) as file:
+        file.write(content)
+        settle(file)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to be filled bit by bit, which takes `path`'s place when the block ends: whole, or not at all. Raises TrainerError."""
+    with _in_place_of(path) as file:
+        yield file
+        _to_disk(file)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
@@ -40,8 +56,7 @@ def _write(path: Path, content: bytes, settle: Callable[[IO[bytes]], None]) -> N
         ) from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            settle(file)
+            yield file
         replace_file(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)

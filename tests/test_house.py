@@ -16,7 +16,7 @@ FLOORS = [
     {"errors", "events", "control", "registry", "messages", "files", "assets", "__init__"},
     {"config", "jobs", "models"},
     {"adapters", "data", "loss", "optim", "host"},
-    {"train"},
+    {"train", "network_tools"},
     {"prep", "wizard", "grid", "api"},
     {"ui", "cli"},
     {"__main__"},
@@ -148,7 +148,7 @@ def test_a_light_room_leaves_torch_out(module: str):
 def test_the_whole_config_is_named_only_where_runs_are_put_together():
     allowed = (
         "config/",
-        *(f"train/{name}.py" for name in ("pictures", "setup", "trainer", "notices", "plan", "loop")),
+        *(f"train/{name}.py" for name in ("pictures", "setup", "trainer", "notices", "networks", "plan", "loop")),
         "wizard/",
         "ui/",
         "cli/",

@@ -12,13 +12,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.applied import Changed, Source
+from lora_trainer.adapters.kinds import known_suffixes
 from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.reading import modules_of
+from lora_trainer.adapters.targets import places
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.detect import read_header
 
-DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PARTS = ("unet", "text_encoder")
+DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "keep": None}
 
 
 def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> bytes:
@@ -78,60 +84,56 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import safe_open
 
     header = read_header(path)
-    if not any(".lora_down." in name for name in header):
+    known = known_suffixes()
+    if not any(name.partition(".")[2] in known for name in header):
         raise ModelError("{path} is not a LoRA in sd-scripts' names.", path=str(path), fix="Choose a LoRA file.")
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors, dict(header.get("__metadata__", {}))
 
 
-def rank_and_alpha(path: Path) -> tuple[int, float]:
-    """Rank and alpha of a LoRA file. Raises ModelError when it is something else, or its layers have different ones."""
-    state = read_lora(path)[0]
-    ranks = {int(tensor.shape[0]) for name, tensor in state.items() if name.endswith(".lora_down.weight")}
-    alphas = {float(tensor) for name, tensor in state.items() if name.endswith(".alpha")}
-    if len(ranks) != 1 or len(alphas) > 1:
-        raise ModelError(
-            "the layers of {path} have different ranks or alphas.",
-            path=str(path),
-            fix="Turn off network.dim_from_weights, or choose another file.",
-        )
-    rank = ranks.pop()
-    return rank, alphas.pop() if alphas else float(rank)
-
-
-def start_from(adapter: LoraAdapter, path: Path) -> None:
-    """Gives a network the values of a file. Raises ModelError where names, ranks or shapes do not fit."""
-    state = read_lora(path)[0]
-    own = adapter.state_dict()
-    ranks = {f"{name.rsplit('.', 1)[0]}.alpha": torch.tensor(float(adapter.rank)) for name in own}
-    whole = {**{name: ranks[name] for name in own if name.endswith(".alpha")}, **state}  # a file without alphas means alpha = rank
-    wrong = sorted(set(own) ^ set(whole)) or [name for name in own if own[name].shape != whole[name].shape]
-    if wrong:
-        raise ModelError(
-            "{path} does not fit this run: {name}.",
-            path=str(path),
-            name=wrong[0],
-            fix="Take a file of the same model, rank and trained parts, or set network.dim_from_weights.",
-        )
-    adapter.load_state_dict(whole)
-
-
 @contextlib.contextmanager
 def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iterator[None]:
-    """Puts LoRA files with their weights on a bundle while the block runs; several add up.
+    """Puts network files with their weights on a bundle while the block runs; several add up.
 
-    Several files are merged into one pair per layer by stacking their ranks, so that the order does not matter.
+    Plain LoRA files are merged into one pair per layer by stacking their ranks, so that the order does not matter; where a file holds
+    anything else, its layers work with changed copies of their weights.
     """
-    if not any(weight for _, weight in loras):
+    read = [(read_lora(path)[0], weight, path) for path, weight in loras if weight]
+    if not read:
         yield
         return
-    adapter = stacked(bundle, [(read_lora(path)[0], weight, path) for path, weight in loras if weight])
-    adapter.attach(bundle)
+    plain = all(is_plain(state, bundle) for state, _, _ in read)
+    on: NetworkAdapter | Changed = stacked(bundle, read) if plain else Changed(bundle, sources(read))
+    on.attach(bundle)
     try:
         yield
     finally:
-        adapter.detach()
+        on.detach()
+
+
+def frozen(files: Sequence[str], strengths: float | Sequence[float]) -> list[Source]:
+    """Networks that count as part of the model, with one strength for all or one for each; those that are missing are 1.
+
+    Raises ModelError for a file that is no network.
+    """
+    paths = [Path(file) for file in files]
+    given = [strengths] * len(paths) if isinstance(strengths, (int, float)) else list(strengths)
+    counted = [*given, *[1.0] * (len(paths) - len(given))]
+    return sources([(read_lora(path)[0], strength, path) for path, strength in zip(paths, counted, strict=True)])
+
+
+def sources(read: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> list[Source]:
+    """Files as `Changed` takes them. Raises ModelError for half a module."""
+    return [Source(modules_of(state, str(path)), weight, str(path)) for state, weight, path in read]
+
+
+def is_plain(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
+    """Whether a file holds nothing but pairs of matrices on layers that an ordinary LoRA stands on."""
+    if not {key.partition(".")[2] for key in state} <= {"lora_down.weight", "lora_up.weight", "alpha"}:
+        return False
+    usual = {name for part in PARTS for name, _ in places(bundle, part)}
+    return {key.partition(".")[0] for key in state} <= usual
 
 
 def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
@@ -141,10 +143,10 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
         part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te")) if any(_has(state, prefix) for state, _, _ in loras)
     ]
     adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
-    known = {name: pair for pairs in adapter.pairs.values() for name, pair in pairs.items()}
+    known = {layer.plan.name: tuple(layer.parameters.values()) for layer in adapter.every()}
     with torch.no_grad():
-        for pair in known.values():
-            pair.down.zero_()
+        for down, _ in known.values():
+            down.zero_()
         offset = 0
         for state, weight, path in loras:
             width = 0
@@ -156,13 +158,13 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
                 down, up = state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"]
                 width = max(width, down.shape[0])
                 scale = float(state.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0] * weight
-                pair, span = known[name], slice(offset, offset + down.shape[0])
-                if pair.down[span].shape != down.shape or pair.up[:, span].shape != up.shape:
+                (own_down, own_up), span = known[name], slice(offset, offset + down.shape[0])
+                if own_down[span].shape != down.shape or own_up[:, span].shape != up.shape:
                     raise ModelError(
                         "{path}: {name} has another shape than the model.", path=str(path), name=name, fix="Use a LoRA of the same family."
                     )
-                pair.down[span].copy_(down)
-                pair.up[:, span].copy_(up.to(pair.up.dtype) * scale)
+                own_down[span].copy_(down)
+                own_up[:, span].copy_(up.to(own_up.dtype) * scale)
             offset += width
     return adapter
 

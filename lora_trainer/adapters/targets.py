@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from torch import nn
 
+from lora_trainer.adapters.choosing import choose, nothing_left
+from lora_trainer.adapters.plan import LayerPlan
+from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models import layout
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.layers import TEXT_ROOTS, Layer, Weight, named, text_name, unet_name
 
-UNET_PREFIX = "lora_unet"
+TRAINABLE = (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm)
 UNET_OWNERS = frozenset({"Transformer2DModel"})
 TEXT_OWNERS = frozenset({"CLIPAttention", "CLIPSdpaAttention", "CLIPFlashAttention2", "CLIPMLP"})
 
@@ -20,14 +26,62 @@ def targets(bundle: ModelBundle, part: str) -> Iterator[tuple[str, nn.Module]]:
     U-Net: linear layers and 1 x 1 convolutions of the attention blocks (192 in Stable Diffusion 1 and 2, 722 in SDXL, there under the
     checkpoint's own names); text encoders: linear layers of attention and MLP (72; 138; 72 and 192).
     """
+    for name, _, module in _placed(bundle, part):
+        yield name, module
+
+
+def places(bundle: ModelBundle, part: str) -> Iterator[tuple[str, str]]:
+    """File name and path in the bundle ("unet.mid_block...") of the same layers."""
+    for name, path, _ in _placed(bundle, part):
+        yield name, path
+
+
+def _placed(bundle: ModelBundle, part: str) -> Iterator[tuple[str, str, nn.Module]]:
     if part == "unet":
         name_of = unet_names(bundle)
         for path, module in layers(bundle.unet, UNET_OWNERS):
-            yield name_of(path), module
+            yield name_of(path), f"unet.{path}", module
         return
-    for prefix, encoder in zip(text_prefixes(bundle), bundle.text_encoders, strict=True):
+    for root, prefix, encoder in zip(TEXT_ROOTS, text_prefixes(bundle), bundle.text_encoders, strict=False):
         for path, module in layers(encoder, TEXT_OWNERS):
-            yield text_name(prefix, path), module
+            yield text_name(prefix, path), f"{root}.{path}", module
+
+
+def module_at(bundle: ModelBundle, path: str) -> nn.Module:
+    """The module of a plan's path."""
+    root, _, rest = path.partition(".")
+    return getattr(bundle, root).get_submodule(rest)  # type: ignore[no-any-return]
+
+
+def planned(bundle: ModelBundle, network: NetworkConfig, parts: Sequence[str]) -> list[LayerPlan]:
+    """The layers that a config asks for. `parts`: "unet", "text_encoder" or both, as they are trained.
+
+    Raises ConfigError where lists of blocks do not fit the model, or nothing is left to be trained.
+    """
+    found = [chosen.plan for chosen in choose(layers_of(bundle), network, parts, bundle.family.name)]
+    if not found:
+        raise nothing_left()
+    return found
+
+
+def layers_of(bundle: ModelBundle) -> Iterator[Layer]:
+    """Every layer that a network can be put on, in the modules' order."""
+    yield from named("unet", "unet", _weights(bundle.unet), unet_names(bundle))
+    for root, prefix, encoder in zip(TEXT_ROOTS, text_prefixes(bundle), bundle.text_encoders, strict=False):
+        yield from named("text_encoder", root, _weights(encoder), partial(text_name, prefix))
+
+
+def attention_layers(
+    bundle: ModelBundle, parts: Sequence[str], *, rank: int, alpha: float, kind: str = "lora", options: Mapping[str, Any] | None = None
+) -> list[LayerPlan]:
+    """The layers that an ordinary LoRA stands on, all with one rank."""
+    return [LayerPlan(part, name, path, kind, rank, alpha, options or {}) for part in parts for name, path in places(bundle, part)]
+
+
+def _weights(root: nn.Module) -> Iterator[Weight]:
+    for path, module in root.named_modules():
+        if isinstance(module, TRAINABLE) and module.weight is not None:
+            yield path, tuple(module.weight.shape), module.bias is not None
 
 
 def layers(root: nn.Module, owners: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -41,24 +95,9 @@ def layers(root: nn.Module, owners: frozenset[str]) -> Iterator[tuple[str, nn.Mo
 
 def unet_names(bundle: ModelBundle) -> Callable[[str], str]:
     """From the path of any layer of the U-Net to its name in a file: diffusers' path, or the checkpoint's where the family says so."""
-    path_of = _path_in_files(bundle)
-    return lambda path: f"{UNET_PREFIX}_{path_of(path).replace('.', '_')}"
+    return unet_name(bundle.family.name, ["CrossAttn" in kind for kind in bundle.unet.config.down_block_types])
 
 
 def text_prefixes(bundle: ModelBundle) -> tuple[str, ...]:
     """What names of each text encoder begin with: lora_te, or lora_te1 and lora_te2."""
     return layout.row(bundle.family.name).lora_text
-
-
-def text_name(prefix: str, path: str) -> str:
-    """The name in a file of a text encoder's module. Some transformers releases drop `text_model.`: it is put back."""
-    whole = path if path.startswith("text_model.") or "." not in path else f"text_model.{path}"
-    return f"{prefix}_{whole.replace('.', '_')}"
-
-
-def _path_in_files(bundle: ModelBundle) -> Callable[[str], str]:
-    if layout.row(bundle.family.name).lora_unet == "diffusers":
-        return lambda path: path
-    attends = ["CrossAttn" in kind for kind in bundle.unet.config.down_block_types]
-    table = layout.turned_round(layout.unet_prefixes(attends))
-    return lambda path: layout.renamed([f"{path}.weight"], table)[f"{path}.weight"].removesuffix(".weight")

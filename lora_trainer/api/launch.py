@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from lora_trainer.api.pace import work_key
 from lora_trainer.config import derive
 from lora_trainer.config.build import rebuilt, to_mapping
 from lora_trainer.config.checks import options
-from lora_trainer.config.files import INPUTS, TABLE_INPUTS, write_config
+from lora_trainer.config.files import INPUTS, TABLE_INPUTS, each_text, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.errors import ConfigError, ModelError, Problem, TrainerError
@@ -47,7 +47,7 @@ def placed(config: TrainConfig, host: Host, *, runs_dir: Path | None = None) -> 
     plain = to_mapping(config)
     plain["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": derive.output_name(config)}
     for section, name in READ:
-        plain[section][name] = _absolute(plain[section][name])
+        plain[section][name] = each_text(plain[section][name], _absolute)
     if config.log.logging_dir.strip():
         plain["log"]["logging_dir"] = str(Path(config.log.logging_dir).absolute())
     for table in plain["data"]["subsets"]:
@@ -86,6 +86,8 @@ def problems_before(
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "model.vae": lambda: check_other_vae(config, host),
         "data.train_data_dir": lambda: (read or read_pictures)(config),
+        "network.network_weights": lambda: check_networks([config.network.network_weights]),
+        "network.base_weights": lambda: check_networks(config.network.base_weights),
         "optimizer.args": lambda: check_optimizer(config),
         "memory.device": lambda: config.memory.device and device_named(config.memory.device),
         "save.output_dir": lambda: check_folder(Path(config.save.output_dir)),
@@ -111,6 +113,15 @@ def check_folder(folder: Path) -> None:
     place = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise TrainerError("{place} is no folder that may be written to.", place=str(place), fix="Choose another folder.")
+
+
+def check_networks(files: Iterable[str]) -> None:
+    """Raises ModelError when a network's file cannot be read."""
+    from lora_trainer.models.detect import read_header
+
+    for text in files:
+        if text.strip():
+            read_header(Path(text))
 
 
 def check_model(config: TrainConfig, host: Host) -> None:

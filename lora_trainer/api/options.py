@@ -9,6 +9,7 @@ from typing import Any, Union, get_args, get_origin
 
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.live import changeable
+from lora_trainer.config.networks import NETWORK_TYPES
 from lora_trainer.config.optimizers import OPTIMIZER_NAMES
 from lora_trainer.config.param import Declared, declared
 from lora_trainer.config.schema import TrainConfig
@@ -75,6 +76,7 @@ def _option(option: Declared, translated: Callable[[str], str]) -> dict[str, Any
         "when": [[need.path, list(need.values)] for need in known.when],
         "labels": {choice: translated(words) for choice, words in known.labels},
         "facts": _optimizers() if option.path == "optimizer.type" else {},
+        "about": _networks(translated) if option.path == "network.type" else {},
         "search": [known.label, option.path, known.kohya or option.path.rpartition(".")[2], translate(known.label, "zh_CN")],
     }
 
@@ -90,6 +92,11 @@ def _optimizers() -> dict[str, dict[str, Any]]:
         }
         for known in OPTIMIZER_NAMES
     }
+
+
+def _networks(translated: Callable[[str], str]) -> dict[str, str]:
+    """What each type is, what it is good for and what it costs."""
+    return {name: " ".join(map(translated, (row.help, row.good_for, row.cost))) for name, row in NETWORK_TYPES.items()}
 
 
 def _type(option: Declared) -> str:

@@ -31,6 +31,7 @@ EMPTY_PLAN: dict[str, Any] = {
     "seconds": 0.0,
     "files": 0,
     "disk_mb": 0.0,
+    "network": None,
     "effective": {},
     "schedule": {},
     "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
@@ -49,12 +50,17 @@ def check(
     pictures = _try(lambda: read(config))
     facts = _try(lambda: facts_of(config, host))
     badge = model_badge(config, host, facts)
-    plan, warnings = EMPTY_PLAN, []
-    if pictures is not None:
+    network = None
+    try:
+        network = network_of(config, facts)
+    except TrainerError as error:  # of lists of blocks, patterns
+        problems = [*problems, *error.problems]
+    plan, warnings = EMPTY_PLAN | {"network": network}, []
+    if pictures is not None and network is not None:
         warnings = _warnings(config, pictures, host)
         try:
             made = _plan(config, pictures, facts, machine_of(host))
-            plan = made.to_json()
+            plan = made.to_json() | {"network": network}
             full = check_disk(Path(config.save.output_dir), config.save.output_name, made)
             warnings += [] if full is None else [_warning("save.output_dir", full)]
         except TrainerError as error:  # of a schedule, of the disk
@@ -96,6 +102,13 @@ def model_badge(config: TrainConfig, host: Host, facts: ModelFacts | None) -> di
             return (facts.badge() if facts is not None else {}) | {key: info[key] for key in BADGE if info.get(key)}
         value = str(info.get("title") or "")
     return None if facts is None else {"title": Path(value).name, **facts.badge()}
+
+
+def network_of(config: TrainConfig, facts: ModelFacts | None) -> dict[str, Any]:
+    """The network before there is one, and how many layers each pattern hits. Raises ConfigError."""
+    from lora_trainer.train.networks import pattern_hits, planned_network
+
+    return {**planned_network(config, facts).to_json(), "patterns": pattern_hits(config, facts)}
 
 
 def pictures_of(config: TrainConfig) -> Pictures:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lora_trainer.api.readings import Folders
 
 THUMBNAILS_KEPT = 20_000
-PATH_KINDS = ("folder", "file", "lora", "checkpoint", "vae")
+PATH_KINDS = ("folder", "file", "lora", "loras", "checkpoint", "vae")
 PATH_OPTIONS = tuple(option.path for option in declared(TrainConfig) if option.option.kind in PATH_KINDS)
 """Options that name a place on this computer."""
 
@@ -74,9 +74,10 @@ class Api:
     def check_values(self, values: Mapping[str, Any]) -> None:
         """As check_places, of single options (path -> value)."""
         for option in PATH_OPTIONS:
-            text = values.get(option)
-            if isinstance(text, str) and text.strip() and not self._known_model(option, text):
-                self.allowed(text, option)
+            given = values.get(option)
+            for text in given if isinstance(given, (list, tuple)) else (given,):
+                if isinstance(text, str) and text.strip() and not self._known_model(option, text):
+                    self.allowed(text, option)
 
     def _known_model(self, option: str, text: str) -> bool:
         if not option.startswith("model."):

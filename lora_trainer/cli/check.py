@@ -92,6 +92,15 @@ def worded_badge(model: dict[str, Any]) -> Message:
     return say(template, prediction=PREDICTIONS.get(model["prediction"], model["prediction"]), **values)
 
 
+def tell_network(network: dict[str, Any], out: Out) -> None:
+    """What is trained, and what each pattern hits."""
+    values = {"layers": sum(network["layers"].values()), "numbers": network["parameters"], "mb": round(network["file_bytes"] / 2**20, 2)}
+    out.line(say("network: {layers} layers, {numbers} numbers, {mb} MB a file", **values))
+    for option, found in network.get("patterns", {}).items():
+        for pattern, count in found.items():
+            out.line(say("  {option} {pattern}: {count} layers", option=option, pattern=pattern, count=count))
+
+
 def tell_plan(plan: dict[str, Any], out: Out) -> None:
     """The plan in a few lines."""
     out.line(say("{images} pictures, {held} held back for validation", images=plan["images"], held=plan["validation_images"]))
@@ -101,6 +110,7 @@ def tell_plan(plan: dict[str, Any], out: Out) -> None:
     out.line(say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values))
     out.line(say("about {minutes} min (estimate)", minutes=max(1, round(plan["seconds"] / 60))))
     out.line(say("{files} files, {mb} MB", files=plan["files"], mb=plan["disk_mb"]))
+    tell_network(plan["network"], out)
     memory = plan["memory"]
     values = {"needed": memory["needed_mb"], "free": memory["free_mb"]}
     if memory["fits"]:

@@ -24,6 +24,7 @@ VERBS: dict[str, Message] = {
     "lr-find": say("Find a learning rate: a short run looks for it and is thrown away."),
     "sample": say("Draw a picture with a model and LoRA files."),
     "grid": say("Draw a run's epochs by weights and say which is best."),
+    "network": say("Look at a trained file, or make another of it: info, verify, resize, merge, extract, convert, edit."),
     "control": say("Stop, pause, resume, save or preview a run that goes on."),
     "runs": say("List the runs."),
     "ui": say("Open the tab in a browser, without a WebUI."),

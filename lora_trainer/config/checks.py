@@ -12,6 +12,7 @@ from typing import Any
 
 from lora_trainer.config import arguments, derive
 from lora_trainer.config.names import problem_of_name, slug
+from lora_trainer.config.network_checks import check_network
 from lora_trainer.config.optimizers import PATH as CLASS
 from lora_trainer.config.param import SECRET, Declared, declared
 from lora_trainer.config.pictures import face_range, frame_of, varying
@@ -163,6 +164,7 @@ def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Probl
     yield from _check_validation(config)
     yield from _check_timesteps(config)
     yield from _check_optimizer_args(config)
+    yield from check_network(config.network)
 
 
 def _check_pictures(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:

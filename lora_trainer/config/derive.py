@@ -8,6 +8,7 @@ from typing import Any
 
 from lora_trainer.config import arguments
 from lora_trainer.config.names import slug
+from lora_trainer.config.networks import NETWORK_KINDS, NETWORK_TYPES
 from lora_trainer.config.schema import SampleConfig, SaveConfig, Steps, TrainConfig, ValidateConfig
 
 DEFAULT_EPOCHS = 10
@@ -56,6 +57,12 @@ def keeps_captions(config: TrainConfig) -> bool:
     return asked and not trains_text_encoder(config)
 
 
+def parts(config: TrainConfig) -> tuple[str, ...]:
+    """What is trained: "unet", "text_encoder" or both."""
+    trained = (("unet", trains_unet(config)), ("text_encoder", trains_text_encoder(config)))
+    return tuple(part for part, wanted in trained if wanted)
+
+
 def rates(config: TrainConfig) -> dict[str, float]:
     """Each group's learning rate: of the parts that are trained, "unet plus" for the upper matrices where LoRA+ makes them faster."""
     bases = {"unet": unet_lr(config)} if trains_unet(config) else {}
@@ -67,6 +74,11 @@ def rates(config: TrainConfig) -> dict[str, float]:
         if (ratio := loraplus_ratio(config, part)) != 1.0:
             found[f"{part} plus"] = base * ratio
     return found
+
+
+def group_name(name: str, share: float) -> str:
+    """The name of a group of blocks that learn at a share of a group's rate."""
+    return name if share == 1.0 else f"{name} x{share:g}"
 
 
 def decay_steps(config: TrainConfig, total: int) -> int:
@@ -115,8 +127,11 @@ def train_length(config: TrainConfig, steps_per_epoch: int) -> tuple[int, int]:
 
 
 def network_scale(config: TrainConfig) -> float:
-    """Strength of the network: alpha / rank."""
-    return config.network.alpha / config.network.dim
+    """Strength of the network: alpha / rank, alpha / root of the rank where it says so, 1 of a kind without rank."""
+    network, row = config.network, NETWORK_TYPES[config.network.type]
+    if not NETWORK_KINDS[row.kind].ranked:
+        return 1.0
+    return network.alpha / (math.sqrt(network.dim) if network.rs_lora or row.fixed.get("rs_lora") else network.dim)
 
 
 def output_name(config: TrainConfig) -> str:

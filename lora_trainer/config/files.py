@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ INPUTS = (
     "model.vae",
     "sample.prompt_file",
     "network.network_weights",
+    "network.base_weights",
 )
 TABLE_INPUTS = ("image_dir", "metadata_file", "mask_dir")
 SECRET_LINE = re.compile(r"^(\S*token\s*=).*")
@@ -122,13 +124,24 @@ def _with_places(mapping: Mapping[str, Any], beside: Path) -> dict[str, Any]:
     found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in mapping.items()}
     for path in INPUTS + OUTPUTS:
         section, _, name = path.partition(".")
-        text = found[section].get(name) if isinstance(found.get(section), dict) else None
-        if isinstance(text, str) and text.strip() and not any(ord(sign) < 32 for sign in text):
-            found[section][name] = found_beside(text, beside if path in INPUTS else None)
+        given = found[section].get(name) if isinstance(found.get(section), dict) else None
+        if isinstance(given, (str, list)):
+            found[section][name] = each_text(given, partial(_placed_text, beside=beside if path in INPUTS else None))
     tables = found["data"].get("subsets") if isinstance(found.get("data"), dict) else None
     if isinstance(tables, list):
         found["data"]["subsets"] = [_table_with_places(table, beside) if isinstance(table, Mapping) else table for table in tables]
     return found
+
+
+def each_text(given: Any, bring: Callable[[str], str]) -> Any:
+    """A text, or a list of them, with each brought to another one; anything else as it is."""
+    if isinstance(given, (list, tuple)):
+        return [bring(one) if isinstance(one, str) else one for one in given]
+    return bring(given) if isinstance(given, str) else given
+
+
+def _placed_text(text: str, beside: Path | None) -> str:
+    return found_beside(text, beside) if text.strip() and not any(ord(sign) < 32 for sign in text) else text
 
 
 def _table_with_places(table: Mapping[str, Any], beside: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lora_trainer.config import derive
 from lora_trainer.config.optimizers import OptimizerName, optimizer_named
@@ -14,9 +14,10 @@ RESTARTS = ("cosine_with_restarts", "cosine_annealing")
 PATHS = {"unet": "optimizer.unet_lr", "text_encoder": "optimizer.text_encoder_lr"}
 
 
-def refuse_different_rates(config: TrainConfig) -> None:
-    """Raises TrainerError where the optimizer takes one rate and parts have several."""
-    known, rates = optimizer_named(config.optimizer.type), sorted({rate for rate in derive.rates(config).values() if rate})
+def refuse_different_rates(config: TrainConfig, given: Iterable[float] = ()) -> None:
+    """Raises TrainerError where the optimizer takes one rate and parts have several; `given` are the groups' where they are known."""
+    known = optimizer_named(config.optimizer.type)
+    rates = sorted({rate for rate in (*derive.rates(config).values(), *given) if rate})
     if known.one_rate and len(rates) > 1:
         raise TrainerError(
             "{name} finds one step size for everything that it trains and takes no different rates ({rates}).",

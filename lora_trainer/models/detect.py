@@ -10,7 +10,8 @@ import attrs
 
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
-from lora_trainer.models import folder, layout, marks, shapes
+from lora_trainer.models import folder, layers, layout, marks, shapes
+from lora_trainer.models.layers import Layer
 from lora_trainer.models.layout import UNET, VAE, Row
 from lora_trainer.models.shapes import text_heads as sd1_heads
 from lora_trainer.models.weights import PACKED, Contents, Entry, contents, read_header
@@ -62,6 +63,8 @@ class ModelFacts:
     middle_depth: int = 1
     texts: tuple[tuple[int, int], ...] = ()
     """Width and layers of each text encoder."""
+    layers: tuple[Layer, ...] = attrs.field(default=(), repr=False)
+    """Every layer that a network can be put on; none where they were not looked at."""
 
     def badge(self) -> dict[str, Any]:
         """What is shown of the model, with its reason."""
@@ -169,6 +172,7 @@ def _facts(title: str, row: Row, parts: Mapping[str, Any], found: marks.Predicti
         unet_levels=shapes.unet_levels(unet),
         middle_depth=shapes.middle_depth(unet),
         texts=tuple((width, shapes.text_config(text, 1)["num_hidden_layers"]) for width, text in zip(widths, texts, strict=True)),
+        layers=layers.of_state(row.family, unet, texts),
     )
 
 

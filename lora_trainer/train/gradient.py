@@ -10,6 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.chance import Chance
 from lora_trainer.data.order import Item
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
@@ -35,6 +36,7 @@ class Gradient:
     def __init__(self, trainer: Trainer, course: Course, words: Wording, shares: Shares) -> None:
         self.trainer, self.course, self.words, self.shares = trainer, course, words, shares
         self._told: list[Message] = []
+        self._done = 0
         replays = replays_for(trainer, self._of_tensors)
         if isinstance(replays, Message):
             self._told.append(replays)
@@ -55,12 +57,13 @@ class Gradient:
         return self._added_up(group)
 
     def _added_up(self, group: Sequence[Sequence[Item]]) -> Tensor:
-        trainer, pictures = self.trainer, sum(len(batch) for batch in group)
+        trainer, pictures, self._done = self.trainer, sum(len(batch) for batch in group), 0
         total = torch.zeros((), device=trainer.bundle.device)
         for batch in map(self.shares.of, group):
             if not batch:
                 continue
             for piece in self._pieces(batch):
+                self._done += 1
                 total += self._of_piece(piece, pictures)
         return total
 
@@ -84,7 +87,7 @@ class Gradient:
             whole = torch.full((), float(pictures), device=trainer.bundle.device)
             if (replayed := trainer.replays((*attrs.astuple(drawn, recurse=False), counts, whole))) is not None:
                 return replayed
-        with trainer.adapter.calculating_with(trainer.optimizer.tensors(trainer.precision.autocast)):
+        with trainer.adapter.calculating_with(trainer.optimizer.tensors(trainer.precision.autocast), self._chance()):
             drawn, is_reg = self._drawn(piece)
             with self._computing():
                 losses = picture_losses(trainer.bundle, drawn, trainer.rules)
@@ -100,6 +103,11 @@ class Gradient:
                 loss = (picture_losses(trainer.bundle, Batch(*batch), trainer.rules) * counts).sum() / pictures
             (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
         return loss.detach()
+
+    def _chance(self) -> Chance | None:
+        """What the network draws at random in this piece of a step; None where it draws nothing."""
+        trainer = self.trainer
+        return Chance(trainer.config.seed, self.course.step, self._done) if trainer.adapter.draws else None
 
     def _computing(self) -> AbstractContextManager[None]:
         return computing(self.trainer.precision, self.trainer.bundle.device, grad=True)
@@ -134,7 +142,9 @@ def replays_for(trainer: Trainer, work: Work) -> Replays | Message | None:
     config = trainer.config
     if not config.memory.cuda_graphs:
         return None
-    reason = why_not(device=trainer.device, text_encoder=trainer.captions.trained, compiled=config.memory.compile)
+    reason = why_not(
+        device=trainer.device, text_encoder=trainer.captions.trained, compiled=config.memory.compile, draws=trainer.adapter.draws
+    )
     if reason is not None:
         return say("Steps are not replayed: {reason}", reason=reason)
     return Replays(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())

@@ -142,7 +142,7 @@ class Replays:
         self.told.append(say("Steps are not replayed: {reason}", reason=reason.strip().split("\n")[0][:200]))
 
 
-def why_not(*, device: torch.device, text_encoder: bool, compiled: bool) -> Message | None:
+def why_not(*, device: torch.device, text_encoder: bool, compiled: bool, draws: bool = False) -> Message | None:
     """Why the steps of a run cannot be recorded, or None. What is not known beforehand shows when it is tried."""
     if device.type != "cuda":
         return say("the run is not on an NVIDIA or AMD GPU.")
@@ -150,4 +150,6 @@ def why_not(*, device: torch.device, text_encoder: bool, compiled: bool) -> Mess
         return say("the text encoder is trained too, and its captions change their length.")
     if compiled:
         return say("blocks are compiled already.")
+    if draws:
+        return say("the network draws at random in each step.")
     return None

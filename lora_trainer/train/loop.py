@@ -164,7 +164,7 @@ class _Run:
     ) -> _Run:
         words, writer, leads = Wording(trainer.pictures, trainer.config.seed, course), Writer(), shares.place.leads
         output = (Output if leads else Silent)(trainer, course, names, lease, writer)
-        updater = Updater(trainer.optimizer, trainer.scaler, trainer.average)
+        updater = Updater(trainer.optimizer, trainer.scaler, trainer.average, trainer.limit_norms)
         return cls(
             trainer=trainer,
             course=course,

@@ -17,6 +17,7 @@ from lora_trainer.train import metadata, setup
 from lora_trainer.train.average import weights_word
 from lora_trainer.train.copies import copied
 from lora_trainer.train.course import Course
+from lora_trainer.train.network_words import header_words
 from lora_trainer.train.saving import Names, sweep, write_side_files
 from lora_trainer.train.writer import Writer
 
@@ -105,7 +106,8 @@ class Output:
             prediction=self.trainer.bundle.prediction,
             zero_terminal_snr=self.trainer.bundle.zero_terminal_snr,
         )
-        return metadata.run_metadata(facts, pictures.trained, self.trainer.adapter.metadata())
+        network = {**self.trainer.adapter.metadata(), **header_words(config.network)}
+        return metadata.run_metadata(facts, pictures.trained, network)
 
 
 class Silent(Output):

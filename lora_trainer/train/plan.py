@@ -19,6 +19,7 @@ from lora_trainer.models.detect import ModelFacts
 from lora_trainer.optim.schedules import Schedule, curve, schedule_of
 from lora_trainer.train import activations
 from lora_trainer.train.activations import Choice, Numbers, Shape
+from lora_trainer.train.networks import PlannedNetwork, group_rates, planned_network
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 TERA = 1e12
@@ -73,6 +74,7 @@ class TrainingPlan:
     rate_scale: float
     """What the batch makes of the rates as they are written."""
     schedule: Schedule
+    network: PlannedNetwork
     processes: int = 1
     """So many share the pictures of a step."""
 
@@ -99,6 +101,7 @@ class TrainingPlan:
             "seconds": round(self.seconds, 1),
             "files": self.files,
             "disk_mb": round(self.disk_mb, 2),
+            "network": self.network.to_json(),
             "memory": {
                 "parts": {name: round(megabytes, 1) for name, megabytes in self.memory},
                 "needed_mb": round(self.needed_mb, 1),
@@ -143,7 +146,7 @@ def make_plan(
     saves = Marks(derive.interval_epochs(config.save), config.save.every_n_steps)
     previews = Marks(derive.interval_epochs(config.sample), derive.interval_steps(config.sample))
     files = _count_files(saves, per_epoch, total)
-    network = network_parameters(config, facts)
+    network = planned_network(config, facts)
     warmup, scale = derive.warmup_steps(config, total), derive.batch_factor(config, together[0] * config.steps.gradient_accumulation_steps)
     return TrainingPlan(
         images=sum(not record.is_reg for record in trained),
@@ -158,14 +161,15 @@ def make_plan(
         previews=previews,
         validations=Marks(derive.interval_epochs(config.validate), config.validate.every_n_steps),
         files=files,
-        disk_mb=files * network * BYTES[config.save.precision] / 2**20,
+        disk_mb=files * network.file_bytes / 2**20,
         seconds=_seconds(config, datasets, facts, machine, total, trained),
-        memory=_memory(config, datasets, facts, machine, network),
+        memory=_memory(config, datasets, facts, machine, network.parameters),
         free_mb=machine.free_mb,
         effective_scale=derive.network_scale(config),
-        rates=tuple((name, rate * scale) for name, rate in derive.rates(config).items()),
+        rates=tuple((name, rate * scale) for name, rate in group_rates(config, facts).items()),
         rate_scale=scale,
         schedule=schedule_of(config.schedule, total, warmup, derive.decay_steps(config, total)),
+        network=network,
         processes=processes,
     )
 
@@ -177,13 +181,6 @@ def step_parts(choice: Choice, trained: int, numbers: Numbers, state: float = 8.
     """
     copies = trained * numbers.size if numbers.size < 4 else 0
     return {"network": 4.0 * trained + copies, "optimizer": state * trained, "activations": max(choice.peak, 4.0 * trained + copies)}
-
-
-def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:
-    """Parameters of the LoRA: as many as the model's layers have at rank 1, times the rank; without a file Stable Diffusion 1.5's."""
-    unet, text = (423_936, 165_888) if facts is None or not facts.unet_lora else (facts.unet_lora, facts.text_lora)
-    parts = (unet if derive.trains_unet(config) else 0, text if derive.trains_text_encoder(config) else 0)
-    return sum(parts) * config.network.dim
 
 
 def _count_files(saves: Marks, per_epoch: int, total: int) -> int:

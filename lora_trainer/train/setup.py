@@ -11,10 +11,13 @@ import attrs
 import torch
 
 from lora_trainer import assets
-from lora_trainer.adapters.files import rank_and_alpha, start_from
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.files import frozen
+from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.starting import ranks_of_file, start_from
+from lora_trainer.adapters.targets import planned
 from lora_trainer.config import derive
 from lora_trainer.config.build import to_mapping
+from lora_trainer.config.networks import NETWORK_TYPES
 from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.rates import refuse_different_rates
 from lora_trainer.config.schema import DataConfig, ModelConfig, TrainConfig
@@ -47,6 +50,7 @@ from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.views import Views
 
 MEGABYTE = 2**20
+NO_COMPILING = say("Blocks are not compiled: {reason}", reason=say("the network draws at random in each step."))
 ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
 """Sections that several processes of a run must have alike; folders may have other names on other machines."""
 
@@ -64,15 +68,15 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     bundle = eight_bit.loaded(lease.source, lease.device, precision.base, asked=config.memory.fp8_base_unet)
     vae.hold(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle, lease.attention)
-    parts = [
-        part for part, wanted in (("unet", derive.trains_unet(config)), ("text_encoder", derive.trains_text_encoder(config))) if wanted
-    ]
-    adapter = LoraAdapter(bundle, rank=config.network.dim, alpha=config.network.alpha, parts=parts, seed=config.seed)
+    below = frozen(config.network.base_weights, config.network.base_weights_multiplier)
+    adapter = NetworkAdapter(bundle, planned(bundle, config.network, derive.parts(config)), seed=config.seed, below=below)
     if config.network.network_weights and not resumed:
         start_from(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
-    captions = _captions(config, pictures, precision, "text_encoder" in parts, lambda: trainer.bundle, cache_dir)
+    captions = _captions(config, pictures, precision, "text_encoder" in adapter.layers, lambda: trainer.bundle, cache_dir)
+    compiles = config.memory.compile and not adapter.draws
+    uncompiled = [Warned(NO_COMPILING, "memory.compile")] if config.memory.compile and not compiles else []
     trainer = Trainer(
         config=config,
         pictures=pictures,
@@ -89,8 +93,13 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         rules=config.loss,
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
-        notes=(*told, *notes, *_of_eight_bits(config, lease)),
-        compiled=Compiled() if config.memory.compile else None,
+        notes=(
+            *told,
+            *notes,
+            *_of_eight_bits(config, lease),
+            *([] if compiles or not config.memory.compile else [Warned(NO_COMPILING, "memory.compile")]),
+        ),
+        compiled=Compiled() if compiles else None,
     )
     return trainer
 
@@ -105,26 +114,31 @@ def _of_eight_bits(config: TrainConfig, lease: Lease) -> list[Warned]:
 
 
 def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
-    """The config with rank and alpha of the file that the training begins with, where it says so. Raises ModelError."""
+    """The config with the ranks and alphas of the file that the training begins with, where it says so. Raises ModelError."""
     network = config.network
     if not (network.network_weights and network.dim_from_weights):
         return config
-    rank, alpha = rank_and_alpha(Path(network.network_weights))
-    return attrs.evolve(config, network=attrs.evolve(network, dim=rank, alpha=alpha, dim_from_weights=False))
+    rooted = network.rs_lora or bool(NETWORK_TYPES[network.type].fixed.get("rs_lora"))
+    found = ranks_of_file(Path(network.network_weights), rs_lora=rooted)
+    ranks = {f"{group}{word}": value for group, pair in found.items() for word, value in zip(("dim", "alpha"), pair, strict=True)}
+    return attrs.evolve(config, network=attrs.evolve(network, **ranks, dim_from_weights=False))
 
 
-def group_plans(config: TrainConfig, adapter: LoraAdapter) -> list[GroupPlan]:
-    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others.
+def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]:
+    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others, blocks have shares.
 
     Raises TrainerError for rates that the optimizer does not take.
     """
-    refuse_different_rates(config)
-    rates, plans = derive.rates(config), []
-    for part, parameters in adapter.parameters().items():
-        upper = adapter.upper(part) if f"{part} plus" in rates else ()
-        plans.append(GroupPlan(part, part, rates[part], tuple(sorted({*range(len(parameters))} - {*upper}))))
-        if upper:
-            plans.append(GroupPlan(f"{part} plus", part, rates[f"{part} plus"], upper))
+    rates = derive.rates(config)
+    plans: list[GroupPlan] = []
+    for part, shares in adapter.rates().items():
+        upper = {*adapter.upper(part)} if f"{part} plus" in rates else set()
+        for share in sorted({*shares}, reverse=True):
+            places = {place for place, own in enumerate(shares) if own == share}
+            for name, own in ((part, places - upper), (f"{part} plus", places & upper)):
+                if own:
+                    plans.append(GroupPlan(derive.group_name(name, share), part, rates[name] * share, tuple(sorted(own))))
+    refuse_different_rates(config, [plan.rate for plan in plans])
     return plans
 
 

@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.config.schema import LossConfig, TrainConfig
 from lora_trainer.data.cache import LatentCache
 from lora_trainer.data.records import ImageRecord
@@ -42,7 +42,7 @@ class Trainer:
     source: ModelSource
     device: torch.device
     bundle: ModelBundle
-    adapter: LoraAdapter
+    adapter: NetworkAdapter
     optimizer: TrainingOptimizer
     scaler: Any
     captions: Captions
@@ -137,6 +137,11 @@ class Trainer:
             kept = self.scaler.state_dict()
             self.scaler._scale = self.scaler._growth_tracker = None
             self.scaler.load_state_dict(kept)
+
+    def limit_norms(self) -> None:
+        """After a step: no layer's addition is longer than the config allows."""
+        if self.config.network.scale_weight_norms:
+            self.adapter.limit_norms(self.config.network.scale_weight_norms)
 
     def shown(self) -> AbstractContextManager[None]:
         """Inside, the network holds the weights that are saved, drawn with and validated with."""

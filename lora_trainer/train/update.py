@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,10 +14,15 @@ if TYPE_CHECKING:
 
 
 class Updater:
-    """Unscales, measures and shortens the gradient, then steps; a gradient that is no number is dropped instead."""
+    """Unscales, measures and shortens the gradient, then steps; a gradient that is no number is dropped instead.
 
-    def __init__(self, optimizer: TrainingOptimizer, scaler: Any, average: Average | None = None) -> None:
-        self.optimizer, self.scaler, self.average = optimizer, scaler, average
+    `after` is done after each step that was taken, before the average follows.
+    """
+
+    def __init__(
+        self, optimizer: TrainingOptimizer, scaler: Any, average: Average | None = None, after: Callable[[], object] | None = None
+    ) -> None:
+        self.optimizer, self.scaler, self.average, self.after = optimizer, scaler, average, after
         self.begun = False
         """Whether a step has begun and not ended: it cannot be done again."""
         self._stepped = False
@@ -33,6 +39,8 @@ class Updater:
         norm, read = self._shortened(limit, loss)
         if norm == norm and norm != float("inf"):
             self._step(factor)
+            if self.after is not None:
+                self.after()
         else:
             optimizer.drop()
         if scaler is not None:

@@ -14,7 +14,7 @@ from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import say
 from lora_trainer.models.detect import ModelFacts
-from lora_trainer.train.plan import network_parameters
+from lora_trainer.train.networks import planned_network
 from lora_trainer.wizard import amount, vram
 from lora_trainer.wizard.facts import GB, DatasetFacts, Group, MachineFacts, whole
 from lora_trainer.wizard.family_rules import buckets, eight_bit, encoded_captions, noise
@@ -137,7 +137,7 @@ def rank(now: Situation) -> Iterator[Change]:
     template = "Rank {rank} holds {subject} in a file of about {mb} MB; a higher one learns the pictures by heart sooner."
     if wanted < now.subject.rank:
         template = "{gb} GB of VRAM leave room for rank {rank}."
-    yield Change("network.dim", wanted, say(template, mb=whole(network_parameters(asked, now.model) * 2 / 2**20), **values))
+    yield Change("network.dim", wanted, say(template, mb=whole(planned_network(asked, now.model).parameters * 2 / 2**20), **values))
 
 
 def alpha(now: Situation) -> Iterator[Change]:

@@ -11,7 +11,8 @@ import attrs
 from lora_trainer.config.build import build
 from lora_trainer.config.checks import options
 from lora_trainer.config.importing.learning import LEARNING, Options, Read
-from lora_trainer.config.importing.reasons import CONV, EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason
+from lora_trainer.config.importing.networks import NETWORK
+from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason
 from lora_trainer.config.importing.result import Filled, Left, Taken
 from lora_trainer.config.importing.values import brought, is_empty, number
 from lora_trainer.config.names import problem_of_name, slug
@@ -121,16 +122,6 @@ def _without_wrong(flat: dict[str, Any], origin: Mapping[str, Key], left: list[L
 # --- keys that are more than one value under another name ----------------------------------------------------------------------------
 
 
-def _network(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    name = str(value)
-    if name in ("networks.lora", "lora"):
-        return [("network.type", "lora")]
-    known = {"networks.dylora": "dylora"}.get(name, name)
-    if known in options()["network.type"].option.choices:
-        return [("network.type", known)]
-    return say("The network {name} is not here yet: a plain LoRA takes its place.", name=name)
-
-
 def _sample_prompts(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     """The prompts themselves, or those of the file that holds them."""
     text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -182,10 +173,6 @@ def _masked_loss(value: Any, given: Mapping[str, Any], read: Read) -> Options | 
 
 def _model_format(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     return ITSELF if value == "safetensors" else SAFETENSORS
-
-
-def _conv(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    return CONV if given.get("network_module", "networks.lora") == "networks.lora" else NOT_YET
 
 
 def _caption_ending(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
@@ -261,9 +248,7 @@ def _full_vae(value: Any, given: Mapping[str, Any], read: Read) -> Options | Mes
 ATTENTION = {"mem_eff_attn": "sliced", "xformers": "xformers", "sdpa": "sdpa"}
 SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], Read], Options | Message]] = {
     **LEARNING,
-    "network_module": _network,
-    "conv_dim": _conv,
-    "conv_alpha": _conv,
+    **NETWORK,
     "sample_prompts": _sample_prompts,
     "sample_sampler": _sampler,
     "log_with": _log_with,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lora_trainer.config.checks import options
-from lora_trainer.config.importing.reasons import NOT_YET, OFF
+from lora_trainer.config.importing.reasons import OFF
 from lora_trainer.config.importing.values import brought, is_empty, number
 from lora_trainer.config.optimizers import OPTIMIZER_ALSO, OPTIMIZER_CHOICES, PATH, SCHEDULE_ALSO, SCHEDULE_CHOICES
 from lora_trainer.messages import Message, say
@@ -91,14 +91,6 @@ def only(path: str) -> Take:
     return take
 
 
-def network_args(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """LoRA+ stands among the arguments of the network there."""
-    pairs = dict(word.partition("=")[::2] for word in _words(value))
-    if not set(pairs) <= set(LORAPLUS):
-        return NOT_YET
-    return [(f"optimizer.{name}", number(ratio)) for name, ratio in pairs.items()]
-
-
 def scheduler(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
     """lr_scheduler; lr_scheduler_type, a class, wins over it."""
     if not is_empty(given.get("lr_scheduler_type")):
@@ -159,7 +151,6 @@ LEARNING: dict[str, Take] = {
     "prodigy_d_coef": of_prodigy("d_coef"),
     "network_train_unet_only": only("optimizer.text_encoder_lr"),
     "network_train_text_encoder_only": only("optimizer.unet_lr"),
-    "network_args": network_args,
     "lr_scheduler": scheduler,
     "lr_scheduler_type": scheduler_class,
     "lr_scheduler_args": scheduler_args,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_trainer.config.importing.arguments import Key
+from lora_trainer.config.importing.networks import network_defaults
 from lora_trainer.config.importing.reasons import CONV, ITSELF, LYCORIS, OFF
 from lora_trainer.config.importing.values import is_empty, number
 from lora_trainer.messages import Message, say
@@ -33,7 +34,6 @@ KOHYA_NAMES = {
 LORA_TYPES = {
     "Standard": "networks.lora",
     "Kohya DyLoRA": "networks.dylora",
-    "Kohya LoCon": "LoCon",
     "LoRA-FA": "networks.lora_fa",
 }
 PREVIEW = {"sample_width": "w", "sample_height": "h", "sample_cfg": "l", "sample_seed": "d", "sample_steps": "s"}
@@ -133,7 +133,7 @@ def _defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     for section in ("save", "sample"):
         if number(given.get(f"{section}_every_n_steps")):
             found.pop(f"{section}.every_n_epochs")
-    return found
+    return found | network_defaults(given)
 
 
 def flattened(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

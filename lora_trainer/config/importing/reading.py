@@ -15,6 +15,7 @@ from lora_trainer.config.checks import options, problem
 from lora_trainer.config.importing.arguments import Key, paths, translate_keys
 from lora_trainer.config.importing.concepts import concepts
 from lora_trainer.config.importing.learning import Read
+from lora_trainer.config.importing.networks import argument_notes
 from lora_trainer.config.importing.programs import KOHYA_NAMES, flattened, kohya, lora_scripts, sd_scripts
 from lora_trainer.config.importing.reasons import REASONS
 from lora_trainer.config.importing.result import Imported, Left, Taken
@@ -69,7 +70,14 @@ def import_text(text: str, *, source: Path | None = None, read: Read = lambda na
     if not any(key.name in paths() or key.name in REASONS for key in keys):
         raise _unknown(where)
     translated, taken, left, filled = translate_keys(keys, read, defaults)
-    return Imported(kind, translated, tuple(taken), tuple(left), tuple(filled), tuple(_changed(taken)))
+    return Imported(
+        kind,
+        translated,
+        tuple(taken),
+        tuple(left),
+        tuple(filled),
+        (*_changed(taken), *argument_notes({key.name: key.value for key in keys if key.why is None})),
+    )
 
 
 def kind_of(content: Mapping[str, Any], *, is_json: bool) -> str:

@@ -17,6 +17,8 @@ NOT_YET = say("Not possible here yet.")
 ONLY_STABLE_DIFFUSION = say("Belongs to models of another kind.")
 SAFETENSORS = say("Files are always safetensors here.")
 RESUMED = say("Every run here keeps its own state, and is resumed by its name: train --resume RUN, or the tab's run menu.")
+CALCULATED = say("How it is calculated there; the result is the same.")
+OTHER_NETWORK = say("This kind of network is calculated without it here.")
 CONV = say("Only other kinds of networks use it, there too.")
 WORDS = say("Words of a command line are not read: write each as a setting.")
 
@@ -27,6 +29,8 @@ LYCORIS = frozenset(_OTHER_NETWORKS.split())
 OFF_VALUES = (False, 0, 0.0, None, "", "0", "0.0", "none", "None", "False", "false", "no")
 
 _WORDS: dict[Message, str] = {
+    CALCULATED: """bypass_mode""",
+    OTHER_NETWORK: """rank_dropout_scale train_on_input use_scalar""",
     START: """num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port dynamo_backend dynamo_mode
         dynamo_use_dynamic dynamo_use_fullgraph extra_accelerate_launch_args ddp_timeout ddp_gradient_as_bucket_view
         ddp_static_graph max_data_loader_n_workers persistent_data_loader_workers lowram lowvram highvram
@@ -40,20 +44,15 @@ _WORDS: dict[Message, str] = {
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization model_train_type
         use_safetensors zero_terminal_snr is_valid""",
     LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
-    NOT_YET: """network_dropout rank_dropout module_dropout scale_weight_norms base_weights base_weights_multiplier
-        down_lr_weight mid_lr_weight
-        up_lr_weight block_lr_zero_threshold block_dims block_alphas conv_block_dims conv_block_alphas block_lr full_fp16 full_bf16
-        fused_backward_pass fused_optimizer_groups optimizer_accumulation_steps blocks_to_swap
-        cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author metadata_description metadata_license
-        metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase metadata_preprocessor
-        metadata_is_negative_embedding masked_loss weighted_captions save_state_to_huggingface resume_from_huggingface
-        huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token huggingface_repo_visibility async_upload
-        save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state save_n_epoch_ratio lr_scheduler_num_cycles
-        lr_scheduler_power lr_scheduler_timescale lr_scheduler_type lr_scheduler_args lr_decay_steps stop_text_encoder_training
-        stop_text_encoder_training_pct loraplus_lr_ratio loraplus_unet_lr_ratio loraplus_text_encoder_lr_ratio network_args
-        network_args_custom lycoris_algo lokr_factor dylora_unit dropout train_norm conditioning_data_dir
-        dataset_repeats cache_info LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rank_dropout_scale
-        rescaled train_on_input unit use_cp use_scalar use_tucker optimizer_args_custom randomly_choice_prompt
+    NOT_YET: """block_lr full_fp16 full_bf16 fused_backward_pass fused_optimizer_groups optimizer_accumulation_steps
+        blocks_to_swap cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author metadata_description
+        metadata_license metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase
+        metadata_preprocessor metadata_is_negative_embedding masked_loss weighted_captions save_state_to_huggingface
+        resume_from_huggingface huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token
+        huggingface_repo_visibility async_upload save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state
+        save_n_epoch_ratio lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_type lr_scheduler_args
+        lr_decay_steps stop_text_encoder_training stop_text_encoder_training_pct loraplus_lr_ratio loraplus_unet_lr_ratio
+        loraplus_text_encoder_lr_ratio conditioning_data_dir dataset_repeats cache_info optimizer_args_custom randomly_choice_prompt
         dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
         caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard caption_tag_dropout_rate
         caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop face_crop_aug_range alpha_mask
@@ -88,4 +87,4 @@ def reason(name: str, value: Any) -> Message:
     if not isinstance(value, (list, dict)) and value in NEUTRAL.get(name, ()):
         return OFF
     off = not isinstance(value, (list, dict)) and any(type(value) is type(known) and value == known for known in OFF_VALUES)
-    return OFF if off and why in (NOT_YET, ONLY_STABLE_DIFFUSION) else why
+    return OFF if off and why in (NOT_YET, ONLY_STABLE_DIFFUSION, OTHER_NETWORK, CALCULATED) else why

@@ -20,6 +20,7 @@ def load():
         from tests.host.contract_forge import FORGE_ONLY
         from tests.host.contract_forge_families import FAMILIES
         from tests.host.forge_world import ForgeWorld, ReForgeWorld
+
         if "modules_forge" not in sys.modules:
             from tests.host.contract_pieces import CHECKS
     finally:

@@ -1,0 +1,155 @@
+"""LoRA (Hu et al. 2021): a layer gains up(down(x)) * alpha / rank; convolutions too (LoCon), also by Tucker's decomposition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming, orthogonal
+from lora_trainer.adapters.kinds.weighted import WeightedKind
+from lora_trainer.adapters.magnitude import MAGNITUDE, begin_magnitude, is_input_axis, lengths, lengths_of_pair
+from lora_trainer.adapters.plan import LayerPlan
+from lora_trainer.adapters.site import Site
+
+DOWN, MID, UP = "lora_down.weight", "lora_mid.weight", "lora_up.weight"
+
+
+class Lora(WeightedKind):
+    """Two small matrices, or with Tucker a third between them that alone sees the places of a convolution."""
+
+    name = "lora"
+    needed = (frozenset({DOWN, UP}),)
+    known = frozenset({DOWN, MID, UP, MAGNITUDE})
+
+    def rank(self, tensors: Tensors) -> int:
+        """Rows of the lower matrix."""
+        return int(tensors[DOWN].shape[0])
+
+    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+        """The lower matrix at random, the upper one zero."""
+        if layer.options.get("init") == "orthogonal":
+            orthogonal(tensors[DOWN], generator)
+        else:
+            kaiming(tensors[DOWN], generator)
+        if MID in tensors:
+            kaiming(tensors[MID], generator)
+        begin_magnitude(tensors, site)
+
+    def product(self, tensors: Tensors, weight: Tensor) -> Tensor:
+        """up @ down, or mid between them."""
+        return product(tensors[DOWN], tensors.get(MID), tensors[UP]).reshape(weight.shape)
+
+    def norm(self, tensors: Tensors, weight: Tensor) -> Tensor:
+        """Of up @ down from two small products: |U D|^2 is the sum over (U^T U) * (D D^T)."""
+        if MID in tensors:
+            return super().norm(tensors, weight)
+        low, high = tensors[DOWN].flatten(1), tensors[UP].flatten(1)
+        return ((high.t() @ high) * (low @ low.t())).sum().clamp_min(0).sqrt()
+
+    def forward(self, site: Site, layer: Layer) -> Forward:
+        """One addmm after the small product for a linear layer; small convolutions for the others."""
+        if MAGNITUDE in layer.parameters:
+            return super().forward(site, layer) if MID in layer.parameters else _with_magnitude(site, layer)
+        if layer.options.get("dropout") or layer.options.get("rank_dropout"):
+            return _dropped(site, layer)
+        if site.linear:
+            return _linear(site, layer)
+        if MID in layer.parameters:
+            return _tucker(site, layer)
+        return _convolution(site, layer)
+
+
+def product(down: Tensor, mid: Tensor | None, up: Tensor) -> Tensor:
+    """[out, in * places] of a pair, [out, in, kh, kw] with a tensor between them."""
+    if mid is None:
+        return up.flatten(1) @ down.flatten(1)
+    return torch.einsum("mn...,im,nj->ij...", mid, up.flatten(1), down.flatten(1))
+
+
+def _linear(site: Site, layer: Layer) -> Forward:
+    weight, bias = site.weight, site.bias
+
+    def linear(x: Tensor) -> Tensor:
+        down, up = layer.used
+        rows = x.reshape(-1, x.shape[-1])
+        base = functional.linear(rows, weight, bias)
+        inner = functional.linear(rows, down)
+        return torch.addmm(base, inner, up.t(), alpha=layer.strength).view(*x.shape[:-1], -1)
+
+    return linear
+
+
+def _convolution(site: Site, layer: Layer) -> Forward:
+    def convolution(x: Tensor) -> Tensor:
+        down, up = layer.used
+        base = site.base(x)
+        inner = functional.conv2d(site.call(x, down, None), up)
+        return torch.add(base, inner, alpha=layer.strength)
+
+    return convolution
+
+
+def _tucker(site: Site, layer: Layer) -> Forward:
+    def tucker(x: Tensor) -> Tensor:
+        down, mid, up = layer.used
+        base = site.base(x)
+        inner = functional.conv2d(site.call(functional.conv2d(x, down), mid, None), up)
+        return torch.add(base, inner, alpha=layer.strength)
+
+    return tucker
+
+
+def _with_magnitude(site: Site, layer: Layer) -> Forward:
+    """The magnitude over the changed weight's length multiplies inputs or outputs, so that the changed weight is never made."""
+    input_axis = is_input_axis(layer.parameters[MAGNITUDE])
+    own = lengths(site.weight, input_axis=input_axis).flatten().square()
+    place = site.channels_last
+
+    def scaled(x: Tensor) -> Tensor:
+        down, up, _ = layer.used
+        length = lengths_of_pair(own, site.weight, down, up, layer.scale, input_axis=input_axis)
+        factor = (layer.exact(MAGNITUDE).flatten() / length).to(site.weight.dtype)
+        turned = x * place(factor) if input_axis else x
+        added = above(site, between(site, layer, turned), up)
+        changed = torch.add(site.call(turned, site.weight, None), added, alpha=layer.scale)
+        changed = changed if input_axis else changed * place(factor)
+        changed = changed if site.bias is None else changed + place(site.bias)
+        return changed if layer.multiplier == 1.0 else torch.lerp(site.base(x), changed, layer.multiplier)
+
+    return scaled
+
+
+def above(site: Site, inner: Tensor, up: Tensor) -> Tensor:
+    """up of what lies between the matrices, of a linear layer or a convolution."""
+    return functional.linear(inner, up) if site.linear else functional.conv2d(inner, up)
+
+
+def between(site: Site, layer: Layer, x: Tensor) -> Tensor:
+    """down(x), of which chance leaves out single numbers (dropout) or whole ranks of a picture (rank dropout) in training."""
+    down, single, ranks = layer.used[0], layer.options["dropout"], layer.options["rank_dropout"]
+    tucker = MID in layer.parameters
+    inner = site.call(functional.conv2d(x, down), layer.used[1], None) if tucker else site.call(x, down, None)
+    if layer.chance is None:
+        return inner
+    if single:
+        inner = inner * layer.chance.kept(inner, single, layer.plan.name, "dropout")
+    if ranks:
+        first = (inner.shape[0], *(1,) * (inner.dim() - 2), inner.shape[-1]) if site.linear else (*inner.shape[:2], 1, 1)
+        inner = inner * layer.chance.kept(inner.new_empty(first), ranks, layer.plan.name, "rank")
+    return inner
+
+
+def _dropped(site: Site, layer: Layer) -> Forward:
+    up_place = list(layer.parameters).index(UP)
+
+    def dropped(x: Tensor) -> Tensor:
+        base = site.base(x)
+        return torch.add(base, above(site, between(site, layer, x), layer.used[up_place]), alpha=layer.strength)
+
+    return dropped
+
+
+KIND = Lora()

@@ -1,0 +1,94 @@
+"""The layers of a model that a network can be put on: names and shapes, told by a file's header or by modules (no torch)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import attrs
+
+from lora_trainer.models import layout, stock
+
+Weight = tuple[str, tuple[int, ...], bool]
+
+UNET_PREFIX = "lora_unet"
+TEXT_ROOTS = ("text_encoder", "text_encoder_2")
+"""A bundle's text encoders."""
+
+
+@attrs.frozen
+class Layer:
+    """A layer with a weight. `name` is its name in a LoRA file, `path` the module's in a bundle ("unet.mid_block...").
+
+    `shape` of the weight: [out, in], [out, in, kh, kw], or [channels] of a norm.
+    """
+
+    part: str
+    name: str
+    path: str
+    shape: tuple[int, ...]
+    bias: bool = False
+
+
+def of_state(family: str, unet: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
+    """The layers of a checkpoint's U-Net and text encoders, under diffusers' and transformers' names; values have a `shape`."""
+    attends = attending(unet)
+    found = list(named("unet", "unet", _weights(unet), unet_name(family, attends)))
+    for prefix, root, text in zip(layout.row(family).lora_text, TEXT_ROOTS, texts, strict=False):
+        found += named("text_encoder", root, _weights(text), partial(text_name, prefix))
+    return tuple(found)
+
+
+def named(part: str, root: str, weights: Iterable[Weight], name_of: Callable[[str], str]) -> Iterator[Layer]:
+    """Layers from (path below the root, shape of the weight, whether it has a bias); tables of words and places are none."""
+    for path, shape, bias in weights:
+        if ".embeddings." not in f".{path}.":
+            yield Layer(part, name_of(path), f"{root}.{path}", shape, bias)
+
+
+def attending(keys: Iterable[str]) -> tuple[bool, ...]:
+    """Which levels of a U-Net under diffusers' names attend to the text."""
+    keys = list(keys)
+    levels = {int(key.split(".")[1]) for key in keys if key.startswith("down_blocks.")}
+    inside = {int(key.split(".")[1]) for key in keys if re.match(r"down_blocks\.\d+\.attentions\.", key)}
+    return tuple(level in inside for level in range(len(levels)))
+
+
+def unet_name(family: str, attends: Sequence[bool]) -> Callable[[str], str]:
+    """From the path of a U-Net's layer to its name in a file: diffusers' path, or the checkpoint's where the family says so."""
+    if layout.row(family).lora_unet == "diffusers":
+        return lambda path: f"{UNET_PREFIX}_{path.replace('.', '_')}"
+    table = layout.turned_round(layout.unet_prefixes(attends))
+
+    def name(path: str) -> str:
+        there = layout.renamed([f"{path}.weight"], table).get(f"{path}.weight", path).removesuffix(".weight")
+        return f"{UNET_PREFIX}_{there.replace('.', '_')}"
+
+    return name
+
+
+def text_name(prefix: str, path: str) -> str:
+    """The name in a file of a text encoder's module. Some transformers releases drop `text_model.`: it is put back."""
+    whole = path if path.startswith("text_model.") or "." not in path else f"text_model.{path}"
+    return f"{prefix}_{whole.replace('.', '_')}"
+
+
+@lru_cache(maxsize=3)
+def of_family(family: str) -> tuple[Layer, ...]:
+    """The layers of a family's released models, for a plan that is made before a checkpoint is chosen."""
+    parts = {name: {key: _Shape(shape) for key, shape in part.items()} for name, part in stock.shapes(family).items()}
+    return of_state(family, parts["unet"], [part for name, part in parts.items() if name != "unet"])
+
+
+def _weights(state: Mapping[str, Any]) -> Iterator[Weight]:
+    for key, value in state.items():
+        if key.endswith(".weight"):
+            path = key.removesuffix(".weight")
+            yield path, tuple(value.shape), f"{path}.bias" in state
+
+
+@attrs.frozen
+class _Shape:
+    shape: tuple[int, ...]

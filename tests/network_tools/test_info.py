@@ -1,0 +1,92 @@
+"""What is told of a file: kind, family, ranks, strength, hash, and whether its layers are a model's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.adapters.files import write_lora
+from lora_trainer.network_tools.info import info
+from lora_trainer.network_tools.verify import verify
+from tests.network_tools.made import CONVOLUTIONS, WORDS, chosen, deltas, some, state_of, write
+
+VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+
+
+def test_a_lora_is_told_with_its_ranks_and_its_strength_by_block(lora: Path):
+    found = info(lora)
+    assert (found["kind"], found["family"], found["naming"], found["dtype"]) == ("lora", "sd1", "kohya", "F32")
+    assert found["ranks"] == [{"value": 4, "modules": 216}]
+    assert found["alphas"] == [{"value": 2.0, "modules": 216}]
+    assert found["modules"] == {"unet": 192, "text_encoder": 24}
+    blocks = {row["block"]: row["norm"] for row in found["blocks"]}
+    wanted = sum(float(delta.square().sum()) for name, delta in deltas(lora).items() if "_mid_block_" in name) ** 0.5
+    assert blocks["mid"] == pytest.approx(wanted, rel=1e-5)
+    assert found["norm"] == pytest.approx(sum(norm**2 for norm in blocks.values()) ** 0.5)
+    assert list(blocks)[:4] == ["down 0", "down 1", "down 2", "mid"]
+    assert found["trained_on"]["base_model"] == "base.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("lora", {}, "locon"),
+        ("loha", {}, "loha"),
+        ("lokr", {}, "lokr"),
+        ("full", {}, "full"),
+        ("oft", {}, "oft"),
+        ("lora", {"dora": "in"}, "dora"),
+    ],
+)
+def test_every_kind_is_told_by_name(base: Path, tmp_path: Path, kind: str, options: dict, said: str):
+    layers = {name: layer for name, layer in chosen(base, CONVOLUTIONS).items() if "mid" in name}
+    found = info(write(tmp_path / "any.safetensors", state_of(layers, kind, **options)))
+    assert found["kind"] == said
+    assert (found["norm"] is None) == (said in ("dora", "oft"))
+
+
+def test_the_hash_is_the_webuis_and_one_that_does_not_fit_is_seen(base: Path, tmp_path: Path):
+    state = state_of(chosen(base))
+    write_lora(tmp_path / "ours.safetensors", state, WORDS, "float")
+    found = info(tmp_path / "ours.safetensors")["hashes"]
+    content = (tmp_path / "ours.safetensors").read_bytes()
+    behind = content[8 + int.from_bytes(content[:8], "little") :]
+    assert found["webui"] == hashlib.sha256(behind).hexdigest()[:12]
+    assert found["as_said"]
+    assert not info(write(tmp_path / "wrong.safetensors", state, {**WORDS, "sshs_model_hash": "0" * 64}))["hashes"]["as_said"]
+
+
+@pytest.mark.parametrize("family", list(VERSIONS))
+def test_a_network_fits_the_model_it_was_made_for(checkpoint: Callable[[str], Path], tmp_path: Path, family: str):
+    layers = some(chosen(checkpoint(family)), 3)
+    path = write(tmp_path / "made.safetensors", state_of(layers), {"ss_base_model_version": VERSIONS[family]})
+    found = verify(path, model=checkpoint(family))
+    assert (found.matched, found.unmatched, found.family) == (len(layers), (), family)
+    assert found.to_json()["unmatched"] == 0
+
+
+def test_layers_that_the_model_has_not_or_in_another_shape_are_named(
+    base: Path, checkpoint: Callable[[str], Path], lora: Path, tmp_path: Path
+):
+    state = state_of(chosen(base))
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    state[f"{name}.lora_up.weight"] = torch.zeros(7, 4)
+    renamed = {key.replace("mid_block_attentions_0_proj_out", "mid_block_made_up"): tensor for key, tensor in state.items()}
+    found = verify(write(tmp_path / "odd.safetensors", renamed), model=base)
+    assert found.matched == 214
+    assert {name for name, _ in found.unmatched} == {name, "lora_unet_mid_block_made_up"}
+    foreign = verify(lora, model=checkpoint("sdxl"))
+    assert len(foreign.unmatched) > 100
+
+
+def test_a_file_that_a_webui_reads_in_part_or_not_says_so(base: Path, tmp_path: Path):
+    oft = verify(write(tmp_path / "oft.safetensors", state_of(some(chosen(base)), "oft")))
+    assert {host: loads for host, loads, _ in oft.hosts} == {"a1111": "all", "forge": "no", "reforge": "partly"}
+    dora = verify(write(tmp_path / "dora.safetensors", state_of(some(chosen(base)), dora="in")))
+    assert {loads for _, loads, _ in dora.hosts} == {"all"}
+    out = verify(write(tmp_path / "out.safetensors", state_of(some(chosen(base)), dora="out")))
+    assert {loads for _, loads, _ in out.hosts} == {"partly"}
