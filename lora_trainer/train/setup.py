@@ -93,12 +93,7 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         rules=config.loss,
         average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
-        notes=(
-            *told,
-            *notes,
-            *_of_eight_bits(config, lease),
-            *([] if compiles or not config.memory.compile else [Warned(NO_COMPILING, "memory.compile")]),
-        ),
+        notes=(*told, *notes, *_of_eight_bits(config, lease), *uncompiled),
         compiled=Compiled() if compiles else None,
     )
     return trainer
