@@ -59,6 +59,10 @@ def _adapting(name: str, label: str, state: float, *also: str, whole: bool = Tru
     return OptimizerName(name, label, FINDS_ITSELF, "dadaptation", "dadaptation", state, whole, one_rate=True, finds=True, also=also)
 
 
+def _schedule_free(name: str, label: str, family: Family, state: float) -> OptimizerName:
+    return OptimizerName(name, label, family, "schedulefree", "schedulefree", state, True, free=True, also=(f"schedulefree.{name}",))
+
+
 OPTIMIZER_NAMES = (
     OptimizerName("AdamW", "AdamW", ADAM, elementwise=True, also=("torch.optim.AdamW",)),
     _bits("AdamW8bit", "AdamW, 8 bit", ADAM, 2.0, "AdamW", "bitsandbytes.optim.AdamW8bit"),
@@ -104,39 +108,9 @@ OPTIMIZER_NAMES = (
     _adapting("DAdaptAdanIP", "D-Adaptation, Adan IP", 20.0, "dadaptation.experimental.DAdaptAdanIP"),
     _adapting("DAdaptLion", "D-Adaptation, Lion", 8.0, "dadaptation.DAdaptLion"),
     _adapting("DAdaptSGD", "D-Adaptation, SGD", 12.0, "dadaptation.DAdaptSGD"),
-    OptimizerName(
-        "AdamWScheduleFree",
-        "AdamW, schedule-free",
-        FREE,
-        "schedulefree",
-        "schedulefree",
-        8.0,
-        True,
-        free=True,
-        also=("schedulefree.AdamWScheduleFree",),
-    ),
-    OptimizerName(
-        "RAdamScheduleFree",
-        "RAdam, schedule-free",
-        FREE,
-        "schedulefree",
-        "schedulefree",
-        8.0,
-        True,
-        free=True,
-        also=("schedulefree.RAdamScheduleFree",),
-    ),
-    OptimizerName(
-        "SGDScheduleFree",
-        "SGD, schedule-free",
-        SGD,
-        "schedulefree",
-        "schedulefree",
-        4.0,
-        True,
-        free=True,
-        also=("schedulefree.SGDScheduleFree",),
-    ),
+    _schedule_free("AdamWScheduleFree", "AdamW, schedule-free", FREE, 8.0),
+    _schedule_free("RAdamScheduleFree", "RAdam, schedule-free", FREE, 8.0),
+    _schedule_free("SGDScheduleFree", "SGD, schedule-free", SGD, 4.0),
     OptimizerName("CAME", "CAME", ADAM, "came_pytorch", "came-pytorch", 5.0, also=("came_pytorch.CAME",)),
     OptimizerName(
         "LAMB", "LAMB", SCALED, "pytorch_optimizer", "pytorch-optimizer", 8.0, also=("pytorch_optimizer.Lamb", "pytorch_optimizer.LAMB")

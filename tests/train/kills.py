@@ -14,18 +14,9 @@ from safetensors import safe_open
 
 from lora_trainer.jobs import states
 from lora_trainer.jobs.folder import RunFolder
-from tests.train.resume_runs import folder_of, resume, same, small_config, train
+from tests.train.resume_runs import VARIED, folder_of, resume, same, small_config, train
 
-CONFIG: dict[str, Any] = {
-    "steps__max_train_steps": 10,
-    "data__shuffle_caption": True,
-    "data__caption_dropout_rate": 0.2,
-    "schedule__type": "cosine",
-    "schedule__warmup_steps": 3,
-    "save__every_n_steps": 2,
-    "save__ema_decay": 0.9,
-    "save__state_every_n_steps": 1,
-}
+CONFIG: dict[str, Any] = {**VARIED, "steps__max_train_steps": 10, "save__every_n_steps": 2}
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -51,23 +42,25 @@ def wait(pid: int) -> int:
     return 128 - status if status < 0 else status
 
 
-def whole_run(root: Path) -> Path:
+def whole_run(root: Path, **options: Any) -> Path:
     """The run that nobody kills; its final file."""
-    config = small_config(root / "whole", **CONFIG)
+    config = small_config(root / "whole", **CONFIG, **options)
     assert wait(forked(lambda: train(config, folder_of(config)))) == 0
     return root / "whole" / "loras" / "small.safetensors"
 
 
-def kill_once(root: Path, whole: Path, chance: random.Random, *, inside_a_save: bool, first_state_only: bool = False) -> dict[str, Any]:
+def kill_once(
+    root: Path, whole: Path, chance: random.Random, *, inside_a_save: bool, first_state_only: bool = False, **options: Any
+) -> dict[str, Any]:
     """Kills a run at a random moment after its first state, resumes it, and says what came of it."""
-    config = small_config(root, **CONFIG)
+    config = small_config(root, **CONFIG, **options)
     folder = folder_of(config)
     pid = forked(lambda: train(config, folder))
     _until(lambda: states.newest_step(folder.path) is not None, pid)
     if first_state_only:
         delay = 0.0
     else:
-        delay = chance.uniform(0.0, 1.2)
+        delay = chance.uniform(0.0, 2.0)
         time.sleep(delay)
     if inside_a_save:
         _until(lambda: _half_written(root), pid)

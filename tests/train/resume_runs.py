@@ -38,6 +38,8 @@ VARIED: dict[str, Any] = {
     "save__state_every_minutes": 0.0,
 }
 """Everything at once that a resume must bring back."""
+OPTIMIZERS = (("AdamW", 2e-3), ("AdaFactor", 2e-3), ("Prodigy", 1.0), ("AdamWScheduleFree", 2e-3), ("Lion", 1e-4))
+"""Kinds of optimizers with rates that they learn at: their states differ most from each other."""
 
 
 class Killed(BaseException):

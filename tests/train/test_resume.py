@@ -17,7 +17,7 @@ from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs import states
 from lora_trainer.train import loop
 from lora_trainer.train.loop import run
-from tests.train.resume_runs import VARIED, Killed, folder_of, resume, same, small_config, train
+from tests.train.resume_runs import OPTIMIZERS, VARIED, Killed, folder_of, resume, same, small_config, train
 from tests.train.runs import events_of, tensors_of
 
 PLAIN = {"steps__max_train_steps": 6, "save__state_every_n_steps": 1}
@@ -43,9 +43,7 @@ def final(root: Path) -> Path:
     return root / "loras" / "small.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "rate"), [("AdamW", 2e-3), ("AdaFactor", 2e-3), ("Prodigy", 1.0), ("AdamWScheduleFree", 2e-3), ("Lion", 1e-4)]
-)
+@pytest.mark.parametrize(("optimizer", "rate"), OPTIMIZERS)
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, optimizer, rate):
     changes = {**VARIED, "optimizer__type": optimizer, "optimizer__learning_rate": rate, "steps__max_train_steps": 7}
     one, other = (small_config(tmp_path / name, **changes) for name in ("whole", "cut"))
