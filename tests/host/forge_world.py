@@ -23,7 +23,7 @@ class ForgeWorld(contract.World):
     def state(self):
         original = self.loaded().forge_objects_original
         parts = {"unet": original.unet.model.diffusion_model, "vae": original.vae.first_stage_model}
-        parts |= {name: getattr(original.clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g")}
+        parts |= {name: getattr(original.clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g", "clip_h")}
         state = {f"{part}.{name}": tensor for part, module in parts.items() if module for name, tensor in module.state_dict().items()}
         wide = [name for name in state if name.endswith(("_embedding.wrapped.weight", "_embedding.weight"))]
         return state | {name: state[name].float() for name in wide}  # Forge widens them itself, at the first prompt
