@@ -2,7 +2,6 @@
 
     python benchmarks/sources.py                            the small shape of Stable Diffusion 1, a minute
     python benchmarks/sources.py --shapes sd1 sdxl          full size: 2 and 7 GB are written three times, and read from the disk's cache
-    python benchmarks/sources.py --shapes sd1 --sd-scripts DIR --python DIR/venv/bin/python      sd-scripts' loading beside them
 
 Each way is a process of its own that has imported what it needs; seconds are those of the CPU, memory is what the process holds at the
 peak more than before, pages of a mapped file that were read among it.
@@ -44,25 +43,6 @@ WORDS = {
 }
 SHARED_SECONDS, SHARED_MB = 0.2, 8.0
 """What lending a loaded model may cost: 8 MB are the modules' own objects."""
-SD_SCRIPTS = """
-import gc, json, sys, time
-sys.path.insert(0, {folder!r})
-import torch
-with __import__("contextlib").suppress(RuntimeError):  # a torchvision that was built for another torch imports all the same
-    kept_library = torch.library.Library("torchvision", "DEF")
-    kept_library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from library import model_util, sdxl_model_util
-torch.set_num_threads(1)
-def held(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
-open("/proc/self/clear_refs", "w").write("5")
-begin, before = time.process_time(), held("VmRSS")
-if {xl!r}:
-    kept = sdxl_model_util.load_models_from_sdxl_checkpoint("sdxl_base_v1-0", {path!r}, "cpu", {dtype})
-else:
-    kept = model_util.load_models_from_stable_diffusion_checkpoint({v2!r}, {path!r}, "cpu", {dtype})
-print(json.dumps({{"seconds": time.process_time() - begin, "mb": (held("VmHWM") - before) / 1024}}))
-"""
 
 
 def write(folder: Path, family: str, *, tiny: bool) -> None:
@@ -148,37 +128,27 @@ def _resident(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
-def apart(words: Sequence[str], python: str = sys.executable) -> dict[str, float]:
+def apart(words: Sequence[str]) -> dict[str, float]:
     """Figures of a process of its own. Raises RuntimeError with its last words when it fails."""
-    done = subprocess.run([python, *words], capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-800:])
     figures: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     return figures
 
 
-def of_sd_scripts(folder: Path, family: str, way: str, program: Path, python: str) -> dict[str, float]:
-    """sd-scripts' loading of the file."""
-    dtype = "torch.float32" if "32" in way else "torch.float16"
-    path = str(folder / "model.safetensors")
-    return apart(["-c", SD_SCRIPTS.format(folder=str(program), path=path, xl=family == "sdxl", v2=family == "sd2", dtype=dtype)], python)
-
-
 def rows_of(family: str, chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Every way of one model: medians of the rounds, ours and the others turn by turn."""
     own = [str(Path(__file__)), "--of", family]
     with tempfile.TemporaryDirectory() as text:
-        folder = Path(text)
-        write(folder, family, tiny=chosen.tiny)
+        apart([*own, "--way", "tiny" if chosen.tiny else "full size", "--who", "nobody", "--folder", text])
         found = []
         for way in WAYS:
-            rounds: dict[str, list[dict[str, float]]] = {"ours": [], "diffusers": [], "sd-scripts": []}
+            rounds: dict[str, list[dict[str, float]]] = {"ours": [], "diffusers": []}
             for _ in range(chosen.rounds):
                 for who in ("ours", "diffusers"):
                     rounds[who].append(apart([*own, "--way", way, "--who", who, "--folder", text]))
-                if chosen.sd_scripts and way.startswith("file"):
-                    rounds["sd-scripts"].append(of_sd_scripts(folder, family, way, chosen.sd_scripts, chosen.python))
-            found.append({"name": f"{family}: {WORDS[way]}", **{who: _middle(figures) for who, figures in rounds.items() if figures}})
+            found.append({"name": f"{family}: {WORDS[way]}", **{who: _middle(figures) for who, figures in rounds.items()}})
     return found
 
 
@@ -188,9 +158,9 @@ def _middle(figures: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def table(heading: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = [heading, "", "| | ours | diffusers | sd-scripts |", "|---|---|---|---|"]
+    lines = [heading, "", "| | ours | diffusers |", "|---|---|---|"]
     for row in rows:
-        cells = [f"{row[who]['seconds']:g} s, {row[who]['mb']:g} MB" if who in row else "" for who in ("ours", "diffusers", "sd-scripts")]
+        cells = [f"{row[who]['seconds']:g} s, {row[who]['mb']:g} MB" for who in ("ours", "diffusers")]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -207,8 +177,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=random_checkpoint.SHAPES, default=[])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sd-scripts", type=Path, help="folder of sd-scripts")
-    parser.add_argument("--python", default=sys.executable, help="the Python that it is installed for")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--of", help=argparse.SUPPRESS)
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -220,7 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401 - what is imported is imported
         from transformers import CLIPTextModel  # noqa: F401
 
-        print(json.dumps(measured((ours if chosen.who == "ours" else theirs)(chosen.way, chosen.folder, chosen.of))))
+        if chosen.who == "nobody":
+            write(chosen.folder, chosen.of, tiny=chosen.way == "tiny")
+            print("{}")
+        else:
+            print(json.dumps(measured((ours if chosen.who == "ours" else theirs)(chosen.way, chosen.folder, chosen.of))))
         return
     chosen.tiny = not chosen.shapes
     found = [row for family in chosen.shapes or ["sd1"] for row in rows_of(family, chosen)]

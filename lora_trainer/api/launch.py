@@ -167,13 +167,21 @@ def model_facts(config: TrainConfig, host: Host) -> tuple[Path, ModelFacts]:
 
 def check_other_vae(config: TrainConfig, host: Host) -> None:
     """Raises ModelError when the VAE that the config names is missing, or is none."""
-    from lora_trainer.host.base import find_vae
+    from lora_trainer.host.base import find_vae, no_such_vae
     from lora_trainer.models.hub import NotFetched
     from lora_trainer.models.vae_file import check_vae
 
-    with contextlib.suppress(NotFetched):  # the run fetches it
-        if (path := find_vae(config.model.vae, host.vaes())) is not None:
-            check_vae(path)
+    lent = host.name != "standalone" and not apart(config)  # a WebUI takes files only
+    try:
+        path = find_vae(config.model.vae, host.vaes())
+    except NotFetched as missing:
+        if lent:
+            raise no_such_vae(config.model.vae) from missing
+        return  # the run fetches it
+    if path is not None and path.is_dir() and lent:
+        raise no_such_vae(config.model.vae)
+    if path is not None:
+        check_vae(path)
 
 
 def new_folder(config: TrainConfig) -> RunFolder:

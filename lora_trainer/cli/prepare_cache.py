@@ -24,6 +24,9 @@ def run(args: argparse.Namespace, out: Out) -> int:
     out.line(say("{count} encoded pictures, {mb} MB, in {folder}", count=found["count"], mb=found["mb"], folder=found["folder"]))
     for bucket in found["buckets"]:
         out.line(f"{bucket['width']:>6} x {bucket['height']:<6}{bucket['count']:>8}  {bucket['mb']:>10.2f} MB")
+    captions = found["captions"]
+    if captions["count"]:
+        out.line(say("{count} encoded captions, {mb} MB, in {folder}", **captions))
     if args.clear:
         cleared = caches.clear(cache_dir)
         out.line(say("{mb} MB freed.", mb=round(cleared.freed / caches.MB, 2)))

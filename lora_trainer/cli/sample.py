@@ -89,13 +89,12 @@ class Artist:
     """A loaded checkpoint that draws by the trainer's own sampler."""
 
     def __init__(self, model: Path) -> None:
-        import torch
-
+        from lora_trainer.host.devices import default_device
         from lora_trainer.models.load import load
         from lora_trainer.models.source import FileSource
         from lora_trainer.train.runtime import choose_precision
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device, _ = default_device()
         source = FileSource(model)
         self.precision = choose_precision("auto", source, device)
         self.bundle = load(source, device, self.precision.base)

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from lora_trainer.files import locked
 
 Shape = tuple[int, ...]
-LATENTS = "latents"
-"""Folder of a store in a host's cache folder."""
+LATENTS, TEXTS = "latents", "texts"
+"""Folders of stores in a host's cache folder: of encoded pictures, and of encoded captions."""
 MAGIC = b"LTKEYS1\n"
 HEAD = struct.Struct("<8s16s8x")
 ENTRY = struct.Struct("<32sII")

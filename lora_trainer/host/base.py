@@ -210,7 +210,12 @@ def find_vae(value: str, known: Sequence[Path]) -> Path | None:
         return path
     if (name := hub.Name.read(value)) is not None:
         return hub.here(name)
-    raise ModelError("there is no VAE {name}.", name=value, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty.")
+    raise no_such_vae(value)
+
+
+def no_such_vae(value: str) -> ModelError:
+    """A VAE that cannot be found, or that the host does not take."""
+    return ModelError("there is no VAE {name}.", name=value, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty.")
 
 
 def find_checkpoint(value: str, known: Sequence[Checkpoint]) -> Path:

@@ -1,4 +1,4 @@
-"""What is kept of encoded pictures between runs: where, how much, and away with it."""
+"""What is kept of encoded pictures and captions between runs: where, how much, and away with it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,29 @@ def latents_folder(cache_dir: Path) -> Path:
     return cache_dir / store.LATENTS
 
 
+def texts_folder(cache_dir: Path) -> Path:
+    """Where it keeps encoded captions."""
+    return cache_dir / store.TEXTS
+
+
 def overview(cache_dir: Path) -> dict[str, Any]:
-    """{"folder", "count", "mb", "buckets": [{"width", "height", "count", "mb"}]}: mirrored pictures count for themselves."""
+    """{"folder", "count", "mb", "buckets": [{"width", "height", "count", "mb"}], "captions": {"folder", "count", "mb"}}.
+
+    Mirrored pictures count for themselves.
+    """
     folder = latents_folder(cache_dir)
     buckets = [
         {"width": shape[-1] * 8, "height": shape[-2] * 8, "count": count, "mb": round(size / MB, 2)}
         for shape, count, size in store.shelves(folder)
     ]
     total = store.size_of(folder)
-    return {"folder": str(folder), "count": sum(bucket["count"] for bucket in buckets), "mb": round(total / MB, 2), "buckets": buckets}
+    found = {"folder": str(folder), "count": sum(bucket["count"] for bucket in buckets), "mb": round(total / MB, 2), "buckets": buckets}
+    texts = texts_folder(cache_dir)
+    captions = sum(count for _, count, _ in store.shelves(texts))
+    return found | {"captions": {"folder": str(texts), "count": captions, "mb": round(store.size_of(texts) / MB, 2)}}
 
 
 def clear(cache_dir: Path) -> Cleared:
-    """Deletes all encoded pictures. Raises OSError where that is not allowed."""
-    return Cleared(*store.clear(latents_folder(cache_dir)))
+    """Deletes all encoded pictures and captions. Raises OSError where that is not allowed."""
+    pictures, captions = store.clear(latents_folder(cache_dir)), store.clear(texts_folder(cache_dir))
+    return Cleared(pictures[0] + captions[0], pictures[1] + captions[1])

@@ -44,7 +44,7 @@ def choose_precision(asked: str, source: ModelSource, device: torch.device) -> P
         base = next(iter(source.unet_state.values())).dtype
     else:
         base = _by_device(device)
-    if asked == "auto" and device.type not in ("cpu", "cuda") and base is not torch.float32 and devices.why_not(device, base):
+    if asked == "auto" and device.type != "cpu" and base is not torch.float32 and devices.why_not(device, base):
         base = torch.float32
     if base is torch.float16 and device.type == "cpu" and not hasattr(torch.amp, "GradScaler"):
         raise TrainingError(

@@ -25,7 +25,7 @@ from lora_trainer.control import Control
 from lora_trainer.data.cache import LatentCache, OnDisk
 from lora_trainer.data.captions import caption_of
 from lora_trainer.data.describe import training_size
-from lora_trainer.data.store import LATENTS
+from lora_trainer.data.store import LATENTS, TEXTS
 from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
 from lora_trainer.host.base import Host, Lease, find_checkpoint, find_vae
@@ -45,7 +45,7 @@ from lora_trainer.train.plan import TrainingPlan
 from lora_trainer.train.prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
 from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
 from lora_trainer.train.shares import Shares
-from lora_trainer.train.text_store import TEXTS, TextStore, reader_of
+from lora_trainer.train.text_store import TextStore, reader_of
 from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.views import Views
 

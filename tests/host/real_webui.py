@@ -158,7 +158,8 @@ def scratch(tree):
     data = make_data(Path(tempfile.mkdtemp(prefix="lora-trainer-data-", dir=tree.parent)))
     if not (tree / "modules_forge").is_dir():
         add_families(data)
-    if not (tree / "models" / "VAE-approx" / "model.pt").exists():  # reForge would fetch it to show half-done pictures
+    approximations = [tree / "models" / "VAE-approx" / name for name in ("model.pt", "vaeapprox-sdxl.pt")]
+    if not all(path.exists() for path in approximations):  # the host would fetch them to show half-done pictures
         (data / "config.json").write_text('{"live_previews_enable": false}', encoding="utf-8")
     return data
 

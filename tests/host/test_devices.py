@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import types
+from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from torch.nn import functional
@@ -12,10 +14,11 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.host import devices
 from lora_trainer.host.memory import device_memory, empty, peak
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.models.source import FileSource
+from lora_trainer.models.source import LiveSource
 from lora_trainer.train.runtime import choose_precision
 
 CPU = torch.device("cpu")
+NOTHING = LiveSource({}, {}, {}, 8, 4, None, Path())
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +76,29 @@ def test_a_device_that_calculates_wrongly_is_found_out(monkeypatch, wrong, words
         devices, "_step", lambda device, dtype: tuple(wrong(each) if device.type == "xpu" else each for each in step(CPU, dtype))
     )
     assert words in devices.why_not(torch.device("xpu"), torch.float32)
+
+
+def test_a_full_device_is_not_taken_for_one_that_cannot_train(monkeypatch):
+    step, full = devices._step, [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")]
+
+    def tried(device, dtype):
+        if device != CPU and full:
+            raise full.pop()
+        return step(CPU, dtype)
+
+    monkeypatch.setattr(devices, "_step", tried)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        devices.require_step(torch.device("cuda"), torch.float32)
+    devices.require_step(torch.device("cuda"), torch.float32)
+
+
+def test_cards_of_amd_are_called_by_their_name(monkeypatch):
+    monkeypatch.setattr(devices, "why_not", lambda device, dtype: "no kernel image is available")
+    for hip, name in ((None, "CUDA"), ("6.1", "AMD ROCm")):
+        monkeypatch.setattr(torch.version, "hip", hip)
+        with pytest.raises(TrainerError, match=rf"does not work on {name} \(cuda:0\) in float16: no kernel image") as caught:
+            devices.require_step(torch.device("cuda:0"), torch.float16)
+        assert "mixed_precision" in caught.value.problems[0].fix.text()
 
 
 def test_a_wrong_backward_pass_is_found_out_by_the_step_itself(monkeypatch):
@@ -144,10 +170,13 @@ def test_a_name_that_is_none_is_answered_with_those_that_are_here(only):
 
 
 def test_half_precision_gives_way_to_float32_where_its_step_does_not_work(monkeypatch, tmp_path):
-    source = FileSource(tmp_path / "x.safetensors")
-    monkeypatch.setattr(devices, "why_not", lambda device, dtype: "" if dtype is torch.float32 else "no")
-    assert choose_precision("auto", source, torch.device("mps")).base is torch.float32
-    assert choose_precision("bf16", source, torch.device("mps")).base is torch.bfloat16  # asked for: require_step says why not
+    held = attrs.evolve(NOTHING, unet_state={"x": torch.zeros(1, dtype=torch.float16)}, path=tmp_path / "x.safetensors")
+    for device in (torch.device("mps"), torch.device("cuda")):
+        monkeypatch.setattr(devices, "why_not", lambda device, dtype: "")
+        assert choose_precision("auto", held, device).base is torch.float16
+        monkeypatch.setattr(devices, "why_not", lambda device, dtype: "" if dtype is torch.float32 else "no")
+        assert choose_precision("auto", held, device).base is torch.float32
+        assert choose_precision("bf16", held, device).base is torch.bfloat16  # asked for: require_step says why not
     with pytest.raises(TrainerError, match="in bfloat16: no"):
         devices.require_step(torch.device("mps"), torch.bfloat16)
 

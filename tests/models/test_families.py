@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,6 +159,19 @@ def test_a_checkpoint_comes_back_from_the_modules_as_it_was(family, checkpoint, 
     unread = {name for name in original if family == "sd2" and (".resblocks.3." in name or name.endswith("text_projection"))}
     assert set(back) == set(original) - unread
     assert all(torch.equal(back[name], original[name]) for name in back)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_model_tokenizer_and_text_need_no_network(family, checkpoint, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    made = load(FileSource(checkpoint(family), prediction="epsilon"), CPU)
+    with torch.no_grad():
+        assert torch.isfinite(made.family.encode_text(made, tokenize(made.tokenizer, TEXTS), 1).states).all()
 
 
 def parts_of(made) -> dict[str, dict[str, torch.Tensor]]:

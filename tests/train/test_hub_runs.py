@@ -124,5 +124,8 @@ def test_what_is_not_in_a_webuis_list_needs_a_process_of_its_own_which_reads_it(
     apart = with_value(shared, "memory.own_process", True)
     assert launch.problems_before(apart, WebUI(tmp_path)) == []
     assert launch.on_files(apart, WebUI(tmp_path)).model.pretrained_model_name_or_path == model
+    assert [one.path for one in launch.problems_before(with_value(apart, "model.vae", "someone/a-vae"), WebUI(tmp_path))] == []
+    vae = small_config(tmp_path, model__vae="someone/a-vae", save__runs_dir=str(tmp_path))
+    assert [one.path for one in launch.problems_before(vae, WebUI(tmp_path))] == ["model.vae"]
     listed = small_config(tmp_path, save__runs_dir=str(tmp_path))
     assert launch.problems_before(listed, WebUI(tmp_path)) == []

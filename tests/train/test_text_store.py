@@ -8,6 +8,7 @@ import torch
 from benchmarks import random_checkpoint
 from lora_trainer import assets
 from lora_trainer.config.build import build
+from lora_trainer.data.store import TEXTS
 from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Warned
 from lora_trainer.models.load import load
@@ -15,7 +16,7 @@ from lora_trainer.models.source import FileSource
 from lora_trainer.train.conditioning import Captions
 from lora_trainer.train.loop import _Run
 from lora_trainer.train.runtime import Precision
-from lora_trainer.train.text_store import TEXTS, TextStore, reader_of
+from lora_trainer.train.text_store import TextStore, reader_of
 from lora_trainer.train.trainer import Trainer
 from tests.train.runs import events_of, small_config, tensors_of
 
