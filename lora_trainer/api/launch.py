@@ -17,7 +17,7 @@ from lora_trainer.config.checks import options
 from lora_trainer.config.files import INPUTS, TABLE_INPUTS, each_text, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import ConfigError, Problem, TrainerError
+from lora_trainer.errors import ConfigError, ModelError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
@@ -118,6 +118,8 @@ def check_networks(files: Iterable[str]) -> None:
     from lora_trainer.models.detect import read_header
 
     for text in files:
+        if text.strip() and not Path(text).is_file():
+            raise ModelError("{path} does not exist.", path=text, fix="Choose a LoRA file.")
         if text.strip():
             read_header(Path(text))
 
