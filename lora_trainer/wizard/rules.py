@@ -128,17 +128,15 @@ def held_back(now: Situation) -> Iterator[Change]:
 def network(now: Situation) -> Iterator[Change]:
     """LoRA; for a style on Stable Diffusion 1 and 2 its convolutions too, which draw strokes and textures."""
     textured = now.subject.convolutions and (now.model is None or now.model.family != "sdxl")
-    if not textured:
-        yield Change(
-            "network.type",
-            "lora",
-            say("For {subject} a LoRA holds all that is needed, and every host reads it.", subject=now.subject.label),
-        )
-        return
-    because = say("Strokes and textures of {subject} are drawn by convolutions: they learn too.", subject=now.subject.label)
-    yield Change("network.type", "locon", because)
-    if now.config.network.type == "locon" or not now.is_typed("network.type"):
-        small = say("A small rank suffices for convolutions, and keeps the file small.")
+    wanted = "locon" if textured else "lora"
+    asked = apply_changes(now.config, [Change("network.type", wanted, say(""))])
+    values = {"subject": now.subject.label, "layers": sum(count for _, count in planned_network(asked, now.model).layers)}
+    template = "A LoRA on {layers} layers holds all that is needed for {subject}, and every host reads it."
+    if textured:
+        template = "Strokes and textures of {subject} are drawn by convolutions: they learn too, {layers} layers in all."
+    yield Change("network.type", wanted, say(template, **values))
+    if textured and (now.config.network.type == "locon" or not now.is_typed("network.type")):
+        small = say("Rank {rank} suffices for convolutions, and keeps the file small.", rank=CONV_RANK)
         yield Change("network.conv_dim", CONV_RANK, small)
         yield Change("network.conv_alpha", CONV_RANK / 2, say("Half of rank {rank}, as for the other layers.", rank=CONV_RANK))
 
