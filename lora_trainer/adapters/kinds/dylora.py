@@ -36,7 +36,7 @@ class Dylora(Lora):
             if layer.chance is None:
                 return whole(x)
             size, (down, up) = layer.options[BLOCK], layer.used
-            start = size * layer.chance.below(down.shape[0] // size, layer.plan.name, "block")
+            start = size * layer.chance.below(-(-down.shape[0] // size), layer.plan.name, "block")
             down = torch.cat((down[:start].detach(), down[start : start + size]))
             up = torch.cat((up[:, :start].detach(), up[:, start : start + size]), 1)
             return with_added(site, x, site.bias, site.call(x, down, None), up, layer.strength)

@@ -65,7 +65,7 @@ def rotations(blocks: Tensor, limit: float) -> Tensor:
         norm = torch.linalg.vector_norm(skew) + 1e-8
         skew = skew * torch.clamp(limit / norm, max=1.0)
     eye = torch.eye(skew.shape[-1], device=skew.device)
-    return torch.linalg.solve(eye - skew, eye + skew)  # both commute, so the order is free
+    return torch.linalg.solve_ex(eye - skew, eye + skew).result  # both commute, so the order is free; 1 - Q is never singular
 
 
 def turn(rotation: Tensor, weight: Tensor) -> Tensor:
