@@ -56,6 +56,7 @@ class NetworkAdapter:
         for layers in self.layers.values():
             yield from layers.values()
 
+    @torch.inference_mode(False)
     def attach(self, bundle: ModelBundle) -> None:
         """Replaces `forward` of each layer's module on the instance; the class and the weights stay untouched."""
         self.detach()
@@ -149,8 +150,14 @@ class NetworkAdapter:
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
 
     def unmoved(self) -> dict[str, list[str]]:
-        """By part, the layers of which everything that began at zero is still zero: they were not trained."""
-        return {part: [name for name, layer in layers.items() if not moved(layer)] for part, layers in self.layers.items()}
+        """By part, the layers of which everything that began at zero is still zero: they were not trained.
+
+        Those that chance leaves out are not counted: a few steps may have missed one.
+        """
+        return {
+            part: [name for name, layer in layers.items() if not layer.options.get("module_dropout") and not moved(layer)]
+            for part, layers in self.layers.items()
+        }
 
 
 def made(row: LayerPlan, site: Site, seed: int) -> Layer:

@@ -120,6 +120,8 @@ def check_networks(files: Iterable[str]) -> None:
     from lora_trainer.models.detect import read_header
 
     for text in files:
+        if text.strip() and not Path(text).is_file():
+            raise ModelError("{path} does not exist.", path=text, fix="Choose a LoRA file.")
         if text.strip():
             read_header(Path(text))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     """Adds the verb's words."""
-    file = say("settings of another trainer: a file, the text itself, or - for standard input")
+    file = say("settings of another trainer: a file, the text itself, or - for standard input; or a trained LoRA, whose header tells them")
     parser.add_argument("file", metavar="FILE", help=out.worded(file))
     parser.add_argument(
         "--out",
@@ -75,12 +75,16 @@ def tell(found: Imported, out: Out) -> None:
 
 
 def _read(text: str) -> Imported:
-    from lora_trainer.config.importing import import_file, import_text
+    from lora_trainer.config.importing import import_file, import_text, import_words
 
     if text == "-":
         return import_text(sys.stdin.read())
     if text.lstrip()[:1] in ("{", "[") and not Path(text).exists():
         return import_text(text)
+    if text.lower().endswith(".safetensors"):
+        from lora_trainer.models.weights import contents
+
+        return import_words(contents(Path(text)).words)
     return import_file(Path(text))
 
 

@@ -14,6 +14,7 @@ HOSTS: Mapping[str, str] = {"a1111": "AUTOMATIC1111", "forge": "Forge", "reforge
 ALL, PARTLY, NO = "all", "partly", "no"
 
 _OUTPUT_AXIS = say("It measures the strength over outputs in another way than DoRA is defined: pictures differ from the training's.")
+_LAST_NORM = say("AUTOMATIC1111 reads all norm layers but the U-Net's last one.")
 _FORGE_OFT = say("Forge has no reader for OFT: the file would change nothing.")
 _REFORGE_OFT = say("reForge reads OFT without its limit and its rescaling, and at other strengths than 1 it turns too far or too little.")
 
@@ -23,7 +24,7 @@ READS: Mapping[str, Mapping[str, tuple[str, Message | None]]] = {
     "loha": {},
     "lokr": {},
     "full": {},
-    "norm": {},
+    "norm": {"a1111": (PARTLY, _LAST_NORM)},
     "dora": {},
     "dora_out": {"a1111": (PARTLY, _OUTPUT_AXIS), "forge": (PARTLY, _OUTPUT_AXIS), "reforge": (PARTLY, _OUTPUT_AXIS)},
     "oft": {"forge": (NO, _FORGE_OFT), "reforge": (PARTLY, _REFORGE_OFT)},

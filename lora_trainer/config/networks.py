@@ -120,7 +120,8 @@ def _loha(layer: LayerShape, rank: int, options: Options) -> dict[str, Shape]:
 def _lokr(layer: LayerShape, rank: int, options: Options) -> dict[str, Shape]:
     out, into, *places = layer.weight
     (small_in, large_in), (small_out, large_out) = factors(into, options["factor"]), factors(out, options["factor"])
-    whole, made = bool(options["full_matrix"]), {}
+    whole = bool(options["full_matrix"])
+    made: dict[str, Shape] = {}
     if options["decompose_both"] and rank < max(small_out, small_in) / 2 and not whole:
         made |= {"lokr_w1_a": (small_out, rank), "lokr_w1_b": (rank, small_in)}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import PureWindowsPath
 from typing import Any
 
 import attrs
@@ -46,7 +47,7 @@ def network_words(network: NetworkConfig) -> dict[str, Any]:
     used = {
         "network_dropout": network.dropout,
         "scale_weight_norms": network.scale_weight_norms,
-        "base_weights": list(network.base_weights),
+        "base_weights": [PureWindowsPath(file).name for file in network.base_weights],
     }
     return {"network_module": name, "network_args": arguments or None, **{key: value for key, value in used.items() if value}}
 

@@ -79,13 +79,14 @@ def planned_network(config: TrainConfig, facts: ModelFacts | None) -> PlannedNet
 
 def group_rates(config: TrainConfig, facts: ModelFacts | None) -> dict[str, float]:
     """Each group's learning rate, blocks with shares of it apart: the groups that the optimizer will have."""
-    shares: dict[str, set[float]] = {part: set() for part in derive.parts(config)}
+    shares: dict[str, set[float]] = {}
     for one in chosen_layers(config, facts):
-        shares[one.plan.part].add(one.plan.rate)
+        for name in (one.plan.part, f"{one.plan.part} plus") if NETWORK_KINDS[one.plan.kind].upper else (one.plan.part,):
+            shares.setdefault(name, set()).add(one.plan.rate)
     return {
         derive.group_name(name, share): rate * share
         for name, rate in derive.rates(config).items()
-        for share in sorted(shares[name.partition(" ")[0]], reverse=True)
+        for share in sorted(shares.get(name, ()), reverse=True)
     }
 
 

@@ -16,6 +16,7 @@ from lora_trainer.models import layout
 from lora_trainer.models.detect import ModelFacts
 from lora_trainer.models.families import family
 from lora_trainer.train import doubts
+from lora_trainer.train.networks import pattern_hits
 from lora_trainer.train.pictures import Pictures
 from lora_trainer.train.setup import facts_of, prompts_of
 
@@ -32,13 +33,7 @@ def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) ->
                 "model.pretrained_model_name_or_path",
             )
         )
-    if config.network.alpha > config.network.dim:
-        found.append(
-            Warned(
-                say("Alpha is larger than rank: the network counts {scale} times.", scale=round(derive.network_scale(config), 3)),
-                "network.alpha",
-            )
-        )
+    found += _of_the_network(config, facts_of(checkpoint, config.model))
     if not any(rate for rate in (derive.unet_lr(config), derive.text_encoder_lr(config))):
         found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
     together = pictures.batch_sizes[0] * config.steps.gradient_accumulation_steps
@@ -46,6 +41,28 @@ def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) ->
     found += _of_the_model(config, facts_of(checkpoint, config.model))
     found += [Warned(message, path) for path, message in doubts.of_validation(config.validate, len(pictures.held))]
     return found
+
+
+def _of_the_network(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
+    """A strength that is unusual, patterns without an effect, files that belong to the result."""
+    network = config.network
+    if network.alpha > network.dim and derive.network_scale(config) > 1:
+        yield Warned(
+            say("Alpha is larger than rank: the network counts {scale} times.", scale=round(derive.network_scale(config), 3)),
+            "network.alpha",
+        )
+    for option, found in pattern_hits(config, facts).items():
+        for pattern in (pattern for pattern, count in found.items() if not count):
+            yield Warned(say("The pattern {pattern} hits no layer.", pattern=pattern), f"network.{option}")
+    if network.base_weights:
+        names = ", ".join(Path(file).name for file in network.base_weights)
+        yield Warned(
+            say(
+                "What is learned comes on top of {files}: use them together. Previews that the WebUI draws show it without them.",
+                files=names,
+            ),
+            "network.base_weights",
+        )
 
 
 def _of_the_model(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:

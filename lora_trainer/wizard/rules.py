@@ -10,6 +10,7 @@ import attrs
 
 from lora_trainer.config import derive
 from lora_trainer.config.changes import Change, apply_changes, value_at
+from lora_trainer.config.networks import NETWORK_TYPES
 from lora_trainer.config.optimizers import optimizer_named
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import say
@@ -22,6 +23,10 @@ from lora_trainer.wizard.subjects import Subject
 
 PLENTY, HELD_SHARE, MOST_HELD = 40, 0.1, 20
 MIN_LR_RATIO, WARMUP_PERCENT, MOST_WARMUP = 0.1, 5, 100
+CONV_RANK, LOHA_RANK = 8, 8
+WITHOUT_RANK = ("full", "oft")
+"""Kinds whose rank is none, or the size of a block."""
+FULL_RATE = 0.1
 MARKS, FEW_MARKS, MANY_MARKS = 10, 6, 14
 LARGE_SIDE, LARGE_CARD_GB = 768, 12
 
@@ -129,19 +134,44 @@ def held_back(now: Situation) -> Iterator[Change]:
 # --- memory --------------------------------------------------------------------------------------------------------------------------
 
 
+def network(now: Situation) -> Iterator[Change]:
+    """LoRA; for a style on Stable Diffusion 1 and 2 its convolutions too, which draw strokes and textures."""
+    textured = now.subject.convolutions and (now.model is None or now.model.family != "sdxl")
+    wanted = "locon" if textured else "lora"
+    asked = apply_changes(now.config, [Change("network.type", wanted, say(""))])
+    values = {"subject": now.subject.label, "layers": sum(count for _, count in planned_network(asked, now.model).layers)}
+    template = "A LoRA on {layers} layers holds all that is needed for {subject}, and every host reads it."
+    if textured:
+        template = "Strokes and textures of {subject} are drawn by convolutions: they learn too, {layers} layers in all."
+    yield Change("network.type", wanted, say(template, **values))
+    if textured and (now.config.network.type == "locon" or not now.is_typed("network.type")):
+        small = say("Rank {rank} suffices for convolutions, and keeps the file small.", rank=CONV_RANK)
+        yield Change("network.conv_dim", CONV_RANK, small)
+        yield Change("network.conv_alpha", CONV_RANK / 2, say("Half of rank {rank}, as for the other layers.", rank=CONV_RANK))
+
+
 def rank(now: Situation) -> Iterator[Change]:
-    """What the subject asks for, and the memory allows."""
-    wanted = min(now.subject.rank, now.limits.rank)
+    """What the subject asks for, and the memory allows; less where a product of two pairs makes a rank of its own."""
+    kind = NETWORK_TYPES[now.config.network.type].kind
+    if kind in WITHOUT_RANK:
+        return
+    subject = min(now.subject.rank, LOHA_RANK) if kind == "loha" else now.subject.rank
+    wanted = min(subject, now.limits.rank)
     values = {"rank": wanted, "subject": now.subject.label, "gb": now.machine.gigabytes}
     asked = apply_changes(now.config, [Change("network.dim", wanted, say(""))])
     template = "Rank {rank} holds {subject} in a file of about {mb} MB; a higher one learns the pictures by heart sooner."
-    if wanted < now.subject.rank:
+    if wanted < subject:
         template = "{gb} GB of VRAM leave room for rank {rank}."
-    yield Change("network.dim", wanted, say(template, mb=whole(planned_network(asked, now.model).parameters * 2 / 2**20), **values))
+    elif kind == "loha":
+        template = "Two pairs of rank {rank} hold as much as one of rank {product}, in a file of about {mb} MB."
+        values["product"] = wanted * wanted
+    yield Change("network.dim", wanted, say(template, mb=whole(planned_network(asked, now.model).file_bytes / 2**20), **values))
 
 
 def alpha(now: Situation) -> Iterator[Change]:
     """Half the rank."""
+    if NETWORK_TYPES[now.config.network.type].kind in WITHOUT_RANK:
+        return
     dim = now.config.network.dim
     yield Change("network.alpha", dim / 2, say("Half of rank {rank}: the learning rates suggested here belong to that.", rank=dim))
 
@@ -197,10 +227,13 @@ def unet_rate(now: Situation) -> Iterator[Change]:
     if known.finds:
         yield Change("optimizer.unet_lr", 1.0, say("{name} finds the size of its steps by itself: 1 leaves it to that.", name=known.name))
         return
-    usual, factor = known.family.hint, min(2.0, math.sqrt(together))
+    whole_weights = NETWORK_TYPES[now.config.network.type].kind == "full"
+    usual, factor = known.family.hint * (FULL_RATE if whole_weights else 1.0), min(2.0, math.sqrt(together))
     rate = _two_digits(usual * factor * less)
     template = "{usual} is usual with alpha = rank / 2; times {factor} for {together} pictures in a step."
-    if less != 1:
+    if whole_weights:
+        template = "{usual} is usual where whole weights learn; times {factor} for {together} pictures in a step."
+    elif less != 1:
         template = "{usual} is usual with alpha = rank / 2; times {factor} for {together} pictures in a step, times {less} for {subject}."
     values = {"usual": _plain(usual), "factor": whole(factor, 2), "together": together, "less": less, "subject": now.subject.label}
     yield Change("optimizer.unet_lr", rate, say(template, **values))
@@ -314,6 +347,7 @@ def _plain(number: float) -> str:
 
 PICTURE_RULES = (clip_skip, resolution, buckets, held_back)
 TRAINING_RULES = (
+    network,
     rank,
     alpha,
     batch_size,

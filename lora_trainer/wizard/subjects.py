@@ -20,6 +20,8 @@ class Subject:
     exposures_sdxl: int
     rank: int
     rate: float = 1.0
+    convolutions: bool = False
+    """Whether textures belong to it, which convolutions draw."""
     wanted: int = 0
     """Pictures below which the result is known to be weak; 0: even few will do."""
 
@@ -33,7 +35,7 @@ SUBJECTS = {
     for subject in (
         Subject("person", say("a person"), 100, 80, 32),
         Subject("character", say("a character"), 80, 60, 16),
-        Subject("style", say("a style"), 40, 30, 32, rate=0.7, wanted=30),
+        Subject("style", say("a style"), 40, 30, 32, rate=0.7, convolutions=True, wanted=30),
         Subject("object", say("an object"), 80, 60, 16),
         Subject("scenery", say("scenery"), 30, 25, 32),
     )

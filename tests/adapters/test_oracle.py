@@ -48,6 +48,7 @@ CASES = {
     "lora, output magnitude": Case("lora", "locon.LoConModule", {"dora": "out"}, OUTPUT),
     "lora, tucker, input magnitude": Case("lora", "locon.LoConModule", {"dora": "in", "tucker": True}, {**INPUT, **TUCKER}),
     "loha": Case("loha", "loha.LohaModule"),
+    "loha, high rank": Case("loha", "loha.LohaModule", rank=12),
     "loha, tucker": Case("loha", "loha.LohaModule", {"tucker": True}, TUCKER),
     "loha, rank-stabilised": Case("loha", "loha.LohaModule", {"rs_lora": True}, {"rs_lora": True}),
     "loha, input magnitude": Case("loha", "loha.LohaModule", {"dora": "in"}, INPUT),

@@ -118,3 +118,27 @@ def test_the_header_says_what_makes_such_a_network_elsewhere(network, module, ar
     words = header_words(build({"network": network}).network)
     assert words["ss_network_module"] == module
     assert (None if words["ss_network_args"] == "None" else json.loads(words["ss_network_args"])) == arguments
+
+
+def operations(bundle, config, side: int = 8) -> int:
+    """Multiplications and additions of one forward and backward of the U-Net with this network."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    adapter = adapter_of(bundle, config)
+    adapter.attach(bundle)
+    try:
+        with FlopCounterMode(display=False) as counter, torch.inference_mode(False), torch.enable_grad():
+            words = torch.zeros(1, 77, bundle.unet.config.cross_attention_dim)
+            bundle.unet(torch.zeros(1, 4, side, side), torch.tensor([500]), words).sample.square().mean().backward()
+        return counter.get_total_flops()
+    finally:
+        adapter.detach()
+
+
+def test_blocks_that_are_not_trained_are_in_neither_file_nor_cost(bundle):
+    up = {"down_lr_weight": "zeros", "mid_lr_weight": "0"}
+    unet = {"optimizer": {"text_encoder_lr": 0}}
+    some, every = build({"network": up, **unet}), build(unet)
+    names = {name.partition(".")[0] for name in adapter_of(bundle, some).state_dict()}
+    assert names and all("up_blocks" in name for name in names)
+    assert operations(bundle, some) <= 0.8 * operations(bundle, every)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.adapters.kinds.base import Forward, Layer
-from lora_trainer.adapters.kinds.lora import Lora, above
+from lora_trainer.adapters.kinds.lora import Lora, with_added
 from lora_trainer.adapters.site import Site
 
 BLOCK = "block_size"
@@ -36,10 +36,10 @@ class Dylora(Lora):
             if layer.chance is None:
                 return whole(x)
             size, (down, up) = layer.options[BLOCK], layer.used
-            start = size * layer.chance.below(down.shape[0] // size, layer.plan.name, "block")
+            start = size * layer.chance.below(-(-down.shape[0] // size), layer.plan.name, "block")
             down = torch.cat((down[:start].detach(), down[start : start + size]))
             up = torch.cat((up[:, :start].detach(), up[:, start : start + size]), 1)
-            return torch.add(site.base(x), above(site, site.call(x, down, None), up), alpha=layer.strength)
+            return with_added(site, x, site.bias, site.call(x, down, None), up, layer.strength)
 
         return sliced
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.kinds.base import Tensors, normal
+from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, normal
+from lora_trainer.adapters.kinds.lora import with_added
 from lora_trainer.adapters.kinds.weighted import WeightedKind
 from lora_trainer.adapters.magnitude import MAGNITUDE, begin_magnitude
 from lora_trainer.adapters.plan import LayerPlan
@@ -42,6 +43,35 @@ class Loha(WeightedKind):
         if "hada_t1" in tensors:
             return spread(tensors["hada_t1"], w1_a, w1_b) * spread(tensors["hada_t2"], w2_a, w2_b)
         return Hadamard.apply(w1_a, w1_b, w2_a, w2_b).reshape(weight.shape)  # type: ignore[no-any-return, no-untyped-call]
+
+    def forward(self, site: Site, layer: Layer) -> Forward:
+        """As a product of matrices of rank^2, or with the addition calculated: what costs less for so many inputs."""
+        by_weight = super().forward(site, layer)
+        if MAGNITUDE in layer.parameters or "hada_t1" in layer.parameters or layer.options["rank_dropout"]:
+            return by_weight
+        out, into = site.weight.flatten(1).shape
+        rank, whole = self.rank(layer.parameters), site.weight.dtype == torch.float32
+
+        def cheapest(x: Tensor) -> Tensor:
+            places = x.numel() // site.weight.shape[1]
+            through = rank * rank * (out + into) * (3 * places + 6 * COPY)
+            changed = out * into * (8 * rank + (1 if whole else 3) * places + 4 * COPY)
+            return by_weight(x) if changed < through else squared(site, layer, x)
+
+        return cheapest
+
+
+COPY = 10
+"""What one number costs that is only read and written, in multiplications of a matrix product."""
+
+
+def squared(site: Site, layer: Layer, x: Tensor) -> Tensor:
+    """(a1 b1) * (a2 b2) is one product of rank^2: of all products of a column of a1 and one of a2, and of rows of b1 and b2."""
+    w1_a, w1_b, w2_a, w2_b = layer.used
+    low = (w1_b[:, None] * w2_b[None]).flatten(0, 1).reshape(-1, *site.weight.shape[1:])
+    high = (w1_a[:, :, None] * w2_a[:, None]).flatten(1)
+    high = high if site.linear else high[:, :, None, None]
+    return with_added(site, x, site.bias, site.call(x, low, None), high, layer.strength)
 
 
 class Hadamard(torch.autograd.Function):

@@ -112,19 +112,25 @@ def _with_magnitude(site: Site, layer: Layer) -> Forward:
         down, up, _ = layer.used
         length = lengths_of_pair(own, site.weight, down, up, layer.scale, input_axis=input_axis)
         factor = (layer.exact(MAGNITUDE).flatten() / length).to(site.weight.dtype)
-        turned = x * place(factor) if input_axis else x
-        added = above(site, between(site, layer, turned), up)
-        changed = torch.add(site.call(turned, site.weight, None), added, alpha=layer.scale)
-        changed = changed if input_axis else changed * place(factor)
-        changed = changed if site.bias is None else changed + place(site.bias)
+        if input_axis:
+            turned = x * place(factor)
+            changed = with_added(site, turned, site.bias, between(site, layer, turned), up, layer.scale)
+        else:
+            changed = with_added(site, x, None, between(site, layer, x), up, layer.scale)
+            bias = None if site.bias is None else place(site.bias)
+            changed = changed * place(factor) if bias is None else torch.addcmul(bias, changed, place(factor))
         return changed if layer.multiplier == 1.0 else torch.lerp(site.base(x), changed, layer.multiplier)
 
     return scaled
 
 
-def above(site: Site, inner: Tensor, up: Tensor) -> Tensor:
-    """up of what lies between the matrices, of a linear layer or a convolution."""
-    return functional.linear(inner, up) if site.linear else functional.conv2d(inner, up)
+def with_added(site: Site, x: Tensor, bias: Tensor | None, inner: Tensor, up: Tensor, scale: float) -> Tensor:
+    """The layer's own answer plus scale times up of what lies between the matrices."""
+    base = site.call(x, site.weight, bias)
+    if not site.linear:
+        return torch.add(base, functional.conv2d(inner, up), alpha=scale)
+    rows = base.reshape(-1, base.shape[-1])
+    return torch.addmm(rows, inner.reshape(-1, inner.shape[-1]), up.t(), alpha=scale).view(base.shape)
 
 
 def between(site: Site, layer: Layer, x: Tensor) -> Tensor:
@@ -146,8 +152,7 @@ def _dropped(site: Site, layer: Layer) -> Forward:
     up_place = list(layer.parameters).index(UP)
 
     def dropped(x: Tensor) -> Tensor:
-        base = site.base(x)
-        return torch.add(base, above(site, between(site, layer, x), layer.used[up_place]), alpha=layer.strength)
+        return with_added(site, x, site.bias, between(site, layer, x), layer.used[up_place], layer.strength)
 
     return dropped
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_trainer.adapters.kinds.base import Forward, Kind, Layer, Tensors
 from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site, summed
+from lora_trainer.adapters.site import Site
 
 BLOCKS, RESCALE = "oft_blocks", "rescale"
 
@@ -44,11 +44,16 @@ class Oft(Kind):
         return (turned * tensors[RESCALE] if RESCALE in tensors else turned) - weight
 
     def forward(self, site: Site, layer: Layer) -> Forward:
-        """The operation with the turned weight."""
+        """The layer's own outputs, turned: the turned weight is never made."""
 
         def turned(x: Tensor) -> Tensor:
-            gain = self.delta({suffix: layer.exact(suffix) for suffix in layer.parameters}, layer.alpha, site.weight.float())
-            return site.call(x, summed(site.weight, gain, layer.multiplier), site.bias)
+            rotation = rotations(layer.exact(BLOCKS), layer.alpha * site.weight.shape[0])
+            plain = site.call(x, site.weight, None)
+            gained = plain + turn_outputs(rotation - torch.eye(rotation.shape[-1], device=rotation.device), plain, last=site.linear)
+            if RESCALE in layer.parameters:
+                gained = gained * site.channels_last(layer.exact(RESCALE).flatten()).to(gained.dtype)
+            gained = gained if layer.multiplier == 1.0 else torch.lerp(plain, gained, layer.multiplier)
+            return gained if site.bias is None else gained + site.channels_last(site.bias)
 
         return turned
 
@@ -60,13 +65,22 @@ def rotations(blocks: Tensor, limit: float) -> Tensor:
         norm = torch.linalg.vector_norm(skew) + 1e-8
         skew = skew * torch.clamp(limit / norm, max=1.0)
     eye = torch.eye(skew.shape[-1], device=skew.device)
-    return torch.linalg.solve(eye - skew, eye + skew)  # both commute, so the order is free
+    return torch.linalg.solve_ex(eye - skew, eye + skew).result  # both commute, so the order is free; 1 - Q is never singular
 
 
 def turn(rotation: Tensor, weight: Tensor) -> Tensor:
     """A weight [out, ...] whose outputs are turned block by block, R^T W."""
     count, side, _ = rotation.shape
     return torch.bmm(rotation.transpose(1, 2), weight.reshape(count, side, -1)).reshape(weight.shape)
+
+
+def turn_outputs(rotation: Tensor, values: Tensor, *, last: bool) -> Tensor:
+    """Outputs [..., out] (`last`) or [pictures, out, ...] of a layer, turned as `turn` turns its weight."""
+    count, side, _ = rotation.shape
+    rotation = rotation.to(values.dtype)
+    if last:
+        return torch.einsum("tkn,knm->tkm", values.reshape(-1, count, side), rotation).reshape(values.shape)
+    return torch.matmul(rotation.transpose(1, 2), values.reshape(len(values), count, side, -1)).reshape(values.shape)
 
 
 KIND = Oft()

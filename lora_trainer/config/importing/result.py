@@ -17,6 +17,8 @@ KINDS = {
     "lora-scripts": "lora-scripts (TOML)",
     "dreambooth": "Dreambooth concepts (JSON)",
     "dataset": "sd-scripts (--dataset_config)",
+    "metadata": "LoRA (metadata)",
+    "onetrainer": "OneTrainer (metadata)",
     "own": "LoRA Trainer",
 }
 """Names of programs and formats: the same in every language."""

@@ -1,0 +1,96 @@
+"""Train again like this file: what a trained file's header tells comes into the form, and what it cannot tell is said."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from lora_trainer.config.importing import import_words
+from lora_trainer.errors import ConfigError
+
+SD_SCRIPTS = {
+    "ss_network_module": "networks.lora",
+    "ss_network_dim": "32",
+    "ss_network_alpha": "16.0",
+    "ss_network_args": "{}",
+    "ss_learning_rate": "0.0001",
+    "ss_unet_lr": "0.0002",
+    "ss_text_encoder_lr": "5e-05",
+    "ss_optimizer": "bitsandbytes.optim.adamw.AdamW8bit(weight_decay=0.1,betas=(0.9, 0.99))",
+    "ss_lr_scheduler": "cosine",
+    "ss_lr_warmup_steps": "100",
+    "ss_num_epochs": "8",
+    "ss_max_train_steps": "1600",
+    "ss_batch_size_per_device": "2",
+    "ss_resolution": "(512, 768)",
+    "ss_clip_skip": "2",
+    "ss_seed": "42",
+    "ss_mixed_precision": "fp16",
+    "ss_gradient_checkpointing": "True",
+    "ss_min_snr_gamma": "5.0",
+    "ss_noise_offset": "None",
+    "ss_shuffle_caption": "True",
+    "ss_keep_tokens": "1",
+    "ss_enable_bucket": "True",
+    "ss_min_bucket_reso": "256",
+    "ss_sd_model_name": "v1-5.safetensors",
+    "ss_tag_frequency": "{}",
+    "ss_steps": "1600",
+    "modelspec.trigger_phrase": "sks cat",
+}
+
+
+def test_the_header_of_sd_scripts_comes_into_the_form():
+    config = import_words(SD_SCRIPTS).config
+    assert (config.network.type, config.network.dim, config.network.alpha) == ("lora", 32, 16.0)
+    assert (config.optimizer.type, config.optimizer.unet_lr, config.optimizer.text_encoder_lr) == ("AdamW8bit", 0.0002, 5e-05)
+    assert "weight_decay=0.1" in config.optimizer.args
+    assert "betas=" in config.optimizer.args
+    assert (config.schedule.type, config.steps.max_train_epochs, config.data.batch_size) == ("cosine", 8, 2)
+    assert tuple(config.data.resolution) == (512, 768)
+    assert (config.model.clip_skip, config.seed, config.loss.min_snr_gamma) == (2, 42, 5.0)
+    assert config.memory.gradient_checkpointing
+    assert (config.data.shuffle_caption, config.data.keep_tokens, config.data.trigger_word) == (True, 1, "sks cat")
+
+
+def test_every_key_is_taken_or_left_with_a_reason():
+    found = import_words(SD_SCRIPTS)
+    told = [one.key for one in (*found.taken, *found.left)]
+    assert {key.partition(" (")[0] for key in told} == set(SD_SCRIPTS)
+    left = {one.key: one.why.text() for one in found.left}
+    assert left["ss_max_train_steps"] == "ss_num_epochs wins."
+    assert "no setting" in left["ss_tag_frequency"]
+    assert "choose it" in left["ss_sd_model_name"]
+    assert found.filled == ()
+
+
+def test_lycoris_comes_back_as_its_type():
+    words = SD_SCRIPTS | {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "loha", "conv_dim": "8"})}
+    assert import_words(words).config.network.type == "loha"
+
+
+def test_layers_of_different_ranks_leave_the_rank_open():
+    found = import_words(SD_SCRIPTS | {"ss_network_dim": "Dynamic"})
+    assert "different ones" in next(one.why.text() for one in found.left if one.key == "ss_network_dim")
+    assert found.config.network.dim == 16
+
+
+def test_one_trainers_own_record_is_read():
+    settings: dict[str, Any] = {
+        "learning_rate": 0.0003, "epochs": 20, "batch_size": 4, "resolution": "512", "lora_rank": 24, "lora_alpha": 12.0,
+        "optimizer": {"optimizer": "PRODIGY", "weight_decay": 0.01}, "learning_rate_scheduler": "COSINE", "train_dtype": "BFLOAT_16",
+        "concept_file_name": "mine.json",
+    }  # fmt: skip
+    found = import_words({"ot_config": json.dumps(settings), "ot_branch": "master"})
+    config = found.config
+    assert (config.network.dim, config.network.alpha, config.steps.max_train_epochs, config.data.batch_size) == (24, 12.0, 20, 4)
+    assert (config.optimizer.type.lower(), config.schedule.type, config.memory.mixed_precision) == ("prodigy", "cosine", "bf16")
+    assert {one.key for one in found.left} == {"optimizer.weight_decay", "concept_file_name"}
+
+
+@pytest.mark.parametrize("words", [{}, {"format": "pt"}, {"modelspec.title": "x"}, {"ss_steps": "3"}])
+def test_a_header_without_settings_is_refused(words: dict[str, str]):
+    with pytest.raises(ConfigError, match="tells no settings"):
+        import_words(words)
