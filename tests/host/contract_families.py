@@ -270,7 +270,7 @@ def additions(world):
     folder = Path(shared.cmd_opts.hypernetwork_dir)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    made = hypernetwork.Hypernetwork(name="oldpaint", enable_sizes=[64], layer_structure=[1, 2, 1])
+    made = hypernetwork.Hypernetwork(name="oldpaint", enable_sizes=[64], layer_structure=[1, 2, 1], weight_init="Normal")
     for layer in made.layers[64]:
         for parameter in layer.parameters():
             parameter.data.normal_(0, 0.3)
