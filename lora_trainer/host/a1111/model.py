@@ -17,7 +17,6 @@ from lora_trainer.host.fingerprint import fingerprint
 from lora_trainer.models.load import clip_tokenizer
 from lora_trainer.models.source import LiveSource
 
-
 _HYPERNETWORK = re.compile(r"\.hyper_[kv]\.")
 """What a hypernetwork leaves in attention layers when a picture was drawn with it: it does nothing there any more."""
 
