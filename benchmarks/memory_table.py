@@ -4,7 +4,8 @@
     python benchmarks/memory_table.py --count       counts anew first (a quarter of an hour; nothing is calculated, no GPU)
 
 Planned: what `check` says for a GPU in half precision, from the shapes of the released models. Counted: every allocation of a real step
-on tensors without memory, with CUDA autocast's casts, beside the model's weights and what kernels want for themselves (benchmarks/memory.py).
+on tensors without memory, with CUDA autocast's casts, beside the model's weights and what kernels want for themselves
+(benchmarks/memory.py).
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ from lora_trainer.jobs.ranks import ALONE, Place
 from lora_trainer.jobs.states import Since
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.messages import say
+from lora_trainer.models.source import LiveSource
 from lora_trainer.train import setup, state
 from lora_trainer.train.awake import awake
 from lora_trainer.train.conditioning import ROWS, reach
@@ -88,7 +89,7 @@ def run(
         joined(place, lease.device) as shares,
         claimed(names, own) if place.leads else nullcontext(),
     ):
-        machine = Machine(lease.device.type, host.memory()["free_mb"])
+        machine = Machine(lease.device.type, host.memory()["free_mb"], lent=isinstance(lease.source, LiveSource))
         facts = facts_of(lease.checkpoint, config.model, host.known_sha256(lease.checkpoint))
 
         def planned(config: TrainConfig) -> TrainingPlan:

@@ -28,11 +28,15 @@ SD1_TEXTS = ((768, 12),)
 
 @attrs.frozen
 class Machine:
-    """What the plan needs to know of the machine: `free_mb` for the run, `tflops` a guess of what it really reaches."""
+    """What the plan needs to know of the machine: `free_mb` for the run, `tflops` a guess of what it really reaches.
+
+    `lent`: a host lends its model, which stays as it is and where it is, unless the run is a process of its own.
+    """
 
     device: str = "cpu"
     free_mb: float = 0.0
     tflops: float = 0.05
+    lent: bool = False
 
 
 @attrs.frozen
@@ -197,8 +201,9 @@ def _memory(
     numbers = numbers_of(config, machine.device)
     unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
     kept_vae = vae * (4 if machine.device == "cpu" else 0)
-    kept_text = 0 if derive.keeps_captions(config) and machine.device != "cpu" else text
-    of_unet = unet if config.memory.fp8_base_unet else unet * numbers.size
+    own = not machine.lent or config.memory.own_process
+    kept_text = 0 if own and derive.keeps_captions(config) and machine.device != "cpu" else text
+    of_unet = unet if own and config.memory.fp8_base_unet else unet * numbers.size
     parts = step_parts(choice_of(config, datasets, facts, numbers), network, numbers, optimizer_named(config.optimizer.type).bytes)
     return (
         ("model", (of_unet + kept_text * numbers.size + kept_vae) / 2**20),

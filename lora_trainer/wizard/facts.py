@@ -25,11 +25,15 @@ TFLOPS = {"cpu": 0.05, "cuda": 10.0}
 
 @attrs.frozen
 class MachineFacts:
-    """`device` is "cuda" or "cpu"; `total_mb` of the card or of the computer, `free_mb` of it for the run."""
+    """`device` is "cuda" or "cpu"; `total_mb` of the card or of the computer, `free_mb` of it for the run.
+
+    `lent`: a host lends its model, of which nothing leaves the card.
+    """
 
     device: str
     total_mb: float
     free_mb: float
+    lent: bool = False
 
     @classmethod
     def of_card(cls, gigabytes: float) -> MachineFacts:
@@ -37,7 +41,7 @@ class MachineFacts:
         return cls("cuda", gigabytes * GB, max(0.0, gigabytes - KEPT_GB) * GB)
 
     @classmethod
-    def of(cls, memory: Mapping[str, Any], vram_gb: float | None = None) -> MachineFacts:
+    def of(cls, memory: Mapping[str, Any], vram_gb: float | None = None, *, lent: bool = False) -> MachineFacts:
         """From what a host says of its memory, unless a card is named.
 
         What this process holds counts as free: a run shares the host's model. What others hold makes the card smaller.
@@ -46,9 +50,9 @@ class MachineFacts:
             return cls.of_card(vram_gb)
         total, available = float(memory.get("total_mb") or 0), float(memory.get("free_mb") or 0) + float(memory.get("host_mb") or 0)
         if str(memory.get("device", "cpu")).lower().startswith("cpu"):
-            return cls("cpu", total, min(available, total))
+            return cls("cpu", total, min(available, total), lent)
         card = min(total, available + KEPT_GB * GB)
-        return cls("cuda", card, max(0.0, card - KEPT_GB * GB))
+        return cls("cuda", card, max(0.0, card - KEPT_GB * GB), lent)
 
     @property
     def on_cpu(self) -> bool:
@@ -62,7 +66,7 @@ class MachineFacts:
 
     def for_plan(self) -> Machine:
         """As a plan wants it."""
-        return Machine(self.device, self.free_mb, TFLOPS[self.device])
+        return Machine(self.device, self.free_mb, TFLOPS[self.device], self.lent)
 
 
 @attrs.frozen

@@ -38,6 +38,8 @@ def encoded_captions(now: Situation) -> Iterator[Change]:
     """Encoders that do not learn leave a GPU while the U-Net does, where that is much."""
     if now.family != "sdxl" or now.machine.on_cpu or derive.trains_text_encoder(now.config) or derive.keeps_captions(now.config):
         return
+    if now.machine.lent and not now.config.memory.own_process:
+        return
     freed = now.model.text_parameters * 2 / 2**30 if now.model else 0.0
     template = "Captions are encoded before each epoch: the text encoders' {gb} GB are free in its steps."
     yield Change("data.cache_text_encoder_outputs", True, say(template, gb=whole(freed)))
@@ -51,7 +53,7 @@ def eight_bit(now: Situation) -> Iterator[Change]:
     plain = apply_changes(now.config, [Change("memory.fp8_base_unet", False, say(""))])
     small = apply_changes(now.config, [Change("memory.fp8_base_unet", True, say(""))])
     without, with_it = (vram.needed_mb(config, now.model, now.machine) for config in (plain, small))
-    wanted = without > now.machine.free_mb
+    wanted = with_it < without and without > now.machine.free_mb
     free = whole(now.machine.free_mb / 1024)
     template = (
         "{needed} GB would be needed and {free} GB are free (estimate): with the U-Net in 8 bits {less} GB are. Not tried on a GPU yet."

@@ -17,7 +17,7 @@ def machine(host: Host | None, vram_gb: float | None) -> MachineFacts:
     if vram_gb:
         return MachineFacts.of_card(vram_gb)
     if host is not None:
-        return MachineFacts.of(host.memory())
+        return MachineFacts.of(host.memory(), lent=host.name != "standalone")
     from lora_trainer.host.devices import default_device
     from lora_trainer.host.memory import device_memory
 

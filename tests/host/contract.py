@@ -67,7 +67,7 @@ class World:
         return {
             name: hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
             for name, tensor in self.state().items()
-            if tensor.ndim
+            if tensor.ndim and ".hyper_" not in name  # A1111 leaves a hypernetwork's layers in the model, unused
         }
 
     def storages(self):

@@ -93,12 +93,12 @@ def chosen(world, family, marks=()):
     before, title = world.modules.shared.opts.data["sd_model_checkpoint"], placed(world, family, marks)
     write_lora(world.loras / "mark.safetensors", 1, LAYERS[family])
     try:
-        world.choose("sd_model_checkpoint", title).join(120)
+        world.choose("sd_model_checkpoint", title).join(600)
         assert world.loaded().sd_checkpoint_info.title == title
         yield
     finally:
         write_lora(world.loras / "mark.safetensors", 1)
-        world.choose("sd_model_checkpoint", before).join(120)
+        world.choose("sd_model_checkpoint", before).join(600)
 
 
 def placed(world, family, marks):

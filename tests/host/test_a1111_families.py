@@ -93,6 +93,15 @@ def test_a_change_of_either_encoder_is_seen(checkpoint):
     assert len(changed) == len(model.encoders(held)), changed
 
 
+def test_what_a_hypernetwork_left_in_the_layers_is_no_weight_of_the_model(checkpoint):
+    held = held_as_a1111_does(*checkpoint)
+    before = model.weights_of(held)
+    attention = held.model.diffusion_model.middle_block._modules["1"].transformer_blocks._modules["0"].attn1
+    attention.hyper_k = nn.Linear(4, 4)
+    assert any(".hyper_k." in name for name in held.state_dict())
+    assert model.weights_of(held) == before
+
+
 def known_of(tmp_path, family="sdxl", *, marks=(), yaml="", host="eps", name="model", **more):
     path = tmp_path / f"{name}.safetensors"
     if not path.exists():

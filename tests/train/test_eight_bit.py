@@ -78,9 +78,9 @@ def test_backward_keeps_no_copy_of_a_matrix(inside):
 
 
 def test_a_run_learns_with_eight_bits_and_its_file_is_an_ordinary_lora(tmp_path):
-    config = small_config(tmp_path, memory__fp8_base_unet=True, memory__gradient_checkpointing=True, steps__max_train_steps=12)
+    config = small_config(tmp_path, memory__fp8_base_unet=True, memory__gradient_checkpointing=True, steps__max_train_steps=3)
     events = events_of(config, tmp_path)
-    assert isinstance(events[-1], Finished) and sum(isinstance(event, Stepped) for event in events) == 12
+    assert isinstance(events[-1], Finished) and sum(isinstance(event, Stepped) for event in events) == 3
     state = tensors_of(tmp_path / "loras" / "small.safetensors")
     idle = {name for name, tensor in state.items() if name.endswith("lora_up.weight") and not tensor.any()}
     assert all("mid_block" in name and "attn1_to" in name for name in idle)  # a single cell there attends to itself whatever it asks

@@ -70,7 +70,7 @@ def test_a_run_in_a_process_of_its_own_gets_the_token_without_a_file(tmp_path, h
     config = launch.placed(small_config(tmp_path, **changes, model__hub_token=TOKEN), host)
     process = launch.process_of(launch.new_folder(config), host, token=config.model.hub_token)
     process.start()
-    assert process.join(120)
+    assert process.join(300)
     assert process.status.outcome == "finished", process.output_file.read_text(encoding="utf-8")
     assert leaks(tmp_path) == []
 

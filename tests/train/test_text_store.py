@@ -92,10 +92,10 @@ def test_a_layer_that_a_family_does_not_read_by_clip_skip_makes_no_other_caption
     assert reader_of(bundle, FULL, 1, 75) == reader_of(bundle, FULL, 2, 75)
 
 
-@pytest.mark.parametrize("drawn", [False, True], ids=["as written", "shuffled and dropped"])
+@pytest.mark.parametrize("drawn", [pytest.param(False, marks=pytest.mark.slow), True], ids=["as written", "shuffled and dropped"])
 def test_a_run_learns_the_same_bits_with_captions_from_disk(tmp_path, reads, monkeypatch, drawn):
     monkeypatch.setenv("LORA_TRAINER_CACHE", str(tmp_path / "cache"))
-    options = {"data__shuffle_caption": drawn, "data__caption_dropout_rate": 0.3 * drawn, "steps__max_train_steps": 4}
+    options = {"data__shuffle_caption": drawn, "data__caption_dropout_rate": 0.3 * drawn, "steps__max_train_steps": 3}
 
     def trained(name, **more):
         reads.clear()
@@ -140,7 +140,7 @@ def test_captions_are_not_kept_while_the_text_encoder_learns(name):
     build({"data": {name: True}, "optimizer": {"text_encoder_lr": 0}})
 
 
-@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_encoders_leave_the_device_after_the_captions_of_an_epoch_where_that_is_wanted(tmp_path, monkeypatch, asked):
     spared: list[bool] = []
     monkeypatch.setattr(Trainer, "spare", lambda trainer: spared.append(True) or False)

@@ -292,7 +292,8 @@ class A1111Lease:
         different: list[str] = []
         if not self._pin.weights:
             self._clean()
-            self._clean_thoroughly()
+            if self._ways.model is held:  # a drawing that broke off leaves A1111's layers half done
+                self._clean_thoroughly()
             return different
         for means in (self._clean, self._clean_thoroughly, self._read_anew):
             means()

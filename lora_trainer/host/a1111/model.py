@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ from lora_trainer.host.a1111 import facts
 from lora_trainer.host.fingerprint import fingerprint
 from lora_trainer.models.load import clip_tokenizer
 from lora_trainer.models.source import LiveSource
+
+_HYPERNETWORK = re.compile(r"\.hyper_[kv]\.")
+"""What a hypernetwork leaves in attention layers when a picture was drawn with it: it does nothing there any more."""
 
 
 @attrs.frozen(eq=False)
@@ -34,7 +38,7 @@ def parts(sd_model: Any) -> dict[str, dict[str, Tensor]]:
     """Tensors of U-Net, VAE and text encoders under a checkpoint's names without prefix: the host's own storages."""
     texts = {part: encoder.state_dict() for part, encoder in encoders(sd_model).items()}
     return {
-        "unet": dict(sd_model.model.diffusion_model.state_dict()),
+        "unet": {name: tensor for name, tensor in sd_model.model.diffusion_model.state_dict().items() if not _HYPERNETWORK.search(name)},
         "vae": dict(sd_model.first_stage_model.state_dict()),
         **{
             part: {name.replace("token_embedding.wrapped.", "token_embedding."): tensor for name, tensor in state.items()}
