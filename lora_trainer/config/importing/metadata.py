@@ -150,7 +150,9 @@ def _one_trainer(words: Mapping[str, str]) -> Iterator[Key]:
     try:
         settings = json.loads(words["ot_config"])
     except ValueError as error:
-        raise ConfigError([problem("ot_config", "it is not valid JSON ({why}).", "Choose another file.", why=str(error))]) from error
+        raise ConfigError(
+            [problem("ot_config", "it is not valid {kind} ({why}).", "Choose another file.", kind="JSON", why=str(error))]
+        ) from error
     for path, value in _flat(settings):
         name = ONE_TRAINER.get(path, "")
         if name and value is not None:
