@@ -29,7 +29,7 @@
       known.steps && [t("Steps"), known.steps],
       [t("Hash in the WebUI"), info.hashes.webui],
     ];
-    const bars = info.blocks.map((row) => h("div.lt-toolbar", {}, h("span", {}, row.block), h("i", { style: { width: `${(100 * row.norm) / most}%` } }), h("span.lt-number", {}, row.norm.toPrecision(3))));
+    const bars = info.blocks.map((row) => h("div.lt-strength", {}, h("span", {}, row.block), h("i", { style: { width: `${(100 * row.norm) / most}%` } }), h("span.lt-number", {}, row.norm.toPrecision(3))));
     return h("div.lt-facts", {},
       rows.filter(Boolean).map(([name, value]) => fact(name, value)),
       verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loads(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
@@ -109,7 +109,7 @@
     const list = h("datalist", { id: KNOWN }, known.files.map((file) => h("option", { value: file.path }, `${file.name} · ${file.mb} MB`)));
     const file = text(t("File"), known.files.length ? known.files[0].path : "", { list: KNOWN });
     const out = text(t("Name of the new file"), "", { placeholder: "name.safetensors" });
-    const told = h("div.lt-tooltold", { "aria-live": "polite" });
+    const [seen, told] = [h("div.lt-tooltold", { "aria-live": "polite" }), h("div.lt-tooltold", { "aria-live": "polite" })];
     const fields = h("div.lt-toolfields");
     let tool = "resize";
     let form = null;
@@ -118,34 +118,35 @@
       form = forms[name](KNOWN);
       LT.fill(fields, form.hint && h("div.lt-hint", {}, form.hint), form.fields, field(t("Name of the new file"), out, t("Beside the first file, unless a path is given. What is there is never replaced.")));
     };
-    const act = (work) => async (event) => {
+    const act = (work, place) => async (event) => {
       const button = event.currentTarget;
       button.disabled = true;
-      LT.fill(told, h("div.lt-muted", {}, t("working…")));
+      LT.fill(place, h("div.lt-muted", {}, t("working…")));
       try {
-        LT.fill(told, await work(file.value.trim()));
+        LT.fill(place, await work(file.value.trim()));
       } catch (error) {
         if (!(error instanceof LT.Refused)) throw error;
-        LT.fill(told, error.problems.map((problem) => LT.problem(problem)));
+        LT.fill(place, error.problems.map((problem) => LT.problem(problem)));
       } finally {
         button.disabled = false;
       }
     };
-    const look = act(async (path) => about(await LT.post("network/info", { file: path })));
+    const look = act(async (path) => about(await LT.post("network/info", { file: path })), seen);
     const make = act((path) => {
       const stem = path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
       return run(tool, { file: path, out: out.value.trim() || `${stem}${form.suffix()}.safetensors`, ...form.body(path) }, told);
-    });
+    }, told);
     const again = act(async (path) => {
       const { config, imported } = await LT.post("network/settings", { file: path });
       LT.takeSettings(config, imported);
       return h("div.lt-good", {}, LT.icon("check"), t("The settings of the file stand in the form."));
-    });
+    }, seen);
     show("resize");
     const choices = Object.keys(forms).map((name) => ({ value: name, label: forms[name](KNOWN).label }));
     const content = h("div.lt-tools", {}, list,
       field(t("File"), file, t("A trained file on the server: choose from the list, or write its path.")),
       h("div.lt-answers", {}, LT.button(t("Look at it"), { icon: "eye", onclick: look }), LT.button(t("Train again like this file"), { icon: "undo", onclick: again })),
+      seen,
       LT.segments(choices, tool, show, { label: t("Make another file of it") }),
       fields,
       h("div.lt-answers", {}, LT.button(t("Make the new file"), { icon: "save", kind: "primary", onclick: make })),
