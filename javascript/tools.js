@@ -45,7 +45,7 @@
       const cut = h("input", { type: "checkbox" });
       return {
         label: t("Another rank"),
-        fields: [field(t("Rank"), rank), field(t("Rank of convolutions"), conv, t("Empty: the same.")), field(t("Energy to keep"), energy, t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")), field(t("Cut off the first ranks (DyLoRA)"), cut)],
+        fields: [field(t("Rank"), rank), field(t("Rank of convolutions"), conv, t("Empty: the same.")), field(t("Energy to keep"), energy, t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")), field(t("Take the first ranks as they are (DyLoRA)"), cut)],
         body: () => ({ rank: Number(rank.value) || 0, conv_rank: Number(conv.value) || 0, energy: Number(energy.value) || 1, cut: cut.checked }),
         suffix: () => `-r${rank.value}`,
       };

@@ -35,7 +35,7 @@ def test_a_file_is_told_and_another_is_made_of_it(real: Server, open_page: Page,
     seen, told = page.locator(".lt-tooltold").first, page.locator(".lt-tooltold").last
     seen.get_by_text("sks moon").wait_for(timeout=20_000)
     assert "216 fit the model, 0 do not" in seen.inner_text() and "Forge" in seen.inner_text()
-    page.get_by_label("Rank", exact=True).fill("2")
+    page.locator(".lt-tools").get_by_label("Rank", exact=True).fill("2")
     page.get_by_role("button", name="Make the new file").click()
     told.get_by_text("Written to").wait_for(timeout=30_000)
     assert lora.with_name("moon-r2.safetensors").is_file()
