@@ -46,11 +46,21 @@ WAYS: dict[str, dict[str, Any]] = {
     "dora, outputs": {"type": "dora", "dora_axis": "out"},
     "lokr, factor 4": {"type": "lokr", "factor": 4},
     "lokr, factor 4, whole": {"type": "lokr", "factor": 4, "full_matrix": True},
+    "loha, rank 8": {"type": "loha", "dim": 8, "alpha": 8.0},
     "loha, attention alone": {"type": "loha", "conv_dim": 0},
     "lokr, attention alone": {"type": "lokr", "conv_dim": 0},
     "lora, upper blocks": {"type": "lora", "include": ("up_blocks",)},
 }
-GOALS = {"lora": 1.02, "rslora": 1.02, "locon": 1.15, "dora": 1.25, "loha": 1.3, "lokr": 1.3, "lora, upper blocks": 0.8}
+GOALS = {
+    "lora": 1.02,
+    "rslora": 1.02,
+    "locon": 1.15,
+    "dora": 1.25,
+    "loha": 1.3,
+    "loha, rank 8": 1.3,
+    "lokr": 1.3,
+    "lora, upper blocks": 0.8,
+}
 
 
 @attrs.frozen
@@ -93,7 +103,7 @@ def measure(shape: Shape, ways: Sequence[str], turns: int) -> list[Row]:
     reference, found = ReferenceLoop(plain.unet, plain.alphas_cumprod, latents, texts, RANK), []
     for name in ways:
         bundle = load(source, CPU)
-        network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(dim=RANK, alpha=float(RANK), **WAYS[name]), ("unet",)))
+        network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
         network.attach(bundle)
         step, other, times = stepper(network, source, bundle, latents, texts), reference.step, []
         for turn in range(turns + 1):
@@ -114,7 +124,7 @@ def counted(name: str, side: int) -> int:
 
     unet, *_ = SD15.modules()
     bundle = attrs.evolve(load(held_model(SHAPES["tiny"]), CPU), unet=unet.requires_grad_(False))
-    network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(dim=RANK, alpha=float(RANK), **WAYS[name]), ("unet",)))
+    network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
     network.attach(bundle)
     noisy, texts = torch.empty(1, 4, side // 8, side // 8, device="meta"), torch.empty(1, 77, SD15.text, device="meta")
     with FlopCounterMode(display=False) as counter, network.calculating_with(list(network.parameters().values()), Chance(0, 0)):
