@@ -47,6 +47,17 @@
     if (answer === 1) undo();
   };
 
+  /** Puts settings into the form and tells what became of each key, with a way back. */
+  LT.takeSettings = async (config, imported) => {
+    const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
+    LT.useConfig(config);
+    await tell(imported, () => {
+      Object.assign(LT.state, before);
+      LT.keep();
+      LT.tell("form", [...LT.options.keys()]);
+    });
+  };
+
   LT.openImport = async () => {
     const area = h("textarea.lt-input.lt-code", { rows: 10, spellcheck: "false", placeholder: "[data]\ntrain_data_dir = \"…\"", "aria-label": t("Text of a settings file") });
     const file = h("input", { type: "file", accept: ".toml,.json", onchange: async () => file.files[0] && (area.value = await file.files[0].text()) });

@@ -44,6 +44,7 @@
     parts.memory = h("div.lt-memory");
     parts.windows = h("div.lt-windows");
     parts.help = h("button.lt-round", { "aria-label": t("Help"), "aria-expanded": "false", onclick: () => LT.openHelp(parts.help) }, "?");
+    parts.tools = h("button.lt-round", { "aria-label": t("Tools for trained files"), title: t("Tools for trained files"), onclick: () => LT.openTools() }, LT.icon("wrench"));
     parts.steps = {};
     parts.panels = {};
     const stepper = h("div.lt-steps", { role: "tablist", "aria-label": t("Steps") });
@@ -54,7 +55,7 @@
       parts.panels[step] = h(`section.lt-panelstep.lt-${step}`, { role: "tabpanel", "aria-labelledby": `lora_trainer_step_${step}`, id: `lora_trainer_${step}` });
     });
     parts.run = h("button.lt-runbutton", { "aria-expanded": "false", onclick: () => LT.openRuns(parts.run) });
-    const header = h("div.lt-header", {}, parts.pill, parts.model, h("span.lt-gap"), parts.memory, parts.windows, parts.help);
+    const header = h("div.lt-header", {}, parts.pill, parts.model, h("span.lt-gap"), parts.memory, parts.windows, parts.tools, parts.help);
     parts.silent = h("div.lt-silent", { role: "status" });
     LT.fill(
       root,

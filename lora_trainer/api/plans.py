@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.api.launch import model_facts, model_path, placed, problems_before
 from lora_trainer.api.pace import measured_step
 from lora_trainer.config.changes import Change, value_at
+from lora_trainer.config.network_hosts import doubt
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
@@ -135,7 +136,10 @@ def _warnings(config: TrainConfig, pictures: Pictures, host: Host) -> list[Any]:
     from lora_trainer.train.notices import early_warnings
 
     checkpoint = _try(lambda: model_path(config, host)) or Path()
-    return [_warning(warned.path, warned.message) for warned in early_warnings(config, pictures, checkpoint)]
+    found = [_warning(warned.path, warned.message) for warned in early_warnings(config, pictures, checkpoint)]
+    asked = {"network.type": config.network.type, **({"network.train_norm": "norm"} if config.network.train_norm else {})}
+    unread = {path: doubt(kind, host.name, config.network.dora_axis) for path, kind in asked.items()}
+    return [*(_warning(path, message) for path, message in unread.items() if message is not None), *found]
 
 
 def _warning(path: str, message: Message) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
 
 if TYPE_CHECKING:
+    from lora_trainer.api.network_routes import Work
     from lora_trainer.api.readings import Folders
 
 THUMBNAILS_KEPT = 20_000
@@ -34,6 +35,7 @@ class Api:
         self.workers = Workers()
         self.live = Live(host, manager)
         self.own_captions: set[Path] = set()
+        self.network_works: dict[str, Work] = {}
         self._runs: dict[Path, RunFolder] = {}
         self.workers.later(lambda: forget_old(host.paths().cache_dir / "thumbnails"))
 

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from lora_trainer.adapters.choosing import preset_of
+from lora_trainer.config.blocks import numbers
 from lora_trainer.config.networks import NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
 
@@ -69,6 +70,9 @@ def _changed(network: NetworkConfig) -> dict[str, Any]:
     """Options that differ from an ordinary LoRA's, with what a type makes of them by itself."""
     values = attrs.asdict(network, filter=lambda field, value: field.name not in ELSEWHERE and value != getattr(PLAIN, field.name))
     found: dict[str, Any] = dict(values)
+    for ranks, alphas in (("block_dims", "block_alphas"), ("conv_block_dims", "conv_block_alphas")):
+        if found.get(ranks) and not found.get(alphas):  # elsewhere an empty list means alpha, whatever the rank
+            found[alphas] = ",".join(f"{network.alpha / network.dim * rank:g}" for rank in numbers(found[ranks]))
     fixed = NETWORK_TYPES[network.type].fixed
     if fixed.get("dora"):
         found["dora_wd"] = True

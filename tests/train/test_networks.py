@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -142,3 +143,30 @@ def test_blocks_that_are_not_trained_are_in_neither_file_nor_cost(bundle):
     names = {name.partition(".")[0] for name in adapter_of(bundle, some).state_dict()}
     assert names and all("up_blocks" in name for name in names)
     assert operations(bundle, some) <= 0.8 * operations(bundle, every)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_files_of_whole_models_are_as_large_as_their_families_say(name):
+    """Modules of the released models, without values: their networks have the bytes that are told without a checkpoint."""
+    from types import SimpleNamespace
+
+    from diffusers import UNet2DConditionModel
+
+    from lora_trainer.adapters.choosing import choose
+    from lora_trainer.models import stock
+    from lora_trainer.models.families import family
+    from lora_trainer.models.layers import of_family
+
+    known = family(name)
+    parts = {part: {key: torch.empty(shape, device="meta") for key, shape in held.items()} for part, held in stock.shapes(name).items()}
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**known.unet_config(parts["unet"], None))
+        texts = [known.text_encoder(number, parts[part], 4) for number, part in enumerate(("text", "text_2")) if part in parts]
+    whole: Any = SimpleNamespace(family=known, unet=unet, text_encoder=texts[0], text_encoder_2=texts[-1], text_encoders=tuple(texts))
+    for kind in NETWORK_TYPES:
+        for rank in (4, 8, 16, 32, 64, 128) if kind != "full" else (8,):
+            config = build({"network": {"type": kind, "dim": rank, "alpha": rank / 2}})
+            made = adapter_of(whole, config).state_dict().values()
+            told = choose(of_family(name), config.network, derive.parts(config), name)
+            assert sum(tensor.numel() for tensor in made) == sum(one.numbers for one in told), (kind, rank)

@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_trainer.config.checks import problem
 from lora_trainer.config.importing.arguments import SPECIAL, Key, paths, translate_keys
+from lora_trainer.config.importing.networks import network_defaults
 from lora_trainer.config.importing.reasons import OFF, REASONS
 from lora_trainer.config.importing.result import Imported
 from lora_trainer.errors import ConfigError
@@ -98,7 +99,8 @@ def import_words(words: Mapping[str, str]) -> Imported:
         raise ConfigError(
             [problem("", "the file's header tells no settings.", "Choose a file of this trainer, of sd-scripts or of OneTrainer.")]
         )
-    translated, taken, left, _ = translate_keys(keys, lambda name: None, {})
+    usual = network_defaults({key.name: key.value for key in keys if key.why is None})
+    translated, taken, left, _ = translate_keys(keys, lambda name: None, usual)
     notes = [ELSEWHERE, BASE] if not translated.get("model", {}).get("pretrained_model_name_or_path") else [ELSEWHERE]
     return Imported("onetrainer" if "ot_config" in words else "metadata", translated, tuple(taken), tuple(left), (), tuple(notes))
 
@@ -150,7 +152,9 @@ def _one_trainer(words: Mapping[str, str]) -> Iterator[Key]:
     try:
         settings = json.loads(words["ot_config"])
     except ValueError as error:
-        raise ConfigError([problem("ot_config", "it is not valid JSON ({why}).", "Choose another file.", why=str(error))]) from error
+        raise ConfigError(
+            [problem("ot_config", "it is not valid {kind} ({why}).", "Choose another file.", kind="JSON", why=str(error))]
+        ) from error
     for path, value in _flat(settings):
         name = ONE_TRAINER.get(path, "")
         if name and value is not None:

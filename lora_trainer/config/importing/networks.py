@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from lora_trainer.config.checks import options
@@ -46,6 +48,7 @@ OWN_NAMES = {
     **{name: name for name in ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas", "block_lr_zero_threshold")},
     **{name: name for name in ("down_lr_weight", "mid_lr_weight", "up_lr_weight")},
     "exclude_patterns": "exclude",
+    **{name: name for name in ("include", "exclude", "text_encoder_dim", "text_encoder_alpha", "initialization")},
 }
 """What an argument is called there -> the option of [network]."""
 IGNORED: dict[str, Message] = {
@@ -147,13 +150,21 @@ def option(name: str) -> Take:
             return OFF
         if name in _NOT_OF_PLAIN and type_of(given) == "lora" and given.get("network_module") == "networks.lora" and _is_key(name, given):
             return CONV
-        if name == "exclude_patterns":
-            return [(path, [value] if isinstance(value, str) else [str(one) for one in value])]
+        if OWN_NAMES[name] in ("include", "exclude"):
+            return [(path, _patterns(value))]
         if isinstance(value, list):
             return [(path, ",".join(str(part) for part in value))]
         return [(path, brought(value, options()[path]))]
 
     return take
+
+
+def _patterns(value: Any) -> list[str]:
+    """Patterns of a list, of a list written as JSON (as headers hold it), or a single one."""
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
 
 
 def _is_lycoris(given: Mapping[str, Any]) -> bool:

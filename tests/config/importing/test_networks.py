@@ -7,7 +7,12 @@ import json
 import pytest
 import tomlkit
 
+from lora_trainer.adapters.choosing import choose
+from lora_trainer.config.build import build
 from lora_trainer.config.importing import import_text
+from lora_trainer.config.importing.metadata import import_words
+from lora_trainer.models.layers import of_family
+from lora_trainer.train.network_words import header_words
 
 
 def network_of(**keys):
@@ -83,3 +88,29 @@ def test_files_that_lie_beneath_come_with_a_strength_each():
     lines = network_of(base_weights="a.safetensors\nb.safetensors", base_weights_multiplier="0.5\n1.0")
     for found in (listed, lines):
         assert (found.base_weights, found.base_weights_multiplier) == (("a.safetensors", "b.safetensors"), (0.5, 1.0))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"type": "locon", "conv_dim": 4, "conv_alpha": 2.0},
+        {"type": "loha", "dim": 8, "alpha": 4.0, "preset": "full", "rank_dropout": 0.1},
+        {"type": "lokr", "factor": 4, "decompose_both": True, "include": ["attn2", "to_[qk]"], "text_encoder_dim": 4},
+        {"type": "dylora", "unit": 2},
+        {"type": "dora", "exclude": ["up_blocks_3"], "dropout": 0.2},
+        {"type": "oft", "constraint": 1e-4, "rescaled": True},
+        {"block_dims": ",".join(["4"] * 25), "up_lr_weight": "cosine+0.1", "block_lr_zero_threshold": 0.2},
+    ],
+)
+def test_what_a_header_says_of_our_network_trains_the_same_layers_again(network):
+    first = build({"network": network}).network
+    words = {
+        "ss_network_dim": str(first.dim),
+        "ss_network_alpha": str(first.alpha),
+        "ss_sd_scripts_commit_hash": "x",
+        **header_words(first),
+    }
+    again = import_words({**words, "ss_learning_rate": "0.0001"}).config.network
+    made = [[one.plan for one in choose(of_family("sd1"), one, ("unet", "text_encoder"), "sd1")] for one in (first, again)]
+    assert made[0] == made[1]

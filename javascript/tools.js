@@ -1,0 +1,156 @@
+/* Tools around a trained file: what it is, whether it fits, and another file made of it. The file that is read stays as it is. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+  const POLL = 700;
+
+  const field = (label, input, hint) => h("label.lt-toolfield", {}, h("span.lt-muted", {}, label), input, hint && h("span.lt-hint", {}, hint));
+  const text = (label, value = "", more = {}) => h("input.lt-input", { type: "text", value, "aria-label": label, spellcheck: "false", ...more });
+  const chosen = (label, choices) => h("select.lt-input", { "aria-label": label }, choices.map(([value, words]) => h("option", { value }, words)));
+  const fact = (name, value) => h("div.lt-fact", {}, h("span", {}, name), h("span", {}, value));
+  const numbers = (rows) => rows.map((row) => `${row.value} × ${row.modules}`).join(", ");
+
+  /* ---- what a file is ---- */
+
+  const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
+  const loads = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
+  const about = ({ info, verify }) => {
+    const most = Math.max(...info.blocks.map((row) => row.norm), 1e-12);
+    const known = info.trained_on;
+    const rows = [
+      [t("What it is"), `${info.kind} · ${info.family_label} · ${info.dtype} · ${(info.bytes / 1e6).toFixed(1)} MB`],
+      [t("Layers"), t("{matched} fit the model, {unmatched} do not", verify)],
+      info.ranks.length && [t("Rank"), numbers(info.ranks)],
+      info.alphas.length && [t("Alpha"), numbers(info.alphas)],
+      known.base_model && [t("Base model"), known.base_model],
+      known.trigger && [t("Trigger word"), known.trigger],
+      known.pictures && [t("Pictures"), known.pictures],
+      known.steps && [t("Steps"), known.steps],
+      [t("Hash in the WebUI"), info.hashes.webui],
+    ];
+    const bars = info.blocks.map((row) => h("div.lt-strength", {}, h("span", {}, row.block), h("i", { style: { width: `${(100 * row.norm) / most}%` } }), h("span.lt-number", {}, row.norm.toPrecision(3))));
+    return h("div.lt-facts", {},
+      rows.filter(Boolean).map(([name, value]) => fact(name, value)),
+      verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loads(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
+      verify.names.slice(0, 8).map((row) => h("div.lt-hint", {}, `${row.name}: ${row.why}`)),
+      bars.length > 0 && h("details", {}, h("summary", {}, t("Strength by block")), bars));
+  };
+
+  /* ---- what can be made of it: fields -> {tool, body} ---- */
+
+  const forms = {
+    resize: () => {
+      const [rank, conv, energy] = [text(t("Rank"), "8"), text(t("Rank of convolutions")), text(t("Energy to keep"), "1")];
+      const cut = h("input", { type: "checkbox" });
+      return {
+        label: t("Another rank"),
+        fields: [field(t("Rank"), rank), field(t("Rank of convolutions"), conv, t("Empty: the same.")), field(t("Energy to keep"), energy, t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")), field(t("Take the first ranks as they are (DyLoRA)"), cut)],
+        body: () => ({ rank: Number(rank.value) || 0, conv_rank: Number(conv.value) || 0, energy: Number(energy.value) || 1, cut: cut.checked }),
+        suffix: () => `-r${rank.value}`,
+      };
+    },
+    merge: (known) => {
+      const [weight, other, second, into, rank] = [text(t("Weight"), "1"), text(t("Second file"), "", { list: known }), text(t("Its weight"), "1"), text(t("Into a checkpoint")), text(t("Rank"))];
+      return {
+        label: t("Merge"),
+        fields: [field(t("Weight"), weight), field(t("Second file"), other, t("Empty: only the first one.")), field(t("Its weight"), second), field(t("Into a checkpoint"), into, t("Its path; empty: into one LoRA.")), field(t("Rank"), rank, t("Empty: nothing is lost."))],
+        body: (file) => ({ files: [file, other.value.trim()].filter(Boolean), weights: [Number(weight.value), ...(other.value.trim() ? [Number(second.value)] : [])], into: into.value.trim(), rank: Number(rank.value) || 0 }),
+        suffix: () => "-merged",
+      };
+    },
+    extract: () => {
+      const [tuned, rank, conv] = [text(t("Checkpoint after training")), text(t("Rank"), "32"), text(t("Rank of convolutions"))];
+      return {
+        label: t("Extract"),
+        hint: t("The first file is the checkpoint before training."),
+        fields: [field(t("Checkpoint after training"), tuned), field(t("Rank"), rank), field(t("Rank of convolutions"), conv, t("Empty: only attention layers."))],
+        body: (file) => ({ file, tuned: tuned.value.trim(), rank: Number(rank.value) || 32, conv_rank: Number(conv.value) || 0 }),
+        suffix: () => "-extracted",
+      };
+    },
+    convert: () => {
+      const to = chosen(t("Names"), [["kohya", t("sd-scripts (WebUIs)")], ["diffusers", "diffusers"], ["peft", "PEFT"]]);
+      return { label: t("Other names"), fields: [field(t("Names"), to)], body: () => ({ to: to.value }), suffix: () => `-${to.value}` };
+    },
+    edit: () => {
+      const [title, trigger, words, preview] = [text(t("Title")), text(t("Trigger word")), text(t("Description")), text(t("Preview picture"))];
+      const named = () => Object.fromEntries([["title", title.value], ["trigger", trigger.value], ["description", words.value]].filter(([, value]) => value.trim()));
+      return {
+        label: t("Label"),
+        fields: [field(t("Title"), title), field(t("Trigger word"), trigger), field(t("Description"), words), field(t("Preview picture"), preview, t("Path of a picture on the server."))],
+        body: () => ({ named: named(), preview: preview.value.trim() }),
+        suffix: () => "-labelled",
+      };
+    },
+  };
+
+  /* ---- the dialog ---- */
+
+  const wait = (time) => new Promise((resolve) => window.setTimeout(resolve, time));
+  const result = (found) => {
+    const kept = found.energy === undefined ? "" : t("{share} of the squares of the singular values are kept.", { share: LT.percent(found.energy) });
+    return h("div.lt-good", {}, LT.icon("check"), h("span", {}, t("Written to {path}", { path: found.out }), " ", kept));
+  };
+  const run = async (tool, body, told) => {
+    const { work } = await LT.post(`network/${tool}`, body);
+    for (;;) {
+      const now = await LT.get(`network/works/${work}`);
+      if (now.state === "done") return result(now.result);
+      if (now.state === "failed") return now.problems.map((problem) => LT.problem(problem));
+      LT.fill(told, h("div.lt-muted", {}, now.total ? t("{done} of {total}", now) : t("working…")));
+      await wait(POLL);
+    }
+  };
+
+  LT.openTools = async () => {
+    const KNOWN = "lora_trainer_files";
+    const known = await LT.get("network/files").catch(() => ({ files: [], folder: "" }));
+    const list = h("datalist", { id: KNOWN }, known.files.map((file) => h("option", { value: file.path }, `${file.name} · ${file.mb} MB`)));
+    const file = text(t("File"), known.files.length ? known.files[0].path : "", { list: KNOWN });
+    const out = text(t("Name of the new file"), "", { placeholder: "name.safetensors" });
+    const [seen, told] = [h("div.lt-tooltold", { "aria-live": "polite" }), h("div.lt-tooltold", { "aria-live": "polite" })];
+    const fields = h("div.lt-toolfields");
+    let tool = "resize";
+    let form = null;
+    const show = (name) => {
+      tool = name;
+      form = forms[name](KNOWN);
+      LT.fill(fields, form.hint && h("div.lt-hint", {}, form.hint), form.fields, field(t("Name of the new file"), out, t("Beside the first file, unless a path is given. What is there is never replaced.")));
+    };
+    const act = (work, place) => async (event) => {
+      const button = event.currentTarget;
+      button.disabled = true;
+      LT.fill(place, h("div.lt-muted", {}, t("working…")));
+      try {
+        LT.fill(place, await work(file.value.trim()));
+      } catch (error) {
+        if (!(error instanceof LT.Refused)) throw error;
+        LT.fill(place, error.problems.map((problem) => LT.problem(problem)));
+      } finally {
+        button.disabled = false;
+      }
+    };
+    const look = act(async (path) => about(await LT.post("network/info", { file: path })), seen);
+    const make = act((path) => {
+      const stem = path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+      return run(tool, { file: path, out: out.value.trim() || `${stem}${form.suffix()}.safetensors`, ...form.body(path) }, told);
+    }, told);
+    const again = act(async (path) => {
+      const { config, imported } = await LT.post("network/settings", { file: path });
+      LT.takeSettings(config, imported);
+      return h("div.lt-good", {}, LT.icon("check"), t("The settings of the file stand in the form."));
+    }, seen);
+    show("resize");
+    const choices = Object.keys(forms).map((name) => ({ value: name, label: forms[name](KNOWN).label }));
+    const content = h("div.lt-tools", {}, list,
+      field(t("File"), file, t("A trained file on the server: choose from the list, or write its path.")),
+      h("div.lt-answers", {}, LT.button(t("Look at it"), { icon: "eye", onclick: look }), LT.button(t("Train again like this file"), { icon: "undo", onclick: again })),
+      seen,
+      LT.segments(choices, tool, show, { label: t("Make another file of it") }),
+      fields,
+      h("div.lt-answers", {}, LT.button(t("Make the new file"), { icon: "save", kind: "primary", onclick: make })),
+      told);
+    await LT.ask(t("Tools for trained files"), content, [{ label: t("Close") }]);
+  };
+})();

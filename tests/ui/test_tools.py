@@ -1,0 +1,58 @@
+"""The tools for trained files on the real page: looked at, made smaller, its settings into the form, a wrong file refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lora_trainer import assets
+from tests.network_tools.made import WORDS, chosen, state_of, write
+from tests.ui.conftest import Server
+
+Page = Callable[..., Any]
+pytest.importorskip("playwright")
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = WORDS | {"ss_network_alpha": "2", "modelspec.trigger_phrase": "sks moon"}
+    return write(tmp_path_factory.mktemp("lora") / "moon.safetensors", state_of(chosen(assets.toy_checkpoint())), words)
+
+
+def opened(real: Server, open_page: Page, file: Path, lang: str = "en", **size: int) -> Any:
+    page = open_page(f"{real.address}?__lang={lang}", **size)
+    page.locator(".lt-header .lt-round").first.click()
+    page.locator(".lt-tools input").first.fill(str(file))
+    return page
+
+
+def test_a_file_is_told_and_another_is_made_of_it(real: Server, open_page: Page, lora: Path):
+    page = opened(real, open_page, lora)
+    page.get_by_role("button", name="Look at it").click()
+    seen, told = page.locator(".lt-tooltold").first, page.locator(".lt-tooltold").last
+    seen.get_by_text("sks moon").wait_for(timeout=20_000)
+    assert "216 fit the model, 0 do not" in seen.inner_text() and "Forge" in seen.inner_text()
+    page.locator(".lt-tools").get_by_label("Rank", exact=True).fill("2")
+    page.get_by_role("button", name="Make the new file").click()
+    told.get_by_text("Written to").wait_for(timeout=30_000)
+    assert lora.with_name("moon-r2.safetensors").is_file()
+    page.get_by_role("button", name="Make the new file").click()
+    told.get_by_text("is there already").wait_for(timeout=20_000)
+
+
+def test_train_again_brings_the_files_settings_into_the_form(real: Server, open_page: Page, lora: Path):
+    page = opened(real, open_page, lora)
+    page.get_by_role("button", name="Train again like this file").click()
+    page.get_by_text("keys of").wait_for(timeout=20_000)
+    assert page.evaluate("[LoraTrainer.value('network.dim'), LoraTrainer.value('data.trigger_word')]") == [4, "sks moon"]
+
+
+def test_a_wrong_file_is_refused_in_words_on_a_narrow_chinese_page(real: Server, open_page: Page, tmp_path: Path):
+    (tmp_path / "bad.safetensors").write_bytes(b"")
+    page = opened(real, open_page, tmp_path / "bad.safetensors", lang="zh_CN", width=390, height=800)
+    page.get_by_role("button", name="查看").click()
+    page.locator(".lt-tooltold .lt-problem").wait_for(timeout=20_000)
+    assert page.evaluate("document.documentElement.scrollWidth <= 390")
