@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.config.networks import NETWORK_TYPES
-from lora_trainer.events import Validated
+from lora_trainer.events import Stepped, Validated
+from tests.train.resume_runs import folder_of, resume, same, train
 from tests.train.runs import assets, events_of, small_config
+from tests.train.test_resume import final, killed_at
 
 STEPS = 100
 RATE = 2e-3
@@ -40,3 +42,25 @@ def losses_of(folder: Path, kind: str) -> dict[int, float]:
 def test_each_type_of_network_lowers_the_validation_loss_by_a_fifth(tmp_path: Path, kind: str):
     losses = losses_of(tmp_path, kind)
     assert losses[STEPS] <= 0.8 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"network__type": "dylora", "network__unit": 1, "network__module_dropout": 0.2},
+        {"network__type": "dora", "network__dropout": 0.2, "network__rank_dropout": 0.2, "network__scale_weight_norms": 0.01},
+        {"network__type": "lokr", "network__train_norm": True, "save__ema_decay": 0.9},
+    ],
+    ids=["dylora", "dora", "lokr"],
+)
+def test_a_resumed_run_draws_and_ends_as_the_whole_one(tmp_path: Path, network):
+    changes = {"steps__max_train_steps": 7, "save__state_every_n_steps": 2, **network}
+    one, other = (small_config(tmp_path / name, **changes) for name in ("whole", "cut"))
+    whole = train(one, folder_of(one))
+    folder = folder_of(other)
+    train(other, folder, watch=killed_at(5))
+    rest = resume(folder)
+    losses = [[event.loss for event in events if isinstance(event, Stepped)] for events in (whole, rest)]
+    assert losses[1] == losses[0][-len(losses[1]) :] and len(losses[1]) < 7
+    assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))

@@ -16,17 +16,17 @@ pytest.importorskip("playwright")
 
 
 def opened(real: Server, open_page: Page, toy_pictures: Path, **values: Any) -> Any:
-    page = open_page(f"{real.address}?__lang=en")
+    page = open_page(f"{real.address}?__lang=en", ready=False)
+    page.wait_for_selector("[data-ready=true]", timeout=120_000)
     folder = str(toy_pictures / "crescent" / "train")
     page.evaluate("values => LoraTrainer.set(values, 'the test')", {"data.train_data_dir": folder, "data.resolution": 64, **values})
-    page.evaluate("LoraTrainer.state.all = true; LoraTrainer.go('settings')")
+    page.evaluate("LoraTrainer.showOption('network.exclude')")  # only among all settings
     page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.network", timeout=60_000)
     return page
 
 
 def test_each_pattern_tells_how_many_layers_it_hits_and_the_file_its_size(real: Server, open_page: Page, toy_pictures: Path):
     page = opened(real, open_page, toy_pictures)
-    page.evaluate("LoraTrainer.showOption('network.exclude')")
     field = page.locator('[data-path="network.exclude"]')
     before = page.evaluate("LoraTrainer.seen.plan.network.file_bytes")
     field.locator("textarea").fill("attn2\nfrobnicate")
@@ -43,7 +43,7 @@ def test_a_field_shows_only_where_the_type_reads_it(real: Server, open_page: Pag
     shown = 'path => { const field = document.querySelector(`[data-path="${path}"]`); return Boolean(field) && !field.hidden; }'
     assert not page.evaluate(shown, "network.factor")
     page.evaluate("LoraTrainer.set({ 'network.type': 'lokr' })")
-    page.wait_for_function(f"({shown})('network.factor')", timeout=10_000)
+    page.wait_for_function(f"({shown})('network.factor')", timeout=60_000)
     page.evaluate("LoraTrainer.set({ 'network.type': 'full' })")
-    page.wait_for_function(f"!({shown})('network.dim')", timeout=10_000)
+    page.wait_for_function(f"!({shown})('network.dim')", timeout=60_000)
     assert "difference" in page.locator('[data-path="network.type"] .lt-hint').inner_text()
