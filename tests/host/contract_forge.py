@@ -59,6 +59,13 @@ def diffusion_in(world, bits):
         world.generate("in whole numbers again")
 
 
+@contextlib.contextmanager
+def loaded_first(world):
+    """The next picture loads what was chosen."""
+    world.generate("in eight bits")
+    yield
+
+
 @only_in_forge
 def model_in_low_bits_is_read_from_its_file_and_that_is_said(world):
     plain = Run(world, "wide", **previews()).go()
@@ -79,18 +86,18 @@ def model_in_low_bits_is_read_from_its_file_and_that_is_said(world):
 
 @only_in_forge
 def networks_that_are_added_while_drawing_are_off_during_a_loan_and_on_again_after_it(world):
-    """ "Automatic (fp16 LoRA)" hangs them on the layers and leaves the weights alone."""
+    """ "float8-e4m3fn (fp16 LoRA)" hangs them on the layers and leaves the weights alone."""
 
     def hung():
         return sum(hasattr(layer, "forge_online_loras") for layer in world.loaded().forge_objects_original.unet.model.modules())
 
-    with diffusion_in(world, "Automatic (fp16 LoRA)"), untouched(world):
+    with diffusion_in(world, "float8-e4m3fn (fp16 LoRA)"), loaded_first(world), untouched(world):
         plain, marked = world.generate("a red circle"), world.generate("a red circle<lora:mark:1>")
         assert plain != marked
         assert hung() == 2
         with world.lend() as lease:
             assert hung() == 0
-            assert isinstance(lease.source, LiveSource)
+            assert isinstance(lease.source, FileSource)
             assert lease.preview(REQUEST, weights(1), 1.0, Control()).tobytes() == marked
             assert lease.preview(REQUEST, None, 1.0, Control()).tobytes() == plain
         assert world.generate("a red circle<lora:mark:1>") == marked
