@@ -51,5 +51,9 @@ class LiveSource:
     text_2_heads: int = 0
     sure: bool = True
 
+    def without_tensors(self) -> LiveSource:
+        """What is known of it, without holding the host's memory."""
+        return attrs.evolve(self, unet_state={}, vae_state={}, text_state={}, text_2_state={})
+
 
 ModelSource = FileSource | LiveSource

@@ -103,7 +103,7 @@ class Trainer:
         """Lets go of the model and parks network and optimizer, so that nothing stays on the device; `rebuild` brings all back."""
         self.detach()
         self._move(torch.device("cpu"))
-        self.bundle = RELEASED
+        self.bundle = self.source = RELEASED
 
     def blocks(self) -> tuple[list[Block], float]:
         """What the largest batch keeps for its gradient: by block, and the rest that is always kept."""

@@ -183,7 +183,7 @@ def pause_leaves_nothing_of_the_run_where_it_was(world):
         gc.collect()
         alive.extend(reference for reference in run.held if not reference.expired())
         alive.extend(reference() for reference in run.models if reference() is not None)
-        assert trainers[0].bundle is None
+        assert trainers[0].bundle is None and trainers[0].source is None
         threading.Timer(0.2, run.control.command, ["resume"]).start()
 
     with untouched(world, but=["files"]), patch.object(Trainer, "attach", remember):

@@ -212,7 +212,12 @@ class A1111Lease:
             self._take_back()
 
     def pause(self) -> None:
-        """Frees the queue; whatever waits runs, on the checkpoint and VAE that the user has chosen."""
+        """Frees the queue; whatever waits runs, on the checkpoint and VAE that the user has chosen.
+
+        Nothing is kept hold of: a host that loads a model of another kind gets the memory of this one back.
+        """
+        if isinstance(self.source, LiveSource):
+            self.source = self.source.without_tensors()
         self._give_back()
 
     def _give_back(self) -> None:
