@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from lora_trainer.train.course import Course
     from lora_trainer.train.trainer import Trainer
 
-STEP, ENCODING, LOOKING = "step", "encoding", "looking"
-"""What may run out of memory: a training step; encoding of pictures and captions; validation, previews and saving."""
+STEP, ENCODING, LOOKING, LOADING = "step", "encoding", "looking", "loading"
+"""What may run out of memory: a training step; encoding of pictures and captions; validation, previews and saving; the model's loading."""
 SMALLEST = 256
 """Below this side a smaller training size is no remedy."""
 WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
@@ -145,7 +145,7 @@ def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, ever
     smaller = max(SMALLEST, int(max(width, height) * 0.75) // 64 * 64)
     if kind == STEP and not config.memory.gradient_checkpointing:
         fix, path = "Set memory.gradient_checkpointing to true.", "memory.gradient_checkpointing"
-    elif smaller < max(width, height):
+    elif kind != LOADING and smaller < max(width, height):
         fix, path = "Set data.resolution to {size}.", "data.resolution"
     elif kind == STEP and derive.trains_text_encoder(config) and derive.trains_unet(config):
         fix, path = "Set optimizer.text_encoder_lr to 0.", "optimizer.text_encoder_lr"
@@ -162,12 +162,12 @@ def twice(make: Callable[[], Made], config: Any, device: torch.device) -> Made:
         if not ran_out(error):
             raise
     give_back(device)
-    with in_words(lambda: config):
+    with in_words(lambda: config, kind=LOADING):
         return make()
 
 
 @contextmanager
-def in_words(config: Callable[[], Any], step: Callable[[], int] = lambda: 0) -> Iterator[None]:
+def in_words(config: Callable[[], Any], step: Callable[[], int] = lambda: 0, kind: str = STEP) -> Iterator[None]:
     """Whatever runs out of memory inside and is not done again ends with the one thing to change. Raises OutOfMemory."""
     try:
         yield
@@ -175,4 +175,4 @@ def in_words(config: Callable[[], Any], step: Callable[[], int] = lambda: 0) -> 
         if not ran_out(error):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise out_of_memory(config(), step(), reason, everything_tried=False) from error
+        raise out_of_memory(config(), step(), reason, kind, everything_tried=False) from error
