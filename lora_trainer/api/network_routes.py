@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-import attrs
 from fastapi import Request
 from fastapi.responses import Response
 
 from lora_trainer.api.answers import Missing, Refused, answer, body_of, language_of, problem_json, wanted
 from lora_trainer.api.state import Api
+from lora_trainer.api.work import ToolWork
 from lora_trainer.config.importing import import_words
 from lora_trainer.errors import TrainerError
 
 MOST_FILES = 400
 KEPT = 20
 Tell = Callable[[int, int], None]
-
-
-@attrs.define(eq=False)
-class Work:
-    """A tool at work: how far it is, and in the end what came of it."""
-
-    done: int = 0
-    total: int = 0
-    future: Future[Any] | None = None
-
-    def tell(self, done: int, total: int) -> None:
-        """How far it is."""
-        self.done, self.total = done, total
 
 
 async def files(api: Api, request: Request) -> dict[str, Any]:
@@ -105,7 +91,7 @@ def _start(api: Api, tool: str, body: dict[str, Any]) -> dict[str, str]:
     inputs = [api.allowed(text, "file") for text in _inputs(body)]
     out = _out(api, wanted(body, "out", str), inputs)
     check_target(out, inputs, overwrite=wanted(body, "overwrite", bool, False))
-    work = Work()
+    work = ToolWork()
     made = TOOLS[tool](api, body, inputs, out, work.tell)  # raises for what is wrong with the request itself
 
     def run() -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.api.answers import Forbidden, Missing
 from lora_trainer.api.live import Live
-from lora_trainer.api.work import Workers
+from lora_trainer.api.work import ToolWork, Workers
 from lora_trainer.config.param import declared
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.base import Host
@@ -17,7 +17,6 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
 
 if TYPE_CHECKING:
-    from lora_trainer.api.network_routes import Work
     from lora_trainer.api.readings import Folders
 
 THUMBNAILS_KEPT = 20_000
@@ -35,7 +34,7 @@ class Api:
         self.workers = Workers()
         self.live = Live(host, manager)
         self.own_captions: set[Path] = set()
-        self.network_works: dict[str, Work] = {}
+        self.network_works: dict[str, ToolWork] = {}
         self._runs: dict[Path, RunFolder] = {}
         self.workers.later(lambda: forget_old(host.paths().cache_dir / "thumbnails"))
 

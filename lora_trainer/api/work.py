@@ -1,4 +1,4 @@
-"""Threads of our own: the host's forty may all be waiting for the run to end."""
+"""Threads of our own, and how far what they work at is: the host's forty may all be waiting for the run to end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+
+import attrs
 
 Result = TypeVar("Result")
 
@@ -24,3 +26,16 @@ class Workers:
     def later(self, function: Callable[[], Any]) -> Future[Any]:
         """Runs it when there is time."""
         return self._quiet.submit(function)
+
+
+@attrs.define(eq=False)
+class ToolWork:
+    """A tool at work: how far it is, and in the end what came of it."""
+
+    done: int = 0
+    total: int = 0
+    future: Future[Any] | None = None
+
+    def tell(self, done: int, total: int) -> None:
+        """How far it is."""
+        self.done, self.total = done, total

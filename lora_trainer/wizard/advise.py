@@ -15,7 +15,8 @@ from lora_trainer.models.detect import ModelFacts
 from lora_trainer.train.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
 from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, whole
-from lora_trainer.wizard.rules import PICTURE_RULES, TRAINING_RULES, Situation
+from lora_trainer.wizard.rules import PICTURE_RULES, TRAINING_RULES
+from lora_trainer.wizard.situation import Situation
 from lora_trainer.wizard.subjects import Subject, subject_called
 
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from lora_trainer.config import derive
 from lora_trainer.config.changes import Change, apply_changes
 from lora_trainer.messages import say
 from lora_trainer.wizard import vram
 from lora_trainer.wizard.facts import whole
-
-if TYPE_CHECKING:
-    from lora_trainer.wizard.rules import Situation
+from lora_trainer.wizard.situation import Situation
 
 WIDE_SIDE, USUAL_LONGEST, LONGEST = 1024, 1024, 2048
 BUCKET_STEPS = {"sdxl": 32}

@@ -13,7 +13,7 @@ from lora_trainer.config import derive
 from lora_trainer.models.detect import ModelFacts, inspect
 from lora_trainer.wizard.advise import Suggestion, advise, suggest
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
-from lora_trainer.wizard.rules import Situation
+from lora_trainer.wizard.situation import Situation
 from tests.wizard.conftest import MakeFolder, config_for
 from tests.wizard.test_advise import change_of, seen
 
