@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from lora_trainer.api import data_routes, file_routes, plan_routes, run_routes, status_routes
+from lora_trainer.api import data_routes, file_routes, network_routes, plan_routes, run_routes, status_routes
 from lora_trainer.api.routes import mount
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
@@ -16,9 +16,8 @@ from lora_trainer.jobs.manager import JobManager
 from tests.api.conftest import V1, Server, TestHost, small_config
 from tests.jobs.works import endless_work, small_work
 
-EVERY = [
-    (method, path) for module in (status_routes, run_routes, plan_routes, data_routes, file_routes) for method, path, _ in module.ROUTES
-]
+MODULES = (status_routes, run_routes, plan_routes, data_routes, file_routes, network_routes)
+EVERY = [(method, path) for module in MODULES for method, path, _ in module.ROUTES]
 
 
 @pytest.mark.parametrize(("method", "path"), EVERY)

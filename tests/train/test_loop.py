@@ -123,13 +123,13 @@ def test_every_layer_that_is_trained_moves_and_no_other_is_in_the_file(tmp_path:
 
 
 def test_a_layer_that_does_not_move_ends_the_run_by_name(tmp_path: Path, monkeypatch):
-    from lora_trainer.adapters.lora import LoraAdapter
+    from lora_trainer.adapters import network
 
-    def forgetful(self, module, pair):
-        return type(module).forward.__get__(module) if pair.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(self, module, pair)
+    def forgetful(site, layer):
+        return site.base if layer.plan.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(site, layer)
 
-    kept = LoraAdapter._forward
-    monkeypatch.setattr(LoraAdapter, "_forward", forgetful)
+    kept = network.forward_of
+    monkeypatch.setattr(network, "forward_of", forgetful)
     with pytest.raises(TrainingError, match="lora_unet_up_blocks_3_attentions_2_proj_out"):
         events_of(small_config(tmp_path), tmp_path)
 
