@@ -157,7 +157,7 @@
   /** What the chosen model is, and how that was found. */
   const modelWords = (option) => {
     const model = option.kind === "checkpoint" && LT.seen.plan && LT.seen.plan.model;
-    return model && [[...LT.modelFacts(model), LT.size(model.native_size, model.native_size)].join(" · "), model.because && `: ${model.because}`];
+    return model && [[...LT.modelFacts(model), LT.size(model.native_size, model.native_size)].join(" · "), model.because && h("span.lt-because", {}, `: ${model.because}`)];
   };
 
   /** What to know of the chosen optimizer: the rate to begin with, what it does by itself, the package that it lacks. */

@@ -15,7 +15,7 @@ from .words import templates
 LATIN = re.compile(r"[A-Za-z]{2,}")
 DATA = re.compile(
     r"mika|v1-5-pruned-emaonly|sks|SD 1\.x|epsilon|LoRA|U-Net|AdamW|Alpha|Rank|GB|MB|photo of.*|by the sea|in a café|"
-    r"D:\\|photos|NUM|STRENGTH|lora|safetensors|jpg|txt|txt2img|X/Y/Z|Esc|TOML|seed|CLIP|cuda|float\d+|GPU|VAE|\d+e-\d+|SNR|Euler|DDIM|fp\d+|bf\d+",
+    r"D:\\|photos|NUM|STRENGTH|lora|safetensors|jpg|txt|txt2img|X/Y/Z|Esc|TOML|seed|CLIP|cuda|float\d+|GPU|VAE|\d+e-\d+|SNR|Euler|DDIM|fp\d+|bf\d+|WebUI",
     re.IGNORECASE,
 )
 
@@ -47,7 +47,7 @@ def test_a_chinese_page_shows_no_english_sentence(mika: Callable[..., Any], step
             const walk = document.createTreeWalker(document.querySelector('.lt-app'), NodeFilter.SHOW_TEXT);
             while (walk.nextNode()) {
                 const parent = walk.currentNode.parentElement;
-                const served = '.lt-log, .lt-health, .lt-failedbody, .lt-why, .lt-changes, .lt-wizardnotes, .lt-notes';
+                const served = '.lt-log, .lt-health, .lt-failedbody, .lt-why, .lt-changes, .lt-wizardnotes, .lt-notes, .lt-because';
                 if (parent.checkVisibility() && !parent.closest(served)) seen.push(walk.currentNode.textContent);
             }
             return seen;
