@@ -60,7 +60,7 @@
   };
 
   /** What the server said last; `null` until it did. */
-  LT.seen = { status: null, options: null, runs: null, pictures: null, captions: null, plan: null, planned: null };
+  LT.seen = { status: null, options: null, runs: null, pictures: null, captions: null, plan: null, planned: null, modelSize: 0 };
 
   /** The tab's element, or null where the host does not show it. */
   LT.root = () => document.getElementById("lora_trainer_root") || inShadow();

@@ -18,7 +18,9 @@
     LT.tell("options");
   };
 
+  /** The training size is the chosen model's own until the user says another. */
   LT.defaultOf = (path) => {
+    if (path === "data.resolution" && LT.seen.modelSize) return LT.seen.modelSize;
     const value = at(LT.seen.options.defaults, path);
     return value === undefined ? (LT.options.get(path) || {}).default : value;
   };

@@ -105,6 +105,7 @@
     if (!run || run.state === "idle") return [t("idle"), ""];
     if (run.kind === "grid" && run.state === "finished") return [t("grid finished"), ""];
     if (run.kind === "grid" && LT.active()) return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
+    if (run.kind === "rate") return LT.active() ? [t("looking for a rate"), run.total_steps ? LT.percent(share(run)) : ""] : [t("idle"), ""];
     const word = LT.stateWord(run.state);
     if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run), LT.percent(share(run))];
     if (run.state === "caching") return [word, run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
@@ -132,10 +133,14 @@
     LT.fill(parts.windows, LT.icon("windows"), t("{n} windows", { n: windows }));
   };
 
+  /** Where something that goes on is seen. */
+  LT.goTo = (run) => {
+    if (run && run.kind === "train") LT.openRun(run.id);
+    LT.go((run && { grid: "compare", rate: "settings" }[run.kind]) || "train");
+  };
   const toRun = () => {
     const run = LT.seen.status && LT.seen.status.run;
-    if (run && run.kind !== "grid") LT.openRun(run.id);
-    LT.go(run && run.kind === "grid" ? "compare" : "train");
+    LT.goTo(run);
   };
 
   /* ---- the model ---- */

@@ -13,6 +13,13 @@
 
   const check = (changes) => LT.post("check", { config: LT.config(changes) });
 
+  /** Whether the form's training size changes with the model that the plan is for. */
+  const isOfAnotherSize = (model) => {
+    const before = LT.value("data.resolution");
+    LT.seen.modelSize = (model && model.native_size) || LT.seen.modelSize;
+    return LT.value("data.resolution") !== before;
+  };
+
   /** Asks the server for the plan of the form (and of the form with the ticked suggestions). */
   LT.readPlan = async () => {
     if (!LT.source()) {
@@ -26,6 +33,7 @@
       const answer = await newestPlan(LT.suggestionsOpen() && LT.tickedCount() ? LT.tickedChanges() : null);
       if (!answer) return;
       [LT.seen.plan, LT.seen.planned] = answer;
+      if (isOfAnotherSize(LT.seen.plan.model)) return LT.tell("form", ["data.resolution"]); // planned anew with it
     } catch (error) {
       if (!(error instanceof LT.Refused)) throw error;
       LT.seen.plan = { problems: error.problems };
@@ -166,7 +174,8 @@
   /** The one thing that stops a start: {text, label, go}, or null. */
   const blocked = () => {
     const active = LT.active();
-    if (active) return { text: active.kind === "grid" ? t("A grid is being rendered: wait for it, or stop it.") : t("{name} is being trained: wait for it, or stop it.", { name: active.name }), label: t("Show it"), go: () => LT.go(active.kind === "grid" ? "compare" : "train") };
+    if (active && LT.searching(active)) return { text: t("A learning rate is being looked for: wait for it, or stop it."), label: t("Stop"), go: () => LT.command(active, "stop-discard") };
+    if (active) return { text: active.kind === "grid" ? t("A grid is being rendered: wait for it, or stop it.") : t("{name} is being trained: wait for it, or stop it.", { name: active.name }), label: t("Show it"), go: () => LT.goTo(active) };
     const model = LT.seen.status && LT.seen.status.model;
     if (!LT.source()) return { text: t("Choose the folder of your pictures first."), label: t("Pictures"), go: () => LT.go("pictures") };
     const wrong = (LT.seen.picturesProblems || [])[0];

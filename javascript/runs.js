@@ -9,6 +9,7 @@
     if (LT.state.run === "new") return null;
     if (LT.state.run) return LT.state.run;
     const run = LT.seen.status && LT.seen.status.run;
+    if (run && run.kind === "rate") return ((LT.seen.runs || [])[0] || {}).id || null;
     return run ? run.of || run.id : null;
   };
   /** What is known of that run: the live status, else its line in the list. */

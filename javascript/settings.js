@@ -54,7 +54,7 @@
     const groups = [
       [t("What to train"), [put("model.pretrained_model_name_or_path", 4), put("method", 2), put("save.output_name", 2), put("sample.prompts", 4)]],
       [t("How much"), [wide(2, timesField()), put("data.resolution", 2, { hint: groupedInto }), put("data.batch_size", 2)]],
-      [t("How"), [put("network.type", 6), put("network.dim", 3), put("network.alpha", 3), put("optimizer.unet_lr", 3), put("optimizer.text_encoder_lr", 3), put("optimizer.type", 3), wide(3, saveField())]],
+      [t("How"), [put("network.type", 6), put("network.dim", 3), put("network.alpha", 3), put("optimizer.unet_lr", 3, { hint: LT.rateHint }), put("optimizer.text_encoder_lr", 3), put("optimizer.type", 3), wide(3, saveField())]],
     ];
     const more = [...LT.options.values()].filter((option) => option.basic && !known.has(option.path)).map((option) => put(option.path, 3));
     groups[2][1].push(...more);

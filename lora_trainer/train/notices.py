@@ -10,6 +10,7 @@ from lora_trainer.config import derive
 from lora_trainer.config.rates import rate_notes
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data import caption_notes
+from lora_trainer.data.describe import training_size
 from lora_trainer.events import Warned
 from lora_trainer.messages import say
 from lora_trainer.models import layout
@@ -19,6 +20,9 @@ from lora_trainer.train import doubts
 from lora_trainer.train.networks import pattern_hits
 from lora_trainer.train.pictures import Pictures
 from lora_trainer.train.setup import facts_of, prompts_of
+
+FAR_BELOW = 0.4
+"""Share of a model's own area below which its pictures fall apart: it was never shown such sizes."""
 
 
 def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
@@ -74,6 +78,10 @@ def _of_the_model(config: TrainConfig, facts: ModelFacts | None) -> Iterator[War
         return
     for note in facts.notes:
         yield Warned(note, "model.pretrained_model_name_or_path")
+    (width, height), native = training_size(config.data), facts.native_size
+    if width * height < native * native * FAR_BELOW:
+        template = "The pictures are trained at {width} x {height}, and the model was made for {native} x {native}: what it draws suffers."
+        yield Warned(say(template, width=width, height=height, native=native), "data.resolution")
     if config.model.clip_skip > 1 and not family(facts.family).reads_clip_skip:
         label = layout.row(facts.family).label
         yield Warned(say("{label} always reads the same layer of its text: clip skip changes nothing.", label=label), "model.clip_skip")

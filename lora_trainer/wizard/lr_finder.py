@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from lora_trainer.config.schema import OptimizerConfig, SampleConfig, SaveConfig
 from lora_trainer.control import Control
 
 if TYPE_CHECKING:
+    from lora_trainer.events import Event
     from lora_trainer.host.base import Host
 
 STEPS = 100
@@ -47,13 +48,20 @@ class FoundRate:
 def find_rate(config: TrainConfig, host: Host, control: Control, steps: int = STEPS) -> FoundRate:
     """Trains `steps` steps and throws them away; the first rest of the estimate is the rate. Raises TrainerError."""
     from lora_trainer.events import Stepped
+
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        contextlib.closing(search(config, host, control, Path(folder), steps)) as work,
+    ):
+        return at_rest([(event.step, event.lr) for event in work if isinstance(event, Stepped)])
+
+
+def search(config: TrainConfig, host: Host, control: Control, folder: Path, steps: int = STEPS) -> Iterator[Event]:
+    """The events of that short run, whose folder is `folder`; what it trained is gone at its end. Raises TrainerError."""
     from lora_trainer.train.loop import run
 
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as text:
-        folder = Path(text)
-        with contextlib.closing(run(looking(config, folder, steps), host, control, folder / "run")) as work:
-            curve = tuple((event.step, event.lr) for event in work if isinstance(event, Stepped))
-    return at_rest(curve)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out:
+        yield from run(looking(config, Path(out), steps), host, control, folder)
 
 
 def looking(config: TrainConfig, folder: Path, steps: int) -> TrainConfig:

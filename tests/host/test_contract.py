@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.host import contract, contract_families, contract_runs  # noqa: F401 - its checks join REAL_ONLY
+from tests.host import contract, contract_families, contract_networks, contract_runs  # noqa: F401 - their checks join REAL_ONLY
 from tests.host.data_folder import make_data
 from tests.host.fake_webui import FakeWebUI
 

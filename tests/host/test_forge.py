@@ -13,6 +13,7 @@ from lora_trainer.errors import ModelError
 from lora_trainer.host.detect import detect
 from lora_trainer.host.forge import engine, lease, model
 from lora_trainer.models.source import LiveSource
+from tests.host import contract_networks  # noqa: F401 - its checks join FAMILIES
 from tests.host.contract_forge import FORGE_ONLY
 from tests.host.contract_forge_families import FAMILIES
 

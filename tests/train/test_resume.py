@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import weakref
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: 
         return of(trainer, *rest)
 
     monkeypatch.setattr(loop._Run, "of", remember)
+    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps records: exceptions in them, and so whole frames
     config = small_config(tmp_path / "cut", **{**PLAIN, "save__ema_decay": 0.9})
     control, before = Control(), set()
     with contextlib.closing(run(config, StandaloneHost(tmp_path), control, tmp_path / "run")) as work:

@@ -199,10 +199,18 @@ class Handler(BaseHTTPRequestHandler):
         self.send({"deleted": "", "files": []})
 
 
+class _Server(ThreadingHTTPServer):
+    """A page that is closed leaves its connections behind: no error of ours."""
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def serve(port: int = 0) -> ThreadingHTTPServer:
     """The server in a thread; `server_address[1]` is its port, `RequestHandlerClass.world` its world."""
     handler = type("Handler", (Handler,), {"world": World()})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+    server = _Server(("127.0.0.1", port), handler)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server

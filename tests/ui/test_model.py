@@ -22,6 +22,21 @@ def test_the_chosen_model_is_named_with_what_it_is_and_why(mika: Page):
     assert page.evaluate("LoraTrainer.config().model.pretrained_model_name_or_path") == "someone/noobai-v"
 
 
+def test_the_training_size_is_the_chosen_models_own_until_the_user_says_another(mika: Page):
+    page = mika("settings")
+    size = page.locator('[data-path="data.resolution"] input')
+    choose = "value => LoraTrainer.set({ 'model.pretrained_model_name_or_path': value })"
+    assert size.input_value() == "512 × 512"
+    page.evaluate(choose, "someone/noobai-v")
+    page.wait_for_function("LoraTrainer.config().data.resolution === 1024")
+    assert size.input_value() == "1024 × 1024"
+    size.fill("768")
+    size.press("Tab")
+    page.evaluate(choose, "")
+    page.get_by_text("SD 1.x · epsilon · 512 × 512").wait_for()
+    assert page.evaluate("LoraTrainer.config().data.resolution") == 768
+
+
 def test_the_token_is_sent_with_the_settings_and_kept_by_no_browser(mika: Page, made_up: tuple[str, World]):
     page = mika("settings")
     page.get_by_placeholder("Search all settings").fill("hub_token")

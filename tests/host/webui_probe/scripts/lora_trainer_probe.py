@@ -16,7 +16,7 @@ def load():
     path = list(sys.path)
     sys.path.append(os.environ["LORA_TRAINER_CHECKOUT"])
     try:
-        from tests.host import contract, contract_families, contract_runs  # noqa: F401 - its checks join REAL_ONLY
+        from tests.host import contract, contract_families, contract_networks, contract_runs  # noqa: F401 - their checks join the lists
         from tests.host.contract_forge import FORGE_ONLY
         from tests.host.contract_forge_families import FAMILIES
         from tests.host.forge_world import ForgeWorld, ReForgeWorld

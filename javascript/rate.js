@@ -1,0 +1,69 @@
+/* Below the U-Net's learning rate: one that is found on the user's own pictures, by a short run that is thrown away. */
+(() => {
+  const LT = (window.LoraTrainer = window.LoraTrainer || {});
+  const h = (...args) => LT.h(...args);
+  const t = (...args) => LT.t(...args);
+  const USUAL = "AdamW"; // whose rates are found
+  let found = null; // {id, unet_lr, text_encoder_lr, sure}
+  let asked = "";
+
+  const runNow = () => {
+    const run = LT.seen.status && LT.seen.status.run;
+    return run && run.kind === "rate" ? run : null;
+  };
+  /** Whether the run that goes on only looks for a rate. */
+  LT.searching = (run = LT.active()) => Boolean(run && run.kind === "rate");
+
+  const begin = async () => {
+    found = null;
+    try {
+      await LT.post("rate", { config: LT.config() });
+      await LT.look();
+    } catch (error) {
+      LT.complain(error);
+    }
+    LT.paintFields();
+  };
+
+  const read = async () => {
+    const run = runNow();
+    if (!run || LT.active() || asked === run.id) return;
+    asked = run.id;
+    if (run.state === "finished") found = { ...(await LT.get(`runs/${encodeURIComponent(run.id)}/rate`)), id: run.id };
+    LT.paintFields();
+  };
+  LT.on("status", read);
+
+  /** What the found rates are for the chosen optimizer: others than AdamW take larger or smaller steps at the same rate. */
+  const suited = (rate) => {
+    const { facts = {} } = LT.options.get("optimizer.type") || {};
+    const chosen = facts[LT.value("optimizer.type")], usual = facts[USUAL];
+    return chosen && usual && chosen.hint && usual.hint ? Number(((rate * chosen.hint) / usual.hint).toPrecision(2)) : rate;
+  };
+
+  const answer = () => {
+    const rates = { "optimizer.unet_lr": suited(found.unet_lr), "optimizer.text_encoder_lr": suited(found.text_encoder_lr) };
+    const parts = Object.entries(rates).filter(([path, rate]) => rate > 0 && LT.value(path) !== 0);
+    const set = () => LT.set(Object.fromEntries(parts));
+    return [
+      t("Found on these pictures: {rates}.", { rates: parts.map(([, rate]) => LT.rate(rate)).join(" / ") }),
+      !found.sure && [" ", t("It was still growing: take it as the least.")],
+      parts.some(([path, rate]) => LT.value(path) !== rate) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
+      " ",
+    ];
+  };
+
+  /** The line below the field. */
+  LT.rateHint = () => {
+    const run = LT.active();
+    const { facts = {} } = LT.options.get("optimizer.type") || {};
+    if ((facts[LT.value("optimizer.type")] || {}).finds) return "";
+    if (LT.searching(run)) {
+      const stop = h("button.lt-link", { onclick: () => LT.command(run, "stop-discard") }, t("Stop"));
+      return [t("Looking for a rate: step {done} of {all}", { done: run.step, all: run.total_steps || "…" }), " ", stop];
+    }
+    const why = t("Trains 100 steps on your pictures and throws them away: takes about as long as 100 steps of a run.");
+    const link = h("button.lt-link", { title: why, disabled: Boolean(run) || !LT.source(), onclick: begin }, found ? t("Look again") : t("Find it on these pictures"));
+    return [found && answer(), link];
+  };
+})();

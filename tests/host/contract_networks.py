@@ -1,0 +1,94 @@
+"""What every host does with a file of each type of network: trained here, drawn with there, each weight looked at while it stands."""
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from lora_trainer.adapters.reading import bias_delta_of, delta_of, read_network
+from lora_trainer.config.network_hosts import ALL, NO, kind_of_type, reading
+from lora_trainer.config.networks import NETWORK_TYPES
+from lora_trainer.network_tools.extract import placed
+from lora_trainer.network_tools.layers import layers_of
+from tests.host.contract import only_in_a1111, untouched
+from tests.host.contract_families import FAMILIES, loaded
+from tests.host.contract_forge_families import in_each
+from tests.host.contract_runs import Run, only_in_a_real_host
+
+CLOSE = 1e-4
+RATES = {"full": 0.002, "oft": 0.01}
+UNET = "model.diffusion_model."
+
+
+def in_checkpoints_words(world):
+    """The weights that stand in the host now, by their names in a checkpoint: the U-Net's, and in A1111 the text encoders' too."""
+    names = {key.replace(".wrapped.", "."): tensor for key, tensor in world.state().items()}
+    return {key.replace("unet.", UNET, 1) if key.startswith("unet.") else key: tensor.float() for key, tensor in names.items()}
+
+
+def expected(file, checkpoint, held):
+    """(place of a weight in a checkpoint, what should stand there) for every layer of the file that is to be seen in the host."""
+    _, layers = layers_of(checkpoint)
+    with safe_open(checkpoint, "pt") as base:
+        for name, state in read_network(file).items():
+            changes = {layers[name].weight: delta_of, layers[name].bias: lambda state, _: bias_delta_of(state)}
+            for place, change in changes.items():
+                if place is None or place.key not in held:
+                    continue
+                plain = placed(base.get_tensor, place).float()
+                if (delta := change(state, plain)) is not None:
+                    yield place, plain + delta
+
+
+def drawn_with(world, file, whole):
+    """How many weights were found right; the picture at 0 and afterwards is the base, at 1 it is not (unless nothing is read)."""
+    target = world.loras / file.name
+    target.write_bytes(file.read_bytes())
+    world.host.refresh_networks()
+    checkpoint = world.loaded().sd_checkpoint_info.filename
+    try:
+        base, prompt = world.generate("a red circle"), f"a red circle<lora:{target.stem}:"
+        assert world.generate(f"{prompt}0>") == base
+        at_1 = world.generate(f"{prompt}1>")
+        held = in_checkpoints_words(world)
+        wanted = list(expected(file, checkpoint, held))
+        wrong = {place.key: float((placed(held.get, place) - weight).abs().max()) for place, weight in wanted}
+        wrong = {key: value for key, value in wrong.items() if not value <= CLOSE}
+        assert (at_1 != base) is (whole != NO), "the picture does not change" if at_1 == base else "it changes"
+        assert world.generate("a red circle") == base
+    finally:
+        target.unlink()
+        world.host.refresh_networks()
+    assert len(wanted) >= 190, len(wanted)
+    assert whole != ALL or not wrong, (len(wrong), len(wanted), sorted(wrong.items(), key=lambda entry: -entry[1])[:5])
+    return len(wanted) - len(wrong)
+
+
+def each_type(world, family):
+    """Type -> weights found right, of a file that a run in this host has left."""
+    seen = {}
+    for name in NETWORK_TYPES:
+        whole = reading(kind_of_type(name), world.host.name)[0]
+        rates = dict.fromkeys(("learning_rate", "text_encoder_lr"), RATES.get(name, 0.02))
+        run = Run(
+            world, f"{family}-of-type-{name}", network={"type": name, "dim": 4, "alpha": 4}, optimizer=rates, steps={"max_train_steps": 3}
+        )
+        file = next(run.go().output.glob(f"{run.config.save.output_name}.safetensors"))
+        moved = sum(bool(tensor.abs().max() > 0) for tensor in load_file(file).values())
+        assert moved > 0
+        seen[name] = drawn_with(world, file, whole)
+    return seen
+
+
+@only_in_a_real_host
+@only_in_a1111
+def file_of_every_type_and_family_stands_in_the_host_as_it_was_trained(world):
+    seen = {}
+    for checkpoint, family in FAMILIES.items():
+        if not checkpoint.endswith("-v"):
+            with loaded(world, checkpoint), untouched(world, but=["files", "networks"]):
+                seen[family] = each_type(world, family)
+    return seen
+
+
+@in_each
+def file_of_every_type_stands_in_the_host_as_it_was_trained(world):
+    return each_type(world, world.family)
