@@ -136,7 +136,7 @@ def _lokr(layer: LayerShape, rank: int, options: Options) -> dict[str, Shape]:
 
 
 def _full(layer: LayerShape, rank: int, options: Options) -> dict[str, Shape]:
-    return {"diff": layer.weight, **({"diff_b": layer.weight[:1]} if layer.bias else {})}
+    return {"diff": layer.weight, **({"diff_b": layer.weight[:1]} if layer.bias and options["bias"] else {})}
 
 
 def _norm(layer: LayerShape, rank: int, options: Options) -> dict[str, Shape]:
@@ -167,7 +167,9 @@ NETWORK_KINDS = {
         ),
         NetworkKind("dylora", WEIGHTS, _lora, LORA_UP, LORA_UP, {"rs_lora": False, "module_dropout": 0.0, "block_size": 4}),
         NetworkKind("oft", WEIGHTS, _oft, ("oft_blocks",), (), {"module_dropout": 0.0, "constraint": 0.0, "rescaled": False}),
-        NetworkKind("full", WEIGHTS, _full, ("diff", "diff_b"), (), {"module_dropout": 0.0}, ranked=False, always_alpha=False),
+        NetworkKind(
+            "full", WEIGHTS, _full, ("diff", "diff_b"), (), {"module_dropout": 0.0, "bias": True}, ranked=False, always_alpha=False
+        ),
         NetworkKind("norm", frozenset({"norm"}), _norm, ("w_norm", "b_norm"), (), {}, ranked=False, always_alpha=False),
     )
 }

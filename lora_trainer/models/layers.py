@@ -32,6 +32,11 @@ class Layer:
     bias: bool = False
 
 
+def packed(family: str) -> tuple[str, ...]:
+    """The text encoders that stand in a checkpoint as open_clip's: query, key and value are one matrix there."""
+    return tuple(root for root, prefix in zip(TEXT_ROOTS, layout.row(family).text, strict=False) if prefix.endswith(".model."))
+
+
 def of_state(family: str, unet: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
     """The layers of a checkpoint's U-Net and text encoders, under diffusers' and transformers' names; values have a `shape`."""
     attends = attending(unet)

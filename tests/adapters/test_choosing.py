@@ -56,6 +56,13 @@ def test_types_that_train_convolutions_do_so_unless_their_rank_is_none():
     assert counts(chosen(conv_dim=4))[0] == 278
 
 
+@pytest.mark.parametrize(("family", "unread"), [("sd1", 0), ("sd2", 23 * 3), ("sdxl", 32 * 3)])
+def test_a_full_difference_has_no_biases_that_a1111_does_not_read(family, unread):
+    """Those of query, key and value of an encoder that is packed as open_clip's."""
+    left = [one for one in chosen(family, type="full") if one.plan.options.get("bias") is False]
+    assert len(left) == unread and all(one.shape.bias and one.numbers == one.shape.weight[0] * one.shape.weight[1] for one in left)
+
+
 def test_empty_alphas_keep_the_strength_that_alpha_has_for_its_rank():
     found = chosen(type="locon", dim=16, alpha=4.0, conv_dim=8, text_encoder_dim=4)
     ranks = {(one.plan.part, one.shape.weight[2:] == (3, 3)): (one.plan.rank, one.plan.alpha) for one in found}
