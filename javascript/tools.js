@@ -4,6 +4,7 @@
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
   const POLL = 700;
+  const [FILES, CHECKPOINTS] = ["lora_trainer_files", "lora_trainer_checkpoints"]; // what is offered while a path is written
 
   const field = (label, input, hint) => h("label.lt-toolfield", {}, h("span.lt-muted", {}, label), input, hint && h("span.lt-hint", {}, hint));
   const text = (label, value = "", more = {}) => h("input.lt-input", { type: "text", value, "aria-label": label, spellcheck: "false", ...more });
@@ -50,8 +51,9 @@
         suffix: () => `-r${rank.value}`,
       };
     },
-    merge: (known) => {
-      const [weight, other, second, into, rank] = [text(t("Weight"), "1"), text(t("Second file"), "", { list: known }), text(t("Its weight"), "1"), text(t("Into a checkpoint")), text(t("Rank"))];
+    merge: () => {
+      const [weight, other, second, rank] = [text(t("Weight"), "1"), text(t("Second file"), "", { list: FILES }), text(t("Its weight"), "1"), text(t("Rank"))];
+      const into = text(t("Into a checkpoint"), "", { list: CHECKPOINTS });
       return {
         label: t("Merge"),
         fields: [field(t("Weight"), weight), field(t("Second file"), other, t("Empty: only the first one.")), field(t("Its weight"), second), field(t("Into a checkpoint"), into, t("Its path; empty: into one LoRA.")), field(t("Rank"), rank, t("Empty: nothing is lost."))],
@@ -60,7 +62,7 @@
       };
     },
     extract: () => {
-      const [tuned, rank, conv] = [text(t("Checkpoint after training")), text(t("Rank"), "32"), text(t("Rank of convolutions"))];
+      const [tuned, rank, conv] = [text(t("Checkpoint after training"), "", { list: CHECKPOINTS }), text(t("Rank"), "32"), text(t("Rank of convolutions"))];
       return {
         label: t("Extract"),
         hint: t("The first file is the checkpoint before training."),
@@ -104,10 +106,10 @@
   };
 
   LT.openTools = async () => {
-    const KNOWN = "lora_trainer_files";
     const known = await LT.get("network/files").catch(() => ({ files: [], folder: "" }));
-    const list = h("datalist", { id: KNOWN }, known.files.map((file) => h("option", { value: file.path }, `${file.name} · ${file.mb} MB`)));
-    const file = text(t("File"), known.files.length ? known.files[0].path : "", { list: KNOWN });
+    const checkpoints = ((LT.seen.options || {}).checkpoints || []).map((one) => h("option", { value: one.path }, one.title));
+    const lists = [h("datalist", { id: FILES }, known.files.map((file) => h("option", { value: file.path }, `${file.name} · ${file.mb} MB`))), h("datalist", { id: CHECKPOINTS }, checkpoints)];
+    const file = text(t("File"), known.files.length ? known.files[0].path : "", { list: FILES });
     const out = text(t("Name of the new file"), "", { placeholder: "name.safetensors" });
     const [seen, told] = [h("div.lt-tooltold", { "aria-live": "polite" }), h("div.lt-tooltold", { "aria-live": "polite" })];
     const fields = h("div.lt-toolfields");
@@ -115,7 +117,8 @@
     let form = null;
     const show = (name) => {
       tool = name;
-      form = forms[name](KNOWN);
+      form = forms[name]();
+      file.setAttribute("list", name === "extract" ? CHECKPOINTS : FILES);
       LT.fill(fields, form.hint && h("div.lt-hint", {}, form.hint), form.fields, field(t("Name of the new file"), out, t("Beside the first file, unless a path is given. What is there is never replaced.")));
     };
     const act = (work, place) => async (event) => {
@@ -142,8 +145,8 @@
       return h("div.lt-good", {}, LT.icon("check"), t("The settings of the file stand in the form."));
     }, seen);
     show("resize");
-    const choices = Object.keys(forms).map((name) => ({ value: name, label: forms[name](KNOWN).label }));
-    const content = h("div.lt-tools", {}, list,
+    const choices = Object.keys(forms).map((name) => ({ value: name, label: forms[name]().label }));
+    const content = h("div.lt-tools", {}, lists,
       field(t("File"), file, t("A trained file on the server: choose from the list, or write its path.")),
       h("div.lt-answers", {}, LT.button(t("Look at it"), { icon: "eye", onclick: look }), LT.button(t("Train again like this file"), { icon: "undo", onclick: again })),
       seen,

@@ -159,6 +159,7 @@ output_name = "moon"
     return shell
 
 
+@pytest.mark.slow
 def test_a_sample_without_weight_is_the_bases_picture(trained):
     def draw(name, *words):
         asked = ["--model", "toy-sd15-host", "--prompt", "a sks crescent", "--steps", 2, "--seed", 3, "--out", name]

@@ -42,6 +42,7 @@ def course_of(tmp_path: Path, steps: int) -> tuple[list[float], list[float]]:
     return seconds, memory
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps(tmp_path: Path):
     _, memory = course_of(tmp_path, 240)
     assert max(memory[-40:]) - max(memory[100:140]) < 5
