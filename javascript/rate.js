@@ -18,6 +18,7 @@
     found = null;
     try {
       await LT.post("rate", { config: LT.config() });
+      asked = ""; // the next search may have the name of the last one
       await LT.look();
     } catch (error) {
       LT.complain(error);
@@ -30,6 +31,7 @@
     if (!run || LT.active() || asked === run.id) return;
     asked = run.id;
     if (run.state === "finished") found = { ...(await LT.get(`runs/${encodeURIComponent(run.id)}/rate`)), id: run.id };
+    if (run.state === "failed" && run.error) LT.toast(run.error, { kind: "bad" });
     LT.paintFields();
   };
   LT.on("status", read);

@@ -70,6 +70,7 @@
   const plainTitle = document.title;
   const title = (run) => {
     const active = LT.active();
+    if (LT.searching(run)) return;
     if (active && active.total_steps) document.title = `${LT.percent(active.step / active.total_steps)} ${active.name} · ${plainTitle}`;
     else if (run && known === run.id && run.outcome) document.title = `${{ finished: "✓", failed: "✗" }[run.outcome] || "■"} ${run.name} · ${plainTitle}`;
     else if (document.title !== plainTitle && /^[\d✓✗■]/.test(document.title)) document.title = plainTitle;
@@ -79,7 +80,7 @@
     if ("Notification" in window && window.Notification.permission === "default") window.Notification.requestPermission().catch(() => null);
   };
   const ended = (run) => {
-    if (run.kind === "grid") return;
+    if (run.kind !== "train") return;
     const words = { finished: t("{name} is trained.", { name: run.name }), stopped: t("{name} was stopped.", { name: run.name }), failed: t("{name} failed.", { name: run.name }) }[run.state];
     if (!words) return;
     if ("Notification" in window && window.Notification.permission === "granted") {
