@@ -24,8 +24,12 @@ def tokenize(tokenizer: Any, captions: Sequence[str], limit: int = READ) -> Tens
     sd-scripts does for Stable Diffusion 1.
     """
     ids = tokenizer(list(captions), truncation=True, padding="max_length", max_length=limit + 2)["input_ids"]
-    whole = torch.tensor(ids, dtype=torch.long).reshape(len(ids), limit + 2)
-    pieces = whole[:, 1:-1].reshape(len(ids), -1, READ)
+    return pieced(torch.tensor(ids, dtype=torch.long).reshape(len(ids), limit + 2))
+
+
+def pieced(whole: Tensor) -> Tensor:
+    """Ids [n, limit + 2] of a start, the tokens and an end, as pieces of 75 tokens that each have both: [n, 77 * limit / 75]."""
+    pieces = whole[:, 1:-1].reshape(len(whole), -1, READ)
     ends = whole[:, None, [0, -1]].expand(-1, pieces.shape[1], -1)
     return torch.cat([ends[..., :1], pieces, ends[..., 1:]], dim=2).flatten(1)
 
@@ -52,10 +56,3 @@ def padded_with(ids: Tensor, pad: int) -> Tensor:
 def first_end(ids: Tensor) -> Tensor:
     """The place of the end token in each of the pieces [n, 77]."""
     return (ids == END).int().argmax(dim=1)
-
-
-def room_for(tokenizer: Any, texts: Sequence[str]) -> int:
-    """The least multiple of 75 tokens that holds the longest text whole: the limit for `tokenize`."""
-    ids = tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"]
-    longest = max((len(one) - 2 for one in ids), default=0)
-    return max(1, -(-longest // READ)) * READ

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import attrs
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lora_trainer.models import emphasis
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.text import room_for, tokenize
 from lora_trainer.train import vae
 from lora_trainer.train.prompts import SampleRequest
 from lora_trainer.train.runtime import Precision, computing, ready
@@ -46,12 +47,14 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
 
 
 def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
-    """What the U-Net reads for some texts, each text encoded once; a `max_token_length` of 0 reads them to their ends."""
+    """What the U-Net reads for some prompts, each encoded once; a `max_token_length` of 0 reads them to their ends."""
     for encoder in bundle.text_encoders:
         ready(encoder, bundle.device)
     unique = list(dict.fromkeys(texts))
-    ids = tokenize(bundle.tokenizer, unique, max_token_length or room_for(bundle.tokenizer, unique)).to(bundle.device)
-    encoded = bundle.family.encode_text(bundle, ids, clip_skip)
+    ids, weights = emphasis.read(bundle.tokenizer, unique, max_token_length)
+    encoded = bundle.family.encode_text(bundle, ids.to(bundle.device), clip_skip)
+    widths = [encoder.config.hidden_size for encoder in bundle.text_encoders]
+    encoded = attrs.evolve(encoded, states=emphasis.strengthened(encoded.states, weights, widths))
     return encoded[[unique.index(text) for text in texts]]
 
 

@@ -21,6 +21,7 @@ FAMILIES = {"toy": "sd1", "zz-sd2": "sd2", "zz-sd2-v": "sd2", "zz-sdxl": "sdxl"}
 LAYERS = {"sd1": (192, 24), "sd2": (192, 18), "sdxl": (722, 48)}
 """Layers of U-Net and text encoders that a LoRA is put on, in the small models: Stable Diffusion 2's last text layer is never read."""
 WORDS = ("", "a sks crescent on a white background", "photo of one girl, long hair, looking at the viewer")
+WEIGHTED = ("a (red circle:1.4) on a [white] wall", r"(mika \(series\)), ((long hair)), blue:1.2) eyes", "[a (red) circle")
 CLOSE = 1e-5
 
 
@@ -106,6 +107,25 @@ def every_family_is_lent_without_a_copy_and_answers_as_the_host_does(world):
     worst = {name: max(found.values()) for name, found in seen.items()}
     assert max(worst.values()) < CLOSE, seen
     return {name: {key: f"{value:.1e}" for key, value in found.items()} for name, found in seen.items()}
+
+
+@only_in_a_real_host
+@only_in_a1111
+def own_sampler_reads_weighted_words_as_the_host_does(world):
+    from modules.prompt_parser import SdConditioning
+
+    from lora_trainer.train.sample import encode_texts
+
+    seen = {}
+    for name, family in FAMILIES.items():
+        with loaded(world, name) as held, untouched(world), world.lend() as lease, torch.no_grad():
+            bundle = bundle_on(lease)
+            for prompt in WEIGHTED:
+                theirs = held.get_learned_conditioning(SdConditioning([prompt], width=64, height=64))
+                theirs = theirs["crossattn"] if family == "sdxl" else theirs
+                seen[name, prompt] = apart(encode_texts(bundle, [prompt], 1).states, theirs)
+    assert max(seen.values()) < CLOSE, seen
+    return {name: f"{value:.1e}" for (name, _), value in seen.items()}
 
 
 @only_in_a_real_host

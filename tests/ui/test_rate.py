@@ -15,6 +15,7 @@ Page = Callable[..., Any]
 pytest.importorskip("playwright")
 
 
+@pytest.mark.slow
 def test_a_rate_is_looked_for_shown_and_set(real: Server, open_page: Page, toy_pictures: Path):
     page = open_page(f"{real.address}?__lang=en", ready=False)
     page.wait_for_selector("[data-ready=true]", timeout=120_000)
