@@ -44,7 +44,7 @@ def run_goes_on_from_the_file_and_hooks_and_pieces_stay(world):
                 run.control.command("resume")
 
             at = {2: lambda run: run.control.command("pause"), "paused": in_a_thread(somebody)}
-            run = Run(world, f"pieces-{name}", at, **previews()).go()
+            run = Run(world, f"pieces{flag}-{name}", at, **previews()).go()
             assert (run.count("Paused"), run.count("Resumed"), run.count("Sampled"), run.count("Finished")) == (1, 1, 4, 1)
             assert sum(key.endswith(".alpha") for key in run.weights()) == sum(LAYERS[family])
             assert hooks(held) == count
