@@ -29,24 +29,21 @@ if "LORA_TRAINER_CACHE" not in os.environ:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-MADE_UP = "made_up"
-"""The fixture of a page whose server is made up (tests/ui/mock_server.py)."""
 EXCUSED = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
-    words = "leave out tests of pages that a made-up server serves: Python and gradio have no part in them"
-    parser.addoption("--without-pages", action="store_true", help=words)
+    parser.addoption("--without", metavar="FIXTURE", default="", help="leave out the tests that use this fixture")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the slow ones out, unless all were asked for, or a marker expression or a test's own name chose them."""
-    pages = [item for item in items if config.getoption("--without-pages") and MADE_UP in getattr(item, "fixturenames", ())]
+    elsewhere = [item for item in items if config.getoption("--without") in getattr(item, "fixturenames", ())]
     chosen = config.getoption("--all") or config.getoption("markexpr") or any("::" in str(word) for word in config.args)
-    slow = [] if chosen else [item for item in items if item.get_closest_marker("slow") and item not in pages]
-    config.hook.pytest_deselected(items=[*pages, *slow])
-    left_out = {*pages, *slow}
+    slow = [] if chosen else [item for item in items if item.get_closest_marker("slow") and item not in elsewhere]
+    config.hook.pytest_deselected(items=[*elsewhere, *slow])
+    left_out = {*elsewhere, *slow}
     items[:] = [item for item in items if item not in left_out]
 
 
