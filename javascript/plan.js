@@ -13,8 +13,8 @@
 
   const check = (changes) => LT.post("check", { config: LT.config(changes) });
 
-  /** Whether the form's training size changes with the model that the plan is for. */
-  const isOfAnotherSize = (model) => {
+  /** Takes over the size of the model that a plan is for; whether the form's training size has changed by it. */
+  const sizeTaken = (model) => {
     const before = LT.value("data.resolution");
     LT.seen.modelSize = (model && model.native_size) || LT.seen.modelSize;
     return LT.value("data.resolution") !== before;
@@ -33,7 +33,7 @@
       const answer = await newestPlan(LT.suggestionsOpen() && LT.tickedCount() ? LT.tickedChanges() : null);
       if (!answer) return;
       [LT.seen.plan, LT.seen.planned] = answer;
-      if (isOfAnotherSize(LT.seen.plan.model)) return LT.tell("form", ["data.resolution"]); // planned anew with it
+      if (sizeTaken(LT.seen.plan.model)) return LT.tell("form", ["data.resolution"]); // planned anew with it
     } catch (error) {
       if (!(error instanceof LT.Refused)) throw error;
       LT.seen.plan = { problems: error.problems };

@@ -4,7 +4,7 @@
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
   const USUAL = "AdamW"; // whose rates are found
-  let found = null; // {id, unet_lr, text_encoder_lr, sure}
+  let found = null; // {unet_lr, text_encoder_lr, sure}
   let asked = "";
 
   const runNow = () => {
@@ -30,17 +30,20 @@
     const run = runNow();
     if (!run || LT.active() || asked === run.id) return;
     asked = run.id;
-    if (run.state === "finished") found = { ...(await LT.get(`runs/${encodeURIComponent(run.id)}/rate`)), id: run.id };
+    if (run.state === "finished") found = await LT.get(`runs/${encodeURIComponent(run.id)}/rate`).catch(() => null); // deleted meanwhile
     if (run.state === "failed" && run.error) LT.toast(run.error, { kind: "bad" });
     LT.paintFields();
   };
   LT.on("status", read);
 
+  const chosenType = () => LT.value("optimizer.type");
+  /** What is known of an optimizer; nothing of one that somebody wrote. */
+  const factsOf = (type) => ((LT.options.get("optimizer.type") || {}).facts || {})[type] || {};
+
   /** What the found rates are for the chosen optimizer: others than AdamW take larger or smaller steps at the same rate. */
   const suited = (rate) => {
-    const { facts = {} } = LT.options.get("optimizer.type") || {};
-    const chosen = facts[LT.value("optimizer.type")], usual = facts[USUAL];
-    return chosen && usual && chosen.hint && usual.hint ? Number(((rate * chosen.hint) / usual.hint).toPrecision(2)) : rate;
+    const [chosen, usual] = [factsOf(chosenType()).hint, factsOf(USUAL).hint];
+    return chosen && usual ? Number(((rate * chosen) / usual).toPrecision(2)) : rate;
   };
 
   const answer = () => {
@@ -58,8 +61,7 @@
   /** The line below the field. */
   LT.rateHint = () => {
     const run = LT.active();
-    const { facts = {} } = LT.options.get("optimizer.type") || {};
-    if ((facts[LT.value("optimizer.type")] || {}).finds) return "";
+    if (factsOf(chosenType()).finds) return "";
     if (LT.searching(run)) {
       const stop = h("button.lt-link", { onclick: () => LT.command(run, "stop-discard") }, t("Stop"));
       return [t("Looking for a rate: step {done} of {all}", { done: run.step, all: run.total_steps || "…" }), " ", stop];

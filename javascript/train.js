@@ -184,7 +184,7 @@
           !paused && LT.button(t("Save now"), { icon: "save", disabled: waiting("save") || early || run.state === "stopping", onclick: () => command(run, "save") }),
           !paused && LT.button(t("Preview now"), { icon: "picture", disabled: waiting("sample") || early || run.state === "stopping", onclick: () => command(run, "sample") }),
           LT.canChange() && LT.button(t("Change…"), { icon: "pencil", disabled: run.state === "stopping" || !data.config, onclick: () => LT.askChange(run, data) }),
-          LT.button(run.state === "stopping" || waiting("stop") || waiting("stop-discard") ? t("Stopping…") : t("Stop…"), { icon: "stop", kind: "stop", disabled: run.state === "stopping" || waiting("stop") || waiting("stop-discard"), onclick: () => askStop(run, data) }),
+          LT.button(run.state === "stopping" || waiting("stop") || waiting("stop-discard") ? t("Stopping…") : t("Stop…"), { icon: "stop", kind: "stop", disabled: run.state === "stopping" || waiting("stop") || waiting("stop-discard"), onclick: () => LT.askStop() }),
         ]
       : [
           LT.numbered(data).length > 0 && LT.button(LT.tn(LT.numbered(data).length, "Compare the file", "Compare the {n} files"), { icon: "grid", kind: run.state === "finished" ? "primary" : "", onclick: () => LT.go("compare") }),

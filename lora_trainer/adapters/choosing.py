@@ -14,13 +14,13 @@ from lora_trainer.config.networks import NETWORK_KINDS, NETWORK_TYPES, LayerShap
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.messages import say
+from lora_trainer.models import layout
 from lora_trainer.models.layers import Layer, packed
 
 ATTENDING = r"\.attentions\.\d+\."
 CONVOLVING = r"\.(resnets|downsamplers|upsamplers)\.\d+\."
 ENDS = r"unet\.(conv_in|conv_out|time_embedding\.linear_[12]|add_embedding\.linear_[12])$"
 TEXT = r"\.(self_attn|mlp)\."
-PACKED = ("q_proj", "k_proj", "v_proj")
 LAYERS = {
     "attn-only": r"\.attn[12]\.|\.self_attn\.",
     "attn-mlp": f"{ATTENDING}|{TEXT}",
@@ -158,7 +158,7 @@ class _Rules:
         if not rank or not rate:
             return None
         kind, options = ("norm", {}) if len(layer.shape) == 1 else (self.kind, self.options)
-        if kind == "full" and layer.path.startswith(self.packed) and layer.path.endswith(PACKED):
+        if kind == "full" and layer.path.startswith(self.packed) and layer.path.endswith(layout.PACKED):
             options = {**options, "bias": False}  # A1111 reads no bias of a matrix that it holds as a part of another
         plan = LayerPlan(layer.part, layer.name, layer.path, kind, rank, alpha, options, rate)
         return Chosen(plan, LayerShape(layer.shape, layer.bias))

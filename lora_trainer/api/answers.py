@@ -118,6 +118,14 @@ def wanted(body: Mapping[str, Any], key: str, kind: type, default: Any = None) -
     return value
 
 
+def number_within(body: Mapping[str, Any], key: str, default: float, low: float, high: float, kind: type = float) -> Any:
+    """A number of the body, whole where `kind` is int. Raises Refused that names it when it lies outside, or is none."""
+    found = wanted(body, key, kind, kind(default))
+    if not low <= found <= high:
+        raise Refused("{key} must lie between {low} and {high}.", key=key, low=low, high=high, path=key, fix="Send another number.")
+    return found
+
+
 def number_of(request: Request, key: str, default: int) -> int:
     """A whole number of the query. Raises Refused that names it for anything else."""
     text = request.query_params.get(key)

@@ -10,7 +10,7 @@ from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
-from lora_trainer.jobs.folder import RunFolder, runs_in
+from lora_trainer.jobs.folder import RunFolder, remove_ended, runs_in
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
@@ -45,9 +45,8 @@ def new_grid(
 
     `seed` None: the run's own; another draws every cell anew.
     """
-    for earlier in runs_in(folder.path.parent):  # a grid goes on where the last one ended: its notes are not needed any more
-        if earlier.about()["of"] == folder.id and earlier.outcome() is not None:
-            earlier.remove()
+    # a grid goes on where the last one ended: its notes are not needed any more
+    remove_ended(earlier for earlier in runs_in(folder.path.parent) if earlier.about()["of"] == folder.id)
     own = RunFolder.create(folder.path.parent, f"{folder.id}-grid", kind="grid", of=folder.id)
 
     def work(control: Control) -> Generator[Event, None, None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from lora_trainer.config.checks import options
 from lora_trainer.config.files import INPUTS, TABLE_INPUTS, each_text, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import ConfigError, ModelError, Problem, TrainerError
+from lora_trainer.errors import ConfigError, HostBusy, ModelError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
@@ -192,6 +192,22 @@ def new_folder(config: TrainConfig) -> RunFolder:
     folder.describe(work=work_key(config))
     write_config(config, folder.config_file)
     return folder
+
+
+def require_free(host: Host) -> None:
+    """Raises HostBusy with the host's reason while it cannot lend its model."""
+    if (reason := host.busy_reason()) is not None:
+        raise HostBusy("{reason}", reason=reason, fix="Start again when it is over.")
+
+
+@contextlib.contextmanager
+def beginning(folder: RunFolder) -> Iterator[None]:
+    """Takes the new folder away again where the run does not begin: somebody was faster, or no process can be started."""
+    try:
+        yield
+    except (HostBusy, OSError):
+        folder.remove()
+        raise
 
 
 def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = ALONE, since: Since | None = None) -> Work:

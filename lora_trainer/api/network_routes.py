@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from lora_trainer.api.answers import Missing, Refused, answer, body_of, language_of, problem_json, wanted
+from lora_trainer.api.answers import Missing, Refused, answer, body_of, language_of, number_within, problem_json, wanted
 from lora_trainer.api.state import Api
 from lora_trainer.api.work import ToolWork
 from lora_trainer.config.importing import import_words
@@ -144,8 +144,10 @@ Made = Callable[[], dict[str, Any]]
 def _resize(api: Api, body: dict[str, Any], inputs: list[Path], out: Path, tell: Tell) -> Made:
     from lora_trainer.network_tools.resize import Resizing, resize
 
-    rank, energy = _number(body, "rank", 0, 0, 4096), _number(body, "energy", 1.0, 0.0, 1.0)
-    wanted_now = Resizing(int(rank) or 1 << 16, energy, int(_number(body, "conv_rank", 0, 0, 4096)), {}, wanted(body, "cut", bool, False))
+    rank, energy = number_within(body, "rank", 0, 0, 4096), number_within(body, "energy", 1.0, 0.0, 1.0)
+    wanted_now = Resizing(
+        int(rank) or 1 << 16, energy, int(number_within(body, "conv_rank", 0, 0, 4096)), {}, wanted(body, "cut", bool, False)
+    )
 
     def made() -> dict[str, Any]:
         told = resize(inputs[0], out, wanted_now)
@@ -170,7 +172,7 @@ def _merge(api: Api, body: dict[str, Any], inputs: list[Path], out: Path, tell: 
         if checkpoint is not None:
             found = merge_into_checkpoint(checkpoint, sources, out, tell=tell)
         else:
-            found = merge_networks(sources, out, rank=int(_number(body, "rank", 0, 0, 4096)))
+            found = merge_networks(sources, out, rank=int(number_within(body, "rank", 0, 0, 4096)))
         return {"layers": found.layers, "rank": found.rank, "energy": found.energy}
 
     return made
@@ -180,7 +182,9 @@ def _extract(api: Api, body: dict[str, Any], inputs: list[Path], out: Path, tell
     from lora_trainer.network_tools.extract import Extracting, extract
 
     wanted_now = Extracting(
-        int(_number(body, "rank", 32, 1, 4096)), int(_number(body, "conv_rank", 0, 0, 4096)), _number(body, "energy", 1.0, 0.0, 1.0)
+        int(number_within(body, "rank", 32, 1, 4096)),
+        int(number_within(body, "conv_rank", 0, 0, 4096)),
+        number_within(body, "energy", 1.0, 0.0, 1.0),
     )
     if len(inputs) != 2:
         raise Refused("{key} is missing in the request.", key="tuned", path="tuned", fix="Send it.")
@@ -211,13 +215,6 @@ def _edit(api: Api, body: dict[str, Any], inputs: list[Path], out: Path, tell: T
     picture = api.allowed(preview, "preview") if preview else None
     editing = Editing(words, [str(key) for key in wanted(body, "removed", list, [])], named, picture)
     return lambda: {"words": len(edit(inputs[0], out, editing))}
-
-
-def _number(body: dict[str, Any], key: str, default: float, low: float, high: float) -> float:
-    found = wanted(body, key, float, float(default))
-    if not low <= found <= high:
-        raise Refused("{key} must lie between {low} and {high}.", key=key, low=low, high=high, path=key, fix="Send another number.")
-    return float(found)
 
 
 TOOLS: dict[str, Callable[[Api, dict[str, Any], list[Path], Path, Tell], Made]] = {

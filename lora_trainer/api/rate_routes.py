@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from lora_trainer.api import launch
-from lora_trainer.api.answers import Refused, answer, body_of, wanted
+from lora_trainer.api.answers import answer, body_of, number_within
 from lora_trainer.api.run_routes import config_of
 from lora_trainer.api.state import Api
 from lora_trainer.config import derive
@@ -19,26 +19,21 @@ from lora_trainer.config.build import build
 from lora_trainer.config.files import read_config, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.errors import HostBusy
 from lora_trainer.events import Event
-from lora_trainer.jobs.folder import RunFolder, runs_in
+from lora_trainer.jobs.folder import RunFolder, remove_ended, runs_in
 
 if TYPE_CHECKING:
     from lora_trainer.host.base import Host
     from lora_trainer.jobs.job import Work
 
 KIND = "rate"
-FEWEST, MOST = 5, 1000
+STEPS, FEWEST, MOST = 100, 5, 1000
 
 
 async def start(api: Api, request: Request) -> Response:
     """POST /rate {"config", "steps"?} -> 202 {"run": ID}: trains so many steps with Prodigy and throws them away"""
     body = await body_of(request)
-    steps = wanted(body, "steps", int, 100)
-    if not FEWEST <= steps <= MOST:
-        raise Refused(
-            "{key} must lie between {low} and {high}.", key="steps", low=FEWEST, high=MOST, path="steps", fix="Send another number."
-        )
+    steps = number_within(body, "steps", STEPS, FEWEST, MOST, int)
     return answer(await api.workers.in_thread(_start, api, config_of(body), steps), 202)
 
 
@@ -48,25 +43,19 @@ def _start(api: Api, mapping: dict[str, Any], steps: int) -> dict[str, str]:
     config = build(mapping)
     here = attrs.evolve(config.memory, own_process=False, device="")
     config = attrs.evolve(config, memory=here, save=attrs.evolve(config.save, overwrite=True))
-    if (reason := api.host.busy_reason()) is not None:
-        raise HostBusy("{reason}", reason=reason, fix="Start again when it is over.")
+    launch.require_free(api.host)
     config = launch.placed(config, api.host, runs_dir=api.host.paths().runs_dir)
     launch.refuse(launch.problems_before(config, api.host))
     folder = new_search(config)
-    try:
+    with launch.beginning(folder):
         api.manager.start(folder, searching(config, api.host, folder, steps))
-    except HostBusy:  # somebody was faster between the two looks
-        folder.remove()
-        raise
     return {"run": folder.id}
 
 
 def new_search(config: TrainConfig) -> RunFolder:
     """Its own folder among the runs', which no list shows; those of earlier searches are gone."""
     runs = Path(config.save.runs_dir)
-    for earlier in runs_in(runs):
-        if earlier.about()["kind"] == KIND and earlier.outcome() is not None:
-            earlier.remove()
+    remove_ended(earlier for earlier in runs_in(runs) if earlier.about()["kind"] == KIND)
     folder = RunFolder.create(runs, f"{derive.output_name(config)}-rate", kind=KIND)
     write_config(config, folder.config_file)
     return folder

@@ -56,19 +56,16 @@ def _start(api: Api, mapping: dict[str, Any]) -> dict[str, str]:
     config = build(mapping)
     api.check_places(mapping)
     apart = launch.apart(config)
-    if not apart and (reason := api.host.busy_reason()) is not None:
-        raise HostBusy("{reason}", reason=reason, fix="Start again when it is over.")
+    if not apart:
+        launch.require_free(api.host)
     config = launch.placed(launch.on_files(config, api.host) if apart else config, api.host, runs_dir=api.host.paths().runs_dir)
     launch.refuse(launch.problems_before(config, api.host))
     folder = launch.new_folder(config)
-    try:
+    with launch.beginning(folder):
         if apart:
             api.manager.start_apart(launch.process_of(folder, api.host, token=config.model.hub_token))
         else:
             api.manager.start(folder, launch.training(config, api.host, folder))
-    except (HostBusy, OSError):  # somebody was faster between the two looks, or no process can be started
-        folder.remove()
-        raise
     return {"run": folder.id}
 
 
@@ -207,8 +204,8 @@ def _resume(api: Api, run: str, epochs: int, changes: dict[str, Any]) -> dict[st
     config, since = resuming(folder, changes, more_epochs=epochs)
     api.check_places(to_mapping(config))
     apart = launch.apart(config)
-    if not apart and (reason := api.host.busy_reason()) is not None:
-        raise HostBusy("{reason}", reason=reason, fix="Start again when it is over.")
+    if not apart:
+        launch.require_free(api.host)
     launch.refuse(launch.problems_before(config, api.host, resumed=True))
     if apart:
         sets = [f"--set={path}={value if isinstance(value, str) else dumps(value)}" for path, value in changes.items()]

@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,13 @@ def runs_in(runs_dir: Path) -> list[RunFolder]:
         return []
     found = [RunFolder(path) for path in runs_dir.iterdir() if path.is_dir() and is_run(path)]
     return sorted(found, key=lambda folder: folder.about()["created"] or folder.path.stat().st_mtime, reverse=True)
+
+
+def remove_ended(folders: Iterable[RunFolder]) -> None:
+    """Deletes those whose run is over."""
+    for folder in folders:
+        if folder.outcome() is not None:
+            folder.remove()
 
 
 def is_run(path: Path) -> bool:

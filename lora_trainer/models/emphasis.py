@@ -66,8 +66,13 @@ def read(tokenizer: Any, prompts: Sequence[str], limit: int) -> tuple[Tensor, Te
     longest = max(len(tokens) for tokens, _ in rows)
     limit = limit or max(1, -(-min(longest, LONGEST - 2) // READ)) * READ
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ids = torch.tensor([[start, *tokens[:limit], *[end] * (limit + 1 - len(tokens[:limit]))] for tokens, _ in rows])
-    weights = torch.tensor([[1.0, *given[:limit], *[1.0] * (limit + 1 - len(given[:limit]))] for _, given in rows])
+    ids = torch.full((len(rows), limit + 2), end)
+    ids[:, 0] = start
+    weights = torch.ones(len(rows), limit + 2)
+    for number, (tokens, given) in enumerate(rows):
+        last = min(len(tokens), limit) + 1
+        ids[number, 1:last] = torch.tensor(tokens[:limit], dtype=torch.long)
+        weights[number, 1:last] = torch.tensor(given[:limit])
     return pieced(ids), weights
 
 

@@ -34,7 +34,7 @@ class Layer:
 
 def packed(family: str) -> tuple[str, ...]:
     """The text encoders that stand in a checkpoint as open_clip's: query, key and value are one matrix there."""
-    return tuple(root for root, prefix in zip(TEXT_ROOTS, layout.row(family).text, strict=False) if prefix.endswith(".model."))
+    return tuple(root for root, prefix in zip(TEXT_ROOTS, layout.row(family).text, strict=False) if layout.is_open_clip(prefix))
 
 
 def of_state(family: str, unet: Mapping[str, Any], texts: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:

@@ -126,6 +126,11 @@ SD1_LEVELS = (True, True, True, False)
 """Which levels of the U-Net attend to the text, from the widest picture to the narrowest."""
 
 
+def is_open_clip(prefix: str) -> bool:
+    """Whether the text encoder that stands below a prefix of a checkpoint is in open_clip's layout."""
+    return prefix.endswith(".model.")
+
+
 def row(family: str) -> Row:
     """The row of a family."""
     return next(found for found in ROWS if found.family == family)

@@ -25,7 +25,7 @@ def checkpoint(parts: Mapping[str, Mapping[str, Tensor]], family: str) -> dict[s
     return {
         f"{prefixes[part]}{name}": tensor
         for part, state in parts.items()
-        for name, tensor in host_names(part, state, open_clip=prefixes[part].endswith("model.")).items()
+        for name, tensor in host_names(part, state, open_clip=layout.is_open_clip(prefixes[part])).items()
     }
 
 

@@ -597,3 +597,11 @@ def test_scripts_do_nothing_on_a_page_without_the_tab(open_page: Page, made_up: 
     page.wait_for_timeout(500)
     assert set(page.evaluate("Object.keys(window)")) - names == {"LoraTrainer"}
     assert (len(made_up[1].asked), made_up[1].looks - before[1]) == (before[0], 0)
+
+
+def test_the_question_before_a_stop_tells_the_step_of_now(mika: Page):
+    page = mika("train", "training")
+    page.get_by_role("button", name="Stop…").wait_for()
+    page.evaluate("() => { LoraTrainer.seen.status.run.step = 777; }")
+    page.get_by_role("button", name="Stop…").click()
+    page.get_by_text("The run is at step 777 of").wait_for(timeout=10_000)
