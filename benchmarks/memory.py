@@ -38,14 +38,14 @@ from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families import family
-from lora_trainer.models.schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import alphas_cumprod
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
-from lora_trainer.train import activations
-from lora_trainer.train.activations import Numbers
-from lora_trainer.train.checkpointing import Checkpointing, blocks_of, names
-from lora_trainer.train.plan import step_parts
-from lora_trainer.train.runtime import Precision, computing
-from lora_trainer.train.step import Batch, picture_losses
+from lora_trainer.train.memory import activations
+from lora_trainer.train.memory.activations import Numbers
+from lora_trainer.train.memory.checkpointing import Checkpointing, blocks_of, names
+from lora_trainer.train.planning.plan import step_parts
+from lora_trainer.train.step.objective import Batch, picture_losses
+from lora_trainer.train.step.precision import Precision, computing
 
 CPU = torch.device("cpu")
 SHAPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL, "tiny": TINY, "tiny-sdxl": TINY_SDXL}

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import memory, random_checkpoint
 from lora_trainer.config.build import build
-from lora_trainer.models.detect import ModelFacts, inspect
-from lora_trainer.train.plan import Machine, make_plan
+from lora_trainer.models.detection.detect import ModelFacts, inspect
+from lora_trainer.train.planning.plan import Machine, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ROOT / "benchmarks" / "results" / "memory-families.json"

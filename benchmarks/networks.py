@@ -29,17 +29,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.random_checkpoint import SD15
 from benchmarks.reference_loop import CLIP, RATE, ReferenceLoop
 from benchmarks.step import CPU, RANK, SHAPES, Shape, held_model, machine
-from lora_trainer.adapters.chance import Chance
 from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.rng import Chance
 from lora_trainer.adapters.targets import planned
-from lora_trainer.config.networks import NETWORK_TYPES
+from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
-from lora_trainer.train.runtime import choose_precision, computing
-from lora_trainer.train.update import Updater
+from lora_trainer.train.step.precision import choose_precision, computing
+from lora_trainer.train.step.update import Updater
 
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"type": name} for name in NETWORK_TYPES},

@@ -25,14 +25,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from lora_trainer import assets
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.build import build
-from lora_trainer.config.optimizers import FINDS_ITSELF, OPTIMIZER_CHOICES, SCHEDULE_CHOICES, optimizer_named
+from lora_trainer.config.choices.optimizers import FINDS_ITSELF, OPTIMIZER_CHOICES, SCHEDULE_CHOICES, optimizer_named
 from lora_trainer.control import Control
 from lora_trainer.errors import MissingPackage
 from lora_trainer.events import Started, Stepped, Validated
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.optim.makers import maker
+from lora_trainer.optim.builders import maker
 from lora_trainer.optim.schedules import schedule_of
 from lora_trainer.train.loop import run
 
@@ -109,7 +109,7 @@ def measured(name: str, optimizer: Mapping[str, Any], schedule: Mapping[str, Any
     total = next(event for event in events if isinstance(event, Started)).plan["total_steps"]
     stepped = [event for event in events if isinstance(event, Stepped)]
     losses = [event.loss for event in events if isinstance(event, Validated)]
-    course = schedule_of(config.schedule, total, derive.warmup_steps(config, total), derive.decay_steps(config, total))
+    course = schedule_of(config.schedule, total, effective.warmup_steps(config, total), effective.decay_steps(config, total))
     return Row(
         name,
         float(optimizer["learning_rate"]),

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lora_trainer.models import layout, save
-from lora_trainer.models.marks import V_KEY, ZERO_SNR_KEY
-from lora_trainer.models.shapes import text_heads
+from lora_trainer.models import layout
+from lora_trainer.models.detection.infer_config import text_heads
+from lora_trainer.models.detection.prediction_type import V_KEY, ZERO_SNR_KEY
+from lora_trainer.models.files import save
 
 HEADS = 8
 POOL = 1 << 22

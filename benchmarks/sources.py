@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import random_checkpoint
 from benchmarks.step import machine
-from lora_trainer.models import layout, weights
+from lora_trainer.models import layout
+from lora_trainer.models.files import tensor_file
 from lora_trainer.models.load import clip_tokenizer, load
 from lora_trainer.models.source import FileSource, LiveSource
 
@@ -49,7 +50,7 @@ def write(folder: Path, family: str, *, tiny: bool) -> None:
     """The same random model as a file, as a .ckpt and as a folder of diffusers."""
     widths = random_checkpoint.SHAPES[family][tiny]
     file = random_checkpoint.write(folder / "model.safetensors", widths, marks=("v_pred",) if family == "sd2" else ())
-    torch.save({"state_dict": weights.tensors(file)}, folder / "model.ckpt")
+    torch.save({"state_dict": tensor_file.tensors(file)}, folder / "model.ckpt")
     bundle = load(FileSource(file), CPU, torch.float16)
     bundle.vae.half()
     names = ["text_encoder", "text_encoder_2"]
@@ -72,7 +73,7 @@ def ours(way: str, folder: Path, family: str) -> Callable[[], object]:
 
 def _held(file: Path, family: str) -> LiveSource:
     """The model as a WebUI holds it: in memory of its own."""
-    held = {name: tensor.clone() for name, tensor in weights.tensors(file).items()}
+    held = {name: tensor.clone() for name, tensor in tensor_file.tensors(file).items()}
     parts = {
         part: {name: held[f"{layout.part_prefixes(family)[part]}{name}"] for name in names}
         for part, names in layout.split_parts(held, family).items()

@@ -43,11 +43,11 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.record import Record
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.detect import sd1_heads
+from lora_trainer.models.detection.detect import sd1_heads
 from lora_trainer.models.load import clip_tokenizer, load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.train.loop import run
-from lora_trainer.train.runtime import choose_precision, computing
+from lora_trainer.train.step.precision import choose_precision, computing
 
 RANK, PICTURES, WARM_UP = 16, 2, 2
 VIEWS = frozenset(

@@ -3,7 +3,7 @@
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
-  /* What the WebUI calls our samplers (lora_trainer/config/samplers.py). */
+  /* What the WebUI calls our samplers (lora_trainer/config/choices/samplers.py). */
   const SAMPLERS = {
     ddim: "DDIM", ddpm: "DDPM", pndm: "PLMS", lms: "LMS", heun: "Heun", euler: "Euler", euler_a: "Euler a",
     dpmsolver: "DPM++ 2M", "dpmsolver++": "DPM++ 2M", dpmsingle: "DPM++ 2M", dpm_2: "DPM2", dpm_2_a: "DPM2 a",

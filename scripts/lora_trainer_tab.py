@@ -143,7 +143,7 @@ def app_started(_demo, app) -> None:
     if host is None:
         return
     try:
-        from lora_trainer.api.routes import mount
+        from lora_trainer.api.routes.mount import mount
         from lora_trainer.host.a1111.preview import remove_leftovers
         from lora_trainer.jobs.manager import MANAGER
 
@@ -180,7 +180,7 @@ except Exception:
     fail("start")
 if not problem:
     try:  # what the tab lives on: read now, because once the host loads its model in a second thread all imports take much longer
-        importlib.import_module("lora_trainer.api.routes")
+        importlib.import_module("lora_trainer.api.routes.mount")
     except Exception:
         fail("build its tab")
 

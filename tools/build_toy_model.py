@@ -130,9 +130,9 @@ def _sheet(path: Path, sheet: Path) -> None:
     """Samples of the finished checkpoint, read as the trainer reads any."""
     from lora_trainer.models.load import load
     from lora_trainer.models.source import FileSource
-    from lora_trainer.train.prompts import SampleRequest
-    from lora_trainer.train.runtime import choose_precision
-    from lora_trainer.train.sample import draw
+    from lora_trainer.train.previews.preview_prompts import SampleRequest
+    from lora_trainer.train.previews.sampling import draw
+    from lora_trainer.train.step.precision import choose_precision
 
     source, device = FileSource(path), torch.device("cpu")
     bundle, precision = load(source, device), choose_precision("no", source, device)

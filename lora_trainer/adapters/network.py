@@ -11,12 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.applied import Changed, Source
-from lora_trainer.adapters.chance import Chance
+from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.base_weights import Changed, Source
 from lora_trainer.adapters.kinds import kind_named
 from lora_trainer.adapters.kinds.base import Forward, Layer
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site
+from lora_trainer.adapters.layer_plan import LayerPlan
+from lora_trainer.adapters.rng import Chance
 from lora_trainer.adapters.targets import module_at
 from lora_trainer.errors import ModelError
 from lora_trainer.models.bundle import ModelBundle

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from lora_trainer.adapters.choosing import choose, nothing_left
-from lora_trainer.adapters.plan import LayerPlan
+from lora_trainer.adapters.layer_plan import LayerPlan
+from lora_trainer.adapters.layer_selection import choose, nothing_left
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models import layout
 from lora_trainer.models.bundle import ModelBundle

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lora_trainer.api.readings import Folders, placed_as_trained
+from lora_trainer.api.scan_cache import Folders, placed_as_trained
 from lora_trainer.api.tokens import Tokens
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.data import captions, order
-from lora_trainer.data.describe import Description, SubsetRules
+from lora_trainer.data import batch_sampler, captions
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.sources.blueprint import Description, SubsetRules
 from lora_trainer.messages import Message, say
 
 
@@ -57,14 +57,14 @@ def _tags(record: ImageRecord, rules: captions.CaptionRules) -> set[str]:
 def _steps(records: Sequence[ImageRecord], description: Description, config: TrainConfig, epoch: int) -> tuple[dict[str, int], int]:
     """After how many steps a run first shows each picture in that epoch, and how many steps it has."""
     sizes, accumulation = [data.batch_size for data in description.datasets], config.steps.gradient_accumulation_steps
-    per_epoch = order.steps_per_epoch(records, sizes, accumulation)
+    per_epoch = batch_sampler.steps_per_epoch(records, sizes, accumulation)
     steps = {
         records[item.index].key: (epoch - 1) * per_epoch + number // accumulation
-        for number, batch in enumerate(order.epoch_batches(records, batch_size=sizes, seed=config.seed, epoch=epoch))
+        for number, batch in enumerate(batch_sampler.epoch_batches(records, batch_size=sizes, seed=config.seed, epoch=epoch))
         for item in batch
         if item.repeat == 0
     }
-    return steps, derive.train_length(config, per_epoch)[1]
+    return steps, effective.train_length(config, per_epoch)[1]
 
 
 def _is_used(record: ImageRecord, subsets: Sequence[SubsetRules]) -> bool:

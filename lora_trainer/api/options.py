@@ -8,9 +8,9 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from lora_trainer.config.build import build, to_mapping
-from lora_trainer.config.live import changeable
-from lora_trainer.config.networks import NETWORK_TYPES
-from lora_trainer.config.optimizers import OPTIMIZER_NAMES
+from lora_trainer.config.choices.networks import NETWORK_TYPES
+from lora_trainer.config.choices.optimizers import OPTIMIZER_NAMES
+from lora_trainer.config.live_settings import changeable
 from lora_trainer.config.param import Declared, declared
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import translate

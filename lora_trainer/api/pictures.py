@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lora_trainer.api.readings import Folders, Reading, placed_as_trained
+from lora_trainer.api.scan_cache import Folders, Reading, placed_as_trained
 from lora_trainer.api.tokens import Tokens
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import buckets, captions
-from lora_trainer.data.describe import SubsetRules, size_of
-from lora_trainer.data.gather import about_regularisation
-from lora_trainer.data.masks import has_mask
+from lora_trainer.data.pictures.masks import has_mask
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.sources.assemble import about_regularisation
+from lora_trainer.data.sources.blueprint import SubsetRules, size_of
 from lora_trainer.errors import ConfigError, DatasetError, TrainerError
 from lora_trainer.messages import Message
 
@@ -215,7 +215,7 @@ def _trigger(tokens: Tokens, trigger: str, language: str) -> dict[str, Any]:
 
 def caption_file(picture: Path) -> Path:
     """The caption file of a picture: the .txt or .caption beside it, else the .txt that is to be. Raises TrainerError for another file."""
-    from lora_trainer.data.folders import CAPTION_SUFFIXES, is_picture
+    from lora_trainer.data.sources.folders import CAPTION_SUFFIXES, is_picture
 
     if not is_picture(picture.name) or not picture.is_file():
         raise TrainerError("{path} is not a picture.", path=str(picture), fix="Choose a picture of the list.")

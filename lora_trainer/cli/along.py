@@ -6,12 +6,12 @@ import signal
 from contextlib import closing
 from pathlib import Path
 
-from lora_trainer.cli.out import DONE
+from lora_trainer.cli.console import DONE
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.host.base import Host
-from lora_trainer.jobs.ranks import Place
-from lora_trainer.jobs.states import Since
+from lora_trainer.jobs.process_rank import Place
+from lora_trainer.jobs.resume_point import Since
 
 
 def train_along(config: TrainConfig, host: Host, place: Place, since: Since | None = None) -> int:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli.asked import add_json, add_sets, host
-from lora_trainer.cli.out import DONE, WRONG, Out
+from lora_trainer.cli.common_args import add_json, add_sets, host
+from lora_trainer.cli.console import DONE, WRONG, Out
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Prints the plan; 2 when something stands in the way of the run."""
-    from lora_trainer.api import plans
+    from lora_trainer.api.runs import plans
     from lora_trainer.config.files import read_config
 
     shown: dict[str, Any] = {}
@@ -65,8 +65,8 @@ def run(args: argparse.Namespace, out: Out) -> int:
 
 def _show(config: TrainConfig, folder: Path, out: Out) -> dict[str, Any]:
     """The first batches as a sheet and as JSON in `folder`."""
-    from lora_trainer.api.plans import pictures_of
-    from lora_trainer.api.surveys import shown as show_batches
+    from lora_trainer.api.dataset_reports import shown as show_batches
+    from lora_trainer.api.runs.plans import pictures_of
 
     shown = show_batches(config, pictures_of(config), folder, out.language)
     for file in shown["files"]:

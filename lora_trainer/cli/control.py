@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli.asked import add_json, run_folder, wrong
-from lora_trainer.cli.out import DONE, Out
+from lora_trainer.cli.common_args import add_json, run_folder, wrong
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.control import CHANGE, COMMANDS
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
 
 def _changes(sets: list[str], folder: RunFolder) -> list[dict[str, Any]]:
     """What is to be changed, looked at here: the run itself could only say so in its log."""
-    from lora_trainer.api.resume import check_change, wanted_by
+    from lora_trainer.api.runs.resume import check_change, wanted_by
 
     if not sets:
         raise wrong("change", say("no setting is given."), say("Write for example change optimizer.learning_rate=1e-5"))

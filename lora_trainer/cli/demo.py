@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli.asked import add_json, add_sets
-from lora_trainer.cli.out import Out
+from lora_trainer.cli.common_args import add_json, add_sets
+from lora_trainer.cli.console import Out
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Trains the crescent, draws samples and the grid, writes the report, and says which cell is best."""
-    from lora_trainer.cli.out import FAILED
-    from lora_trainer.cli.running import exit_status
+    from lora_trainer.cli.console import FAILED
+    from lora_trainer.cli.foreground import exit_status
 
     begun = time.monotonic()
     args.out = args.out.absolute()
@@ -70,7 +70,7 @@ def _config(folder: Path, sets: Sequence[str]) -> TrainConfig:
     from lora_trainer.config.build import apply_sets, build
     from lora_trainer.config.files import config_text
     from lora_trainer.files import write_atomically
-    from lora_trainer.train.saving import Names
+    from lora_trainer.train.outputs.saving import Names
 
     pictures = folder / "pictures"
     loras = folder / "loras"
@@ -101,16 +101,16 @@ def _config(folder: Path, sets: Sequence[str]) -> TrainConfig:
 
 
 def _train(config: TrainConfig, folder: Path, out: Out) -> Any:
-    from lora_trainer.api import launch
-    from lora_trainer.cli.asked import host
-    from lora_trainer.cli.running import Console, run_job, tell_end
+    from lora_trainer.api.runs import start_run
+    from lora_trainer.cli.common_args import host
+    from lora_trainer.cli.foreground import Console, run_job, tell_end
     from lora_trainer.jobs.job import Job
 
     own_host = host()
-    config = launch.placed(config, own_host)
-    launch.refuse(launch.problems_before(config, own_host))
-    run_folder = launch.new_folder(config)
-    job = Job(launch.training(config, own_host, run_folder), run_folder, [Console(out)])
+    config = start_run.placed(config, own_host)
+    start_run.refuse(start_run.problems_before(config, own_host))
+    run_folder = start_run.new_folder(config)
+    job = Job(start_run.training(config, own_host, run_folder), run_folder, [Console(out)])
     run_job(job, out)
     tell_end(job, out)
     return job
@@ -124,10 +124,10 @@ def _samples(config: TrainConfig, job: Any, folder: Path) -> list[str]:
     """A sheet of the same seeds: without the network above, with it below; and the single pictures."""
     from PIL import Image
 
-    from lora_trainer.cli.asked import host
+    from lora_trainer.cli.common_args import host
     from lora_trainer.cli.sample import Artist
     from lora_trainer.host.base import find_checkpoint
-    from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+    from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
 
     final = Path(next(file["path"] for file in job.folder.manifest()["files"] if file["final"]))
     artist = Artist(find_checkpoint(config.model.pretrained_model_name_or_path, host().checkpoints()))
@@ -148,9 +148,9 @@ def _samples(config: TrainConfig, job: Any, folder: Path) -> list[str]:
 
 
 def _grid(job: Any, folder: Path, out: Out) -> Any:
-    from lora_trainer.api.grids import new_grid
-    from lora_trainer.cli.asked import host
-    from lora_trainer.cli.running import Console, run_job, tell_end
+    from lora_trainer.api.runs.start_grid import new_grid
+    from lora_trainer.cli.common_args import host
+    from lora_trainer.cli.foreground import Console, run_job, tell_end
     from lora_trainer.jobs.job import Job
 
     name = Path(job.folder.manifest()["files"][-1]["path"]).stem

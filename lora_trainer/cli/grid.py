@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.cli.asked import add_json, host, numbers, run_folder
+from lora_trainer.cli.common_args import add_json, host, numbers, run_folder
+from lora_trainer.cli.console import Out
 from lora_trainer.cli.main import as_wrong_usage
-from lora_trainer.cli.out import Out
 from lora_trainer.errors import TrainerError
 from lora_trainer.jobs.status import word_message
 from lora_trainer.messages import say
@@ -30,8 +30,8 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Draws the grid; with --json prints grid.json."""
-    from lora_trainer.api.grids import check_grid, new_grid
-    from lora_trainer.cli.running import Console, exit_status, run_job, tell_end
+    from lora_trainer.api.runs.start_grid import check_grid, new_grid
+    from lora_trainer.cli.foreground import Console, exit_status, run_job, tell_end
     from lora_trainer.jobs.job import Job
 
     folder = run_folder(args.run)

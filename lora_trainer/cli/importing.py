@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_trainer.cli.asked import add_json, wrong
-from lora_trainer.cli.out import DONE, Out
+from lora_trainer.cli.common_args import add_json, wrong
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _read(text: str) -> Imported:
     if text.lstrip()[:1] in ("{", "[") and not Path(text).exists():
         return import_text(text)
     if text.lower().endswith(".safetensors"):
-        from lora_trainer.models.weights import contents
+        from lora_trainer.models.files.tensor_file import contents
 
         return import_words(contents(Path(text)).words)
     return import_file(Path(text))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.asked import add_json, add_sets, host
-from lora_trainer.cli.out import DONE, Out
+from lora_trainer.cli.common_args import add_json, add_sets, host
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.messages import say
 
 
@@ -20,13 +20,13 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Prints {"unet_lr", "text_encoder_lr", "curve", "sure"}."""
-    from lora_trainer.api import launch
+    from lora_trainer.api.runs import start_run
     from lora_trainer.config.files import read_config
     from lora_trainer.control import Control
     from lora_trainer.wizard.lr_finder import find_rate
 
     own_host = host()
-    config = launch.placed(read_config(args.config, args.sets, out.note), own_host)
+    config = start_run.placed(read_config(args.config, args.sets, out.note), own_host)
     found = find_rate(config, own_host, Control(), max(5, args.steps))
     result = found.to_json(config)
     out.line(f"optimizer.unet_lr = {result['unet_lr']:g}")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lora_trainer import __version__
-from lora_trainer.cli.out import DONE, FAILED, STOPPED, WRONG, Out, language_of, prepare_streams, quiet_pipe
+from lora_trainer.cli.console import DONE, FAILED, STOPPED, WRONG, Out, language_of, prepare_streams, quiet_pipe
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.cli.asked import add_json, host
-from lora_trainer.cli.out import DONE, Out
+from lora_trainer.cli.common_args import add_json, host
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.messages import say
 

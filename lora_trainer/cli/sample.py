@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.cli.asked import add_json, host, wrong
+from lora_trainer.cli.common_args import add_json, host, wrong
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.cli.main import as_wrong_usage
-from lora_trainer.cli.out import DONE, Out
-from lora_trainer.config.samplers import CHOICES, known_sampler
+from lora_trainer.config.choices.samplers import CHOICES, known_sampler
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from lora_trainer.train.prompts import SampleRequest
+    from lora_trainer.train.previews.preview_prompts import SampleRequest
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -47,7 +47,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Draws one picture and prints where it is."""
-    from lora_trainer.train.prompts import SampleRequest
+    from lora_trainer.train.previews.preview_prompts import SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
     try:
@@ -92,7 +92,7 @@ class Artist:
         from lora_trainer.host.devices import default_device
         from lora_trainer.models.load import load
         from lora_trainer.models.source import FileSource
-        from lora_trainer.train.runtime import choose_precision
+        from lora_trainer.train.step.precision import choose_precision
 
         device, _ = default_device()
         source = FileSource(model)
@@ -101,8 +101,8 @@ class Artist:
 
     def draw_seeds(self, request: SampleRequest, seeds: Iterable[int], loras: list[tuple[Path, float]]) -> Iterator[Image]:
         """The request at several seeds, with LoRA files at their weights."""
-        from lora_trainer.adapters.files import with_loras
-        from lora_trainer.train.sample import draw
+        from lora_trainer.adapters.lora_file import with_loras
+        from lora_trainer.train.previews.sampling import draw
 
         for seed in seeds:
             with with_loras(self.bundle, loras):
@@ -125,9 +125,9 @@ def split_weight(text: str) -> tuple[Path, float]:
 
 
 def _checked(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
-    from lora_trainer.adapters.files import read_lora
+    from lora_trainer.adapters.lora_file import read_lora
     from lora_trainer.host.base import find_checkpoint
-    from lora_trainer.models.detect import inspect
+    from lora_trainer.models.detection.detect import inspect
 
     path = find_checkpoint(model, host().checkpoints())
     facts = inspect(path)

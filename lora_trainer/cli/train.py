@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli.asked import add_json, add_sets, host, run_folder, wrong
-from lora_trainer.cli.out import Out
+from lora_trainer.cli.common_args import add_json, add_sets, host, run_folder, wrong
+from lora_trainer.cli.console import Out
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
     from lora_trainer.jobs.folder import RunFolder
-    from lora_trainer.jobs.states import Since
+    from lora_trainer.jobs.resume_point import Since
 
 
 def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
@@ -31,12 +31,12 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Trains; ends with {"run", "outcome", "files"}."""
-    from lora_trainer.api import launch
+    from lora_trainer.api.runs import start_run
     from lora_trainer.cli.along import train_along
-    from lora_trainer.cli.running import Console, exit_status, run_job, tell_end
+    from lora_trainer.cli.foreground import Console, exit_status, run_job, tell_end
     from lora_trainer.jobs.folder import RunFolder
     from lora_trainer.jobs.job import Job
-    from lora_trainer.jobs.ranks import place_of
+    from lora_trainer.jobs.process_rank import place_of
 
     place, since, known = place_of(), None, None
     if args.resume:
@@ -45,12 +45,12 @@ def run(args: argparse.Namespace, out: Out) -> int:
     else:
         config = _new(args, out)
         own_host = host(config.memory.device, place.local)
-        config = launch.placed(config, own_host)
+        config = start_run.placed(config, own_host)
     if not place.leads:
         return train_along(config, own_host, place, since)
-    launch.refuse(launch.problems_before(config, own_host, resumed=since is not None))
-    folder = known or (RunFolder(args.into) if args.into else launch.new_folder(config))
-    job = Job(launch.training(config, own_host, folder, place, since), folder, [Console(out)])
+    start_run.refuse(start_run.problems_before(config, own_host, resumed=since is not None))
+    folder = known or (RunFolder(args.into) if args.into else start_run.new_folder(config))
+    job = Job(start_run.training(config, own_host, folder, place, since), folder, [Console(out)])
     out.note(say("Run {path}", path=str(folder.path)))
     status = run_job(job, out)
     tell_end(job, out)
@@ -71,7 +71,7 @@ def _new(args: argparse.Namespace, out: Out) -> TrainConfig:
 
 def _resumed(args: argparse.Namespace, *, leads: bool) -> tuple[RunFolder, TrainConfig, Since]:
     """The run's folder, what it began with, and where it goes on."""
-    from lora_trainer.api import resume
+    from lora_trainer.api.runs import resume
     from lora_trainer.jobs.manager import MANAGER
 
     resume.refuse_foreign(args.resume)

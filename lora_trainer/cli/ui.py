@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_trainer.cli.out import DONE, Out
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_trainer.cli.asked import add_json, add_sets, host
+from lora_trainer.cli.common_args import add_json, add_sets, host
+from lora_trainer.cli.console import DONE, Out
 from lora_trainer.cli.main import as_wrong_usage
-from lora_trainer.cli.out import DONE, Out
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
 
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 
 def run(args: argparse.Namespace, out: Out) -> int:
     """Prints {"changes", "plan"}; every change has its reason."""
-    from lora_trainer.api.plans import change_json
+    from lora_trainer.api.runs.plans import change_json
     from lora_trainer.config.files import write_config
     from lora_trainer.wizard.advise import suggest
 

@@ -10,11 +10,11 @@ import attrs
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from lora_trainer.config.checks import check_together, nearest_option, options, problem
+from lora_trainer.config.checks.option_checks import check_together, nearest_option, options, problem
 from lora_trainer.config.param import SECRET
+from lora_trainer.config.parse import read_value
 from lora_trainer.config.schema import SubsetConfig, TrainConfig
 from lora_trainer.config.subsets import SUBSETS, check_tables, read_tables
-from lora_trainer.config.values import read_value
 from lora_trainer.errors import ConfigError, Problem
 
 

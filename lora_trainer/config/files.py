@@ -12,9 +12,9 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
 
-from lora_trainer.config import versions
+from lora_trainer.config import migrations
 from lora_trainer.config.build import apply_sets, build, to_mapping
-from lora_trainer.config.checks import problem
+from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError
 from lora_trainer.files import write_atomically
@@ -45,7 +45,7 @@ def read_config(path: Path, sets: Iterable[str] = (), tell: Callable[[Message], 
     Raises ConfigError that names the file, the line, or every wrong setting.
     """
     path = Path(path)
-    values, notes = versions.migrated(read_toml(path))
+    values, notes = migrations.migrated(read_toml(path))
     for note in notes:
         tell(note)
     mapping = apply_sets(values, sets)
@@ -85,7 +85,9 @@ def write_config(config: TrainConfig, path: Path, *, template: Path | None = Non
 
 def config_text(config: TrainConfig, *, changed_only: bool = False) -> str:
     """The config as TOML, with the version of its form in front; options that are empty (None) are left out."""
-    return tomlkit.dumps({versions.KEY: versions.VERSION, **_without_none(to_mapping(config, changed_only=changed_only))}).rstrip() + "\n"
+    return (
+        tomlkit.dumps({migrations.KEY: migrations.VERSION, **_without_none(to_mapping(config, changed_only=changed_only))}).rstrip() + "\n"
+    )
 
 
 def _text_of(path: Path) -> str:
@@ -167,7 +169,7 @@ def _without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(config: TrainConfig, document: tomlkit.TOMLDocument) -> str:
-    full, changed = {versions.KEY: versions.VERSION, **to_mapping(config)}, to_mapping(config, changed_only=True)
+    full, changed = {migrations.KEY: migrations.VERSION, **to_mapping(config)}, to_mapping(config, changed_only=True)
     _merge(document, full, changed)
     return tomlkit.dumps(document)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.checks import check_together, problem
+from lora_trainer.config.checks.option_checks import check_together, problem
 from lora_trainer.config.param import Declared, declared, param, section
+from lora_trainer.config.parse import read_value
 from lora_trainer.config.schema import DataConfig, SubsetConfig, TrainConfig
-from lora_trainer.config.values import read_value
 from lora_trainer.errors import Problem
 
 SUBSETS = "data.subsets"

@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import attrs
 
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.data.decoding import decoded
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.sources.text_decoding import decoded
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import write_atomically
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor
 
-from lora_trainer.adapters.files import with_loras
+from lora_trainer.adapters.lora_file import with_loras
 from lora_trainer.control import Control
 from lora_trainer.files import write_atomically
 from lora_trainer.grid.files import GridFile, find_lora
@@ -24,9 +24,9 @@ from lora_trainer.host.base import Host, Lease
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
-from lora_trainer.train.prompts import SampleRequest
-from lora_trainer.train.runtime import Precision, choose_precision
-from lora_trainer.train.sample import decode, draw_latents
+from lora_trainer.train.previews.preview_prompts import SampleRequest
+from lora_trainer.train.previews.sampling import decode, draw_latents
+from lora_trainer.train.step.precision import Precision, choose_precision
 
 Loras = Sequence[tuple[Path, float]]
 

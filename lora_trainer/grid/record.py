@@ -13,7 +13,7 @@ import attrs
 from lora_trainer.files import write_atomically
 from lora_trainer.grid.rank import Cell, Ranking, Scores
 from lora_trainer.messages import Message
-from lora_trainer.train.prompts import SampleRequest
+from lora_trainer.train.previews.preview_prompts import SampleRequest
 
 CELLS = "cells"
 

@@ -14,17 +14,17 @@ from lora_trainer.config.files import read_config
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Rendered, Resumed, Stopped, Warned
-from lora_trainer.grid import sheet
+from lora_trainer.grid import contact_sheet
 from lora_trainer.grid.files import GridFile, RunFiles, chosen, files_of
-from lora_trainer.grid.judge import Judge, References, nearest_picture, read_references
 from lora_trainer.grid.painter import Painter
 from lora_trainer.grid.rank import Cell, Measured, Yardstick, rank, shortlist
 from lora_trainer.grid.record import CELLS, GridRecord
+from lora_trainer.grid.score import Judge, References, nearest_picture, read_references
 from lora_trainer.grid.tags import Recipe, recipe_of
 from lora_trainer.host.base import Host
 from lora_trainer.messages import say
-from lora_trainer.train.pictures import read_pictures
-from lora_trainer.train.prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.setup import preview_defaults, prompts_of
 
 MEASURED = "measured"
@@ -86,7 +86,7 @@ def _write_sheet(record: GridRecord, found: RunFiles) -> list[Path]:
     record.write()
     if not record.cells:
         return [record.out / "grid.json"]
-    sheet.write(record.folder, record.to_json(), found.losses())
+    contact_sheet.write(record.folder, record.to_json(), found.losses())
     if record.out != record.folder:
         shutil.copyfile(record.folder / "grid.png", record.out / "grid.png")
     return [record.out / "grid.png", record.out / "grid.json"]

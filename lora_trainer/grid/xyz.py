@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_trainer.config.samplers import webui_names
+from lora_trainer.config.choices.samplers import webui_names
 from lora_trainer.grid.tags import Recipe
-from lora_trainer.train.prompts import SampleRequest
+from lora_trainer.train.previews.preview_prompts import SampleRequest
 
 EPOCH, WEIGHT = "[LoRA Trainer] Epoch", "[LoRA Trainer] Weight"
 

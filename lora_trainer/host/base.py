@@ -12,7 +12,7 @@ import attrs
 
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.messages import Message, say
-from lora_trainer.models import hub
+from lora_trainer.models.files import hub
 
 if TYPE_CHECKING:
     import torch

@@ -16,10 +16,11 @@ from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.host.base import MODEL_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, find_vae, with_remedy
 from lora_trainer.host.memory import device_memory, empty
 from lora_trainer.messages import Message
-from lora_trainer.models import detect, hashes
-from lora_trainer.models.folder import weights_file
+from lora_trainer.models import hashes
+from lora_trainer.models.detection import detect
+from lora_trainer.models.files.diffusers_folder import weights_file
+from lora_trainer.models.files.vae_file import check_vae
 from lora_trainer.models.source import FileSource, ModelSource
-from lora_trainer.models.vae_file import check_vae
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ import attrs
 from lora_trainer.control import CHANGE, COMMANDS
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs import states, versions
-from lora_trainer.jobs.alive import process_alive, process_mark
+from lora_trainer.jobs import folder_migrations, resume_point
 from lora_trainer.jobs.events_log import EventsLog, last_events
+from lora_trainer.jobs.process import process_alive, process_mark
 from lora_trainer.jobs.status import ENDED, FROM_STATE, PHASE_STATES
 from lora_trainer.messages import Message
 
@@ -57,7 +57,7 @@ class RunFolder:
             except OSError as error:
                 raise _cannot_make(path, error.strerror or str(error)) from error
         folder = cls(path)
-        folder.describe(version=versions.VERSION, name=path.name, kind=kind, of=of, created=round(time.time(), 3))
+        folder.describe(version=folder_migrations.VERSION, name=path.name, kind=kind, of=of, created=round(time.time(), 3))
         return folder
 
     @property
@@ -80,10 +80,10 @@ class RunFolder:
     def about(self) -> dict[str, Any]:
         """{"version", "name", "kind", "of", "created"}; the folder's name where nothing is written."""
         known = _read_json(self.path / "run.json")
-        version = versions.version_of(known)
+        version = folder_migrations.version_of(known)
         return (
             {"name": self.id, "kind": "train", "of": "", "created": 0.0}
-            | versions.brought("run.json", known, version)
+            | folder_migrations.brought("run.json", known, version)
             | {"version": version}
         )
 
@@ -110,11 +110,11 @@ class RunFolder:
 
     def note(self) -> Message | None:
         """What to tell of a folder that another version of this trainer made."""
-        return versions.note(self.about()["version"])
+        return folder_migrations.note(self.about()["version"])
 
     def _brought(self, file: Path) -> dict[str, Any]:
         content = _read_json(file)
-        return versions.brought(file.name, content, self.about()["version"]) if content else {}
+        return folder_migrations.brought(file.name, content, self.about()["version"]) if content else {}
 
     def outcome(self, *, running: bool = False) -> str | None:
         """finished, stopped or failed by its last event; "interrupted" when it has none and its process is gone; None while it runs."""
@@ -159,7 +159,7 @@ class RunFolder:
             "outcome": outcome,
             "started": manifest.get("started") or about["created"],
             "step": max(steps, default=manifest.get("step", 0)),
-            "state_step": states.newest_step(self.path),
+            "state_step": resume_point.newest_step(self.path),
             "total_steps": manifest.get("total_steps") or self.plan().get("total_steps", 0),
             "epoch": stepped.get("epoch", manifest.get("epoch", 0)),
             "best_epoch": (manifest.get("best") or {}).get("epoch"),

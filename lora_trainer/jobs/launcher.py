@@ -18,7 +18,7 @@ from lora_trainer.errors import Problem
 from lora_trainer.events import Event, Failed, Stopped
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Snapshots, describe
-from lora_trainer.jobs.ranks import NAMES
+from lora_trainer.jobs.process_rank import NAMES
 from lora_trainer.jobs.status import RunStatus, message_from
 from lora_trainer.messages import say
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.shapes import Heads
+from lora_trainer.models.detection.infer_config import Heads
 
 
 class Family(Protocol):

@@ -9,7 +9,8 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.models import layout, stock
+from lora_trainer.models import layout
+from lora_trainer.models.detection import released_shapes
 
 Weight = tuple[str, tuple[int, ...], bool]
 
@@ -83,7 +84,7 @@ def text_name(prefix: str, path: str) -> str:
 @lru_cache(maxsize=3)
 def of_family(family: str) -> tuple[Layer, ...]:
     """The layers of a family's released models, for a plan that is made before a checkpoint is chosen."""
-    parts = {name: {key: _Shape(shape) for key, shape in part.items()} for name, part in stock.shapes(family).items()}
+    parts = {name: {key: _Shape(shape) for key, shape in part.items()} for name, part in released_shapes.shapes(family).items()}
     return of_state(family, parts["unet"], [part for name, part in parts.items() if name != "unet"])
 
 

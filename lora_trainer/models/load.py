@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from lora_trainer import assets
 from lora_trainer.errors import ModelError
-from lora_trainer.models import detect, folder, layout, shapes, weights
+from lora_trainer.models import layout
 from lora_trainer.models.bundle import Family, ModelBundle
+from lora_trainer.models.detection import detect, infer_config
+from lora_trainer.models.detection.infer_config import Heads
+from lora_trainer.models.detection.probe import asked
 from lora_trainer.models.families import family as family_called
-from lora_trainer.models.probe import asked
-from lora_trainer.models.schedule import alphas_cumprod
-from lora_trainer.models.shapes import Heads
+from lora_trainer.models.files import diffusers_folder, tensor_file
+from lora_trainer.models.files.vae_file import LDM, check_vae, vae_file
+from lora_trainer.models.noise_schedule import alphas_cumprod
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
-from lora_trainer.models.vae_file import LDM, check_vae, vae_file
 
 OF_A_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 Parts = Mapping[str, Mapping[str, Tensor]]
@@ -54,9 +56,9 @@ def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = 
 
 def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
     """Tensors of a checkpoint by part ("unet", "vae", "text", "text_2"), LDM names without prefix, mapped from the file."""
-    row = layout.family_of(weights.contents(path).tensors)
+    row = layout.family_of(tensor_file.contents(path).tensors)
     prefixes = layout.part_prefixes(row.family if row is not None else "sd1")
-    held = weights.tensors(path, lambda key: key.startswith(tuple(prefixes.values())))
+    held = tensor_file.tensors(path, lambda key: key.startswith(tuple(prefixes.values())))
     return {
         part: {key[len(prefix) :]: tensor for key, tensor in held.items() if key.startswith(prefix)} for part, prefix in prefixes.items()
     }
@@ -65,10 +67,10 @@ def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
 def read_vae(path: Path) -> dict[str, Tensor]:
     """Tensors of a VAE's file, or of its folder, under diffusers' names. Raises ModelError when it is something else."""
     check_vae(path)
-    held = {key.removeprefix(layout.VAE): tensor for key, tensor in weights.tensors(vae_file(path)).items()}
+    held = {key.removeprefix(layout.VAE): tensor for key, tensor in tensor_file.tensors(vae_file(path)).items()}
     if any(key.startswith(LDM) for key in held):
         return {new: held[old] for old, new in layout.vae_names(held).items()}
-    return {key: tensor for key, tensor in folder.today(held) if key.startswith(OF_A_VAE)}
+    return {key: tensor for key, tensor in diffusers_folder.today(held) if key.startswith(OF_A_VAE)}
 
 
 def clip_tokenizer() -> Any:
@@ -98,8 +100,8 @@ def _from_disk(source: FileSource) -> _Read:
     facts = detect.inspect(source.path, sha256=source.sha256)
     unet_heads, texts, groups = None, {}, 32
     if source.path.is_dir():
-        parts = folder.read(source.path)
-        unet_heads, texts, groups = folder.heads(source.path)
+        parts = diffusers_folder.read(source.path)
+        unet_heads, texts, groups = diffusers_folder.heads(source.path)
     else:
         parts = {part: layout.modules_names(part, state, facts.family) for part, state in read_parts(source.path).items()}
     if source.vae is not None:
@@ -123,10 +125,10 @@ def _built(read: _Read, device: torch.device, dtype: torch.dtype | None, vae_dty
 
     family, parts = read.family, {**read.parts, "vae": {key: _squeezed(key, tensor) for key, tensor in read.parts["vae"].items()}}
     named = [part for part in ("text", "text_2") if part in parts]
-    heads = [read.text_heads.get(part) or shapes.text_heads(_width(parts[part])) for part in named]
+    heads = [read.text_heads.get(part) or infer_config.text_heads(_width(parts[part])) for part in named]
     with torch.device("meta"):
         unet = UNet2DConditionModel(**family.unet_config(parts["unet"], read.unet_heads))
-        vae = AutoencoderKL(**shapes.vae_config(parts["vae"], read.vae_groups))
+        vae = AutoencoderKL(**infer_config.vae_config(parts["vae"], read.vae_groups))
         texts = [family.text_encoder(number, parts[part], count) for number, (part, count) in enumerate(zip(named, heads, strict=True))]
     _give(unet, parts["unet"], read.path, device, dtype)
     _give(vae, parts["vae"], read.path, device, vae_dtype)

@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.reading import ModuleState
+from lora_trainer.adapters.network_file import ModuleState
 from lora_trainer.errors import ModelError
 from lora_trainer.network_tools import naming
+from lora_trainer.network_tools.checked_network import NetworkFile, open_network, read_modules
 from lora_trainer.network_tools.layers import Layer, stock_layers
-from lora_trainer.network_tools.opened import NetworkFile, open_network, read_modules
+from lora_trainer.network_tools.safetensors_stream import NAMES
 from lora_trainer.network_tools.saving import write_network
-from lora_trainer.network_tools.streaming import NAMES
 
 MEMORY = "lora_trainer.alphas"
 """{layer: [alpha, whether the file had one, format of its upper matrix]}, where a file was renamed."""

@@ -15,8 +15,8 @@ import attrs
 from lora_trainer.errors import ConfigError, ModelError, Problem
 from lora_trainer.files import write_atomically, writing
 from lora_trainer.messages import say
-from lora_trainer.models.weights import read_header
-from lora_trainer.network_tools.opened import open_network
+from lora_trainer.models.files.tensor_file import read_header
+from lora_trainer.network_tools.checked_network import open_network
 from lora_trainer.network_tools.saving import side_words, write_beside
 
 PREFIXES = ("ss_", "sshs_", "modelspec.", "lora_trainer.")

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from lora_trainer.errors import ModelError
 from lora_trainer.models import layout
-from lora_trainer.models.detect import inspect
-from lora_trainer.models.shapes import TARGET
-from lora_trainer.network_tools import matrices
+from lora_trainer.models.detection.detect import inspect
+from lora_trainer.models.detection.infer_config import TARGET
+from lora_trainer.network_tools import low_rank
 from lora_trainer.network_tools.layers import Layer, Place, layers_of
-from lora_trainer.network_tools.matrices import Pair, Wanted
+from lora_trainer.network_tools.low_rank import Pair, Wanted
+from lora_trainer.network_tools.safetensors_stream import opened
 from lora_trainer.network_tools.saving import made_words, write_network
-from lora_trainer.network_tools.streaming import opened
 
 UNCHANGED = 1e-12
 
@@ -86,13 +86,13 @@ def extract(
             tell(number, len(asked))
             if not float(difference.abs().max()) > UNCHANGED:
                 continue
-            pair = pairs[layer.name] = matrices.of_matrix(difference.flatten(1), want)
-            state |= matrices.tensors_of(layer.name, pair, layer.shape)
+            pair = pairs[layer.name] = low_rank.of_matrix(difference.flatten(1), want)
+            state |= low_rank.tensors_of(layer.name, pair, layer.shape)
     if not pairs:
         raise ModelError("{base} and {tuned} do not differ.", base=base.name, tuned=tuned.name, fix="Choose the trained checkpoint.")
     ranks = {name: pair.rank for name, pair in pairs.items()}
     write_network(out, state, _words(row, base, tuned, out, list(ranks.values())), precision)
-    return Extracted(row.family, len(pairs), len(asked) - len(pairs), matrices.shares(pairs), ranks)
+    return Extracted(row.family, len(pairs), len(asked) - len(pairs), low_rank.shares(pairs), ranks)
 
 
 def placed(tensor_of: Callable[[str], Tensor], place: Place) -> Tensor:

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.models import layout
-from lora_trainer.network_tools import matrices, suffixes
+from lora_trainer.network_tools import key_suffixes, low_rank
+from lora_trainer.network_tools.checked_network import Module, NetworkFile, open_network, read_modules
 from lora_trainer.network_tools.layers import block_of, stock_layers
-from lora_trainer.network_tools.opened import Module, NetworkFile, open_network, read_modules
 from lora_trainer.network_tools.resize import places_of
 
 MOST_TAGS = 20
@@ -76,7 +76,7 @@ def _counted(values: Iterable[float]) -> list[dict[str, Any]]:
 
 def _alphas_and_norms(file: NetworkFile) -> dict[str, Any]:
     """Alphas, and by block how much is added (Frobenius norm); None where that depends on the model's weights, or is not calculated."""
-    if any(module.kind in suffixes.FOREIGN for module in file.modules.values()):
+    if any(module.kind in key_suffixes.FOREIGN for module in file.modules.values()):
         return {"alphas": [], "norm": None, "blocks": []}
     layers = stock_layers(file.family)
     squares: defaultdict[str, float] = defaultdict(float)
@@ -86,16 +86,16 @@ def _alphas_and_norms(file: NetworkFile) -> dict[str, Any]:
         held = file.modules[name]
         if "alpha" in held.keys:
             alphas.append(state.alpha)
-        if matrices.reads_weights(state):
+        if low_rank.reads_weights(state):
             complete = False
             continue
         block = block_of(layers[name]) if name in layers else "?"
         counts[block] += 1
-        if matrices.is_plain(state):
-            squares[block] += matrices.own_pair(state).whole ** 2
+        if low_rank.is_plain(state):
+            squares[block] += low_rank.own_pair(state).whole ** 2
         else:
-            shape = matrices.weight_shape(suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layers.get(name)))
-            squares[block] += float(matrices.matrix_of(state, shape).norm()) ** 2
+            shape = low_rank.weight_shape(key_suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layers.get(name)))
+            squares[block] += float(low_rank.matrix_of(state, shape).norm()) ** 2
     order = {block_of(layer): number for number, layer in reversed(list(enumerate(layers.values())))}
     blocks = [
         {"block": block, "modules": counts[block], "norm": squares[block] ** 0.5}

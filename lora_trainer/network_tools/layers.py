@@ -13,10 +13,11 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models import layout, stock
+from lora_trainer.models import layout
+from lora_trainer.models.detection import released_shapes
+from lora_trainer.models.files.tensor_file import contents
 from lora_trainer.models.layers import TEXT_ROOTS, of_state
 from lora_trainer.models.layout import Row
-from lora_trainer.models.weights import contents
 
 TEXT_PARTS = ("text", "text_2")
 
@@ -85,8 +86,8 @@ def layers_of(checkpoint: Path) -> tuple[Row, dict[str, Layer]]:
 def stock_layers(family: str) -> Mapping[str, Layer]:
     """The layers of a family's released models."""
     row = layout.row(family)
-    parts = {part: {key: Place(key, shape) for key, shape in shapes.items()} for part, shapes in stock.shapes(family).items()}
-    prefixes = layout.turned_round(layout.unet_prefixes(stock.attends(family)))
+    parts = {part: {key: Place(key, shape) for key, shape in shapes.items()} for part, shapes in released_shapes.shapes(family).items()}
+    prefixes = layout.turned_round(layout.unet_prefixes(released_shapes.attends(family)))
     ldm = layout.renamed(parts["unet"], prefixes)
     parts["unet"] = {key: attrs.evolve(place, key=f"{layout.UNET}{ldm[key]}") for key, place in parts["unet"].items()}
     return _named(row, parts)

@@ -10,18 +10,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.reading import ModuleState, bias_delta_of, delta_of
+from lora_trainer.adapters.network_file import ModuleState, bias_delta_of, delta_of
 from lora_trainer.errors import ModelError
 from lora_trainer.files import file_sha256
-from lora_trainer.models.weights import contents
-from lora_trainer.network_tools import matrices, suffixes
+from lora_trainer.models.files.tensor_file import contents
+from lora_trainer.network_tools import key_suffixes, low_rank
+from lora_trainer.network_tools.checked_network import NetworkFile, fits, open_network, read_modules
 from lora_trainer.network_tools.extract import placed
 from lora_trainer.network_tools.layers import Layer, layers_of, stock_layers
-from lora_trainer.network_tools.matrices import Pair, Wanted
-from lora_trainer.network_tools.opened import NetworkFile, fits, open_network, read_modules
+from lora_trainer.network_tools.low_rank import Pair, Wanted
 from lora_trainer.network_tools.resize import places_of
+from lora_trainer.network_tools.safetensors_stream import opened, write_streamed
 from lora_trainer.network_tools.saving import made_words, precision_of, write_network
-from lora_trainer.network_tools.streaming import opened, write_streamed
 
 
 @attrs.frozen
@@ -69,7 +69,7 @@ def merge_networks(sources: Sequence[Weighted], out: Path, *, rank: int = 0, pre
             continue
         pair, shape = _sum(name, parts, Wanted(rank or most), exact=not rank)
         pairs[name] = pair
-        state |= matrices.tensors_of(name, pair, shape)
+        state |= low_rank.tensors_of(name, pair, shape)
     if not pairs:
         raise ModelError("nothing is left to merge: all strengths are 0.", fix="Give a strength, as in FILE:0.8")
     ranks = [pair.rank for pair in pairs.values()]
@@ -77,7 +77,7 @@ def merge_networks(sources: Sequence[Weighted], out: Path, *, rank: int = 0, pre
     words = made_words(_shared_words(files), ranks, [float(one) for one in ranks], out, done)
     words["modelspec.merged_from"] = ", ".join(source.path.stem for source in sources)
     write_network(out, state, words, precision or precision_of(files[0]))
-    return Merged(len(pairs), matrices.shares(pairs), max(ranks))
+    return Merged(len(pairs), low_rank.shares(pairs), max(ranks))
 
 
 def merge_into_checkpoint(
@@ -147,15 +147,15 @@ Part = tuple[float, ModuleState, NetworkFile]
 def _sum(name: str, parts: Sequence[Part], wanted: Wanted, *, exact: bool) -> tuple[Pair, tuple[int, ...]]:
     """The pair of one layer, and the shape of its weight."""
     shape = _common_shape(name, parts)
-    if all(matrices.is_plain(state) for _, state, _ in parts):
-        own = [(weight, matrices.own_pair(state)) for weight, state, _ in parts]
+    if all(low_rank.is_plain(state) for _, state, _ in parts):
+        own = [(weight, low_rank.own_pair(state)) for weight, state, _ in parts]
         up, down = torch.cat([pair.up * weight for weight, pair in own], dim=1), torch.cat([pair.down for _, pair in own])
-        whole = Pair(up, down, matrices.norm_of_product(up, down))
-        return whole if exact else matrices.of_pair(whole, wanted), shape
+        whole = Pair(up, down, low_rank.norm_of_product(up, down))
+        return whole if exact else low_rank.of_pair(whole, wanted), shape
     total = torch.zeros(shape).flatten(1)
     for weight, state, _ in parts:
-        total += matrices.matrix_of(state, shape) * weight
-    return matrices.of_matrix(total, wanted), shape
+        total += low_rank.matrix_of(state, shape) * weight
+    return low_rank.of_matrix(total, wanted), shape
 
 
 def _common_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ def _common_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
     layer = stock_layers(parts[0][2].family).get(name)
     shapes = set()
     for _, state, file in parts:
-        if matrices.reads_weights(state) or state.kind.name == "norm":
+        if low_rank.reads_weights(state) or state.kind.name == "norm":
             raise ModelError(
                 "{path} cannot become a LoRA: {name} is of a kind ({kind}) that is no sum of matrices.",
                 path=str(file.path),
@@ -172,7 +172,7 @@ def _common_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
                 fix="Merge it into a checkpoint instead.",
             )
         held = file.modules[name]
-        shapes.add(matrices.weight_shape(suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layer)))
+        shapes.add(low_rank.weight_shape(key_suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layer)))
     if len(shapes) != 1:
         raise ModelError(
             "{name} has different shapes in {paths}.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from lora_trainer.messages import Message, say
+from lora_trainer.network_tools.key_suffixes import KNOWN, OTHER_WORDS
 from lora_trainer.network_tools.layers import Layer, other_names
-from lora_trainer.network_tools.suffixes import KNOWN, OTHER_WORDS
 
 NAMINGS = ("kohya", "diffusers", "peft")
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")

@@ -10,12 +10,12 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.reading import ModuleState
+from lora_trainer.adapters.network_file import ModuleState
 from lora_trainer.errors import ModelError
-from lora_trainer.network_tools import matrices, suffixes
+from lora_trainer.network_tools import key_suffixes, low_rank
+from lora_trainer.network_tools.checked_network import NetworkFile, open_network, read_modules
 from lora_trainer.network_tools.layers import Layer, block_of, stock_layers
-from lora_trainer.network_tools.matrices import Wanted
-from lora_trainer.network_tools.opened import NetworkFile, open_network, read_modules
+from lora_trainer.network_tools.low_rank import Wanted
 from lora_trainer.network_tools.saving import made_words, precision_of, write_network
 
 KERNEL = re.compile(r"(conv1|conv2|conv_in|conv_out|downsamplers_0_conv|upsamplers_0_conv|in_layers_2|out_layers_3|_0_op|_[12]_conv)$")
@@ -85,16 +85,16 @@ def _resized(name: str, module: ModuleState, file: NetworkFile, wanted: Resizing
             kind=module.kind.name,
             fix="Merge it into its checkpoint, then extract a LoRA from the two.",
         )
-    shape = matrices.weight_shape(suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layer))
+    shape = low_rank.weight_shape(key_suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layer))
     want = wanted.of(layer, shape)
     if module.kind.name == "lora" and (want.rank >= held.rank and want.energy >= 1.0):
-        whole = matrices.norm_of_product(*_halves(module)) * module.scale if matrices.is_plain(module) else 0.0
+        whole = low_rank.norm_of_product(*_halves(module)) * module.scale if low_rank.is_plain(module) else 0.0
         return _as_it_is(name, module), Resized(name, held.rank, held.rank, 1.0, 0.0, whole)
     if wanted.cut:
         return _cut(name, module, held.rank, want.rank)
-    pair = matrices.of_pair(matrices.own_pair(module), want) if _is_pair(module) else matrices.of_matrix(_matrix(module, shape), want)
+    pair = low_rank.of_pair(low_rank.own_pair(module), want) if _is_pair(module) else low_rank.of_matrix(_matrix(module, shape), want)
     scale = module.scale if module.kind.name == "lora" else 1.0
-    tensors = matrices.tensors_of(name, pair, shape, scale=scale)
+    tensors = low_rank.tensors_of(name, pair, shape, scale=scale)
     if "dora_scale" in module.tensors:
         tensors[f"{name}.dora_scale"] = module.tensors["dora_scale"]
     return tensors, Resized(name, held.rank, pair.rank, pair.energy, pair.lost, pair.whole)
@@ -110,7 +110,7 @@ def _is_pair(module: ModuleState) -> bool:
 
 def _matrix(module: ModuleState, shape: tuple[int, ...]) -> Tensor:
     bare = attrs.evolve(module, tensors={suffix: tensor for suffix, tensor in module.tensors.items() if suffix != "dora_scale"})
-    return matrices.matrix_of(bare, shape)
+    return low_rank.matrix_of(bare, shape)
 
 
 def _as_it_is(name: str, module: ModuleState) -> dict[str, Tensor]:
@@ -119,15 +119,15 @@ def _as_it_is(name: str, module: ModuleState) -> dict[str, Tensor]:
 
 
 def _cut(name: str, module: ModuleState, before: int, rank: int) -> tuple[dict[str, Tensor], Resized]:
-    if not matrices.is_plain(module):
+    if not low_rank.is_plain(module):
         raise ModelError("{name} is no plain LoRA: its ranks have no order.", name=name, fix="Leave --cut out.")
-    pair = matrices.own_pair(module)
+    pair = low_rank.own_pair(module)
     tensors = {
         f"{name}.alpha": torch.tensor(module.scale * rank),
         f"{name}.lora_down.weight": module.tensors["lora_down.weight"][:rank].contiguous(),
         f"{name}.lora_up.weight": module.tensors["lora_up.weight"][:, :rank].contiguous(),
     }
-    lost = matrices.norm_of_product(pair.up[:, rank:], pair.down[rank:])
+    lost = low_rank.norm_of_product(pair.up[:, rank:], pair.down[rank:])
     return tensors, Resized(name, before, rank, 1.0 - (lost / pair.whole) ** 2 if pair.whole else 1.0, lost, pair.whole)
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.files import write_lora
+from lora_trainer.adapters.lora_file import write_lora
 from lora_trainer.errors import ConfigError, ModelError, Problem
 from lora_trainer.files import write_atomically
 from lora_trainer.messages import say
-from lora_trainer.network_tools.opened import NetworkFile
+from lora_trainer.network_tools.checked_network import NetworkFile
 
 PRECISIONS = {"F16": "fp16", "BF16": "bf16"}
 SMALLEST = {"fp16": float(torch.finfo(torch.float16).max)}

@@ -8,14 +8,14 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.network_hosts import HOSTS, reading
+from lora_trainer.config.choices.network_hosts import HOSTS, reading
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
-from lora_trainer.network_tools import suffixes
+from lora_trainer.network_tools import key_suffixes
+from lora_trainer.network_tools.checked_network import NetworkFile, fits, open_network, read_modules
 from lora_trainer.network_tools.info import kind_of
 from lora_trainer.network_tools.layers import Layer, layers_of, other_names, stock_layers
-from lora_trainer.network_tools.opened import NetworkFile, fits, open_network, read_modules
 
 
 @attrs.frozen
@@ -52,7 +52,7 @@ def verify(path: Path, *, family: str = "", model: Path | None = None) -> Verifi
         raise ModelError("there is no family called {family}.", family=family, fix="Known are {known}.", known=known, path="--family")
     row, layers = layers_of(model) if model is not None else (layout.row(family or file.family), stock_layers(family or file.family))
     names = {**dict(other_names(layers)), **{name: name for name in layers}}
-    if not any(module.kind in suffixes.FOREIGN for module in file.modules.values()):
+    if not any(module.kind in key_suffixes.FOREIGN for module in file.modules.values()):
         read_modules(file)  # raises for numbers that are not finite
     compares = model is not None or _is_of_that_size(file, layers, names)
     unmatched = []

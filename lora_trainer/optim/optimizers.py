@@ -12,9 +12,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.config.optimizers import optimizer_named
+from lora_trainer.config.choices.optimizers import optimizer_named
 from lora_trainer.errors import TrainerError
-from lora_trainer.optim.makers import maker
+from lora_trainer.optim.builders import maker
 from lora_trainer.optim.state import moved, other_state, pack_state, unpack_state
 
 PROBED = (64, 64)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from lora_trainer.config import arguments
-from lora_trainer.config.optimizers import PATH, SCHEDULE_ALSO, SCHEDULE_CHOICES
+from lora_trainer.config.choices.optimizers import PATH, SCHEDULE_ALSO, SCHEDULE_CHOICES
 from lora_trainer.config.schema import ScheduleConfig
 from lora_trainer.errors import TrainerError
 from lora_trainer.registry import Registry
@@ -171,7 +171,7 @@ def schedule_of(section: ScheduleConfig, total: int, warmup: int, decay: int) ->
         step_rules(section.args)
     table: Sequence[float] = ()
     if section.type not in SCHEDULE_CHOICES and PATH.fullmatch(section.type):
-        from lora_trainer.optim.classes import schedule_table
+        from lora_trainer.optim.dotted_class import schedule_table
 
         table = schedule_table(section.type, arguments.values(section.args), total - warmup)
     return Schedule(section.type, total, warmup, shape, tuple(table))

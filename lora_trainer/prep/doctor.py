@@ -11,13 +11,13 @@ import attrs
 
 from lora_trainer.config.schema import DataConfig
 from lora_trainer.data import buckets, captions
-from lora_trainer.data.closer import look_closer
-from lora_trainer.data.describe import Description, describe
-from lora_trainer.data.gather import arranged, gather
+from lora_trainer.data.pictures.decode_check import look_closer
 from lora_trainer.data.records import ImageRecord
+from lora_trainer.data.sources.assemble import arranged, gather
+from lora_trainer.data.sources.blueprint import Description, describe
 from lora_trainer.messages import Message
+from lora_trainer.prep.caption_tokens import WINDOW, Words, look_at
 from lora_trainer.prep.sharpness import blurred, sharpness
-from lora_trainer.prep.words import WINDOW, Words, look_at
 
 if TYPE_CHECKING:
     from lora_trainer.prep.suggestion import Suggestion

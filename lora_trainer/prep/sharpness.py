@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lora_trainer.data.images import opened_small
+from lora_trainer.data.pictures.images import opened_small
 from lora_trainer.errors import DatasetError
 
 SIDE = 512

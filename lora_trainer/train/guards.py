@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from lora_trainer.adapters.targets import text_prefixes
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
-from lora_trainer.train.course import Course
 from lora_trainer.train.diagnosis import largest, remedy
+from lora_trainer.train.progress import Course
 
 if TYPE_CHECKING:
-    from lora_trainer.train.plan import TrainingPlan
+    from lora_trainer.train.planning.plan import TrainingPlan
     from lora_trainer.train.trainer import Trainer
 
 BAD_STEPS = 10
@@ -190,7 +190,7 @@ def check_disk(folder: Path, name: str, plan: TrainingPlan) -> Message | None:
 
 def check_moved(trainer: Trainer) -> None:
     """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
-    rates = {"unet": derive.unet_lr(trainer.config), "text_encoder": derive.text_encoder_lr(trainer.config)}
+    rates = {"unet": effective.unet_lr(trainer.config), "text_encoder": effective.text_encoder_lr(trainer.config)}
     unmoved = trainer.adapter.unmoved()
     still = [name for part, names in unmoved.items() if rates[part] > 0 for name in names if not _without_effect(trainer, name)]
     if still:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.events import Event
-from lora_trainer.jobs.states import sweep
+from lora_trainer.jobs.resume_point import sweep
 from lora_trainer.train import state
-from lora_trainer.train.course import Course
-from lora_trainer.train.writer import Writer
+from lora_trainer.train.outputs.background_writer import Writer
+from lora_trainer.train.progress import Course
 
 if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer

@@ -10,11 +10,11 @@ from pathlib import Path
 import attrs
 import torch
 
-from lora_trainer.config import derive
-from lora_trainer.config.live import changed
+from lora_trainer.config import effective
+from lora_trainer.config.live_settings import changed
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data import order
+from lora_trainer.data import batch_sampler
 from lora_trainer.errors import HostBusy
 from lora_trainer.events import (
     Event,
@@ -29,34 +29,34 @@ from lora_trainer.events import (
     Warned,
 )
 from lora_trainer.host.base import Host, Lease, with_remedy
-from lora_trainer.jobs.ranks import ALONE, Place
-from lora_trainer.jobs.states import Since
+from lora_trainer.jobs.process_rank import ALONE, Place
+from lora_trainer.jobs.resume_point import Since
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.messages import say
 from lora_trainer.models.source import LiveSource
 from lora_trainer.train import setup, state
-from lora_trainer.train.awake import awake
-from lora_trainer.train.conditioning import ROWS, reach
-from lora_trainer.train.course import Course
-from lora_trainer.train.gradient import Gradient
+from lora_trainer.train.distributed import Shares, joined
 from lora_trainer.train.guards import Guards, check_disk, check_moved, missing_mb
+from lora_trainer.train.inputs.caption_encoder import ROWS, reach
+from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.wording import Wording
+from lora_trainer.train.keep_awake import awake
 from lora_trainer.train.keeping import Forgetful, Keeping
-from lora_trainer.train.ladder import ENCODING, LOOKING, Ladder, in_words, ran_out, twice
-from lora_trainer.train.live import Live
-from lora_trainer.train.notices import early_warnings
-from lora_trainer.train.output import Output, Silent
-from lora_trainer.train.pictures import read_pictures
-from lora_trainer.train.plan import Machine, TrainingPlan, make_plan
-from lora_trainer.train.previews import Blind, Previews
-from lora_trainer.train.runtime import choose_precision, vram_mb
-from lora_trainer.train.saving import Names, claimed, refuse_overwriting
+from lora_trainer.train.live_changes import Live
+from lora_trainer.train.memory.oom import ENCODING, LOOKING, Ladder, in_words, ran_out, twice
+from lora_trainer.train.outputs.background_writer import Writer
+from lora_trainer.train.outputs.output import Output, Silent
+from lora_trainer.train.outputs.saving import Names, claimed, refuse_overwriting
+from lora_trainer.train.planning.plan import Machine, TrainingPlan, make_plan
+from lora_trainer.train.planning.preflight import early_warnings
+from lora_trainer.train.previews.previews import Blind, Previews
+from lora_trainer.train.progress import Course
 from lora_trainer.train.setup import facts_of
-from lora_trainer.train.shares import Shares, joined
+from lora_trainer.train.step.accumulate import Gradient
+from lora_trainer.train.step.precision import choose_precision, vram_mb
+from lora_trainer.train.step.update import Updater
 from lora_trainer.train.trainer import Trainer
-from lora_trainer.train.update import Updater
-from lora_trainer.train.validate import Validation
-from lora_trainer.train.wording import Wording
-from lora_trainer.train.writer import Writer
+from lora_trainer.train.validation import Validation
 
 MOVED_AFTER = 10
 WORTH_TELLING = 4 * ROWS
@@ -72,7 +72,7 @@ def run(
     first one writes. Ends with Finished or Stopped; raises TrainerError. The host is given back in every case.
     """
     config = setup.with_rank_of_weights(config)
-    names = Names(Path(config.save.output_dir or host.paths().lora_dir), derive.output_name(config))
+    names = Names(Path(config.save.output_dir or host.paths().lora_dir), effective.output_name(config))
     own = config.save.overwrite or since is not None
     if place.leads:
         refuse_overwriting(names, own)
@@ -251,14 +251,14 @@ class _Run:
             yield from self._after_step()
         yield from self._rest()
 
-    def _groups(self) -> list[list[tuple[order.Item, ...]]]:
+    def _groups(self) -> list[list[tuple[batch_sampler.Item, ...]]]:
         """The batches of this epoch, those of each step together."""
         pictures, accumulation = self.trainer.pictures, self.config.steps.gradient_accumulation_steps
         sizes = [size * self.shares.place.count for size in pictures.batch_sizes]
-        batches = order.epoch_batches(pictures.trained, batch_size=sizes, seed=self.config.seed, epoch=self.course.epoch)
+        batches = batch_sampler.epoch_batches(pictures.trained, batch_size=sizes, seed=self.config.seed, epoch=self.course.epoch)
         return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
 
-    def _encode_ahead(self, groups: Sequence[Sequence[Sequence[order.Item]]]) -> Generator[Event, None, int]:
+    def _encode_ahead(self, groups: Sequence[Sequence[Sequence[batch_sampler.Item]]]) -> Generator[Event, None, int]:
         """Encodes the captions of the steps that come, as far as they may be kept; returns how many steps that are."""
         captions, left = self.trainer.captions, groups[: self.course.plan.total_steps - self.course.step]
         if captions.trained:
@@ -284,7 +284,7 @@ class _Run:
 
     def _without_encoders(self) -> Iterator[Event]:
         """Everything that this epoch reads is encoded: where that is wanted, the encoders leave the GPU until they are needed again."""
-        if derive.keeps_captions(self.config):
+        if effective.keeps_captions(self.config):
             self.trainer.spare()
         yield from map(Warned, self.trainer.captions.told)
         self.trainer.captions.told.clear()
@@ -293,7 +293,7 @@ class _Run:
         self.trainer.captions.fill(self.trainer.bundle, texts)
         return iter(())
 
-    def _one_step(self, group: Sequence[Sequence[order.Item]]) -> Iterator[Event]:
+    def _one_step(self, group: Sequence[Sequence[batch_sampler.Item]]) -> Iterator[Event]:
         """Until the optimizer has stepped, it can be done again with the same bits."""
         begin = time.perf_counter()
         course, plan = self.course, self.course.plan

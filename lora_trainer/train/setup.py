@@ -11,43 +11,46 @@ import attrs
 import torch
 
 from lora_trainer import assets
-from lora_trainer.adapters.files import frozen
+from lora_trainer.adapters.initial_weights import ranks_of_file, start_from
+from lora_trainer.adapters.lora_file import frozen
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.starting import ranks_of_file, start_from
 from lora_trainer.adapters.targets import planned
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.build import to_mapping
-from lora_trainer.config.networks import NETWORK_TYPES
-from lora_trainer.config.optimizers import optimizer_named
-from lora_trainer.config.rates import refuse_different_rates
+from lora_trainer.config.checks.learning_rate_checks import refuse_different_rates
+from lora_trainer.config.choices.networks import NETWORK_TYPES
+from lora_trainer.config.choices.optimizers import optimizer_named
 from lora_trainer.config.schema import DataConfig, ModelConfig, TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.data.cache import LatentCache, OnDisk
+from lora_trainer.data.cache.array_store import LATENTS, TEXTS
+from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
 from lora_trainer.data.captions import caption_of
-from lora_trainer.data.describe import training_size
-from lora_trainer.data.store import LATENTS, TEXTS
+from lora_trainer.data.sources.blueprint import training_size
 from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
 from lora_trainer.host.base import Host, Lease, find_checkpoint, find_vae
 from lora_trainer.host.devices import require_step
 from lora_trainer.messages import say
-from lora_trainer.models import hub
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.detect import ModelFacts, inspect_with
+from lora_trainer.models.detection.detect import ModelFacts, inspect_with
+from lora_trainer.models.files import hub
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, make_optimizer, probe
-from lora_trainer.train import attention, eight_bit, metadata, vae
-from lora_trainer.train.average import Average
-from lora_trainer.train.compiling import Compiled
-from lora_trainer.train.conditioning import Captions
-from lora_trainer.train.pictures import Pictures
-from lora_trainer.train.plan import TrainingPlan
-from lora_trainer.train.prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
-from lora_trainer.train.runtime import Precision, choose_precision, make_scaler
-from lora_trainer.train.shares import Shares
-from lora_trainer.train.text_store import TextStore, reader_of
+from lora_trainer.train.distributed import Shares
+from lora_trainer.train.inputs import vae
+from lora_trainer.train.inputs.caption_cache import TextStore, reader_of
+from lora_trainer.train.inputs.caption_encoder import Captions
+from lora_trainer.train.inputs.dataset import Pictures
+from lora_trainer.train.inputs.views import Views
+from lora_trainer.train.memory import eight_bit
+from lora_trainer.train.outputs import metadata
+from lora_trainer.train.outputs.ema import Average
+from lora_trainer.train.planning.plan import TrainingPlan
+from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
+from lora_trainer.train.step import attention
+from lora_trainer.train.step.compiling import Compiled
+from lora_trainer.train.step.precision import Precision, choose_precision, make_scaler
 from lora_trainer.train.trainer import Trainer
-from lora_trainer.train.views import Views
 
 MEGABYTE = 2**20
 NO_COMPILING = say("Blocks are not compiled: {reason}", reason=say("the network draws at random in each step."))
@@ -69,10 +72,10 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     vae.hold(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle, lease.attention)
     below = frozen(config.network.base_weights, config.network.base_weights_multiplier)
-    adapter = NetworkAdapter(bundle, planned(bundle, config.network, derive.parts(config)), seed=config.seed, below=below)
+    adapter = NetworkAdapter(bundle, planned(bundle, config.network, effective.parts(config)), seed=config.seed, below=below)
     if config.network.network_weights and not resumed:
         start_from(adapter, Path(config.network.network_weights))
-    optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), derive.optimizer_args(config))
+    optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), effective.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     captions = _captions(config, pictures, precision, "text_encoder" in adapter.layers, lambda: trainer.bundle, cache_dir)
     compiles = config.memory.compile and not adapter.draws
@@ -124,7 +127,7 @@ def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]
 
     Raises TrainerError for rates that the optimizer does not take.
     """
-    rates = derive.rates(config)
+    rates = effective.rates(config)
     plans: list[GroupPlan] = []
     for part, shares in adapter.rates().items():
         upper = {*adapter.upper(part)} if f"{part} plus" in rates else set()
@@ -132,7 +135,7 @@ def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]
             places = {place for place, own in enumerate(shares) if own == share}
             for name, own in ((part, places - upper), (f"{part} plus", places & upper)):
                 if own:
-                    plans.append(GroupPlan(derive.group_name(name, share), part, rates[name] * share, tuple(sorted(own))))
+                    plans.append(GroupPlan(effective.group_name(name, share), part, rates[name] * share, tuple(sorted(own))))
     refuse_different_rates(config, [plan.rate for plan in plans])
     return plans
 
@@ -180,13 +183,13 @@ def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, li
     Raises TrainerError where there is none.
     """
     try:
-        probe(config.optimizer.type, derive.optimizer_args(config), device)
+        probe(config.optimizer.type, effective.optimizer_args(config), device)
     except CannotStep as error:
         known = optimizer_named(config.optimizer.type)
         if not known.stand_in:
             raise
         instead = attrs.evolve(config, optimizer=attrs.evolve(config.optimizer, type=known.stand_in))
-        probe(known.stand_in, derive.optimizer_args(instead), device)
+        probe(known.stand_in, effective.optimizer_args(instead), device)
         told = say("{why} {other} takes its place: the same steps, more memory.", why=error.problems[0].message, other=known.stand_in)
         return instead, [Warned(told, "optimizer.type")]
     return config, []
@@ -242,15 +245,15 @@ def preview_defaults(config: TrainConfig) -> SampleRequest:
 
 def prompts_of(config: TrainConfig) -> Prompts:
     """The preview prompts of a config, its prompt file as it is now."""
-    return read_prompts(derive.prompts(config), config.sample.prompt_file, preview_defaults(config))
+    return read_prompts(effective.prompts(config), config.sample.prompt_file, preview_defaults(config))
 
 
 def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
     """`ss_` key without the prefix -> value; `data` holds the options of the first dataset."""
     return {
         "learning_rate": config.optimizer.learning_rate,
-        "unet_lr": derive.unet_lr(config),
-        "text_encoder_lr": derive.text_encoder_lr(config),
+        "unet_lr": effective.unet_lr(config),
+        "text_encoder_lr": effective.text_encoder_lr(config),
         "num_validation_images": plan.validation_images,
         "num_batches_per_epoch": plan.steps_per_epoch * config.steps.gradient_accumulation_steps,
         "num_epochs": plan.epochs,

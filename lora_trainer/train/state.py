@@ -14,9 +14,9 @@ from torch import Tensor
 
 from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.files import sync_folder, write_durably
-from lora_trainer.jobs import states
-from lora_trainer.train.copies import copied
-from lora_trainer.train.course import Course
+from lora_trainer.jobs import resume_point
+from lora_trainer.train.outputs.copies import copied
+from lora_trainer.train.progress import Course
 
 if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer
@@ -85,14 +85,14 @@ def write(state: State, run: Path, keep: int) -> None:
     """Writes it whole below RUN/state under a name of its own, then deletes older ones. Raises TrainerError."""
     from safetensors.torch import save
 
-    target = states.free_place(run, state.plain["step"])
+    target = resume_point.free_place(run, state.plain["step"])
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     content = save(state.tensors)
-    plain = {**state.plain, "bytes": len(content), "sha256": states.digest(content)}
+    plain = {**state.plain, "bytes": len(content), "sha256": resume_point.digest(content)}
     try:
         part.mkdir(parents=True)
-        write_durably(part / states.TENSORS, content)
-        write_durably(part / states.PLAIN, json.dumps(plain, ensure_ascii=False).encode("utf-8"))
+        write_durably(part / resume_point.TENSORS, content)
+        write_durably(part / resume_point.PLAIN, json.dumps(plain, ensure_ascii=False).encode("utf-8"))
         part.replace(target)
         sync_folder(target.parent)
     except OSError as error:
@@ -104,14 +104,14 @@ def write(state: State, run: Path, keep: int) -> None:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    states.remove_old(run, keep)
+    resume_point.remove_old(run, keep)
 
 
-def read(kept: states.KeptState) -> State:
+def read(kept: resume_point.KeptState) -> State:
     """The state that stands there."""
     from safetensors import safe_open
 
-    with safe_open(str(kept.path / states.TENSORS), framework="pt") as file:
+    with safe_open(str(kept.path / resume_point.TENSORS), framework="pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     return State(tensors, kept.plain)
 

@@ -11,23 +11,25 @@ from torch import Tensor
 
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.config.schema import LossConfig, TrainConfig
-from lora_trainer.data.cache import LatentCache
+from lora_trainer.data.cache.latent_cache import LatentCache
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.events import Warned
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.source import FileSource, ModelSource
 from lora_trainer.optim.optimizers import TrainingOptimizer
-from lora_trainer.train import attention, economy, eight_bit, vae
-from lora_trainer.train.activations import Block, Numbers
-from lora_trainer.train.average import Average, shown
-from lora_trainer.train.checkpointing import Checkpointing, blocks_of
-from lora_trainer.train.compiling import Compiled
-from lora_trainer.train.conditioning import Captions
-from lora_trainer.train.graphs import Replays
-from lora_trainer.train.pictures import Pictures
-from lora_trainer.train.runtime import Precision
-from lora_trainer.train.views import Views, sizes_of
+from lora_trainer.train.inputs import vae
+from lora_trainer.train.inputs.caption_encoder import Captions
+from lora_trainer.train.inputs.dataset import Pictures
+from lora_trainer.train.inputs.views import Views, sizes_of
+from lora_trainer.train.memory import economy, eight_bit
+from lora_trainer.train.memory.activations import Block, Numbers
+from lora_trainer.train.memory.checkpointing import Checkpointing, blocks_of
+from lora_trainer.train.outputs.ema import Average, shown
+from lora_trainer.train.step import attention
+from lora_trainer.train.step.compiling import Compiled
+from lora_trainer.train.step.cuda_graphs import Replays
+from lora_trainer.train.step.precision import Precision
 
 RELEASED: Any = None
 

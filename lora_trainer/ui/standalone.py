@@ -24,7 +24,7 @@ def create_app(host: Host, manager: JobManager | None = None) -> Any:
     import gradio as gr
 
     from lora_trainer.api.app import new_app
-    from lora_trainer.api.routes import mount
+    from lora_trainer.api.routes.mount import mount
     from lora_trainer.jobs.manager import MANAGER
     from lora_trainer.ui.blocks import fill
 

@@ -11,12 +11,12 @@ from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.base import Host
 from lora_trainer.messages import Message, say
-from lora_trainer.models.detect import ModelFacts
-from lora_trainer.train.plan import TrainingPlan, make_plan
+from lora_trainer.models.detection.detect import ModelFacts
+from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
 from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, whole
+from lora_trainer.wizard.rule_context import Situation
 from lora_trainer.wizard.rules import PICTURE_RULES, TRAINING_RULES
-from lora_trainer.wizard.situation import Situation
 from lora_trainer.wizard.subjects import Subject, subject_called
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET
-from lora_trainer.data import folders
-from lora_trainer.data.describe import Description, describe
-from lora_trainer.data.gather import arranged, gather
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.train.plan import Machine
+from lora_trainer.data.sources import folders
+from lora_trainer.data.sources.assemble import arranged, gather
+from lora_trainer.data.sources.blueprint import Description, describe
+from lora_trainer.train.planning.plan import Machine
 
 GB = 1024.0
 KEPT_GB = 1.2
@@ -128,7 +128,7 @@ class DatasetFacts:
             records = tuple(record if record.is_reg else attrs.evolve(record, repeats=config.data.num_repeats) for record in records)
         description = attrs.evolve(self.description or describe(config.data), datasets=self.datasets(config))
         prior, fraction = config.loss.prior_loss_weight, 0.0 if self.held else config.validate.fraction
-        return arranged((*records, *self.held), description, seed=derive.validation_seed(config), fraction=fraction, prior_weight=prior)
+        return arranged((*records, *self.held), description, seed=effective.validation_seed(config), fraction=fraction, prior_weight=prior)
 
     def datasets(self, config: TrainConfig) -> tuple[DataConfig, ...]:
         """Options of each dataset; [data]'s may have changed since the folders were read."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes
 from lora_trainer.messages import say
 from lora_trainer.wizard import vram
 from lora_trainer.wizard.facts import whole
-from lora_trainer.wizard.situation import Situation
+from lora_trainer.wizard.rule_context import Situation
 
 WIDE_SIDE, USUAL_LONGEST, LONGEST = 1024, 1024, 2048
 BUCKET_STEPS = {"sdxl": 32}
@@ -19,7 +19,7 @@ BUCKET_STEP = 64
 
 def buckets(now: Situation) -> Iterator[Change]:
     """Groups that are as wide as a large training size asks for, in steps that the model's U-Net can halve."""
-    data, (width, height) = now.config.data, derive.resolution(now.config)
+    data, (width, height) = now.config.data, effective.resolution(now.config)
     if not data.enable_bucket or now.model is None:
         return
     if min(width, height) >= WIDE_SIDE and data.max_bucket_reso <= USUAL_LONGEST:
@@ -33,7 +33,7 @@ def buckets(now: Situation) -> Iterator[Change]:
 
 def encoded_captions(now: Situation) -> Iterator[Change]:
     """Encoders that do not learn leave a GPU while the U-Net does, where that is much."""
-    if now.family != "sdxl" or now.machine.on_cpu or derive.trains_text_encoder(now.config) or derive.keeps_captions(now.config):
+    if now.family != "sdxl" or now.machine.on_cpu or effective.trains_text_encoder(now.config) or effective.keeps_captions(now.config):
         return
     if now.machine.lent and not now.config.memory.own_process:
         return

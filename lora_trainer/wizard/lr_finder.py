@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.schema import OptimizerConfig, SampleConfig, SaveConfig, ScheduleConfig, TrainConfig, ValidateConfig
 from lora_trainer.control import Control
 
@@ -38,8 +38,8 @@ class FoundRate:
         """{"unet_lr", "text_encoder_lr", "curve", "sure"}; 0 for a part that the config does not train."""
         rate = float(f"{self.rate:.2g}")
         return {
-            "unet_lr": rate if derive.trains_unet(config) else 0.0,
-            "text_encoder_lr": float(f"{rate * TEXT_SHARE:.2g}") if derive.trains_text_encoder(config) else 0.0,
+            "unet_lr": rate if effective.trains_unet(config) else 0.0,
+            "text_encoder_lr": float(f"{rate * TEXT_SHARE:.2g}") if effective.trains_text_encoder(config) else 0.0,
             "curve": [list(point) for point in self.curve],
             "sure": self.rests,
         }
@@ -69,8 +69,8 @@ def looking(config: TrainConfig, folder: Path, steps: int) -> TrainConfig:
     optimizer = OptimizerConfig(
         type="Prodigy",
         learning_rate=1.0,
-        unet_lr=None if derive.trains_unet(config) else 0.0,
-        text_encoder_lr=None if derive.trains_text_encoder(config) else 0.0,
+        unet_lr=None if effective.trains_unet(config) else 0.0,
+        text_encoder_lr=None if effective.trains_text_encoder(config) else 0.0,
         args="use_bias_correction=True",
     )
     return attrs.evolve(

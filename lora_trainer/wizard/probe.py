@@ -7,8 +7,8 @@ from pathlib import Path
 from lora_trainer.config.schema import ModelConfig
 from lora_trainer.errors import ModelError
 from lora_trainer.host.base import Host, find_checkpoint
-from lora_trainer.models.detect import ModelFacts, inspect
-from lora_trainer.models.hub import NotFetched
+from lora_trainer.models.detection.detect import ModelFacts, inspect
+from lora_trainer.models.files.hub import NotFetched
 from lora_trainer.wizard.facts import MachineFacts
 
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes
-from lora_trainer.config.networks import NETWORK_TYPES
-from lora_trainer.config.optimizers import optimizer_named
+from lora_trainer.config.choices.networks import NETWORK_TYPES
+from lora_trainer.config.choices.optimizers import optimizer_named
 from lora_trainer.messages import say
-from lora_trainer.train.networks import planned_network
-from lora_trainer.wizard import amount, vram
+from lora_trainer.train.planning.network_plan import planned_network
+from lora_trainer.wizard import repeats, vram
 from lora_trainer.wizard.facts import GB, whole
 from lora_trainer.wizard.family_rules import buckets, eight_bit, encoded_captions, noise
-from lora_trainer.wizard.situation import Situation
+from lora_trainer.wizard.rule_context import Situation
 
 PLENTY, HELD_SHARE, MOST_HELD = 40, 0.1, 20
 MIN_LR_RATIO, WARMUP_PERCENT, MOST_WARMUP = 0.1, 5, 100
@@ -39,7 +39,7 @@ def clip_skip(now: Situation) -> Iterator[Change]:
 
 def resolution(now: Situation) -> Iterator[Change]:
     """The model's own size; larger where memory and pictures allow. A size that is no square was chosen by somebody: it stays."""
-    width, height = derive.resolution(now.config)
+    width, height = effective.resolution(now.config)
     native = now.model.native_size if now.model else 512
     size, because = native, say("The model was made for {native} x {native} pixels.", native=native)
     gpu, side, known = not now.machine.on_cpu, now.pictures.smallest_side, {"gb": now.machine.gigabytes, "native": native}
@@ -116,7 +116,7 @@ def batch_size(now: Situation) -> Iterator[Change]:
     batch = min(limits.batch, by_count, largest)
     while batch > 1 and not vram.fits(now.needed_mb(not now.machine.on_cpu, batch), now.machine):
         batch -= 1
-    width, height = derive.resolution(now.config)
+    width, height = effective.resolution(now.config)
     values = {"batch": batch, "count": pictures, "gb": now.machine.gigabytes, "width": width, "height": height}
     template = "{gb} GB of VRAM leave room for {batch} pictures of {width} x {height} in a step."
     if batch == by_count:
@@ -173,11 +173,11 @@ def unet_rate(now: Situation) -> Iterator[Change]:
 
 def text_encoder_rate(now: Situation) -> Iterator[Change]:
     """Half of the U-Net's; 0 where the memory is too small for both, and for SDXL."""
-    if now.family == "sdxl" and derive.trains_unet(now.config):
+    if now.family == "sdxl" and effective.trains_unet(now.config):
         template = "SDXL: the U-Net alone learns subjects and styles, and without its 2 text encoders a step needs less memory."
         yield Change("optimizer.text_encoder_lr", 0.0, say(template))
         return
-    if not now.limits.text_encoder and derive.trains_unet(now.config):
+    if not now.limits.text_encoder and effective.trains_unet(now.config):
         because = say("{gb} GB of VRAM: only the U-Net is trained, which is where most is learned.", gb=now.machine.gigabytes)
         yield Change("optimizer.text_encoder_lr", 0.0, because)
         return
@@ -186,7 +186,7 @@ def text_encoder_rate(now: Situation) -> Iterator[Change]:
         because = say("{name} finds one size of steps for all parts: the same 1 as the U-Net's.", name=known.name)
         yield Change("optimizer.text_encoder_lr", 1.0, because)
         return
-    unet = derive.unet_lr(now.config) or known.family.hint
+    unet = effective.unet_lr(now.config) or known.family.hint
     because = say("Half of the U-Net's {rate}: at a higher one the text encoder unlearns other words.", rate=_plain(unet))
     yield Change("optimizer.text_encoder_lr", _two_digits(unet / 2), because)
 
@@ -197,22 +197,22 @@ def exposures(now: Situation) -> Iterator[Change]:
     own_steps = "steps.max_train_steps" in now.typed and config.steps.max_train_steps
     own_repeats = "data.num_repeats" in now.typed or own_steps
     own_epochs = "steps.max_train_epochs" in now.typed and config.steps.max_train_epochs
-    found = amount.choose(
+    found = repeats.choose(
         now.subject,
         now.course,
         repeats=config.data.num_repeats if own_repeats and not own_epochs else None,
         epochs=config.steps.max_train_epochs if own_epochs and not own_repeats else None,
         folder=folder,
     )
-    repeats = whole(now.course.folder_repeats) if folder else found.repeats
+    per_picture = whole(now.course.folder_repeats) if folder else found.repeats
     template = "{repeats} repeats (said by the folder's name) x {epochs} epochs" if folder else "{repeats} repeats x {epochs} epochs"
     values: dict[str, Any] = {
-        "product": say(template, repeats=repeats, epochs=found.epochs),
+        "product": say(template, repeats=per_picture, epochs=found.epochs),
         "seen": whole(found.seen),
         "count": now.course.pictures,
         "steps": now.course.steps(found.repeats, found.epochs),
         "subject": now.subject.label,
-        "few": amount.FEWEST_STEPS,
+        "few": repeats.FEWEST_STEPS,
         "many": now.course.most,
     }
     because = {
@@ -240,7 +240,7 @@ def schedule(now: Situation) -> Iterator[Change]:
     yield Change("schedule.min_lr_ratio", MIN_LR_RATIO, say(template, percent=percent))
     warmup: int | str = f"{WARMUP_PERCENT}%" if total * WARMUP_PERCENT <= MOST_WARMUP * 100 else MOST_WARMUP
     wanted = min(MOST_WARMUP, int(WARMUP_PERCENT / 100 * total + 0.5))
-    if derive.warmup_steps(now.config, total) != wanted:
+    if effective.warmup_steps(now.config, total) != wanted:
         template = "The rate rises over the first {warmup} of {steps} steps, while the optimizer learns how strong gradients are."
         yield Change("schedule.warmup_steps", warmup, say(template, warmup=wanted, steps=total))
 
@@ -248,18 +248,22 @@ def schedule(now: Situation) -> Iterator[Change]:
 def intervals(now: Situation) -> Iterator[Change]:
     """About ten saves, previews and validations, where it would be far fewer or more: by epochs, whose numbers the grid reads."""
     total, epochs = now.total_steps, math.ceil(now.total_steps / now.steps_per_epoch)
-    wanted = {"save": True, "sample": bool(derive.prompts(now.config)), "validate": bool(now.pictures.held or now.config.validate.fraction)}
+    wanted = {
+        "save": True,
+        "sample": bool(effective.prompts(now.config)),
+        "validate": bool(now.pictures.held or now.config.validate.fraction),
+    }
     every = max(1, round(epochs / MARKS))
     template = "Every {every} of {length} epochs makes {marks}: enough to see where it is best."
     because = say(template, every=every, length=epochs, marks=epochs // every)
     for name in (name for name, used in wanted.items() if used):
         section = getattr(now.config, name)
-        by_epochs, by_steps = derive.interval_epochs(section), derive.interval_steps(section)
+        by_epochs, by_steps = effective.interval_epochs(section), effective.interval_steps(section)
         marks = (epochs // by_epochs if by_epochs else 0) + (total // by_steps if by_steps else 0)
         if FEW_MARKS <= marks <= MANY_MARKS:
             continue
         # where an epoch is long, files between their ends too; else none by steps
-        between = round(total / MARKS) if name == "save" and epochs < FEW_MARKS and total >= amount.FEWEST_STEPS else 0
+        between = round(total / MARKS) if name == "save" and epochs < FEW_MARKS and total >= repeats.FEWEST_STEPS else 0
         if by_epochs != every or (between and section.every_n_epochs is None):
             yield Change(f"{name}.every_n_epochs", every, because)
         if by_steps != between:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import attrs
 
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.models.detect import ModelFacts
-from lora_trainer.train.plan import make_plan
+from lora_trainer.models.detection.detect import ModelFacts
+from lora_trainer.train.planning.plan import make_plan
 from lora_trainer.wizard.facts import GB, MachineFacts
 
 FULL = 0.9

@@ -9,7 +9,7 @@ from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.targets import planned
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.text import tokenize
+from lora_trainer.models.tokenize import tokenize
 
 PARTS = ("unet", "text_encoder")
 

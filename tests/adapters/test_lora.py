@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.adapters.files import read_lora, verify, with_loras, write_lora
 from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.lora_file import read_lora, verify, with_loras, write_lora
 from lora_trainer.adapters.targets import targets
 from lora_trainer.errors import ModelError, TrainerError, TrainingError
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.models.text import tokenize
+from lora_trainer.models.tokenize import tokenize
 
 CPU = torch.device("cpu")
 UNET_NAME = re.compile(

@@ -9,16 +9,16 @@ import attrs
 import pytest
 import torch
 
-from lora_trainer.adapters.applied import Source
-from lora_trainer.adapters.chance import Chance
-from lora_trainer.adapters.files import frozen, with_loras, write_lora
+from lora_trainer.adapters.base_layer import site_of
+from lora_trainer.adapters.base_weights import Source
+from lora_trainer.adapters.initial_weights import ranks_of_file, start_from
+from lora_trainer.adapters.layer_plan import LayerPlan
+from lora_trainer.adapters.lora_file import frozen, with_loras, write_lora
 from lora_trainer.adapters.network import NetworkAdapter, forward_of, made, norm_of
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.reading import delta_of, modules_of, read_network
-from lora_trainer.adapters.site import site_of
-from lora_trainer.adapters.starting import ranks_of_file, start_from
+from lora_trainer.adapters.network_file import delta_of, modules_of, read_network
+from lora_trainer.adapters.rng import Chance
 from lora_trainer.adapters.targets import module_at, planned
-from lora_trainer.config.networks import NETWORK_KINDS, NETWORK_TYPES
+from lora_trainer.config.choices.networks import NETWORK_KINDS, NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.models.load import load

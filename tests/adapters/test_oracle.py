@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.adapters.base_layer import site_of
 from lora_trainer.adapters.kinds import kind_of
 from lora_trainer.adapters.kinds.base import Layer
+from lora_trainer.adapters.layer_plan import LayerPlan
 from lora_trainer.adapters.network import forward_of, made
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.reading import bias_delta_of, delta_of, modules_of
-from lora_trainer.adapters.site import site_of
-from lora_trainer.config.networks import NETWORK_KINDS, factors
+from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
+from lora_trainer.config.choices.networks import NETWORK_KINDS, factors
 
 RANK, ALPHA = 2, 3.0
 NEAR = {"atol": 1e-5, "rtol": 1e-5}

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from benchmarks import random_checkpoint
-from lora_trainer.adapters.files import read_lora, with_loras, write_lora
 from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.lora_file import read_lora, with_loras, write_lora
 from lora_trainer.adapters.targets import targets, unet_names
 from lora_trainer.models.families import family
 from lora_trainer.models.load import clip_tokenizer, load
 from lora_trainer.models.source import LiveSource
-from lora_trainer.models.text import tokenize
+from lora_trainer.models.tokenize import tokenize
 
 CPU = torch.device("cpu")
 INNER = r"transformer_blocks_\d_(attn[12]_to_(q|k|v|out_0)|ff_net_(0_proj|2))"

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from lora_trainer.api.routes import mount
+from lora_trainer.api.routes.mount import mount
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs.manager import JobManager
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.api.resume import resuming
+from lora_trainer.api.runs.resume import resuming
 from lora_trainer.config.build import build
 from lora_trainer.config.files import write_config
 from lora_trainer.errors import ConfigError
-from lora_trainer.jobs import states
+from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.states import KeptState
+from lora_trainer.jobs.resume_point import KeptState
 
 KEPT = {"changes": [], "steps_per_epoch": 10, "total_steps": 100, "step": 40}
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     """A run that broke off behind a state of step 40."""
     found = RunFolder.create(tmp_path, "moon")
     write_config(build({"steps": {"max_train_epochs": 10}}), found.config_file)
-    monkeypatch.setattr(states, "state_to_resume", lambda run: KeptState(run, 40, 1, KEPT))
+    monkeypatch.setattr(resume_point, "state_to_resume", lambda run: KeptState(run, 40, 1, KEPT))
     return found
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.jobs.alive import process_mark
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.process import process_mark
 from tests.api.conftest import Server
 
 

@@ -8,8 +8,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from lora_trainer.api import data_routes, file_routes, network_routes, plan_routes, rate_routes, run_routes, status_routes
-from lora_trainer.api.routes import mount
+from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, rate_routes, run_routes, status_routes
+from lora_trainer.api.routes.mount import mount
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.manager import JobManager
@@ -152,7 +152,7 @@ def test_check_tells_the_plan_and_what_stands_in_the_way(server, pictures):
 
 
 def test_the_time_is_measured_where_the_same_work_was_done_before(server, pictures):
-    from lora_trainer.api.pace import work_key
+    from lora_trainer.api.runs.step_time import work_key
     from lora_trainer.config.build import build
 
     def asked(**changes):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lora_trainer.cli.main import main
-from lora_trainer.data.store import LatentStore
+from lora_trainer.data.cache.array_store import LatentStore
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ LATIN_ALONE = {"VAE", "{wrong}"}
 def sentences(room: str) -> set[str]:
     """Texts of a room that a user can see: arguments of say, of errors and of problem, and the tables of templates."""
     found = set()
-    for path in (PACKAGE / room).glob("*.py"):
+    for path in (PACKAGE / room).rglob("*.py"):
+        if path.parent.name == "importing":  # names of programs
+            continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         quiet = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
         quiet |= {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}

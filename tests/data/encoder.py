@@ -11,9 +11,9 @@ import torch
 from lora_trainer.config.build import build
 from lora_trainer.control import Control
 from lora_trainer.data.buckets import place
-from lora_trainer.data.cache import LatentCache, OnDisk
-from lora_trainer.data.frames import framed
-from lora_trainer.data.scan import scan
+from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
+from lora_trainer.data.pictures.crops import framed
+from lora_trainer.data.sources.scan import scan
 
 
 class Encoder:

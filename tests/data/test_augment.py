@@ -8,9 +8,9 @@ import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.data.augment import Colours, drawn, face_of
 from lora_trainer.data.buckets import place
-from lora_trainer.data.images import fitted
+from lora_trainer.data.pictures.augment import Colours, drawn, face_of
+from lora_trainer.data.pictures.images import fitted
 from lora_trainer.errors import ConfigError
 
 from .conftest import noise, record

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lora_trainer.config.build import build
 from lora_trainer.data.caption_notes import notes
 from lora_trainer.data.captions import CaptionRules, caption_of, drawn_caption, holds, parts, read_caption, rules_from, write_caption
-from lora_trainer.data.decoding import decoded
+from lora_trainer.data.sources.text_decoding import decoded
 from lora_trainer.errors import DatasetError
 
 from .caption_table import CASES, OURS, Case

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lora_trainer.config.build import build
-from lora_trainer.data.describe import Description, describe
-from lora_trainer.data.gather import arranged, gather
+from lora_trainer.data.sources.assemble import arranged, gather
+from lora_trainer.data.sources.blueprint import Description, describe
 from lora_trainer.errors import ConfigError
 
 

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lora_trainer.data import store
-from lora_trainer.data.cache import LatentCache
-from lora_trainer.data.contents import Contents, stamp_of
-from lora_trainer.data.store import LatentStore
+from lora_trainer.data.cache import array_store
+from lora_trainer.data.cache.array_store import LatentStore
+from lora_trainer.data.cache.content_hashes import Contents, stamp_of
+from lora_trainer.data.cache.latent_cache import LatentCache
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Warned
 
@@ -187,7 +187,7 @@ def test_pictures_encoded_together_are_the_same_whoever_stands_beside_them(pictu
 
 
 def test_what_is_already_there_is_told_at_once(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_trainer.data.contents.FRESH", -(10**18))  # as if the pictures had lain there for long
+    monkeypatch.setattr("lora_trainer.data.cache.content_hashes.FRESH", -(10**18))  # as if the pictures had lain there for long
     records = placed(pictures)
     filled(disk_cache(Encoder(), tmp_path / "cache"), records[:3])
     assert [event.done for event in filled(disk_cache(Encoder(), tmp_path / "cache"), records)] == [3, 4, 5]
@@ -197,14 +197,14 @@ def test_what_is_already_there_is_told_at_once(pictures, tmp_path, monkeypatch):
 def test_latents_on_disk_take_no_memory(pictures, tmp_path):
     cache = disk_cache(Encoder(), tmp_path / "cache")
     filled(cache, placed(pictures))
-    assert cache.megabytes == 0 and store.size_of(tmp_path / "cache") > COUNT * 4 * 8 * 8
+    assert cache.megabytes == 0 and array_store.size_of(tmp_path / "cache") > COUNT * 4 * 8 * 8
 
 
 # --- damage and other processes -------------------------------------------------------------------------------------------------------
 
 
 def stored(folder: Path) -> int:
-    return sum((path.stat().st_size - store.HEAD.size) // store.ENTRY.size for path in folder.glob("*.keys"))
+    return sum((path.stat().st_size - array_store.HEAD.size) // array_store.ENTRY.size for path in folder.glob("*.keys"))
 
 
 def test_a_flipped_bit_on_disk_is_seen_and_the_picture_encoded_anew(pictures, tmp_path):
@@ -226,7 +226,7 @@ def test_a_flipped_bit_on_disk_is_seen_and_the_picture_encoded_anew(pictures, tm
     assert [cache.get(record, False) for record in records] and after.calls == 0
 
 
-@pytest.mark.parametrize("cut", [1, store.ENTRY.size - 1, store.ENTRY.size + 3])
+@pytest.mark.parametrize("cut", [1, array_store.ENTRY.size - 1, array_store.ENTRY.size + 3])
 def test_torn_keys_cost_only_their_pictures(encoded, pictures, tmp_path, cut):
     (pictures / "0.png").unlink(), (pictures / "2.png").unlink(), (pictures / "4.png").unlink()
     for number in (5, 7):
@@ -234,11 +234,11 @@ def test_torn_keys_cost_only_their_pictures(encoded, pictures, tmp_path, cut):
     assert encoded() == 4  # one bucket
     keys = next((tmp_path / "cache").glob("*.keys"))
     keys.write_bytes(keys.read_bytes()[:-cut])
-    assert encoded() == (1 if cut < store.ENTRY.size else 2)
+    assert encoded() == (1 if cut < array_store.ENTRY.size else 2)
     assert encoded() == 0
 
 
-@pytest.mark.parametrize("left", [0, 3, store.HEAD.size - 1])
+@pytest.mark.parametrize("left", [0, 3, array_store.HEAD.size - 1])
 def test_a_file_of_keys_without_its_head_begins_anew(encoded, tmp_path, left):
     encoded()
     for keys in (tmp_path / "cache").glob("*.keys"):
@@ -249,7 +249,7 @@ def test_a_file_of_keys_without_its_head_begins_anew(encoded, tmp_path, left):
 def test_keys_of_zeros_as_after_a_power_cut_are_no_keys(encoded, tmp_path):
     encoded()
     for keys in (tmp_path / "cache").glob("*.keys"):
-        keys.write_bytes(keys.read_bytes()[: store.HEAD.size] + bytes(keys.stat().st_size - store.HEAD.size))
+        keys.write_bytes(keys.read_bytes()[: array_store.HEAD.size] + bytes(keys.stat().st_size - array_store.HEAD.size))
     assert encoded() == COUNT and encoded() == 0
 
 
@@ -331,9 +331,9 @@ def test_clearing_under_a_run_takes_nothing_from_it(pictures, tmp_path):
     records = placed(pictures)
     cache = disk_cache(Encoder(), tmp_path / "cache")
     filled(cache, records)
-    size = store.size_of(tmp_path / "cache")
-    freed, left = store.clear(tmp_path / "cache")
-    assert (freed, left) == (size, 0) and store.size_of(tmp_path / "cache") == 0
+    size = array_store.size_of(tmp_path / "cache")
+    freed, left = array_store.clear(tmp_path / "cache")
+    assert (freed, left) == (size, 0) and array_store.size_of(tmp_path / "cache") == 0
     for record in records:
         assert torch.equal(cache.get(record, False), LatentCache(Encoder()).get(record, False))
     other = Encoder()
@@ -347,7 +347,7 @@ def test_contents_are_read_again_only_when_a_file_was_touched(tmp_path, monkeypa
     path.write_bytes(b"one")
     os.utime(path, (1e9, 1e9))
     first = Contents(tmp_path / "known")
-    monkeypatch.setattr("lora_trainer.data.contents.FRESH", -(10**18))  # as if it had been written long ago
+    monkeypatch.setattr("lora_trainer.data.cache.content_hashes.FRESH", -(10**18))  # as if it had been written long ago
     _, digest = first.digest(path)
     first.save()
     second = Contents(tmp_path / "known")

@@ -10,8 +10,8 @@ from PIL import Image, ImageCms, ImageFile
 
 from lora_trainer.config.build import build
 from lora_trainer.data.buckets import place
-from lora_trainer.data.images import fitted, open_picture, thumbnail
-from lora_trainer.data.scan import scan
+from lora_trainer.data.pictures.images import fitted, open_picture, thumbnail
+from lora_trainer.data.sources.scan import scan
 from lora_trainer.errors import DatasetError
 
 from .conftest import noise, quartered

@@ -10,8 +10,8 @@ from PIL import Image
 
 from lora_trainer.config.build import build
 from lora_trainer.data.captions import caption_of
-from lora_trainer.data.describe import describe
-from lora_trainer.data.gather import arranged, gather
+from lora_trainer.data.sources.assemble import arranged, gather
+from lora_trainer.data.sources.blueprint import describe
 from lora_trainer.errors import DatasetError
 
 

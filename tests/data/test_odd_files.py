@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lora_trainer.data.closer import verified
-from lora_trainer.data.images import open_picture, thumbnail
+from lora_trainer.data.pictures.decode_check import verified
+from lora_trainer.data.pictures.images import open_picture, thumbnail
 from lora_trainer.data.records import stable
-from lora_trainer.data.scan import scan
+from lora_trainer.data.sources.scan import scan
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Finished, Started, Warned
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.data import rescan
-from lora_trainer.data.describe import Source
-from lora_trainer.data.rescan import scan_again
-from lora_trainer.data.scan import scan_source
+from lora_trainer.data.sources import rescan
+from lora_trainer.data.sources.blueprint import Source
+from lora_trainer.data.sources.rescan import scan_again
+from lora_trainer.data.sources.scan import scan_source
 
 from .conftest import noise
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer import assets
-from lora_trainer.data.scan import scan, split_validation
+from lora_trainer.data.sources.scan import scan, split_validation
 from lora_trainer.errors import DatasetError
 
 from .conftest import quartered, record
@@ -170,7 +170,7 @@ def test_a_folder_of_somebody_else_is_named(draw, tmp_path):
         if folder != Path("/") and folder.owner() == "root":
             folder.chmod(folder.stat().st_mode | 0o011)
     code = (
-        "import os, sys; from pathlib import Path; from lora_trainer.data.scan import scan\n"
+        "import os, sys; from pathlib import Path; from lora_trainer.data.sources.scan import scan\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "try: scan(Path(sys.argv[1]))\n"
         "except Exception as error: print(type(error).__name__, error)"
@@ -325,7 +325,8 @@ def test_the_pictures_that_ship_are_read_as_they_should_be():
 
 
 def test_scanning_needs_no_torch():
-    code = "import sys, lora_trainer.data.scan, lora_trainer.data.buckets, lora_trainer.data.order; sys.exit('torch' in sys.modules)"
+    rooms = "lora_trainer.data.sources.scan, lora_trainer.data.buckets, lora_trainer.data.batch_sampler"
+    code = f"import sys, {rooms}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

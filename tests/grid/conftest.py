@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from lora_trainer import assets
-from lora_trainer.api.launch import new_folder, placed, training
+from lora_trainer.api.runs.start_run import new_folder, placed, training
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs.folder import RunFolder

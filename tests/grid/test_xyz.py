@@ -11,7 +11,7 @@ import pytest
 
 from lora_trainer.grid.tags import recipe_of
 from lora_trainer.grid.xyz import EPOCH, WEIGHT, picture_text, plot_text
-from lora_trainer.train.prompts import SampleRequest
+from lora_trainer.train.previews.preview_prompts import SampleRequest
 
 REQUEST = SampleRequest("", negative="blurry, dark", width=512, height=768, seed=7, cfg=7.0, steps=25, sampler="euler_a", clip_skip=2)
 NUMBERS = ["000001", "000004", "000010"]

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from lora_trainer.config.schema import ModelConfig
 from lora_trainer.host.a1111 import A1111Host, model, preview
-from lora_trainer.train.prompts import SampleRequest
+from lora_trainer.train.previews.preview_prompts import SampleRequest
 
 CHECKS = {}
 A1111_ONLY = set()

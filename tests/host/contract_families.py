@@ -56,7 +56,7 @@ def text_of(held, bundle, sdxl):
     """What the host reads of the captions, and what we read: {"states": (theirs, ours), "pooled": ..., "sizes": ...}."""
     from modules.prompt_parser import SdConditioning
 
-    from lora_trainer.models.text import tokenize
+    from lora_trainer.models.tokenize import tokenize
 
     theirs = held.get_learned_conditioning(SdConditioning(list(WORDS), width=128, height=64))
     ours = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, list(WORDS)), 1)
@@ -114,7 +114,7 @@ def every_family_is_lent_without_a_copy_and_answers_as_the_host_does(world):
 def own_sampler_reads_weighted_words_as_the_host_does(world):
     from modules.prompt_parser import SdConditioning
 
-    from lora_trainer.train.sample import encode_texts
+    from lora_trainer.train.previews.sampling import encode_texts
 
     seen = {}
     for name, family in FAMILIES.items():
@@ -197,7 +197,7 @@ def run_of_every_family_goes_on_exactly_and_leaves_weights_options_and_pictures_
 def run_that_finds_no_memory_leaves_the_host_as_it_was(world):
     with untouched(world, but=["files"]):
         before = world.generate("a red circle")
-        with patch("lora_trainer.train.gradient.picture_losses", side_effect=exhausted()):
+        with patch("lora_trainer.train.step.accumulate.picture_losses", side_effect=exhausted()):
             raises(OutOfMemory, Run(world, "full", **previews()).go)
         assert world.generate("a red circle") == before
 

@@ -18,7 +18,7 @@ from benchmarks import random_checkpoint
 from lora_trainer.control import Control
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.host.a1111.model import loaded_networks
-from lora_trainer.models.marks import V_KEY, ZERO_SNR_KEY
+from lora_trainer.models.detection.prediction_type import V_KEY, ZERO_SNR_KEY
 from tests.host import contract, contract_runs
 from tests.host.contract import REQUEST, untouched, write_lora
 from tests.host.contract_runs import PHASES, Run
@@ -123,7 +123,7 @@ def placed(world, family, marks):
 
 def bundle_of(lease):
     from lora_trainer.models.load import load
-    from lora_trainer.train.runtime import choose_precision
+    from lora_trainer.train.step.precision import choose_precision
 
     return load(lease.source, lease.device, choose_precision("auto", lease.source, lease.device).base)
 
@@ -132,7 +132,7 @@ def bundle_of(lease):
 def bundle_calculates_what_the_hosts_modules_calculate(world):
     from modules.prompt_parser import SdConditioning
 
-    from lora_trainer.models.text import tokenize
+    from lora_trainer.models.tokenize import tokenize
 
     height, width, texts = 64, 96, ["a sks crescent on a white background", "two words, and then some more of them"]
     draw = torch.Generator().manual_seed(0)
@@ -242,9 +242,9 @@ def run_that_runs_out_of_memory_in_any_phase_leaves_the_host_as_it_was(world):
 
 @in_each
 def run_whose_memory_is_short_once_ends_as_if_it_had_not_been(world):
-    from lora_trainer.train import gradient
+    from lora_trainer.train.step import accumulate
 
-    calculate, calls = gradient.picture_losses, []
+    calculate, calls = accumulate.picture_losses, []
 
     def short_once(*args, **more):
         calls.append(1)

@@ -7,9 +7,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora_trainer.adapters.reading import bias_delta_of, delta_of, read_network
-from lora_trainer.config.network_hosts import ALL, NO, kind_of_type, reading
-from lora_trainer.config.networks import NETWORK_TYPES
+from lora_trainer.adapters.network_file import bias_delta_of, delta_of, read_network
+from lora_trainer.config.choices.network_hosts import ALL, NO, kind_of_type, reading
+from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.network_tools.extract import placed
 from lora_trainer.network_tools.layers import layers_of
 from tests.host.contract import only_in_a1111, untouched

@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 import torch
 
-from lora_trainer.config.samplers import CHOICES
+from lora_trainer.config.choices.samplers import CHOICES
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.a1111 import preview

@@ -19,7 +19,7 @@ from lora_trainer.config.build import build
 from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy
 from lora_trainer.host.a1111.lease import A1111Lease
-from lora_trainer.jobs import states
+from lora_trainer.jobs import resume_point
 from lora_trainer.train import loop
 from lora_trainer.train.trainer import Trainer
 from tests.host import contract_lending, contract_previews, contract_turns  # noqa: F401 - their checks join the list
@@ -27,11 +27,11 @@ from tests.host.contract import CHECKS, REQUEST, check, only_in_a1111, untouched
 
 STEPS = 6
 PHASES = {
-    "loading": "lora_trainer.train.eight_bit.load",
+    "loading": "lora_trainer.train.memory.eight_bit.load",
     "caching": "lora_trainer.train.setup.fill_cache",
-    "training": "lora_trainer.train.gradient.picture_losses",
-    "validating": "lora_trainer.train.validate.validation_loss",
-    "saving": "lora_trainer.train.output.write_lora",
+    "training": "lora_trainer.train.step.accumulate.picture_losses",
+    "validating": "lora_trainer.train.validation.validation_loss",
+    "saving": "lora_trainer.train.outputs.output.write_lora",
 }
 
 
@@ -211,7 +211,9 @@ def run_changed_stopped_and_resumed_ends_like_one_that_went_on(world):
         ).go()
         assert (cut.count("Changed"), cut.count("Stopped")) == (1, 1)
         cut.at, cut.control = {}, Control()
-        cut.go(states.since(cut.folder, [{"event": "changed", "path": path, "new": new, "step": 2} for path, new in rate.items()], {}))
+        cut.go(
+            resume_point.since(cut.folder, [{"event": "changed", "path": path, "new": new, "step": 2} for path, new in rate.items()], {})
+        )
     assert (cut.count("Resumed"), cut.count("Finished")) == (1, 1)
     assert [event.step for event in cut.events if type(event).__name__ == "Stepped"] == list(range(1, STEPS + 1))
     assert whole.weights() == cut.weights()
@@ -319,8 +321,8 @@ def conditioning_of_a_caption_equals_the_hosts(world):
     from modules import shared
 
     from lora_trainer.models.load import load
-    from lora_trainer.models.text import tokenize
-    from lora_trainer.train.runtime import choose_precision
+    from lora_trainer.models.tokenize import tokenize
+    from lora_trainer.train.step.precision import choose_precision
 
     captions = ["", "a sks crescent on a white background", "photo of one girl, long hair, looking at the viewer, " * 4]
     with untouched(world), world.lend() as lease:

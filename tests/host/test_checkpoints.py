@@ -14,8 +14,8 @@ from lora_trainer.errors import ModelError
 from lora_trainer.files import file_sha256
 from lora_trainer.host.base import find_checkpoint
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.models import weights
-from lora_trainer.models.hub import NotFetched
+from lora_trainer.models.files import tensor_file
+from lora_trainer.models.files.hub import NotFetched
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 
@@ -34,7 +34,7 @@ def folder_model(tmp_path_factory, toy_checkpoint: Path) -> Path:
 def models(tmp_path: Path, folder_model: Path, toy_checkpoint: Path) -> Path:
     folder = tmp_path / "models"
     shutil.copytree(folder_model, folder / "a folder")
-    torch.save({"state_dict": weights.tensors(toy_checkpoint)}, folder / "old.ckpt")
+    torch.save({"state_dict": tensor_file.tensors(toy_checkpoint)}, folder / "old.ckpt")
     shutil.copy(toy_checkpoint, folder / "new.safetensors")
     shutil.copy(folder_model / "vae" / "diffusion_pytorch_model.safetensors", folder / "other.vae.safetensors")
     return folder

@@ -15,7 +15,7 @@ from lora_trainer.host import devices
 from lora_trainer.host.memory import device_memory, empty, peak
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.source import LiveSource
-from lora_trainer.train.runtime import choose_precision
+from lora_trainer.train.step.precision import choose_precision
 
 CPU = torch.device("cpu")
 NOTHING = LiveSource({}, {}, {}, 8, 4, None, Path())

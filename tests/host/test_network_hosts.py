@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.adapters.reading import bias_delta_of, delta_of, read_network
-from lora_trainer.config.network_hosts import ALL, NO, PARTLY, READS, doubt, kind_of_type, reading
-from lora_trainer.config.networks import NETWORK_TYPES
+from lora_trainer.adapters.network_file import bias_delta_of, delta_of, read_network
+from lora_trainer.config.choices.network_hosts import ALL, NO, PARTLY, READS, doubt, kind_of_type, reading
+from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.network_tools.layers import Layer, layers_of
 from tests.models.conftest import checkpoint
 from tests.network_tools.made import state_of, write

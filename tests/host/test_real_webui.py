@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer import assets
-from lora_trainer.api import data_routes, file_routes, plan_routes, run_routes, status_routes
+from lora_trainer.api.routes import data_routes, file_routes, plan_routes, run_routes, status_routes
 from tests.host import real_webui as real
 from tests.host.contract import wait_for
 from tests.host.contract_runs import few_pictures

@@ -93,7 +93,7 @@ def test_package_of_the_same_name_elsewhere_is_named(execute, monkeypatch):
 
 
 def test_tab_that_cannot_be_built_shows_why(execute, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "lora_trainer.api.routes", None)
+    monkeypatch.setitem(sys.modules, "lora_trainer.api.routes.mount", None)
     shown = words_of(execute()[1])
     assert "could not build its tab" in shown
     assert "ModuleNotFoundError" in shown
@@ -108,7 +108,7 @@ def test_fallback_speaks_the_users_language(execute, fake, monkeypatch):
 
 def test_broken_routes_do_not_break_the_hosts_start(execute, monkeypatch, capsys):
     _, registered = execute()
-    monkeypatch.setitem(sys.modules, "lora_trainer.api.routes", None)
+    monkeypatch.setitem(sys.modules, "lora_trainer.api.routes.mount", None)
     registered["app_started"](None, SimpleNamespace())
     assert "could not add its routes" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ from lora_trainer.config.schema import LossConfig
 from lora_trainer.loss.noise import add_noise, draw
 from lora_trainer.loss.objectives import target
 from lora_trainer.loss.weights import min_snr, signal_to_noise
-from lora_trainer.models.schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import alphas_cumprod
 
 PLAIN = LossConfig()
 

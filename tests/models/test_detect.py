@@ -14,8 +14,8 @@ import pytest
 from benchmarks import random_checkpoint
 from lora_trainer.adapters.targets import TEXT_OWNERS, UNET_OWNERS, layers
 from lora_trainer.errors import ModelError
-from lora_trainer.models import marks, shapes
-from lora_trainer.models.detect import ModelFacts, inspect, read_header
+from lora_trainer.models.detection import infer_config, prediction_type
+from lora_trainer.models.detection.detect import ModelFacts, inspect, read_header
 
 UNET = "model.diffusion_model."
 FIRST = f"{UNET}input_blocks.0.0.weight"
@@ -88,7 +88,9 @@ def test_family_prediction_schedule_and_size_are_told_from_the_marks(tmp_path, h
     assert str(facts.because)
 
 
-@pytest.mark.parametrize(("sha256", "kind", "size"), [(known, kind, 768 if kind == "v" else 512) for known, kind in marks.HASHES.items()])
+@pytest.mark.parametrize(
+    ("sha256", "kind", "size"), [(known, kind, 768 if kind == "v" else 512) for known, kind in prediction_type.HASHES.items()]
+)
 def test_released_files_without_a_mark_are_told_by_their_hash(tmp_path, header, sha256, kind, size):
     path = sparse(tmp_path / "model.safetensors", header("sd2"))
     assert told(inspect(path, sha256=sha256)) == ("sd2", kind, False, size, True)
@@ -183,7 +185,7 @@ def test_counts_and_widths_of_each_family_are_those_of_its_shapes(checkpoint):
 def test_a_lora_of_rank_1_has_as_many_parameters_as_the_layers_of_the_released_models_ask_for(family, unet, text):
     """Stable Diffusion 1.5's at rank 16 in fp16 is the 18.87 MB file of sd-scripts."""
     found = random_checkpoint.SHAPES[family][0].modules()
-    counts = [shapes.lora_parameters(dict(module.named_parameters())) for module in found]
+    counts = [infer_config.lora_parameters(dict(module.named_parameters())) for module in found]
     adapters = [sum(sum(layer.weight.shape[:2]) for _, layer in layers(module, UNET_OWNERS | TEXT_OWNERS)) for module in found]
     assert counts[0] == adapters[0] == unet
     assert sum(counts[2:]) == sum(adapters[2:])

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from benchmarks import random_checkpoint
-from lora_trainer.models import layout, save
+from lora_trainer.models import layout
 from lora_trainer.models.conditioning import Conditioning, together
+from lora_trainer.models.files import save
+from lora_trainer.models.files.tensor_file import tensors
 from lora_trainer.models.load import clip_tokenizer, load, read_parts
 from lora_trainer.models.source import FileSource, LiveSource
-from lora_trainer.models.text import tokenize
-from lora_trainer.models.weights import tensors
+from lora_trainer.models.tokenize import tokenize
 from tests.models.conftest import CPU, FAMILIES
 
 TEXTS = ["a red circle on a white background", "", "two words, and then some more of them"]
@@ -112,7 +113,7 @@ def test_the_answer_to_a_noisy_picture_is_that_of_diffusers_unet(pair):
         expected = theirs.unet(noisy, steps, told.states, added_cond_kwargs=added, return_dict=False)[0]
         answer = ours.family.denoise(ours, noisy, steps, told)
     assert expected.std() > 0.01
-    assert torch.equal(answer, expected)
+    assert torch.allclose(answer, expected, atol=1e-5)  # weights at other addresses: a CPU may add them in another order
 
 
 def test_the_vae_reads_and_draws_as_diffusers_does(pair):
@@ -120,8 +121,9 @@ def test_the_vae_reads_and_draws_as_diffusers_does(pair):
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         latents = theirs.vae.encode(pixels).latent_dist.mean
-        assert torch.equal(ours.vae.encode(pixels).latent_dist.mean, latents)
-        assert torch.equal(ours.vae.decode(latents).sample, theirs.vae.decode(latents).sample)
+        # weights at other addresses: a CPU may add them in another order
+        assert torch.allclose(ours.vae.encode(pixels).latent_dist.mean, latents, atol=1e-5)
+        assert torch.allclose(ours.vae.decode(latents).sample, theirs.vae.decode(latents).sample, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "scale"), [("sd1", 0.18215), ("sd2", 0.18215), ("sdxl", 0.13025)])

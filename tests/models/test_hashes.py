@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import random_checkpoint
-from lora_trainer.api import launch, plans
+from lora_trainer.api.runs import plans, start_run
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import ModelConfig
 from lora_trainer.files import file_sha256
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.models import hashes, load, marks
+from lora_trainer.models import hashes, load
+from lora_trainer.models.detection import prediction_type
 from tests.models.conftest import CPU
 
 
@@ -54,7 +55,7 @@ def unmarked(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("kind", "size"), [("v", 768), ("epsilon", 512)])
 def test_a_released_file_is_told_by_the_hash_that_an_earlier_run_calculated(tmp_path, cache, unmarked, monkeypatch, kind, size):
-    monkeypatch.setattr(marks, "HASHES", {file_sha256(unmarked): kind})
+    monkeypatch.setattr(prediction_type, "HASHES", {file_sha256(unmarked): kind})
     monkeypatch.setattr(load, "asked", lambda bundle: pytest.fail("the model was asked"))
     host = StandaloneHost(tmp_path)
     assert host.known_sha256(unmarked) == ""
@@ -62,7 +63,7 @@ def test_a_released_file_is_told_by_the_hash_that_an_earlier_run_calculated(tmp_
         assert lease.sha256 == file_sha256(unmarked)
     assert host.model_info()["prediction"] == kind
     config = build({})
-    _, facts = launch.model_facts(config, host)
+    _, facts = start_run.model_facts(config, host)
     assert (facts.prediction, facts.sure, facts.native_size) == (kind, True, size)
     badge = plans.model_badge(config, host, facts)
     assert badge is not None
@@ -76,6 +77,6 @@ def test_a_webuis_own_hash_is_asked_for(tmp_path, unmarked, monkeypatch):
         def known_sha256(self, path: Path) -> str:
             return "of its own list" if path == unmarked else ""
 
-    monkeypatch.setattr(marks, "HASHES", {"of its own list": "epsilon"})
-    _, facts = launch.model_facts(build({"model": {"pretrained_model_name_or_path": str(unmarked)}}), WebUI(tmp_path))
+    monkeypatch.setattr(prediction_type, "HASHES", {"of its own list": "epsilon"})
+    _, facts = start_run.model_facts(build({"model": {"pretrained_model_name_or_path": str(unmarked)}}), WebUI(tmp_path))
     assert (facts.prediction, facts.sure) == ("epsilon", True)

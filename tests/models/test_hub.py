@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models import hub as hubs
-from lora_trainer.models.hub import Hub, Name, chosen, place
-from lora_trainer.models.vae_file import vae_file
+from lora_trainer.models.files import hub as hubs
+from lora_trainer.models.files.hub import Hub, Name, chosen, place
+from lora_trainer.models.files.vae_file import vae_file
 from tests.models.stand_in_hub import COMMIT, StandIn, serving
 
 NAME = Name("someone/some-model")

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models import detect, layout
+from lora_trainer.models import layout
+from lora_trainer.models.detection import detect
 from lora_trainer.models.load import clip_tokenizer, load, read_parts
 from lora_trainer.models.source import FileSource, LiveSource
-from lora_trainer.models.text import count_tokens, tokenize
+from lora_trainer.models.tokenize import count_tokens, tokenize
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def test_a_live_source_is_shared_without_a_copy(parts):
 
 
 def test_small_model_predicts_the_noise_of_a_picture_better_than_nothing(bundle):
-    from lora_trainer.models.schedule import alphas_cumprod
+    from lora_trainer.models.noise_schedule import alphas_cumprod
 
     words = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, ["a red circle on a white background"]), 1)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -77,7 +78,7 @@ def test_small_model_predicts_the_noise_of_a_picture_better_than_nothing(bundle)
 def test_noise_schedule_is_that_of_diffusers_scaled_linear():
     from diffusers.schedulers import DDIMScheduler
 
-    from lora_trainer.models.schedule import alphas_cumprod
+    from lora_trainer.models.noise_schedule import alphas_cumprod
 
     theirs = DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
     assert torch.equal(alphas_cumprod(), theirs)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models import pickled, weights
-from lora_trainer.models.detect import inspect
+from lora_trainer.models.detection.detect import inspect
+from lora_trainer.models.files import pickled, tensor_file
 from lora_trainer.models.load import load, read_vae
 from lora_trainer.models.source import FileSource
 from tests.models.conftest import CPU
@@ -94,7 +94,7 @@ def payloads(canary: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("name", sorted(payloads(Path("x"))))
 def test_a_file_that_would_run_something_is_refused_and_runs_nothing(tmp_path: Path, canary: Path, name: str):
     path = packed(tmp_path / "model.ckpt", payloads(canary)[name])
-    for read in (inspect, weights.contents, weights.tensors, read_vae):
+    for read in (inspect, tensor_file.contents, tensor_file.tensors, read_vae):
         with pytest.raises(ModelError) as caught:
             read(path)
         assert "model.ckpt" in str(caught.value)
@@ -126,12 +126,12 @@ def test_tensors_come_back_as_torch_saved_them(tmp_path: Path, dtype: torch.dtyp
     base = torch.arange(24).reshape(2, 3, 4).to(dtype)
     saved = {"whole": base, "turned": base.transpose(0, 2), "part": base[1, 1:], "one": base[0, 0, 3], "none": torch.zeros(0, 4).to(dtype)}
     torch.save({"state_dict": {**saved, "parameter": torch.nn.Parameter(base, requires_grad=False)}, "epoch": 3}, tmp_path / "x.ckpt")
-    found = weights.tensors(tmp_path / "x.ckpt")
+    found = tensor_file.tensors(tmp_path / "x.ckpt")
     assert set(found) == {*saved, "parameter"}
     assert all(torch.equal(found[name], tensor) and found[name].dtype == dtype for name, tensor in saved.items())
     assert torch.equal(found["parameter"], base)
-    assert weights.contents(tmp_path / "x.ckpt").tensors["turned"].shape == (4, 3, 2)
-    assert set(weights.tensors(tmp_path / "x.ckpt", lambda name: name == "part")) == {"part"}
+    assert tensor_file.contents(tmp_path / "x.ckpt").tensors["turned"].shape == (4, 3, 2)
+    assert set(tensor_file.tensors(tmp_path / "x.ckpt", lambda name: name == "part")) == {"part"}
 
 
 def test_what_training_programs_leave_beside_the_weights_is_passed_over(tmp_path: Path):
@@ -148,12 +148,12 @@ def test_what_training_programs_leave_beside_the_weights_is_passed_over(tmp_path
         "where": torch.device("cpu"),
     }
     torch.save({"state_dict": {"x": torch.ones(2)}, **beside}, tmp_path / "x.ckpt")
-    assert torch.equal(weights.tensors(tmp_path / "x.ckpt")["x"], torch.ones(2))
+    assert torch.equal(tensor_file.tensors(tmp_path / "x.ckpt")["x"], torch.ones(2))
     lightning = b"\x80\x02}(X\x01\x00\x00\x00acpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\nX\x01\x00\x00\x00b}u."
-    assert weights.contents(packed(tmp_path / "y.ckpt", lightning)).tensors == {}
+    assert tensor_file.contents(packed(tmp_path / "y.ckpt", lightning)).tensors == {}
     torch.save({"state_dict": {"x": torch.ones(2)}, "when": datetime.timedelta(1)}, tmp_path / "z.ckpt")
     with pytest.raises(ModelError, match=r"datetime\.timedelta"):
-        weights.contents(tmp_path / "z.ckpt")
+        tensor_file.contents(tmp_path / "z.ckpt")
 
 
 def tensor_of(storage: bytes, numbers: str) -> bytes:
@@ -182,19 +182,19 @@ STORAGE = b"(S'storage'\nctorch\nFloatStorage\nS'0'\nS'cpu'\nI%d\ntQ"
 def test_a_tensor_that_reaches_outside_its_bytes_is_refused(tmp_path: Path, storage: bytes, numbers: str):
     path = packed(tmp_path / "x.ckpt", tensor_of(storage, numbers), {"data/0": b"\0" * 16})
     with pytest.raises(ModelError, match="damaged"):
-        weights.tensors(path)
+        tensor_file.tensors(path)
 
 
 def test_a_tensor_inside_its_bytes_is_read(tmp_path: Path):
     path = packed(tmp_path / "x.ckpt", tensor_of(STORAGE % 4, "I1\n(I3\nt(I1\nt"), {"data/0": struct.pack("<4f", 1, 2, 3, 4)})
-    assert weights.tensors(path)["x"].tolist() == [2, 3, 4]
+    assert tensor_file.tensors(path)["x"].tolist() == [2, 3, 4]
 
 
 def test_packed_entries_are_refused(tmp_path: Path):
     """torch never packs; a packed entry can be a thousand times as large as its file."""
     path = packed(tmp_path / "x.ckpt", tensor_of(STORAGE % 4, "I1\n(I3\nt(I1\nt"), {"data/0": bytes(16)}, packing=zipfile.ZIP_DEFLATED)
     with pytest.raises(ModelError, match="damaged"):
-        weights.tensors(path)
+        tensor_file.tensors(path)
 
 
 def test_a_file_cut_short_is_named(tmp_path: Path):
@@ -202,13 +202,13 @@ def test_a_file_cut_short_is_named(tmp_path: Path):
     content = (tmp_path / "x.ckpt").read_bytes()
     (tmp_path / "x.ckpt").write_bytes(content[: len(content) // 2])
     with pytest.raises(ModelError, match="ends early"):
-        weights.contents(tmp_path / "x.ckpt")
+        tensor_file.contents(tmp_path / "x.ckpt")
 
 
 def test_torch_files_of_before_2020_are_refused_with_the_remedy(tmp_path: Path):
     torch.save({"x": torch.randn(4)}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
     with pytest.raises(ModelError, match="before 2020") as caught:
-        weights.contents(tmp_path / "x.ckpt")
+        tensor_file.contents(tmp_path / "x.ckpt")
     assert "safetensors" in caught.value.problems[0].fix.text()
 
 
@@ -222,14 +222,14 @@ def test_damaged_instructions_raise_nothing_but_our_own_error(tmp_path: Path, no
         script[int(torch.randint(len(script), (1,), generator=generator))] = int(torch.randint(256, (1,), generator=generator))
     path = packed(tmp_path / "x.ckpt", bytes(script), {"data/0": bytes(12), "data/1": bytes(16)})
     try:
-        weights.tensors(path)
+        tensor_file.tensors(path)
     except ModelError as error:
         assert error.problems[0].fix.text()
 
 
 def test_a_checkpoint_of_torch_is_the_same_model_as_its_safetensors(tmp_path: Path, checkpoint, bundle_of):
     path = tmp_path / "model.ckpt"
-    torch.save({"state_dict": weights.tensors(checkpoint("sd1")), "global_step": 470000}, path)
+    torch.save({"state_dict": tensor_file.tensors(checkpoint("sd1")), "global_step": 470000}, path)
     facts, model = inspect(path), load(FileSource(path), CPU)
     assert (facts.family, facts.prediction) == ("sd1", "epsilon")
     for own, other in zip(model.modules(), bundle_of("sd1").modules(), strict=True):

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from lora_trainer.errors import ModelError
-from lora_trainer.models import layout, save, weights
-from lora_trainer.models.detect import inspect
-from lora_trainer.models.folder import weights_file
+from lora_trainer.models import layout
+from lora_trainer.models.detection.detect import inspect
+from lora_trainer.models.detection.probe import asked, correlation
+from lora_trainer.models.files import save, tensor_file
+from lora_trainer.models.files.diffusers_folder import weights_file
+from lora_trainer.models.files.vae_file import check_vae
 from lora_trainer.models.load import load, read_vae
-from lora_trainer.models.probe import asked, correlation
-from lora_trainer.models.schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import alphas_cumprod
 from lora_trainer.models.source import FileSource
-from lora_trainer.models.vae_file import check_vae
 from tests.models.conftest import CPU, FAMILIES
 
 
@@ -211,7 +212,7 @@ def test_a_model_without_a_mark_is_asked_when_it_is_loaded_and_the_user_is_belie
 def test_zero_terminal_snr_is_loaded_as_it_is_marked(tmp_path, checkpoint):
     from safetensors.torch import save_file
 
-    tensors = weights.tensors(checkpoint("sd1"))
+    tensors = tensor_file.tensors(checkpoint("sd1"))
     save_file({**tensors, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, tmp_path / "x.safetensors")
     made = load(FileSource(tmp_path / "x.safetensors"), CPU)
     assert (made.prediction, made.zero_terminal_snr) == ("v", True)

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_trainer.config.networks import NETWORK_KINDS, LayerShape
-from lora_trainer.models.shapes import TARGET
+from lora_trainer.config.choices.networks import NETWORK_KINDS, LayerShape
+from lora_trainer.models.detection.infer_config import TARGET
 from lora_trainer.network_tools.layers import Layer, layers_of
 
 WORDS = {"ss_base_model_version": "sd_v1", "ss_output_name": "old", "ss_network_dim": "4", "ss_sd_model_name": "base.safetensors"}

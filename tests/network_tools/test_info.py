@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.adapters.files import write_lora
+from lora_trainer.adapters.lora_file import write_lora
 from lora_trainer.network_tools.info import info
 from lora_trainer.network_tools.verify import verify
 from tests.network_tools.made import CONVOLUTIONS, WORDS, chosen, deltas, some, state_of, write

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lora_trainer.adapters.files import with_loras
-from lora_trainer.adapters.reading import delta_of, read_network
+from lora_trainer.adapters.lora_file import with_loras
+from lora_trainer.adapters.network_file import delta_of, read_network
 from lora_trainer.errors import ModelError
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora_trainer.adapters.reading import delta_of, empty_weight, read_network
+from lora_trainer.adapters.network_file import delta_of, empty_weight, read_network
 from lora_trainer.errors import ModelError
 from lora_trainer.network_tools.resize import Resizing, resize
 from tests.network_tools.made import CONVOLUTIONS, chosen, deltas, state_of, write

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lora_trainer.config.optimizers import OPTIMIZER_CHOICES, OPTIMIZER_NAMES, SCHEDULE_CHOICES, optimizer_named
+from lora_trainer.config.choices.optimizers import OPTIMIZER_CHOICES, OPTIMIZER_NAMES, SCHEDULE_CHOICES, optimizer_named
 from lora_trainer.errors import MissingPackage, TrainerError
-from lora_trainer.optim.makers import OPTIMIZERS
+from lora_trainer.optim.builders import OPTIMIZERS
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, TrainingOptimizer, make_optimizer, probe
 from lora_trainer.optim.schedules import SCHEDULES
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.optim.makers import OPTIMIZERS
+from lora_trainer.optim.builders import OPTIMIZERS
 from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer
 from lora_trainer.optim.schedules import factor
 

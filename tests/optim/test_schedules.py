@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.build import build
-from lora_trainer.config.optimizers import SCHEDULE_CHOICES
+from lora_trainer.config.choices.optimizers import SCHEDULE_CHOICES
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.optim.schedules import Schedule, Shape, curve, factor, schedule_of
 
@@ -21,7 +21,7 @@ TOTAL, WARMUP = 60, 7
 def of(total: int = TOTAL, **options: Any) -> Schedule:
     """The schedule of a config's [schedule] in a run of `total` steps."""
     config = build({"schedule": options})
-    return schedule_of(config.schedule, total, derive.warmup_steps(config, total), derive.decay_steps(config, total))
+    return schedule_of(config.schedule, total, effective.warmup_steps(config, total), effective.decay_steps(config, total))
 
 
 def theirs(scheduler: Any, steps: int) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from lora_trainer.api.surveys import examined
+from lora_trainer.api.dataset_reports import examined
 from lora_trainer.cli.main import main
 from lora_trainer.config.build import build
 from lora_trainer.prep.report import report

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from lora_trainer.models import detect, layout
+from lora_trainer.models import layout
+from lora_trainer.models.detection import detect
 from lora_trainer.models.load import clip_tokenizer, load
 from lora_trainer.models.source import FileSource
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from lora_trainer.data.captions import caption_of
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import setup
-from lora_trainer.train.pictures import read_pictures
-from lora_trainer.train.validate import validation_loss
+from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.validation import validation_loss
 from tests.train.runs import small_config, tensors_of
 
 

@@ -26,11 +26,11 @@ from lora_trainer import assets
 from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.adapters.targets import targets
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.data import order
+from lora_trainer.data import batch_sampler
 from lora_trainer.data.captions import caption_of
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.load import load
-from lora_trainer.train.pictures import read_pictures
+from lora_trainer.train.inputs.dataset import read_pictures
 from tests.loss import formulas
 from tests.train.runs import small_config
 
@@ -81,7 +81,7 @@ class PlainLoop:
         step, epoch = 0, 0
         while True:
             epoch += 1
-            for batch in order.epoch_batches(
+            for batch in batch_sampler.epoch_batches(
                 self.pictures.trained, batch_size=self.pictures.batch_sizes, seed=self.config.seed, epoch=epoch
             ):
                 if step == count:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from lora_trainer.api import launch
-from lora_trainer.api.resume import resuming
+from lora_trainer.api.runs import start_run
+from lora_trainer.api.runs.resume import resuming
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Event
 from lora_trainer.host.standalone import StandaloneHost
@@ -62,7 +62,7 @@ def train(config: Any, folder: RunFolder, *, since: Any = None, watch: Any = Non
         if watch is not None:
             watch(job, record.event)
 
-    job = Job(launch.training(config, StandaloneHost(folder.path.parent.parent), folder, since=since), folder, [look])
+    job = Job(start_run.training(config, StandaloneHost(folder.path.parent.parent), folder, since=since), folder, [look])
     with contextlib.suppress(Killed):
         job.run()
     if job.error is not None:

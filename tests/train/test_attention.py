@@ -12,7 +12,7 @@ from lora_trainer import assets
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train import attention
+from lora_trainer.train.step import attention
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.events import Finished, Phase, Stepped, Stopped, Validated
 from lora_trainer.train import loop, setup
-from lora_trainer.train.conditioning import ROWS, Captions
+from lora_trainer.train.inputs.caption_encoder import ROWS, Captions
 
 from .runs import events_of, small_config, tensors_of
 
@@ -109,8 +109,8 @@ def test_many_captions_are_a_phase_of_their_own_that_can_be_stopped(tmp_path, ta
 def test_what_the_captions_step_shows_is_what_is_trained_on(tmp_path, tagged, monkeypatch):
     """The route's captions of an epoch against those that the run read, growing captions and all."""
     from lora_trainer.api.caption_list import caption_list
-    from lora_trainer.api.readings import Folders
-    from lora_trainer.api.work import Workers
+    from lora_trainer.api.scan_cache import Folders
+    from lora_trainer.api.threads import Workers
 
     config = small_config(tmp_path, data__train_data_dir=tagged, **VARIED)
     read = {}

@@ -9,8 +9,8 @@ import torch
 from benchmarks import memory
 from benchmarks.memory import Setting
 from benchmarks.random_checkpoint import SD15, TINY
-from lora_trainer.train import activations
-from lora_trainer.train.activations import Numbers
+from lora_trainer.train.memory import activations
+from lora_trainer.train.memory.activations import Numbers
 
 WIDTHS = attrs.evolve(TINY, unet=(32, 64, 96, 96))
 

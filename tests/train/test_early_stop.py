@@ -6,8 +6,8 @@ import json
 import math
 from types import SimpleNamespace
 
-from lora_trainer.train.course import Course
 from lora_trainer.train.early_stop import EarlyStop
+from lora_trainer.train.progress import Course
 
 
 def told(early: EarlyStop, *losses: float) -> list[bool]:

@@ -11,8 +11,8 @@ from lora_trainer.events import Finished, Stepped, Warned
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train import eight_bit
-from lora_trainer.train.eight_bit import EightBit
+from lora_trainer.train.memory import eight_bit
+from lora_trainer.train.memory.eight_bit import EightBit
 from tests.train.runs import events_of, small_config, tensors_of
 
 CPU = torch.device("cpu")

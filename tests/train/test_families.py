@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import random_checkpoint
 from lora_trainer import assets
-from lora_trainer.api.launch import problems_before
+from lora_trainer.api.runs.start_run import problems_before
 from lora_trainer.control import Control
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.events import Finished, Phase, Sampled, Stepped, Stopped, Validated, Warned
@@ -26,11 +26,11 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families.sdxl import SDXL
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.conditioning import ROWS, Captions
+from lora_trainer.train.inputs.caption_encoder import ROWS, Captions
+from lora_trainer.train.inputs.views import sizes_of
 from lora_trainer.train.loop import run
-from lora_trainer.train.runtime import Precision
-from lora_trainer.train.samplers import SAMPLERS, walk
-from lora_trainer.train.views import sizes_of
+from lora_trainer.train.previews.samplers import SAMPLERS, walk
+from lora_trainer.train.step.precision import Precision
 from tests.models.stand_in_hub import StandIn, serving
 from tests.train.runs import events_of, small_config, tensors_of
 
@@ -160,7 +160,7 @@ def test_each_picture_of_a_step_is_told_with_its_own_sizes(tmp_path, checkpoint,
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_every_sampler_draws_what_a_perfect_model_of_pure_noise_means(name):
     """A model that always answers with the one picture that there is leads every sampler to that picture, from pure noise on."""
-    from lora_trainer.models.schedule import alphas_cumprod
+    from lora_trainer.models.noise_schedule import alphas_cumprod
 
     alphas, picture = alphas_cumprod(zero_terminal_snr=True), torch.tensor([0.8, -0.5, 0.1, -1.0]).view(1, 4, 1, 1).expand(2, 4, 4, 4)
     asked: list[float] = []

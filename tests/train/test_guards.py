@@ -14,9 +14,9 @@ import pytest
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainingError
 from lora_trainer.messages import say
-from lora_trainer.train.awake import awake
 from lora_trainer.train.guards import BAD_STEPS, HALVINGS, WINDOW, Divergence, Numbers, Pace, missing_mb
-from lora_trainer.train.writer import Writer
+from lora_trainer.train.keep_awake import awake
+from lora_trainer.train.outputs.background_writer import Writer
 
 CAUSE = say("Use a lower learning rate.")
 
@@ -94,7 +94,7 @@ def test_a_letter_that_comes_while_another_is_read_is_not_lost(tmp_path: Path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="programs that hold sleep off")
 def test_the_computer_is_kept_awake_by_a_program_that_ends_with_the_run(tmp_path: Path, monkeypatch):
-    from lora_trainer.train import awake as module
+    from lora_trainer.train import keep_awake as module
 
     monkeypatch.setattr(module, "_command", lambda platform: [sys.executable, "-c", "import time; time.sleep(600)"])
     started = []

@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from lora_trainer.api import launch
+from lora_trainer.api.runs import start_run
 from lora_trainer.events import Stepped
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs.job import Job
@@ -36,7 +36,7 @@ def course_of(tmp_path: Path, steps: int) -> tuple[list[float], list[float]]:
             memory.append(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20)
 
     folder = folder_of(config)
-    job = Job(launch.training(config, StandaloneHost(tmp_path), folder), folder, [watch])  # events are looked at, not kept
+    job = Job(start_run.training(config, StandaloneHost(tmp_path), folder), folder, [watch])  # events are looked at, not kept
     assert job.run().outcome == "finished"
     assert len(seconds) == steps
     return seconds, memory

@@ -15,12 +15,13 @@ from lora_trainer.config.schema import LossConfig, ValidateConfig
 from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Saved, Stepped, Validated, Warned
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.train import doubts, setup
-from lora_trainer.train.pictures import read_pictures
-from lora_trainer.train.step import noisy_batch, picture_losses
-from lora_trainer.train.validate import chosen
+from lora_trainer.train import setup
+from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.planning import doubts
+from lora_trainer.train.step.objective import noisy_batch, picture_losses
+from lora_trainer.train.validation import chosen
 from tests.train.runs import assets, events_of, small_config, tensors_of
-from tests.train.test_shares import ended, lines, started
+from tests.train.test_distributed import ended, lines, started
 
 PLAIN = LossConfig()
 VAL = str(assets.toy_pictures() / "crescent" / "val")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config.networks import NETWORK_TYPES
+from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.events import Stepped, Validated
 from tests.train.resume_runs import folder_of, resume, same, train
 from tests.train.runs import assets, events_of, small_config

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from lora_trainer.adapters.reading import delta_of, empty_weight, read_network
+from lora_trainer.adapters.network_file import delta_of, empty_weight, read_network
 from lora_trainer.events import Started, Stepped, Warned
 from tests.train.resume_runs import Killed, folder_of, resume, same, train
 from tests.train.runs import events_of, small_config

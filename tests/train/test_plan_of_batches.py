@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.train.pictures import read_pictures
-from lora_trainer.train.plan import Machine, make_plan
+from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.planning.plan import Machine, make_plan
 from tests.train.runs import small_config
 
 CARD = Machine("cuda", 8000.0, tflops=10.0)

@@ -11,8 +11,8 @@ import torch
 from lora_trainer.control import Control
 from lora_trainer.events import Finished, Paused, Phase, Resumed, Sampled, Saved, Stopped, Warned
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.train import previews
 from lora_trainer.train.loop import run
+from lora_trainer.train.previews import previews
 from tests.train.runs import events_of, small_config, tensors_of
 
 SMALL = "--w 64 --h 64 --s 1"

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from lora_trainer.events import Started, Stepped, Warned
-from lora_trainer.train.step import weighted
+from lora_trainer.train.step.objective import weighted
 from tests.train.measure import loss_of
 from tests.train.ordinary import draw_ordinary
 from tests.train.runs import assets, events_of, small_config, tensors_of

@@ -15,7 +15,7 @@ from lora_trainer.control import Control
 from lora_trainer.errors import ConfigError, ModelError, TrainerError
 from lora_trainer.events import Changed, Finished, Paused, Resumed, Saved, Stepped, Stopped, Warned
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.jobs import states
+from lora_trainer.jobs import resume_point
 from lora_trainer.train import loop
 from lora_trainer.train.loop import run
 from tests.train.resume_runs import OPTIMIZERS, VARIED, Killed, folder_of, resume, same, small_config, train
@@ -81,7 +81,7 @@ def test_what_a_killed_run_did_after_its_last_state_counts_no_more(tmp_path: Pat
     config = small_config(tmp_path, **{**PLAIN, "save__state_every_n_steps": 2, "save__every_n_steps": 3, "steps__max_train_steps": 8})
     folder = folder_of(config)
     train(config, folder, watch=killed_at(6))
-    assert states.newest(folder.path).step == 4
+    assert resume_point.newest(folder.path).step == 4
     with folder.events_file.open("ab") as file:
         file.write(b'{"n": 99, "half a li')
     resume(folder)
@@ -94,11 +94,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path: Path):
     config = small_config(tmp_path, **PLAIN)
     folder = folder_of(config)
     train(config, folder, watch=killed_at(5))
-    newest, before = states.kept_in(folder.path)
-    content = bytearray((newest.path / states.TENSORS).read_bytes())
+    newest, before = resume_point.kept_in(folder.path)
+    content = bytearray((newest.path / resume_point.TENSORS).read_bytes())
     content[-1] ^= 1
-    (newest.path / states.TENSORS).write_bytes(content)
-    assert states.newest(folder.path).step == before.step
+    (newest.path / resume_point.TENSORS).write_bytes(content)
+    assert resume_point.newest(folder.path).step == before.step
     assert [event.step for event in resume(folder) if isinstance(event, Resumed)] == [before.step]
 
 
@@ -139,7 +139,7 @@ def test_changes_hold_from_the_next_step_on_and_a_resumed_run_makes_them_again(t
         killed_at(4)(job, event)
 
     train(config, folder, watch=watch)
-    assert states.newest(folder.path).step == 2
+    assert resume_point.newest(folder.path).step == 2
     rest = resume(folder)
     assert [event.lr for event in rest if isinstance(event, Stepped)] == rates[2:]
     assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lora_trainer import assets
-from lora_trainer.config.samplers import ALSO, CHOICES, NAMES, known_sampler, webui_names
+from lora_trainer.config.choices.samplers import ALSO, CHOICES, NAMES, known_sampler, webui_names
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.prompts import SampleRequest
-from lora_trainer.train.runtime import choose_precision
-from lora_trainer.train.sample import decode, draw_latents
-from lora_trainer.train.samplers import SAMPLERS, multistep_weights, walk
+from lora_trainer.train.previews.preview_prompts import SampleRequest
+from lora_trainer.train.previews.samplers import SAMPLERS, multistep_weights, walk
+from lora_trainer.train.previews.sampling import decode, draw_latents
+from lora_trainer.train.step.precision import choose_precision
 
 NOISY = ("ddpm", "euler_a", "dpm_2_a")
 STEADY = tuple(name for name in CHOICES if name not in NOISY)

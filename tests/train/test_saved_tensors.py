@@ -16,9 +16,9 @@ from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
-from lora_trainer.train.checkpointing import Checkpointing
-from lora_trainer.train.runtime import choose_precision, computing
-from lora_trainer.train.step import Batch, picture_losses
+from lora_trainer.train.memory.checkpointing import Checkpointing
+from lora_trainer.train.step.objective import Batch, picture_losses
+from lora_trainer.train.step.precision import choose_precision, computing
 
 CPU = torch.device("cpu")
 HALF = [torch.float16] if hasattr(torch.amp, "GradScaler") else []  # torch 2.1 cannot train in fp16 on the CPU

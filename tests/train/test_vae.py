@@ -8,12 +8,12 @@ import torch
 from lora_trainer import assets
 from lora_trainer.config.build import build
 from lora_trainer.data.buckets import place
-from lora_trainer.data.cache import LatentCache
-from lora_trainer.data.scan import scan
+from lora_trainer.data.cache.latent_cache import LatentCache
+from lora_trainer.data.sources.scan import scan
 from lora_trainer.errors import DatasetError
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train import vae
+from lora_trainer.train.inputs import vae
 
 CPU = torch.device("cpu")
 

@@ -13,15 +13,15 @@ from PIL import Image
 from lora_trainer import assets
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.control import Control
-from lora_trainer.data import store
+from lora_trainer.data.cache import array_store
 from lora_trainer.events import Progress, Stepped, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.train import setup
-from lora_trainer.train.pictures import read_pictures
-from lora_trainer.train.shares import Shares
-from lora_trainer.train.step import Batch, picture_losses
+from lora_trainer.train.distributed import Shares
+from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.step.objective import Batch, picture_losses
 
 from .runs import events_of, small_config, tensors_of
 
@@ -55,10 +55,10 @@ def test_a_run_learns_the_same_bits_with_and_without_latents_on_disk(tmp_path, c
     plain, _ = weights_of(tmp_path, "memory", data__cache_latents_to_disk=False, data__flip_aug=True)
     assert not cache_dir.exists()
     cold, _ = weights_of(tmp_path, "cold", data__flip_aug=True)
-    assert store.size_of(cache_dir / "latents") > 24 * 4 * 8 * 8 * 4
-    size = store.size_of(cache_dir / "latents")
+    assert array_store.size_of(cache_dir / "latents") > 24 * 4 * 8 * 8 * 4
+    size = array_store.size_of(cache_dir / "latents")
     warm, events = weights_of(tmp_path, "warm", data__flip_aug=True)
-    assert store.size_of(cache_dir / "latents") == size
+    assert array_store.size_of(cache_dir / "latents") == size
     uncached, _ = weights_of(tmp_path, "uncached", data__flip_aug=True, data__cache_latents=False)
     assert equal(plain, cold) and equal(plain, warm) and equal(plain, uncached)
     assert any(isinstance(event, Progress) for event in events)

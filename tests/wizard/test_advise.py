@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, apply_changes, value_at
-from lora_trainer.config.checks import check_value, options
+from lora_trainer.config.checks.option_checks import check_value, options
 from lora_trainer.errors import ConfigError, DatasetError, ModelError
 from lora_trainer.messages import words
 from lora_trainer.optim.schedules import SCHEDULES
@@ -112,7 +112,7 @@ def test_each_card_gets_its_rung(
     after = suggestion(pictures(200), "person", gb).config_after
     assert after.data.batch_size == batch
     assert after.memory.gradient_checkpointing is recomputes
-    assert derive.trains_text_encoder(after) is text_encoder
+    assert effective.trains_text_encoder(after) is text_encoder
     assert (after.network.dim, after.network.alpha) == (rank, rank / 2)
 
 
@@ -192,7 +192,7 @@ def test_about_ten_files_come_whatever_the_number_of_epochs(make_folder: MakeFol
     found = suggestion(make_folder(count, name), "object", sample={"prompts": ["a sks"]})
     assert not 8 <= found.config_after.steps.max_train_epochs <= 12
     assert 7 <= found.plan.files - 1 <= 13
-    assert derive.interval_epochs(found.config_after.save) >= 1  # the grid reads the numbers of epochs
+    assert effective.interval_epochs(found.config_after.save) >= 1  # the grid reads the numbers of epochs
     assert suggest(found.config_after, subject="object", vram_gb=24).changes == ()
 
 
@@ -297,7 +297,7 @@ def test_advice_changes_nothing_by_itself_and_overrules_what_does_not_suit(make_
 def test_training_the_text_encoder_alone_stays_possible_on_a_small_card(make_folder: MakeFolder) -> None:
     found = suggestion(make_folder(20), gb=6, typed=("optimizer.unet_lr",), optimizer={"unet_lr": 0.0})
     assert found.typed == {"optimizer.unet_lr"}
-    assert (derive.trains_unet(found.config_after), derive.trains_text_encoder(found.config_after)) == (False, True)
+    assert (effective.trains_unet(found.config_after), effective.trains_text_encoder(found.config_after)) == (False, True)
 
 
 def test_wrong_questions_are_answered_with_a_remedy(make_folder: MakeFolder, tmp_path: Path) -> None:

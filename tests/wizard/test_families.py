@@ -9,11 +9,11 @@ import attrs
 import pytest
 
 from benchmarks import random_checkpoint
-from lora_trainer.config import derive
-from lora_trainer.models.detect import ModelFacts, inspect
+from lora_trainer.config import effective
+from lora_trainer.models.detection.detect import ModelFacts, inspect
 from lora_trainer.wizard.advise import Suggestion, advise, suggest
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
-from lora_trainer.wizard.situation import Situation
+from lora_trainer.wizard.rule_context import Situation
 from tests.wizard.conftest import MakeFolder, config_for
 from tests.wizard.test_advise import change_of, seen
 
@@ -47,7 +47,7 @@ def test_sdxl_is_trained_at_its_size_without_text_encoders_and_a_second_press_ch
     model = hollow("sdxl")
     found = advice(pictures(40), model, subject, gb)
     after = found.config_after
-    assert not derive.trains_text_encoder(after) and derive.trains_unet(after)
+    assert not effective.trains_text_encoder(after) and effective.trains_unet(after)
     assert after.data.cache_text_encoder_outputs and after.memory.gradient_checkpointing
     assert (after.data.resolution, after.data.max_bucket_reso) == ((1024, 2048) if gb > 6 else (768, 1024))
     together = after.data.batch_size * after.steps.gradient_accumulation_steps
@@ -89,7 +89,7 @@ def test_a_text_encoder_that_the_user_wants_trained_stays_so_and_its_captions_ar
     typed = ("optimizer.text_encoder_lr",)
     found = advice(pictures(20), hollow("sdxl"), "object", 24, typed, optimizer={"text_encoder_lr": 1e-5})
     assert found.typed == {"optimizer.text_encoder_lr"}
-    assert derive.trains_text_encoder(found.config_after) and not found.config_after.data.cache_text_encoder_outputs
+    assert effective.trains_text_encoder(found.config_after) and not found.config_after.data.cache_text_encoder_outputs
 
 
 def test_wide_groups_keep_the_area_of_a_large_training_size(make_folder: MakeFolder, hollow):
@@ -111,7 +111,7 @@ def test_sd2_is_trained_at_its_models_size_where_the_card_allows_it(pictures, ho
     model = hollow("sd2", "v_pred")
     found = advice(pictures(20), model, "object", gb)
     assert found.config_after.data.resolution == size
-    assert derive.trains_text_encoder(found.config_after) is (gb == 12)
+    assert effective.trains_text_encoder(found.config_after) is (gb == 12)
     assert not found.config_after.data.cache_text_encoder_outputs
     assert again(found, model, "object", gb) == ()
 
@@ -136,7 +136,7 @@ def test_an_offset_of_noise_is_taken_off_where_the_model_was_trained_to_pure_noi
 
 
 def test_plans_of_each_family_grow_as_their_models_do(hollow, pictures):
-    from lora_trainer.train.plan import make_plan
+    from lora_trainer.train.planning.plan import make_plan
 
     def plan(facts: ModelFacts, size: int, **memory: object):
         config = config_for(pictures(20), data={"resolution": size}, optimizer={"text_encoder_lr": 0}, memory=memory)

@@ -9,8 +9,8 @@ import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.config.changes import apply_changes
-from lora_trainer.models.detect import inspect
-from lora_trainer.train.networks import planned_network
+from lora_trainer.models.detection.detect import inspect
+from lora_trainer.train.planning.network_plan import planned_network
 from lora_trainer.wizard.advise import advise
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config import derive
-from lora_trainer.config.rates import rate_notes
+from lora_trainer.config import effective
+from lora_trainer.config.checks.learning_rate_checks import rate_notes
 from lora_trainer.wizard.advise import suggest
 from tests.wizard.conftest import config_for
 
@@ -22,7 +22,7 @@ def test_rate_and_schedule_are_the_familys(pictures: Callable[[int], Path], name
     found = suggest(config, subject="object", vram_gb=24, typed=())
     after = found.config_after
     assert after.schedule.type == schedule
-    assert derive.unet_lr(after) == pytest.approx(rate * (2 / 3**0.5 if name != "Prodigy" else 1), rel=0.05)
-    assert derive.text_encoder_lr(after) == pytest.approx(derive.unet_lr(after) * (1 if name == "Prodigy" else 0.5), rel=0.05)
+    assert effective.unet_lr(after) == pytest.approx(rate * (2 / 3**0.5 if name != "Prodigy" else 1), rel=0.05)
+    assert effective.text_encoder_lr(after) == pytest.approx(effective.unet_lr(after) * (1 if name == "Prodigy" else 0.5), rel=0.05)
     assert not any("_lr" in path or "learning_rate" in path or path == "schedule.type" for path, _ in rate_notes(after, 4))
     assert suggest(after, subject="object", vram_gb=24, typed=()).changes == ()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_trainer.loss.noise import add_noise
 from lora_trainer.loss.weights import min_snr, signal_to_noise
-from lora_trainer.models.schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import alphas_cumprod
 from tools.toy_model.vae import share_of_rate
 from tools.toy_model.words import Vocabulary
 

@@ -1,4 +1,4 @@
-"""One file for the arithmetic of each kind of addition, found by its name; config/networks.py holds what is known without torch."""
+"""One file for the arithmetic of each kind of addition, found by its name; config/choices/networks.py holds what is known without torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
-from lora_trainer.config.networks import NETWORK_KINDS
+from lora_trainer.config.choices.networks import NETWORK_KINDS
 from lora_trainer.errors import TrainerError
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.chance import Chance
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site
-from lora_trainer.config.networks import NETWORK_KINDS, NetworkKind, alpha_in_file
+from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.layer_plan import LayerPlan
+from lora_trainer.adapters.rng import Chance
+from lora_trainer.config.choices.networks import NETWORK_KINDS, NetworkKind, alpha_in_file
 
 Forward = Callable[[Tensor], Tensor]
 Tensors = Mapping[str, Tensor]

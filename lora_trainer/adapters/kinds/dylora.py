@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.base_layer import Site
 from lora_trainer.adapters.kinds.base import Forward, Layer
 from lora_trainer.adapters.kinds.lora import Lora, with_added
-from lora_trainer.adapters.site import Site
 
 BLOCK = "block_size"
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.dora import MAGNITUDE, begin_magnitude
 from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, normal
 from lora_trainer.adapters.kinds.lora import with_added
 from lora_trainer.adapters.kinds.weighted import WeightedKind
-from lora_trainer.adapters.magnitude import MAGNITUDE, begin_magnitude
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site
+from lora_trainer.adapters.layer_plan import LayerPlan
 
 FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 CORES = ("hada_t1", "hada_t2")

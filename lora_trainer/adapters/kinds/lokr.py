@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.dora import MAGNITUDE, begin_magnitude
 from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming
 from lora_trainer.adapters.kinds.loha import spread
 from lora_trainer.adapters.kinds.weighted import WeightedKind
-from lora_trainer.adapters.magnitude import MAGNITUDE, begin_magnitude
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site
+from lora_trainer.adapters.layer_plan import LayerPlan
 
 W1, W1_A, W1_B, W2, W2_A, W2_B, T2 = "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"
 

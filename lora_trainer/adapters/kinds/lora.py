@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.dora import MAGNITUDE, begin_magnitude, is_input_axis, lengths, lengths_of_pair
 from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming, orthogonal
 from lora_trainer.adapters.kinds.weighted import WeightedKind
-from lora_trainer.adapters.magnitude import MAGNITUDE, begin_magnitude, is_input_axis, lengths, lengths_of_pair
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site
+from lora_trainer.adapters.layer_plan import LayerPlan
 
 DOWN, MID, UP = "lora_down.weight", "lora_mid.weight", "lora_up.weight"
 

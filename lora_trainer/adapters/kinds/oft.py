@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from lora_trainer.adapters.base_layer import Site
 from lora_trainer.adapters.kinds.base import Forward, Kind, Layer, Tensors
-from lora_trainer.adapters.plan import LayerPlan
-from lora_trainer.adapters.site import Site
+from lora_trainer.adapters.layer_plan import LayerPlan
 
 BLOCKS, RESCALE = "oft_blocks", "rescale"
 

@@ -7,9 +7,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.base_layer import Site, summed
+from lora_trainer.adapters.dora import MAGNITUDE, decomposed
 from lora_trainer.adapters.kinds.base import Forward, Kind, Layer, Tensors
-from lora_trainer.adapters.magnitude import MAGNITUDE, decomposed
-from lora_trainer.adapters.site import Site, summed
 
 
 class WeightedKind(Kind):

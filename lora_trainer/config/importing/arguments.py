@@ -9,15 +9,15 @@ from typing import Any
 import attrs
 
 from lora_trainer.config.build import build
-from lora_trainer.config.checks import options
+from lora_trainer.config.checks.option_checks import options
+from lora_trainer.config.choices.samplers import known_sampler
+from lora_trainer.config.file_names import problem_of_name, slug
 from lora_trainer.config.importing.learning import LEARNING, Options, Read
 from lora_trainer.config.importing.networks import NETWORK
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason
 from lora_trainer.config.importing.result import Filled, Left, Taken
 from lora_trainer.config.importing.values import brought, is_empty, number
-from lora_trainer.config.names import problem_of_name, slug
 from lora_trainer.config.prompt_files import ENDINGS, rows_of_file, rows_of_lines
-from lora_trainer.config.samplers import known_sampler
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_trainer.config.checks import options
+from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.importing.arguments import nested
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, UNKNOWN
 from lora_trainer.config.importing.result import Imported, Left, Taken

@@ -6,10 +6,10 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lora_trainer.config.checks import options
+from lora_trainer.config.checks.option_checks import options
+from lora_trainer.config.choices.optimizers import OPTIMIZER_ALSO, OPTIMIZER_CHOICES, PATH, SCHEDULE_ALSO, SCHEDULE_CHOICES
 from lora_trainer.config.importing.reasons import OFF
 from lora_trainer.config.importing.values import brought, is_empty, number
-from lora_trainer.config.optimizers import OPTIMIZER_ALSO, OPTIMIZER_CHOICES, PATH, SCHEDULE_ALSO, SCHEDULE_CHOICES
 from lora_trainer.messages import Message, say
 
 Read = Callable[[str], "str | None"]

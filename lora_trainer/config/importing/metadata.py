@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lora_trainer.config.checks import problem
+from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.importing.arguments import SPECIAL, Key, paths, translate_keys
 from lora_trainer.config.importing.networks import network_defaults
 from lora_trainer.config.importing.reasons import OFF, REASONS

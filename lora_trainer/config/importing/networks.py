@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from lora_trainer.config.checks import options
+from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.importing.learning import LORAPLUS, Options, Read, Take
 from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, OFF, OTHER_NETWORK, UNKNOWN
 from lora_trainer.config.importing.values import brought, is_empty, number

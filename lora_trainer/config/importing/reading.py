@@ -11,7 +11,7 @@ import attrs
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from lora_trainer.config.checks import options, problem
+from lora_trainer.config.checks.option_checks import options, problem
 from lora_trainer.config.importing.arguments import Key, paths, translate_keys
 from lora_trainer.config.importing.concepts import concepts
 from lora_trainer.config.importing.learning import Read
@@ -20,7 +20,7 @@ from lora_trainer.config.importing.programs import KOHYA_NAMES, flattened, kohya
 from lora_trainer.config.importing.reasons import REASONS
 from lora_trainer.config.importing.result import Imported, Left, Taken
 from lora_trainer.config.importing.values import number
-from lora_trainer.config.versions import migrated
+from lora_trainer.config.migrations import migrated
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 

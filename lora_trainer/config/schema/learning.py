@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_trainer.config import optimizers
+from lora_trainer.config.choices import optimizers
 from lora_trainer.config.param import param, section
 
 Steps = int | str

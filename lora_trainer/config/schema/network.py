@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_trainer.config.networks import DORA_AXES, NETWORK_KINDS, NETWORK_TYPES
+from lora_trainer.config.choices.networks import DORA_AXES, NETWORK_KINDS, NETWORK_TYPES
 from lora_trainer.config.param import param, section
 
 Size = int | tuple[int, int]

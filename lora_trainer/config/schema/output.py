@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lora_trainer.config import samplers
+from lora_trainer.config.choices import samplers
 from lora_trainer.config.param import param, section
 
 

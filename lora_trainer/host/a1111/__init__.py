@@ -13,7 +13,7 @@ from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import ModelConfig
-    from lora_trainer.models.detect import Flags
+    from lora_trainer.models.detection.detect import Flags
 
 LET_THROUGH = "lora_trainer_let_generations_through"
 
@@ -132,7 +132,7 @@ class A1111Host:
         """The host's entry of a checkpoint; None for the loaded one. Raises ModelError, also for a flag that its file contradicts."""
         from modules import sd_models
 
-        from lora_trainer.models import detect
+        from lora_trainer.models.detection import detect
 
         if not value:
             return None

@@ -10,9 +10,10 @@ import attrs
 
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
-from lora_trainer.models import detect, layout
-from lora_trainer.models.detect import Flags
-from lora_trainer.models.marks import Prediction, settled
+from lora_trainer.models import layout
+from lora_trainer.models.detection import detect
+from lora_trainer.models.detection.detect import Flags
+from lora_trainer.models.detection.prediction_type import Prediction, settled
 
 ZERO_SNR_OPTION = "Zero Terminal SNR"
 

@@ -21,7 +21,7 @@ from lora_trainer.host.a1111.refuse import refusal
 from lora_trainer.host.base import PictureRequest
 from lora_trainer.host.fingerprint import changed
 from lora_trainer.messages import Message
-from lora_trainer.models import detect
+from lora_trainer.models.detection import detect
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
 if TYPE_CHECKING:

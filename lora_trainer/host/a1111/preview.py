@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lora_trainer.config.samplers import webui_names
+from lora_trainer.config.choices.samplers import webui_names
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.a1111 import model as held
 from lora_trainer.host.base import PictureRequest

@@ -8,7 +8,7 @@ from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.host.a1111 import facts, model
 from lora_trainer.host.base import MODEL_FIELD
 from lora_trainer.messages import Message, say
-from lora_trainer.models.detect import CHANNELS, TRAINABLE
+from lora_trainer.models.detection.detect import CHANNELS, TRAINABLE
 
 OTHER_FAMILIES = {"is_sd3": say("a Stable Diffusion 3 model"), "is_ssd": say("an SSD-1B model")}
 ENCODERS = {"sd1": ("transformer",), "sd2": ("model",), "sdxl": ("transformer", "model")}

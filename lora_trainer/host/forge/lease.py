@@ -19,7 +19,7 @@ from lora_trainer.host.base import MODEL_FIELD
 from lora_trainer.host.forge import engine
 from lora_trainer.host.forge import model as held
 from lora_trainer.messages import Message, say
-from lora_trainer.models import detect
+from lora_trainer.models.detection import detect
 from lora_trainer.models.source import FileSource
 
 if TYPE_CHECKING:

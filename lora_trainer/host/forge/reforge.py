@@ -15,7 +15,7 @@ from lora_trainer.host.forge import engine
 from lora_trainer.host.forge.lease import inspect
 from lora_trainer.host.forge.model import known, live_source, notes, odd_format, same_storages, weights_of
 from lora_trainer.messages import Message
-from lora_trainer.models import detect
+from lora_trainer.models.detection import detect
 
 __all__ = ["lend", "live_source", "same_storages", "weights_of", "wipe"]
 

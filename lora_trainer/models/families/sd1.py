@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_trainer.models import shapes
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.schedule import alphas_cumprod as alphas_cumprod
-from lora_trainer.models.text import LENGTH, joined
+from lora_trainer.models.detection import infer_config
+from lora_trainer.models.noise_schedule import alphas_cumprod as alphas_cumprod
+from lora_trainer.models.tokenize import LENGTH, joined
 
 
 class SD1:
@@ -23,15 +23,15 @@ class SD1:
     reads_sizes = False
     upcast_attention = False
 
-    def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
+    def unet_config(self, state: Mapping[str, Tensor], heads: infer_config.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel; `heads` where the source tells them."""
-        return shapes.unet_config(state, heads or shapes.Heads((8,)))
+        return infer_config.unet_config(state, heads or infer_config.Heads((8,)))
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
         """An empty text encoder of the right shape."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        return CLIPTextModel(CLIPTextConfig(**shapes.text_config(state, heads)))
+        return CLIPTextModel(CLIPTextConfig(**infer_config.text_config(state, heads)))
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
         """Token ids [batch, 77 * n] -> states [batch, 75 * n + 2, width]; `clip_skip` 2: the layer before the last, final norm applied."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_trainer.models import shapes
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.text import LENGTH, joined, padded_with
+from lora_trainer.models.detection import infer_config
+from lora_trainer.models.tokenize import LENGTH, joined, padded_with
 
 PAD = 0
 """What fills up a caption behind its end token: open_clip's, where CLIP-L repeats the end token."""
@@ -25,15 +25,15 @@ class SD2:
     reads_sizes = False
     upcast_attention = True
 
-    def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
+    def unet_config(self, state: Mapping[str, Tensor], heads: infer_config.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel; 2.1 overflows in half precision unless attention is summed in float32."""
-        return shapes.unet_config(state, heads or shapes.Heads(width=64), upcast_attention=True)
+        return infer_config.unet_config(state, heads or infer_config.Heads(width=64), upcast_attention=True)
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
         """An empty text encoder of the right shape, without the layer that is never read."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
-        return CLIPTextModel(CLIPTextConfig(**shapes.text_config(state, heads, activation="gelu")))
+        return CLIPTextModel(CLIPTextConfig(**infer_config.text_config(state, heads, activation="gelu")))
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
         """Token ids [batch, 77 * n] -> states [batch, 75 * n + 2, width]; the layer is fixed, `clip_skip` changes nothing."""

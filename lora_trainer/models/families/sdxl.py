@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.models import shapes
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.models.text import LENGTH, first_end, joined, padded_with
+from lora_trainer.models.detection import infer_config
+from lora_trainer.models.tokenize import LENGTH, first_end, joined, padded_with
 
 PAD_G = 0
 """What fills up a caption for the larger encoder."""
@@ -31,9 +31,9 @@ class SDXL:
     reads_sizes = True
     upcast_attention = False
 
-    def unet_config(self, state: Mapping[str, Tensor], heads: shapes.Heads | None) -> dict[str, Any]:
+    def unet_config(self, state: Mapping[str, Tensor], heads: infer_config.Heads | None) -> dict[str, Any]:
         """Arguments of UNet2DConditionModel, with its input for the text as a whole and the sizes."""
-        return shapes.unet_config(state, heads or shapes.Heads(width=64)) | {
+        return infer_config.unet_config(state, heads or infer_config.Heads(width=64)) | {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": FINENESS,
             "projection_class_embeddings_input_dim": state["add_embedding.linear_1.weight"].shape[1],
@@ -44,8 +44,8 @@ class SDXL:
         from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
         if number == 0:
-            return CLIPTextModel(CLIPTextConfig(**shapes.text_config(state, heads)))
-        return CLIPTextModelWithProjection(CLIPTextConfig(**shapes.text_config(state, heads, activation="gelu")))
+            return CLIPTextModel(CLIPTextConfig(**infer_config.text_config(state, heads)))
+        return CLIPTextModelWithProjection(CLIPTextConfig(**infer_config.text_config(state, heads, activation="gelu")))
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
         """Token ids [batch, 77 * n] -> states [batch, 75 * n + 2, 2048] and pooled [batch, 1280].

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tomlkit
 
-from lora_trainer.config import derive
+from lora_trainer.config import effective
 from lora_trainer.config.build import build
 from lora_trainer.config.files import config_text, read_config
 from lora_trainer.config.importing import Imported, import_file, import_text
@@ -127,7 +127,7 @@ def test_an_optimizer_comes_with_its_rates_and_its_arguments():
     text = 'network_module = "networks.lora"\noptimizer_type = "dadaptadampreprint"\noptimizer_args = ["decouple=True", "betas=.9,.99"]\n'
     config = import_text(text).config
     assert config.optimizer.type == "DAdaptation"
-    assert derive.optimizer_args(config) == {"decouple": True, "betas": (0.9, 0.99)}
+    assert effective.optimizer_args(config) == {"decouple": True, "betas": (0.9, 0.99)}
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ lr_scheduler_args = ["T_max=100", "eta_min=1e-6"]
 """
     found = import_text(text)
     assert found.config.schedule.type == "torch.optim.lr_scheduler.CosineAnnealingLR"
-    assert derive.schedule_args(found.config) == {"T_max": 100, "eta_min": 1e-6}
+    assert effective.schedule_args(found.config) == {"T_max": 100, "eta_min": 1e-6}
     assert why(found, "lr_scheduler") == "lr_scheduler_type wins."
 
 
@@ -183,7 +183,7 @@ network_args = ["loraplus_unet_lr_ratio=16"]
 """
     config = import_text(text).config
     assert config.optimizer.text_encoder_lr == (1e-5, 5e-6) and config.optimizer.loraplus_unet_lr_ratio == 16
-    assert derive.rates(config)["unet plus"] == pytest.approx(16 * derive.rates(config)["unet"])
+    assert effective.rates(config)["unet plus"] == pytest.approx(16 * effective.rates(config)["unet"])
 
 
 def test_previews_that_a_page_keeps_in_eight_keys_become_one_line():

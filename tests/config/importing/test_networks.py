@@ -7,12 +7,12 @@ import json
 import pytest
 import tomlkit
 
-from lora_trainer.adapters.choosing import choose
+from lora_trainer.adapters.layer_selection import choose
 from lora_trainer.config.build import build
 from lora_trainer.config.importing import import_text
 from lora_trainer.config.importing.metadata import import_words
 from lora_trainer.models.layers import of_family
-from lora_trainer.train.network_words import header_words
+from lora_trainer.train.outputs.network_metadata import header_words
 
 
 def network_of(**keys):

@@ -1,0 +1,1 @@
+"""The routes, a module a subject; mount puts them on an app."""

@@ -1,0 +1,109 @@
+"""Pictures, thumbnails and captions."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from lora_trainer.api.context import Api
+from lora_trainer.api.responses import body_of, language_of, number_of, wanted
+from lora_trainer.api.routes.run_routes import config_of
+
+SMALLEST, LARGEST = 32, 1024
+
+
+async def read_pictures(api: Api, request: Request) -> dict[str, Any]:
+    """POST /pictures {"config"}"""
+    config = config_of(await body_of(request))
+    return await api.workers.in_thread(_pictures, api, config, language_of(request))
+
+
+def _pictures(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+    from lora_trainer.api import pictures
+
+    api.check_places(mapping)
+    return pictures.pictures(api.folders, pictures.lenient(mapping), language)
+
+
+async def read_captions(api: Api, request: Request) -> dict[str, Any]:
+    """POST /captions {"config", "epoch"?}"""
+    body = await body_of(request)
+    epoch = wanted(body, "epoch", int, 1)
+    return await api.workers.in_thread(_captions, api, config_of(body), epoch, language_of(request))
+
+
+def _captions(api: Api, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
+    from lora_trainer.api import caption_list, pictures
+
+    api.check_places(mapping)
+    return caption_list.caption_list(api.folders, pictures.lenient(mapping), max(1, epoch), language)
+
+
+async def write_caption(api: Api, request: Request) -> dict[str, Any]:
+    """POST /caption {"path": the picture's, "text"} -> {"old", "file"}"""
+    body = await body_of(request)
+    return await api.workers.in_thread(_write_caption, api, wanted(body, "path", str), wanted(body, "text", str))
+
+
+def _write_caption(api: Api, path: str, text: str) -> dict[str, Any]:
+    from lora_trainer.api import pictures
+    from lora_trainer.data.captions import write_caption as write
+
+    file = pictures.caption_file(api.allowed(path))
+    new = not file.exists()
+    old = write(file, text.strip())
+    if new:
+        api.own_captions.add(file)
+    if not text.strip() and file in api.own_captions:  # undone: there was none before
+        file.unlink(missing_ok=True)
+        api.own_captions.discard(file)
+    return {"old": old, "file": str(file)}
+
+
+async def thumbnail(api: Api, request: Request) -> Response:
+    """GET /thumbnail?path=&size=256 -> a JPEG with no side longer than `size`"""
+    size = min(LARGEST, max(SMALLEST, number_of(request, "size", 256)))
+    path = request.query_params.get("path", "")
+    tag, content = await api.workers.in_thread(_thumbnail, api, path, size, request.headers.get("if-none-match", ""))
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
+    return Response(content, 200 if content else 304, headers, "image/jpeg")
+
+
+def _thumbnail(api: Api, text: str, size: int, known: str) -> tuple[str, bytes]:
+    from lora_trainer.data.pictures.images import thumbnail as draw
+    from lora_trainer.files import write_atomically
+
+    path = api.allowed(text)
+    state = _state(path)
+    name = hashlib.blake2b(f"{path.resolve()}|{state}|{size}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    tag = f'"{name}"'
+    if known == tag:
+        return tag, b""
+    cached = api.host.paths().cache_dir / "thumbnails" / name[:2] / f"{name}.jpg"
+    if cached.is_file():
+        return tag, cached.read_bytes()
+    content = draw(path, size)
+    write_atomically(cached, content)
+    return tag, content
+
+
+def _state(path: Path) -> str:
+    from lora_trainer.api.responses import Missing
+
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise Missing("there is no picture {path}.", path=str(path), fix="Read the folder again.") from error
+    return f"{state.st_mtime_ns}|{state.st_size}"
+
+
+ROUTES = (
+    ("POST", "/pictures", read_pictures),
+    ("POST", "/captions", read_captions),
+    ("POST", "/caption", write_caption),
+    ("GET", "/thumbnail", thumbnail),
+)

@@ -1,0 +1,184 @@
+"""A job run in the foreground: progress on stderr, Ctrl-C once to stop and save, twice to abort."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from lora_trainer.cli.console import DONE, FAILED, STOPPED, Out
+from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
+from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.process_rank import place_of
+from lora_trainer.jobs.record import Record
+from lora_trainer.jobs.status import RunStatus, word_problem
+from lora_trainer.messages import Message, say
+
+EXIT = {"finished": DONE, "stopped": STOPPED, "failed": FAILED}
+QUIET_SECONDS = 5.0
+"""Between two lines about steps where nobody watches a terminal."""
+HANDED_ON = 2.0
+"""Seconds in which the program that started several processes hands the same Ctrl-C on to each."""
+PHASES = {
+    "planning": say("Planning"),
+    "caching": say("Reading pictures"),
+    "encoding": say("Reading captions"),
+    "training": say("Training"),
+    "sampling": say("Drawing previews"),
+    "validating": say("Validating"),
+    "saving": say("Saving files"),
+    "rendering": say("Drawing the grid"),
+    "ranking": say("Ranking"),
+}
+
+
+def run_job(job: Job, out: Out) -> RunStatus:
+    """Runs it here, to its end. A second Ctrl-C raises KeyboardInterrupt, with everything given back."""
+    with _stopping_on_signals(job, out):
+        return job.run()
+
+
+def exit_status(status: RunStatus) -> int:
+    """0 finished, 130 stopped, 1 failed."""
+    return EXIT[status.outcome or "failed"]
+
+
+def tell_end(job: Job, out: Out) -> None:
+    """How it ended, on stderr: a failure with its remedy."""
+    status = job.status
+    if status.outcome == "failed":
+        for problem in status.problems:
+            words = word_problem(problem, out.language)
+            out.note(f"{words['path']}: {words['message']} {words['fix']}".lstrip(": ").rstrip())
+        out.note(say("The whole report: {path}", path=str(job.folder.report_file)))
+    elif status.outcome == "stopped":
+        out.note(say("Stopped at step {step}.", step=status.step))
+    if status.best:
+        best = {**status.best, "loss": f"{status.best['loss']:.4f}"}
+        out.note(say("The validation loss is lowest at step {step}, epoch {epoch}: {loss}", **best))
+
+
+@contextmanager
+def _stopping_on_signals(job: Job, out: Out) -> Iterator[None]:
+    presses: list[float] = []
+    alone = place_of().alone
+
+    def pressed(number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if presses and not alone and now - presses[0] < HANDED_ON:
+            return
+        presses.append(now)
+        if len(presses) > 1:
+            raise KeyboardInterrupt
+        # in a thread: the interrupted one may hold the lock that a command takes
+        threading.Thread(target=job.command, args=("stop",), daemon=True).start()
+        with suppress(OSError):  # past the buffered stream, which the interrupted code may be writing to
+            os.write(2, f"\n{out.worded(say('Stopping and saving. Once more to abort.'))}\n".encode("utf-8", "replace"))
+
+    names = ("SIGINT", "SIGTERM", "SIGBREAK")
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    old = {number: signal.signal(number, pressed) for number in known}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def pace(seconds: float) -> str:
+    """Steps a second, or seconds a step where one takes longer than that: "3.21 it/s", "1.74 s/it"."""
+    return f"{1 / seconds:.2f} it/s" if 0 < seconds <= 1 else f"{seconds:.2f} s/it"
+
+
+def clock(seconds: float) -> str:
+    """A duration as people read it: 4:05, 2:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+class Console:
+    """A sink that tells a terminal, or a log file, how far a run is."""
+
+    def __init__(self, out: Out) -> None:
+        self.out = out
+        self.live = sys.stderr.isatty()
+        self.status = RunStatus("", "")
+        self._told_at = 0.0
+        self._width = 0
+
+    def __call__(self, record: Record) -> None:
+        event = record.event
+        self.status = self.status.after(event, record.time)
+        if isinstance(event, (Stepped, Progress, Rendered)):
+            self._often(event)
+        elif isinstance(event, (Finished, Stopped, Failed)):
+            self._clear()
+        elif (text := self._words(event)) is not None:
+            self._clear()
+            self.out.note(text)
+
+    def _words(self, event: Any) -> Message | str | None:
+        if isinstance(event, Started):
+            plan = event.plan
+            return say(
+                "{images} pictures, {steps} steps an epoch, {total} steps in all, on {device}",
+                images=plan.get("images", 0),
+                steps=plan.get("steps_per_epoch", 0),
+                total=plan.get("total_steps", 0),
+                device=event.device,
+            )
+        if isinstance(event, Phase) and event.name not in ("saving", "validating", "sampling", "training"):
+            return PHASES.get(event.name, event.name)
+        if isinstance(event, Validated):
+            loss = f"{event.loss:.4f}"
+            if event.best:
+                return say("step {step}: validation loss {loss}, the lowest so far", step=event.step, loss=loss)
+            return say("step {step}: validation loss {loss}", step=event.step, loss=loss)
+        if isinstance(event, Saved):
+            return say("step {step}: saved {path}", step=event.step, path=event.path)
+        if isinstance(event, Sampled):
+            return say("step {step}: preview {path}", step=event.step, path=event.path)
+        if isinstance(event, Warned):
+            return say("Note: {message}", message=event.message)
+        return None
+
+    def _often(self, event: Stepped | Progress | Rendered) -> None:
+        now = time.monotonic()
+        alone = isinstance(event, Progress) and self.status.total <= 1
+        if alone or now - self._told_at < (0.2 if self.live else QUIET_SECONDS):
+            return
+        self._told_at = now
+        text = self.out.worded(self._progress(event))
+        if not self.live:
+            self.out.note(text)
+            return
+        sys.stderr.write("\r" + text.ljust(self._width))
+        sys.stderr.flush()
+        self._width = len(text)
+
+    def _progress(self, event: Stepped | Progress | Rendered) -> Message:
+        status = self.status
+        if isinstance(event, Stepped):
+            return say(
+                "step {step} of {total}, epoch {epoch} of {epochs}: loss {loss}, {pace}, {left} left",
+                step=event.step,
+                total=status.total_steps,
+                epoch=event.epoch,
+                epochs=max(status.epochs, event.epoch),
+                loss=f"{event.loss_average:.4f}",
+                pace=pace(status.speed or event.seconds),
+                left=clock(status.seconds_left or 0.0),
+            )
+        phase = PHASES.get(status.phase, say("Working"))
+        return say("{phase}: {done} of {total}", phase=phase, done=status.done, total=status.total)
+
+    def _clear(self) -> None:
+        if self.live and self._width:
+            sys.stderr.write("\r" + " " * self._width + "\r")
+            self._width = 0

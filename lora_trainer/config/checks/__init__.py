@@ -1,0 +1,1 @@
+"""What options must be, each by itself and all together."""

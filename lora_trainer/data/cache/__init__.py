@@ -1,0 +1,1 @@
+"""Encoded pictures, kept by content in memory and on disk."""

@@ -1,0 +1,1 @@
+"""One picture: opened, turned upright, masked, cropped, varied, checked."""

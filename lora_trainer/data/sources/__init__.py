@@ -1,0 +1,1 @@
+"""Where pictures and captions come from: folders, metadata JSON, dataset TOML; scanned and assembled."""

@@ -1,0 +1,152 @@
+"""A model as a folder in diffusers' layout: what it is by its json files and headers (no torch), and where its tensors lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from lora_trainer.errors import ModelError
+from lora_trainer.messages import Message, say
+from lora_trainer.models import layout
+from lora_trainer.models.detection.infer_config import Heads
+from lora_trainer.models.detection.prediction_type import WORDS, Prediction
+from lora_trainer.models.files.tensor_file import Entry, contents, tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PARTS = {"unet": "unet", "vae": "vae", "text": "text_encoder", "text_2": "text_encoder_2"}
+NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+ENDINGS = (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin")
+PIPELINES = {
+    "StableDiffusion3Pipeline": say("a Stable Diffusion 3 model"),
+    "FluxPipeline": say("a Flux model"),
+    "StableDiffusionInpaintPipeline": say("an inpainting model"),
+    "StableDiffusionXLInpaintPipeline": say("an inpainting model"),
+    "StableDiffusionInstructPix2PixPipeline": say("an InstructPix2Pix model"),
+    "StableDiffusionUpscalePipeline": say("an upscaling model"),
+    "StableDiffusionDepth2ImgPipeline": say("a depth model"),
+    "StableUnCLIPImg2ImgPipeline": say("an unCLIP model"),
+}
+WHOLE = "Choose the folder that holds model_index.json, unet, vae and text_encoder."
+
+
+@attrs.frozen
+class Described:
+    """What a folder holds: `parts` in diffusers' names; `kind` is set where it is nothing that can be trained on."""
+
+    family: str
+    parts: Mapping[str, Mapping[str, Entry]]
+    prediction: Prediction
+    native_size: int
+    kind: Message | None = None
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder is a model in diffusers' layout."""
+    return (path / "unet" / "config.json").is_file()
+
+
+def described(path: Path) -> Described:
+    """What a model's folder holds. Raises ModelError when it is none, or lacks a part."""
+    if not is_model(path):
+        raise ModelError("{path} is a folder, but no model in diffusers' layout.", path=str(path), fix=WHOLE)
+    pipeline = str(_json(path / "model_index.json").get("_class_name", ""))
+    names = {part: inner for part, inner in PARTS.items() if (path / inner / "config.json").is_file()}
+    unet, scheduler = _json(path / "unet" / "config.json"), _json(path / "scheduler" / "scheduler_config.json")
+    family, kind = _family(path, unet, names)
+    kind = PIPELINES.get(pipeline, kind)
+    said = str(scheduler.get("prediction_type", "epsilon"))
+    if kind is None and said not in WORDS:
+        kind = say("a model that predicts {kind}", kind=said)
+    zero = bool(scheduler.get("rescale_betas_zero_snr")) and WORDS.get(said) == "v"
+    prediction = Prediction(WORDS.get(said, "epsilon"), say("the folder's scheduler_config.json"), zero_terminal_snr=zero)
+    parts = {} if kind is not None else {part: _entries(path / inner) for part, inner in names.items()}
+    return Described(family, parts, prediction, 8 * int(unet.get("sample_size") or 64), kind)
+
+
+def read(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a folder by part ("unet", "vae", "text", "text_2"), mapped, in today's names. Raises ModelError."""
+    return {
+        part: {new: tensor for file in files(path / inner) for new, tensor in today(tensors(file))}
+        for part, inner in PARTS.items()
+        if (path / inner / "config.json").is_file()
+    }
+
+
+def heads(path: Path) -> tuple[Heads, dict[str, int], int]:
+    """What tensors do not tell: heads of the U-Net per level, of the text encoders by part, and groups of the VAE's norms."""
+    unet = _json(path / "unet" / "config.json")
+    texts = {
+        part: int(_json(path / PARTS[part] / "config.json").get("num_attention_heads", 0))
+        for part in ("text", "text_2")
+        if (path / PARTS[part]).is_dir()
+    }
+    return _heads(unet), texts, int(_json(path / "vae" / "config.json").get("norm_num_groups", 32))
+
+
+def files(part: Path) -> list[Path]:
+    """The files that hold a part's tensors: one, or the pieces that an index names. Raises ModelError when there is none."""
+    for ending in ENDINGS:
+        for name in NAMES:
+            if (one := part / f"{name}{ending}").is_file():
+                return [one]
+            stem, _, kind = f"{name}{ending}".rpartition(".")
+            if (index := part / f"{stem}.{kind}.index.json").is_file():
+                return sorted({part / Path(piece).name for piece in _json(index).get("weight_map", {}).values()})
+    raise ModelError("{path} holds no weights.", path=str(part), fix=WHOLE)
+
+
+def weights_file(path: Path) -> Path:
+    """The file by which a model is known: itself, or the first of its U-Net's where it is a folder."""
+    return files(path / "unet")[0] if path.is_dir() else path
+
+
+def _entries(part: Path) -> dict[str, Entry]:
+    return {new: entry for file in files(part) for new, entry in today(contents(file).tensors)}
+
+
+def today(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Names as diffusers and transformers write them now: the VAE's attention was called otherwise before, `text_model.` may be missing."""
+    named = []
+    for key, value in found.items():
+        if key.endswith("position_ids"):
+            continue
+        if ".attentions.0." in key and key.startswith(("encoder.", "decoder.")):
+            for old, new in layout.OLD_VAE_ATTENTION.items():
+                key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
+        named.append((f"text_model.{key}" if key.startswith(("embeddings.", "final_layer_norm.", "encoder.layers.")) else key, value))
+    return named
+
+
+def _family(path: Path, unet: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, Message | None]:
+    if missing := [inner for part, inner in PARTS.items() if part not in names and part != "text_2"]:
+        if missing == ["text_encoder"] and unet.get("addition_embed_type") == "text_time":
+            return "sdxl", say("an SDXL refiner")
+        raise ModelError("{path} lacks {part}.", path=str(path), part=", ".join(missing), fix=WHOLE)
+    if unet.get("addition_embed_type") == "text_time":
+        return "sdxl", None if "text_2" in names else say("an SDXL refiner")
+    if unet.get("class_embed_type") or unet.get("addition_embed_type"):
+        return "sd2", say("an unCLIP model")
+    activation = _json(path / "text_encoder" / "config.json").get("hidden_act", "quick_gelu")
+    return ("sd1" if activation == "quick_gelu" else "sd2"), None
+
+
+def _heads(unet: Mapping[str, Any]) -> Heads:
+    """diffusers calls the number of heads `attention_head_dim`: one for all levels, or a list."""
+    said = unet.get("attention_head_dim") or 8
+    return Heads(tuple(said) if isinstance(said, list) else (int(said),))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError("{path} cannot be read.", path=str(path), fix="Get the folder again.") from error
+    return found if isinstance(found, dict) else {}

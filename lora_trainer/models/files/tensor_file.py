@@ -1,0 +1,121 @@
+"""Files of tensors: what a file holds, told without loading it (no torch), and its tensors, mapped from the disk.
+
+Safetensors are read as they are; `.ckpt`, `.pt`, `.pth` and `.bin` by models/files/pickled.py, which runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from lora_trainer.errors import ModelError
+from lora_trainer.messages import say
+from lora_trainer.models.files import pickled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HEADER_LIMIT = 100 << 20
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+CHOOSE = "Choose a .safetensors or .ckpt checkpoint."
+PACKED = say("a checkpoint whose weights are packed in a few bits each (GGUF, nf4): choose the whole one that it was made from")
+
+
+@attrs.frozen
+class Entry:
+    """What is known of a tensor without reading it: number format in safetensors' words ("F16") and shape.
+
+    `chunk` and `t` give the shapes of what a tensor's own would give, so that models/layout.py renames both alike.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def count(self) -> int:
+        """Number of values."""
+        total = 1
+        for side in self.shape:
+            total *= side
+        return total
+
+    def chunk(self, parts: int) -> list[Entry]:
+        """Equal parts along the first dimension."""
+        return [Entry(self.dtype, (self.shape[0] // parts, *self.shape[1:]))] * parts
+
+    def t(self) -> Entry:
+        """Turned."""
+        return Entry(self.dtype, self.shape[::-1])
+
+
+@attrs.frozen
+class Contents:
+    """What a file holds: name -> entry, and the words of its header (of a pickle: none)."""
+
+    tensors: Mapping[str, Entry]
+    words: Mapping[str, str]
+
+
+def contents(path: Path) -> Contents:
+    """What a file of tensors holds. Raises ModelError when it is missing, damaged, cut short, or would run something."""
+    if is_pickle(path) and path.is_file():
+        return Contents({name: Entry(stored.dtype, stored.shape) for name, stored in pickled.read(path).items()}, {})
+    header = read_header(path)
+    words = header.pop("__metadata__", {})
+    return Contents({name: Entry(str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}, words)
+
+
+def tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The wanted tensors of a file, mapped: their memory is the file's until they are moved. Raises ModelError."""
+    if is_pickle(path):
+        return pickled.tensors(path, wanted)
+    from safetensors import safe_open
+
+    read_header(path)
+    with safe_open(str(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118 - not a dict
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file's name says that it is one of torch's own."""
+    return path.suffix.lower() in PICKLES
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """The JSON header of a safetensors file: name -> {"dtype", "shape", "data_offsets"}, and "__metadata__".
+
+    Raises ModelError when the file is missing, no safetensors file, or cut short.
+    """
+    if not path.exists():
+        raise ModelError("{path} does not exist.", path=str(path), fix=CHOOSE)
+    if path.is_dir():
+        raise ModelError("{path} is a folder, not a checkpoint file.", path=str(path), fix=CHOOSE)
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            if start.startswith(b"GGUF"):
+                raise ModelError("{path} is {kind}.", path=str(path), kind=PACKED, fix=CHOOSE)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT + 1
+            if length > HEADER_LIMIT:
+                raise ModelError("{path} is not a safetensors file.", path=str(path), fix=CHOOSE)
+            header: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except OSError as error:
+        raise ModelError(
+            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions."
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=CHOOSE) from error
+    if ends and path.stat().st_size < 8 + length + max(ends):
+        raise ModelError("{path} ends early: it was not downloaded or copied completely.", path=str(path), fix="Get the file again.")
+    return header

@@ -1,0 +1,82 @@
+"""One showing of a picture: how it is cut, coloured, mirrored and described this time. What the loop trains and what is shown before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lora_trainer.data import batch_sampler, captions
+from lora_trainer.data.pictures import augment
+from lora_trainer.data.pictures.images import fitted
+from lora_trainer.data.pictures.masks import Masks
+from lora_trainer.data.records import ImageRecord
+from lora_trainer.loss.noise import generator_for
+
+if TYPE_CHECKING:
+    from lora_trainer.train.inputs.dataset import Pictures
+
+
+@attrs.frozen
+class Showing:
+    """`record`: placed, with this time's size and cut; `key`: (seed, epoch, picture, repeat), from which all is drawn."""
+
+    record: ImageRecord
+    key: tuple[int, int, str, int]
+    colours: augment.Colours
+    flipped: bool
+    caption: str
+
+
+def showing(pictures: Pictures, item: batch_sampler.Item, *, seed: int, epoch: int, step: int = 0, total_steps: int = 0) -> Showing:
+    """What an item of an epoch's batch is, a pure function of its arguments."""
+    record = pictures.trained[item.index]
+    rules = pictures.subset_of(record)
+    key = (seed, epoch, record.key, item.repeat)
+    text = text_of(pictures, item, seed=seed, epoch=epoch, step=step, total_steps=total_steps)
+    flipped = mirrored(pictures, record, key)
+    cut, colours = augment.drawn(record, rules.data, seed=seed, epoch=epoch, repeat=item.repeat)
+    return Showing(cut, key, colours, flipped, text)
+
+
+def text_of(pictures: Pictures, item: batch_sampler.Item, *, seed: int, epoch: int, step: int, total_steps: int) -> str:
+    """The caption as this showing reads it after `step` steps."""
+    record = pictures.trained[item.index]
+    return captions.drawn_caption(
+        record, pictures.rules_of(record), seed=seed, epoch=epoch, repeat=item.repeat, step=step, total_steps=total_steps
+    )
+
+
+def mirrored(pictures: Pictures, record: ImageRecord, key: tuple[object, ...]) -> bool:
+    """Whether the showing of this key is mirrored."""
+    return pictures.subset_of(record).flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
+
+
+def batches(pictures: Pictures, *, seed: int, count: int, accumulation: int = 1, total_steps: int = 0) -> Iterator[list[Showing]]:
+    """The first `count` batches of a run, across epochs."""
+    done, step, epoch = 0, 0, 0
+    while done < count:
+        epoch += 1
+        found = batch_sampler.epoch_batches(pictures.trained, batch_size=pictures.batch_sizes, seed=seed, epoch=epoch)
+        if not found:
+            return
+        for place, batch in enumerate(found[: count - done]):
+            at = step + place // accumulation
+            yield [showing(pictures, item, seed=seed, epoch=epoch, step=at, total_steps=total_steps) for item in batch]
+        done += len(found)
+        step += -(-len(found) // accumulation)
+
+
+def pixels(shown: Showing) -> NDArray[np.uint8]:
+    """uint8 [height, width, 3] as the VAE reads it. Raises DatasetError naming the file."""
+    picture = shown.colours.on(fitted(shown.record))
+    return np.ascontiguousarray(picture[:, ::-1]) if shown.flipped else picture
+
+
+def learned(shown: Showing, pictures: Pictures) -> NDArray[np.float32] | None:
+    """How much each cell of 8 x 8 pixels counts, float32 [h/8, w/8] from 0 to 1; None where all counts whole."""
+    return Masks().get(shown.record, pictures.subset_of(shown.record).data, flipped=shown.flipped, keep=False)

@@ -1,0 +1,1 @@
+"""What a step costs in memory, and how a run gets by with less."""

@@ -1,0 +1,1 @@
+"""What a run writes: weights and their headers, averaged weights, files written beside the steps."""

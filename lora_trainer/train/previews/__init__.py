@@ -1,0 +1,1 @@
+"""Preview pictures: prompts, samplers, and drawing between the steps."""

@@ -1,0 +1,1 @@
+"""One optimizer step: objective, accumulation, precision, attention, CUDA graphs, compiling."""

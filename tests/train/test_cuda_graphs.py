@@ -1,0 +1,254 @@
+"""Replayed steps train what steps without replay train; what cannot be recorded goes on without, and says so.
+
+A recorder stands in for CUDA's graphs: like them it runs the work several times before, keeps the tensors of the recording, and a
+replay calculates with what lies in these. What would go stale in a graph goes stale here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora_trainer.events import Stepped, Warned
+from lora_trainer.models.conditioning import Conditioning
+from lora_trainer.train import setup
+from lora_trainer.train.step import accumulate
+from lora_trainer.train.step.compiling import Compiled
+from lora_trainer.train.step.cuda_graphs import ROOM, CudaRecorder, Replays, why_not
+from tests.train.runs import events_of, small_config, tensors_of
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+class Rehearsal:
+    """Does what a graph would do, on any device."""
+
+    def __init__(self, breaks: str = ""):
+        self.breaks, self.recorded, self.replayed = breaks, 0, 0
+
+    def record(self, work):
+        for _ in range(3):
+            work()
+        if self.breaks:
+            raise RuntimeError(self.breaks)
+        result = work().clone()
+        self.recorded += 1
+
+        def replay():
+            self.replayed += 1
+            result.copy_(work())
+
+        return replay, result
+
+
+@pytest.fixture
+def leaf():
+    return torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0]))
+
+
+def squares(leaf):
+    def work(numbers, factor):
+        answer = ((leaf * numbers) ** 2).sum() * (1.0 if factor is None else factor)
+        answer.backward()
+        return answer.detach()
+
+    return work
+
+
+def added_up(leaf, calls, replays=None):
+    """Results and the gradient of calls in a row, through `replays` where it takes them."""
+    leaf.grad, results = None, []
+    for inputs in calls:
+        answer = replays(inputs) if replays is not None else None
+        results.append(float(squares(leaf)(*inputs) if answer is None else answer))
+    return results, leaf.grad.clone()
+
+
+def test_a_shape_is_recorded_at_its_second_call_and_adds_to_gradients_like_without(leaf):
+    calls = [(torch.full((3,), float(number)), torch.tensor(0.5) if number % 2 else None) for number in range(8)]
+    expected = added_up(leaf, calls)
+    recorder = Rehearsal()
+    replays = Replays(squares(leaf), [leaf], recorder)
+    results, gradient = added_up(leaf, calls, replays)
+    assert results == expected[0]
+    assert torch.equal(gradient, expected[1])
+    assert (recorder.recorded, recorder.replayed, replays.count) == (2, 6, 6)
+
+
+def test_gradients_lie_in_the_same_place_whatever_the_optimizer_drops(leaf):
+    replays, numbers = Replays(squares(leaf), [leaf], Rehearsal()), (torch.ones(3), None)
+    added_up(leaf, [numbers] * 3, replays)
+    place = leaf.grad.data_ptr()
+    _results, gradient = added_up(leaf, [numbers] * 2, replays)  # begins with no gradient at all
+    assert leaf.grad.data_ptr() == place
+    assert torch.equal(gradient, added_up(leaf, [numbers] * 2)[1])
+
+
+def test_after_forgetting_nothing_old_is_replayed(leaf):
+    recorder = Rehearsal()
+    replays, numbers = Replays(squares(leaf), [leaf], recorder), (torch.ones(3), None)
+    added_up(leaf, [numbers] * 2, replays)
+    replays.forget()
+    leaf.data = leaf.detach() * 2.0
+    results, _gradient = added_up(leaf, [numbers] * 3, replays)
+    assert results == added_up(leaf, [numbers] * 3)[0]
+    assert recorder.recorded == 2
+
+
+def test_what_cannot_be_recorded_is_told_once_and_loses_no_gradient(leaf):
+    replays = Replays(squares(leaf), [leaf], Rehearsal("operation not permitted when stream is capturing\nmore"))
+    calls = [(torch.full((3,), float(number)), None) for number in range(5)]
+    results, gradient = added_up(leaf, calls, replays)
+    assert (results, gradient.tolist()) == (added_up(leaf, calls)[0], added_up(leaf, calls)[1].tolist())
+    assert [message.text() for message in replays.told] == ["Steps are not replayed: operation not permitted when stream is capturing"]
+
+
+def test_only_so_many_shapes_are_recorded(leaf):
+    recorder = Rehearsal()
+    replays = Replays(lambda numbers: (leaf.sum() * numbers.sum()).detach(), [leaf], recorder)
+    for size in range(1, ROOM + 4):
+        for _ in range(2):
+            replays([torch.ones(size)])
+    assert recorder.recorded == ROOM
+
+
+def test_why_a_run_is_not_recorded_is_known_before():
+    assert why_not(device=CUDA, text_encoder=False, compiled=False) is None
+    reasons = [
+        why_not(device=CPU, text_encoder=False, compiled=False),
+        why_not(device=CUDA, text_encoder=True, compiled=False),
+        why_not(device=CUDA, text_encoder=False, compiled=True),
+    ]
+    assert len({reason.text() for reason in reasons}) == 3
+
+
+def without_text(folder: Path, **changes):
+    common = {"optimizer__text_encoder_lr": 0.0, "data__shuffle_caption": True, "loss__min_snr_gamma": 5.0}
+    return small_config(folder, **(common | changes))
+
+
+@pytest.fixture
+def rehearsed(monkeypatch):
+    """Graphs on the CPU, by the recorder above."""
+    recorder = Rehearsal()
+    monkeypatch.setattr(accumulate, "why_not", lambda **facts: None)
+    monkeypatch.setattr(accumulate, "CudaRecorder", lambda: recorder)
+    return recorder
+
+
+def losses(events):
+    return [event.loss for event in events if isinstance(event, Stepped)]
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps__gradient_accumulation_steps": 2, "data__batch_size": 5}], ids=["plain", "accumulated"])
+def test_a_replayed_run_is_the_run_without_in_every_bit(tmp_path: Path, rehearsed, changes):
+    plain = losses(events_of(without_text(tmp_path / "plain", **changes), tmp_path / "plain"))
+    assert rehearsed.replayed == 0
+    replayed = losses(events_of(without_text(tmp_path / "graphs", memory__cuda_graphs=True, **changes), tmp_path / "graphs"))
+    assert rehearsed.replayed > len(plain) // 2
+    assert replayed == plain
+    files = [tensors_of(tmp_path / name / "loras" / "small.safetensors") for name in ("plain", "graphs")]
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
+def test_a_run_whose_recording_fails_goes_on_without_and_says_why(tmp_path: Path, rehearsed):
+    plain = losses(events_of(without_text(tmp_path / "plain"), tmp_path / "plain"))
+    rehearsed.breaks = "planted"
+    events = events_of(without_text(tmp_path / "graphs", memory__cuda_graphs=True), tmp_path / "graphs")
+    assert losses(events) == plain
+    assert [str(event.message) for event in events if isinstance(event, Warned) and "replayed" in str(event.message)] == [
+        "Steps are not replayed: planted"
+    ]
+
+
+def test_where_there_is_no_gpu_the_run_says_so_and_trains(tmp_path: Path):
+    events = events_of(small_config(tmp_path, memory__cuda_graphs=True, steps__max_train_steps=2), tmp_path)
+    assert any("Steps are not replayed" in str(event.message) for event in events if isinstance(event, Warned))
+    assert len(losses(events)) == 2
+
+
+def test_compiled_blocks_calculate_the_same_and_come_off_again(toy_checkpoint):
+    from lora_trainer.models.load import load
+    from lora_trainer.models.source import FileSource
+
+    bundle = load(FileSource(toy_checkpoint), CPU)
+    latents, text = torch.randn(1, 4, 8, 8), Conditioning(torch.randn(1, 77, bundle.text_encoder.config.hidden_size))
+
+    def drawn():
+        with torch.no_grad():
+            return bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
+
+    plain, compiled = drawn(), Compiled(backend="eager")
+    compiled.put_on(bundle.unet)
+    assert torch.allclose(drawn(), plain, atol=1e-5)
+    assert compiled.told == []
+    compiled.remove()
+    assert not [name for name, module in bundle.unet.named_modules() if "forward" in vars(module)]
+
+
+def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_checkpoint):
+    from lora_trainer.models.load import load
+    from lora_trainer.models.source import FileSource
+
+    bundle = load(FileSource(toy_checkpoint), CPU)
+    latents, text = torch.randn(1, 4, 8, 8), Conditioning(torch.randn(1, 77, bundle.text_encoder.config.hidden_size))
+
+    def broken(graph, inputs):
+        raise RuntimeError("no compiler is installed")
+
+    with torch.no_grad():
+        plain = bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
+        compiled = Compiled(backend=broken)
+        compiled.put_on(bundle.unet)
+        assert torch.equal(bundle.family.denoise(bundle, latents, torch.tensor([500]), text), plain)
+    assert len(compiled.told) == 1
+    assert "no compiler is installed" in compiled.told[0].text()
+
+
+@pytest.mark.slow
+def test_a_compiler_that_fails_at_the_backward_pass_costs_no_step(tmp_path: Path, monkeypatch):
+    """Backward is compiled when it comes, outside of every block's forward."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def broken(graph, inputs):
+        raise RuntimeError("no room in the temporary folder")
+
+    changes = {"steps__max_train_steps": 3, "optimizer__text_encoder_lr": 0.0}
+    plain = losses(events_of(small_config(tmp_path / "plain", **changes), tmp_path / "plain"))
+    backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=broken)
+    monkeypatch.setattr(setup, "Compiled", lambda: Compiled(backend))
+    events = events_of(small_config(tmp_path / "compiled", memory__compile=True, **changes), tmp_path / "compiled")
+    assert losses(events) == plain
+    assert len([event for event in events if isinstance(event, Warned) and "Blocks are not compiled" in str(event.message)]) == 1
+
+
+@pytest.mark.needs_gpu
+def test_a_real_graph_trains_like_eager(tmp_path: Path):
+    plain = losses(events_of(without_text(tmp_path / "plain", steps__max_train_steps=30), tmp_path / "plain"))
+    events = events_of(without_text(tmp_path / "graphs", steps__max_train_steps=30, memory__cuda_graphs=True), tmp_path / "graphs")
+    assert not [event for event in events if isinstance(event, Warned) and "replayed" in str(event.message)]
+    assert losses(events) == pytest.approx(plain, rel=1e-3)
+
+
+@pytest.mark.needs_gpu
+def test_a_real_recorder_adds_to_gradients_like_without():
+    leaf = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], device="cuda"))
+    calls = [(torch.full((3,), float(number), device="cuda"), None) for number in range(6)]
+    replays = Replays(squares(leaf), [leaf], CudaRecorder())
+    results, gradient = added_up(leaf, calls, replays)
+    assert replays.told == []
+    assert replays.count == 5
+    assert results == pytest.approx(added_up(leaf, calls)[0])
+    assert torch.allclose(gradient, added_up(leaf, calls)[1])
+
+
+@pytest.mark.slow
+def test_a_run_of_compiled_blocks_learns_what_one_without_learns(tmp_path: Path, monkeypatch):
+    changes = {"steps__max_train_steps": 4, "memory__gradient_checkpointing": True}
+    plain = losses(events_of(small_config(tmp_path / "plain", **changes), tmp_path / "plain"))
+    monkeypatch.setattr(setup, "Compiled", lambda: Compiled("eager"))  # traced and guarded, not turned into C++
+    events = events_of(small_config(tmp_path / "compiled", memory__compile=True, **changes), tmp_path / "compiled")
+    assert losses(events) == pytest.approx(plain, rel=1e-5)
+    assert not [event for event in events if isinstance(event, Warned) and "compiled" in str(event.message)]

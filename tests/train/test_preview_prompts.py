@@ -1,0 +1,89 @@
+"""Preview prompts as sd-scripts writes them, and rows that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.config.build import build
+from lora_trainer.errors import TrainerError
+from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.setup import prompts_of
+
+BASE = SampleRequest("", negative="dull", width=320, height=448, seed=9, cfg=6.0, steps=11, sampler="lms", clip_skip=2)
+
+
+def config(**sample):
+    return build({"seed": 9, "data": {"resolution": [320, 448]}, "sample": sample})
+
+
+def test_every_option_of_a_line_is_read():
+    line = "a sks, by -- the sea --n bad, --hands --w 512 --h 768 --d 18446744073709551615 --l 7.5 --s 28 --ss K_Euler_A"
+    assert parse_prompt_line(line, BASE) == SampleRequest(
+        "a sks, by -- the sea", "bad, --hands", 512, 768, 18446744073709551615, 7.5, 28, "euler_a", clip_skip=2
+    )
+
+
+def test_what_a_line_does_not_say_is_as_by_default():
+    found = parse_prompt_line("a sks", BASE)
+    assert (found.negative, found.width, found.height, found.seed, found.cfg, found.steps) == ("dull", 320, 448, 9, 6.0, 11)
+    assert (found.sampler, found.clip_skip, found.max_token_length) == ("lms", 2, 75)
+
+
+@pytest.mark.parametrize(("asked", "drawn"), [(501, 504), (515, 512), (1, 64), (99999, 4096), (512, 512)])
+def test_sides_are_rounded_to_what_can_be_drawn(asked: int, drawn: int):
+    found = parse_prompt_line(f"x --w {asked} --h {asked}", BASE)
+    assert (found.width, found.height) == (drawn, drawn)
+
+
+def test_steps_stay_within_1_and_1000_and_a_seed_below_0_is_another_each_time():
+    assert [parse_prompt_line(f"x --s {steps}", BASE).steps for steps in (0, 5000)] == [1, 1000]
+    seeds = {parse_prompt_line("x --d -1", BASE).seed for _ in range(4)}
+    assert len(seeds) == 4 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("option", ["--x 3", "--w wide", "--l nan", "--ss nothing"])
+def test_an_option_that_cannot_be_read_is_refused_with_a_remedy(option: str):
+    with pytest.raises(TrainerError) as caught:
+        parse_prompt_line(f"x {option}", BASE)
+    assert caught.value.problems[0].fix.text()
+
+
+def test_a_bad_row_is_named_and_left_out_and_the_others_keep_their_places(tmp_path: Path):
+    file = tmp_path / "p.txt"
+    file.write_text("# c\ngood --cn pose.png\nbad --w wide\nlast\n", encoding="utf-8")
+    found = prompts_of(config(prompts=["one", "two --x 1"], prompt_file=str(file)))
+    assert [(number, request.prompt) for number, request in found.requests] == [(0, "one"), (2, "good"), (4, "last")]
+    notes = [note.text() for note in found.notes]
+    assert notes[0].startswith("prompt 2 is not drawn: ") and notes[2].startswith(f"{file}, line 3 is not drawn: ")
+    assert notes[1] == f"{file}, line 2: --cn has no effect on models of this kind." and len(notes) == 3
+    assert all(any("\u4e00" <= sign <= "\u9fff" for sign in note.text("zh_CN")) for note in found.notes)
+
+
+@pytest.mark.parametrize("ending", [".toml", ".json"])
+def test_rows_of_files_mean_what_lines_mean(tmp_path: Path, ending: str):
+    file = tmp_path / f"p{ending}"
+    row = {"prompt": "a sks", "negative_prompt": "bad", "width": 70, "seed": 4, "scale": 3.5, "sample_steps": 6, "sample_sampler": "ddim"}
+    text = "[[prompt.subset]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in row.items())
+    file.write_text(json.dumps([row]) if ending == ".json" else text, encoding="utf-8")
+    ((_, found),) = prompts_of(config(prompt_file=str(file))).requests
+    assert found == parse_prompt_line(
+        "a sks --n bad --w 70 --d 4 --l 3.5 --s 6 --ss ddim", SampleRequest("", width=320, height=448, seed=9)
+    )
+
+
+@pytest.mark.parametrize("text", [None, '["a", 3]', "{", b"\xff\xfe\x00"], ids=["missing", "row", "broken", "bytes"])
+def test_a_prompt_file_that_cannot_be_used_is_told_and_nothing_more(tmp_path: Path, text):
+    file = tmp_path / "p.json"
+    if text is not None:
+        file.write_bytes(text.encode() if isinstance(text, str) else text)
+    found = prompts_of(config(prompts=["one"], prompt_file=str(file)))
+    assert found.requests[0][1].prompt == "one" and len(found.notes) == 1 and "p.json" in found.notes[0].text()
+
+
+def test_prompt_files_of_chinese_editors_are_read(tmp_path: Path):
+    file = tmp_path / "p.txt"
+    file.write_bytes("一只猫在海边\n".encode("gb18030"))
+    assert prompts_of(config(prompt_file=str(file))).requests[0][1].prompt == "一只猫在海边"
