@@ -26,17 +26,17 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lora_trainer import file_hashes
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import DataConfig
 from lora_trainer.control import Control
 from lora_trainer.data.buckets import place
-from lora_trainer.data.cache import content_hashes
 from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
 from lora_trainer.data.gc_pause import uncollected
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources import rescan
+from lora_trainer.data.sources import scan
 from lora_trainer.data.sources.blueprint import Source
-from lora_trainer.data.sources.rescan import scan_again
+from lora_trainer.data.sources.scan import scan_again
 
 SMALL = {"resolution": 64, "min_bucket_reso": 32, "bucket_reso_steps": 8}
 LARGE = {"resolution": 512}
@@ -228,11 +228,11 @@ class _believed:
     """Files that this program has just written count as if they had lain there for long."""
 
     def __enter__(self) -> None:
-        self.kept = rescan.FRESH, content_hashes.FRESH
-        rescan.FRESH = content_hashes.FRESH = -(10**18)
+        self.kept = scan.FRESH, file_hashes.FRESH
+        scan.FRESH = file_hashes.FRESH = -(10**18)
 
     def __exit__(self, *_: object) -> None:
-        rescan.FRESH, content_hashes.FRESH = self.kept
+        scan.FRESH, file_hashes.FRESH = self.kept
 
 
 def _plain_scan(folder: Path) -> list[tuple[int, int]]:

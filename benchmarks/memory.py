@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.random_checkpoint import SD15, SD21, SDXL, TINY, TINY_SDXL, Widths
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.lora_file import LoraAdapter
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families import family

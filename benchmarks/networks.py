@@ -38,8 +38,8 @@ from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
+from lora_trainer.train.step.accumulate import Updater
 from lora_trainer.train.step.precision import choose_precision, computing
-from lora_trainer.train.step.update import Updater
 
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"type": name} for name in NETWORK_TYPES},

@@ -34,14 +34,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import random_checkpoint
 from benchmarks.random_checkpoint import SD15, TINY, Widths
 from benchmarks.reference_loop import CLIP, RATE, ReferenceLoop
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.lora_file import LoraAdapter
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import ModelConfig, TrainConfig
 from lora_trainer.events import Stepped
 from lora_trainer.host.standalone import FileLease, StandaloneHost
+from lora_trainer.jobs.events_log import Record
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
-from lora_trainer.jobs.record import Record
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection.detect import sd1_heads
 from lora_trainer.models.load import clip_tokenizer, load

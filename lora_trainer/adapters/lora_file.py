@@ -14,10 +14,9 @@ from torch import Tensor
 
 from lora_trainer.adapters.base_weights import Changed, Source
 from lora_trainer.adapters.kinds import known_suffixes
-from lora_trainer.adapters.lora import LoraAdapter
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.network_file import modules_of
-from lora_trainer.adapters.targets import places
+from lora_trainer.adapters.targets import attention_layers, places
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
@@ -168,3 +167,11 @@ def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], flo
 
 def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in state)
+
+
+class LoraAdapter(NetworkAdapter):
+    """One rank and one alpha on all attention layers. `parts` names what is trained: "unet", "text_encoder" or both."""
+
+    def __init__(self, bundle: ModelBundle, *, rank: int, alpha: float, parts: Sequence[str], seed: int = 0) -> None:
+        super().__init__(bundle, attention_layers(bundle, parts, rank=rank, alpha=alpha), seed=seed)
+        self.rank, self.alpha = rank, alpha

@@ -13,9 +13,9 @@ from typing import Any
 
 from lora_trainer.cli.console import DONE, FAILED, STOPPED, Out
 from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
+from lora_trainer.jobs.events_log import Record
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.process_rank import place_of
-from lora_trainer.jobs.record import Record
 from lora_trainer.jobs.status import RunStatus, word_problem
 from lora_trainer.messages import Message, say
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import signal
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.common_args import add_json, add_sets, host, run_folder, wrong
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import DONE, Out
+from lora_trainer.config.schema import TrainConfig
+from lora_trainer.control import Control
+from lora_trainer.host.base import Host
+from lora_trainer.jobs.process_rank import Place
+from lora_trainer.jobs.resume_point import Since
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
@@ -32,7 +39,6 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
 def run(args: argparse.Namespace, out: Out) -> int:
     """Trains; ends with {"run", "outcome", "files"}."""
     from lora_trainer.api.runs import start_run
-    from lora_trainer.cli.along import train_along
     from lora_trainer.cli.foreground import Console, exit_status, run_job, tell_end
     from lora_trainer.jobs.folder import RunFolder
     from lora_trainer.jobs.job import Job
@@ -92,3 +98,16 @@ def outcome_of(job: Any, out: Out) -> dict[str, Any]:
         "files": [file["path"] for file in job.folder.manifest().get("files", [])],
         "problems": [word_problem(problem, out.language) for problem in job.status.problems],
     }
+
+
+def train_along(config: TrainConfig, host: Host, place: Place, since: Since | None = None) -> int:
+    """Takes every step with the first process, to the end. Raises TrainerError, which the first one hears of."""
+    from lora_trainer.train.loop import run
+
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the first process is asked too, and tells the others between two steps
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with closing(run(config, host, Control(), Path(), place, since)) as work:
+        for _ in work:
+            pass
+    return DONE

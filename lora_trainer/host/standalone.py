@@ -13,10 +13,10 @@ import attrs
 
 from lora_trainer import __version__, assets
 from lora_trainer.errors import ModelError, TrainerError
+from lora_trainer.file_hashes import checkpoint_sha256, known_sha256
 from lora_trainer.host.base import MODEL_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, find_vae, with_remedy
 from lora_trainer.host.memory import device_memory, empty
 from lora_trainer.messages import Message
-from lora_trainer.models import hashes
 from lora_trainer.models.detection import detect
 from lora_trainer.models.files.diffusers_folder import weights_file
 from lora_trainer.models.files.vae_file import check_vae
@@ -92,7 +92,7 @@ class StandaloneHost:
 
     def known_sha256(self, path: Path) -> str:
         """Of a file whose hash an earlier run has calculated."""
-        return "" if path.is_dir() else hashes.known_sha256(path, assets.cache_folder())
+        return "" if path.is_dir() else known_sha256(path, assets.cache_folder())
 
     def busy_reason(self) -> Message | None:
         """Nobody else is here."""
@@ -186,7 +186,7 @@ class FileLease:
     @cached_property
     def sha256(self) -> str:
         """Calculated once for a file, when somebody asks for it."""
-        return hashes.sha256_of(weights_file(self.checkpoint), assets.cache_folder())
+        return checkpoint_sha256(weights_file(self.checkpoint), assets.cache_folder())
 
     def preview(self, request: PictureRequest, write_weights: object, weight: float, control: object) -> NoReturn:
         """There is no pipeline but the trainer's own."""

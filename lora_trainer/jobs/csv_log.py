@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 from lora_trainer.events import Resumed, Stepped, Validated
 from lora_trainer.files import write_atomically
+from lora_trainer.jobs.events_log import Record, finite
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record, finite
 from lora_trainer.jobs.status import FROM_STATE
 
 HEAD = ("step", "epoch", "loss", "loss_average", "validation_loss", "lr", "grad_norm", "seconds", "vram_mb")

@@ -15,8 +15,8 @@ import attrs
 from lora_trainer.control import Control
 from lora_trainer.errors import Problem, TrainerError
 from lora_trainer.events import Event, Failed, Finished, Stopped, Warned
+from lora_trainer.jobs.events_log import Record
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record
 from lora_trainer.jobs.sinks import ReportFile, Sink, standard_sinks
 from lora_trainer.jobs.status import RunStatus
 from lora_trainer.messages import Message, say

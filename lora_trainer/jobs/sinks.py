@@ -15,9 +15,8 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.events import Failed, Finished, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
 from lora_trainer.jobs.csv_log import StepsTable
-from lora_trainer.jobs.events_log import mend
+from lora_trainer.jobs.events_log import Record, finite, inside, mend
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record, finite, inside
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.jobs.tensorboard import TensorBoard
 

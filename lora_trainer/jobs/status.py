@@ -24,7 +24,7 @@ from lora_trainer.events import (
     Validated,
     Warned,
 )
-from lora_trainer.jobs.record import finite
+from lora_trainer.jobs.events_log import finite
 from lora_trainer.messages import Message
 
 STATES = ("idle", "planning", "caching", "training", "paused", "sampling", "saving", "stopping", "finished", "stopped", "failed")

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lora_trainer.events import Resumed, Sampled, Stepped, Validated
+from lora_trainer.jobs.events_log import Record, finite
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record, finite
 from lora_trainer.jobs.status import FROM_STATE
 
 VERSION = "brain.Event:2"

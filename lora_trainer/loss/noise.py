@@ -6,6 +6,7 @@ What an option draws besides comes from a generator of its own, so that switchin
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_trainer.config.schema import LossConfig
-from lora_trainer.loss import timesteps
 
 
 def generator_for(*words: object) -> torch.Generator:
@@ -44,7 +44,7 @@ def draw(latents: Tensor, rules: LossConfig, *words: object) -> Drawn:
         layers = coarse_layers(tuple(latents.shape), rules.multires_noise_iterations, generator_for(*words, "coarse noise"))
         noise = coarse_noise(noise, layers, rules.multires_noise_discount)
     if rules.timestep_sampling != "uniform":
-        timestep = timesteps.step_at(_share(rules, *words), rules.min_timestep, rules.max_timestep)
+        timestep = step_at(_share(rules, *words), rules.min_timestep, rules.max_timestep)
     return Drawn(timestep, noise, _perturbed(noise, rules, *words))
 
 
@@ -57,8 +57,8 @@ def _strength(rules: LossConfig, *words: object) -> float | Tensor:
 def _share(rules: LossConfig, *words: object) -> float:
     generator = generator_for(*words, "timestep")
     if rules.timestep_sampling == "mode":
-        return float(timesteps.mode(torch.rand(1, generator=generator), rules.mode_scale))
-    return float(timesteps.logit_normal(torch.randn(1, generator=generator), rules.logit_mean, rules.logit_std))
+        return float(mode(torch.rand(1, generator=generator), rules.mode_scale))
+    return float(logit_normal(torch.randn(1, generator=generator), rules.logit_mean, rules.logit_std))
 
 
 def _perturbed(noise: Tensor, rules: LossConfig, *words: object) -> Tensor:
@@ -109,3 +109,18 @@ def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
     """Latents at their step: sqrt(a) x + sqrt(1 - a) e, with `alphas` of shape [batch] (Ho et al. 2020, eq. 4)."""
     kept = alphas.view(-1, 1, 1, 1).to(latents.dtype)
     return kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+
+
+def logit_normal(normal: Tensor, mean: float, std: float) -> Tensor:
+    """Shares around one amount: the logistic function of mean + std n, n standard normal (Esser et al. 2024, eq. 19)."""
+    return torch.sigmoid(mean + std * normal)
+
+
+def mode(uniform: Tensor, scale: float) -> Tensor:
+    """Shares with more weight in the middle (scale > 0) or at both ends (< 0), from u in [0, 1) (Esser et al. 2024, eq. 20)."""
+    return 1.0 - uniform - scale * (torch.cos(uniform * (math.pi / 2)) ** 2 - 1.0 + uniform)
+
+
+def step_at(share: float, low: int, high: int) -> int:
+    """The step low..high-1 at a share of the range."""
+    return min(max(low + int(share * (high - low)), low), high - 1)

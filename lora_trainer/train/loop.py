@@ -39,9 +39,8 @@ from lora_trainer.train.distributed import Shares, joined
 from lora_trainer.train.guards import Guards, check_disk, check_moved, missing_mb
 from lora_trainer.train.inputs.caption_encoder import ROWS, reach
 from lora_trainer.train.inputs.dataset import read_pictures
-from lora_trainer.train.inputs.wording import Wording
+from lora_trainer.train.inputs.examples import Wording
 from lora_trainer.train.keep_awake import awake
-from lora_trainer.train.keeping import Forgetful, Keeping
 from lora_trainer.train.live_changes import Live
 from lora_trainer.train.memory.oom import ENCODING, LOOKING, Ladder, in_words, ran_out, twice
 from lora_trainer.train.outputs.background_writer import Writer
@@ -52,9 +51,9 @@ from lora_trainer.train.planning.preflight import early_warnings
 from lora_trainer.train.previews.previews import Blind, Previews
 from lora_trainer.train.progress import Course
 from lora_trainer.train.setup import facts_of
-from lora_trainer.train.step.accumulate import Gradient
+from lora_trainer.train.state import Forgetful, Keeping
+from lora_trainer.train.step.accumulate import Gradient, Updater
 from lora_trainer.train.step.precision import choose_precision, vram_mb
-from lora_trainer.train.step.update import Updater
 from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.validation import Validation
 

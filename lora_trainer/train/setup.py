@@ -41,7 +41,7 @@ from lora_trainer.train.inputs import vae
 from lora_trainer.train.inputs.caption_cache import TextStore, reader_of
 from lora_trainer.train.inputs.caption_encoder import Captions
 from lora_trainer.train.inputs.dataset import Pictures
-from lora_trainer.train.inputs.views import Views
+from lora_trainer.train.inputs.examples import Views
 from lora_trainer.train.memory import eight_bit
 from lora_trainer.train.outputs import metadata
 from lora_trainer.train.outputs.ema import Average

@@ -21,8 +21,8 @@ from lora_trainer.optim.optimizers import TrainingOptimizer
 from lora_trainer.train.inputs import vae
 from lora_trainer.train.inputs.caption_encoder import Captions
 from lora_trainer.train.inputs.dataset import Pictures
-from lora_trainer.train.inputs.views import Views, sizes_of
-from lora_trainer.train.memory import economy, eight_bit
+from lora_trainer.train.inputs.examples import Views, sizes_of
+from lora_trainer.train.memory import checkpointing, eight_bit
 from lora_trainer.train.memory.activations import Block, Numbers
 from lora_trainer.train.memory.checkpointing import Checkpointing, blocks_of
 from lora_trainer.train.outputs.ema import Average, shown
@@ -64,7 +64,7 @@ class Trainer:
         self.adapter.attach(self.bundle)
         if self.compiled is not None:
             self.compiled.put_on(self.bundle.unet)
-        self.checkpointing = economy.checkpointing(self.config.memory, self.bundle, *self.blocks())
+        self.checkpointing = checkpointing.checkpointing(self.config.memory, self.bundle, *self.blocks())
 
     def detach(self) -> None:
         """Takes both off again."""
@@ -109,7 +109,9 @@ class Trainer:
 
     def blocks(self) -> tuple[list[Block], float]:
         """What the largest batch keeps for its gradient: by block, and the rest that is always kept."""
-        pixels, pictures = economy.largest_batch(self.pictures.trained, self.pictures.batch_sizes, self.config.memory.pictures_at_once)
+        pixels, pictures = checkpointing.largest_batch(
+            self.pictures.trained, self.pictures.batch_sizes, self.config.memory.pictures_at_once
+        )
         size = torch.finfo(self.precision.base).bits // 8
         return blocks_of(
             self.bundle,
@@ -128,7 +130,7 @@ class Trainer:
         if self.device.type == "cpu" or not isinstance(self.source, FileSource):
             return False
         unused = [self.bundle.vae] if self.config.data.cache_latents else []
-        return economy.put_away([*unused, *([] if self.captions.trained else self.bundle.text_encoders)], self.device)
+        return checkpointing.put_away([*unused, *([] if self.captions.trained else self.bundle.text_encoders)], self.device)
 
     def _move(self, device: torch.device) -> None:
         """Network, optimizer and average as fresh copies there."""

@@ -17,13 +17,14 @@ from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.train.inputs.wording import Wording
+from lora_trainer.train.inputs.examples import Wording
 from lora_trainer.train.progress import Course
 from lora_trainer.train.step.objective import Batch, picture_losses
 from lora_trainer.train.step.precision import Precision, computing
 
 if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer
+
 
 TIMESTEPS = tuple(range(50, 1000, 100))
 PLAIN = LossConfig()

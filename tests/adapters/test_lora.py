@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.adapters.lora import LoraAdapter
-from lora_trainer.adapters.lora_file import read_lora, verify, with_loras, write_lora
+from lora_trainer.adapters.lora_file import LoraAdapter, read_lora, verify, with_loras, write_lora
 from lora_trainer.adapters.targets import targets
 from lora_trainer.errors import ModelError, TrainerError, TrainingError
 from lora_trainer.models.load import load

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from benchmarks import random_checkpoint
-from lora_trainer.adapters.lora import LoraAdapter
-from lora_trainer.adapters.lora_file import read_lora, with_loras, write_lora
+from lora_trainer.adapters.lora_file import LoraAdapter, read_lora, with_loras, write_lora
 from lora_trainer.adapters.targets import targets, unet_names
 from lora_trainer.models.families import family
 from lora_trainer.models.load import clip_tokenizer, load

@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.requests import Request
 
-from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, rate_routes, run_routes, status_routes
+from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, run_routes, status_routes
 from lora_trainer.api.routes.mount import mount
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
@@ -16,7 +16,7 @@ from lora_trainer.jobs.manager import JobManager
 from tests.api.conftest import V1, Server, TestHost, small_config
 from tests.jobs.works import endless_work, small_work
 
-MODULES = (status_routes, run_routes, plan_routes, rate_routes, data_routes, file_routes, network_routes)
+MODULES = (status_routes, run_routes, plan_routes, data_routes, file_routes, network_routes)
 EVERY = [(method, path) for module in MODULES for method, path, _ in module.ROUTES]
 
 

@@ -12,8 +12,7 @@ import torch
 
 from benchmarks import random_checkpoint, step
 from benchmarks.random_checkpoint import SD15, TINY
-from lora_trainer.adapters.lora import LoraAdapter
-from lora_trainer.adapters.lora_file import read_lora, write_lora
+from lora_trainer.adapters.lora_file import LoraAdapter, read_lora, write_lora
 from lora_trainer.models import layout
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection import detect

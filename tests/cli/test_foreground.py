@@ -10,8 +10,8 @@ from lora_trainer.cli.console import Out
 from lora_trainer.cli.foreground import Console, clock, pace
 from lora_trainer.cli.main import main
 from lora_trainer.events import Phase, Saved, Started, Stepped, Stopped, Validated
+from lora_trainer.jobs.events_log import Record
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record
 from lora_trainer.jobs.sinks import standard_sinks
 
 

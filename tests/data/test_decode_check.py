@@ -7,8 +7,7 @@ import os
 import pytest
 from PIL import Image
 
-from lora_trainer import assets
-from lora_trainer.data.cache import content_hashes
+from lora_trainer import assets, file_hashes
 from lora_trainer.data.pictures import decode_check
 from lora_trainer.data.pictures.decode_check import look_closer, verify
 from lora_trainer.data.sources.scan import scan
@@ -83,7 +82,7 @@ def test_a_file_that_was_replaced_is_looked_at_again(tmp_path):
 
 
 def test_a_picture_found_whole_is_not_decoded_by_the_next_process_unless_it_was_touched(tmp_path, monkeypatch):
-    monkeypatch.setattr(content_hashes, "FRESH", 0)  # else a file must be two seconds old to be believed
+    monkeypatch.setattr(file_hashes, "FRESH", 0)  # else a file must be two seconds old to be believed
     folder, cache = tmp_path / "pictures", tmp_path / "cache"
     folder.mkdir()
     noise((64, 64), 1).save(folder / "a.png")

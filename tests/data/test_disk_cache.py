@@ -18,10 +18,10 @@ from PIL import Image
 
 from lora_trainer.data.cache import array_store
 from lora_trainer.data.cache.array_store import LatentStore
-from lora_trainer.data.cache.content_hashes import Contents, stamp_of
 from lora_trainer.data.cache.latent_cache import LatentCache
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Warned
+from lora_trainer.file_hashes import FileHashes, stamp_of
 
 from .conftest import noise
 from .encoder import Encoder, disk_cache, filled, placed
@@ -187,7 +187,7 @@ def test_pictures_encoded_together_are_the_same_whoever_stands_beside_them(pictu
 
 
 def test_what_is_already_there_is_told_at_once(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr("lora_trainer.data.cache.content_hashes.FRESH", -(10**18))  # as if the pictures had lain there for long
+    monkeypatch.setattr("lora_trainer.file_hashes.FRESH", -(10**18))  # as if the pictures had lain there for long
     records = placed(pictures)
     filled(disk_cache(Encoder(), tmp_path / "cache"), records[:3])
     assert [event.done for event in filled(disk_cache(Encoder(), tmp_path / "cache"), records)] == [3, 4, 5]
@@ -346,11 +346,11 @@ def test_contents_are_read_again_only_when_a_file_was_touched(tmp_path, monkeypa
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
     os.utime(path, (1e9, 1e9))
-    first = Contents(tmp_path / "known")
-    monkeypatch.setattr("lora_trainer.data.cache.content_hashes.FRESH", -(10**18))  # as if it had been written long ago
+    first = FileHashes(tmp_path / "known")
+    monkeypatch.setattr("lora_trainer.file_hashes.FRESH", -(10**18))  # as if it had been written long ago
     _, digest = first.digest(path)
     first.save()
-    second = Contents(tmp_path / "known")
+    second = FileHashes(tmp_path / "known")
     second.look_up([path])
     assert second.known(path, stamp_of(path)) == digest
     path.write_bytes(b"two")
@@ -360,7 +360,7 @@ def test_contents_are_read_again_only_when_a_file_was_touched(tmp_path, monkeypa
 def test_a_file_that_was_changed_just_now_is_not_believed_to_stay(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
-    contents = Contents(tmp_path / "known")
+    contents = FileHashes(tmp_path / "known")
     contents.digest(path)
     assert contents.known(path, stamp_of(path)) is None
 

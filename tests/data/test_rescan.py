@@ -7,17 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.data.sources import rescan
+from lora_trainer.data.sources import scan
 from lora_trainer.data.sources.blueprint import Source
-from lora_trainer.data.sources.rescan import scan_again
-from lora_trainer.data.sources.scan import scan_source
+from lora_trainer.data.sources.scan import scan_again, scan_source
 
 from .conftest import noise
 
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):
-    monkeypatch.setattr(rescan, "FRESH", -(10**18))  # as if everything had lain there for long
+    monkeypatch.setattr(scan, "FRESH", -(10**18))  # as if everything had lain there for long
     for name in ("10_sks/a.png", "10_sks/b.png", "5_other/c.png"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -28,9 +27,9 @@ def source(tmp_path, monkeypatch):
 
 def again(source: Source) -> bool:
     """Whether it was read anew; what is answered is right in any case."""
-    before = rescan._scanned.cache_info().misses
+    before = scan._scanned.cache_info().misses
     assert scan_again(source) == scan_source(source)
-    return rescan._scanned.cache_info().misses > before
+    return scan._scanned.cache_info().misses > before
 
 
 def test_an_untouched_folder_is_read_once(source):
@@ -56,9 +55,9 @@ def test_whatever_is_changed_is_seen(source, change):
 
 
 def test_a_file_that_was_changed_just_now_is_not_believed(source, monkeypatch):
-    monkeypatch.setattr(rescan, "FRESH", 10**12)
-    before = rescan._scanned.cache_info().misses
-    assert scan_again(source) == scan_source(source) and rescan._scanned.cache_info().misses == before
+    monkeypatch.setattr(scan, "FRESH", 10**12)
+    before = scan._scanned.cache_info().misses
+    assert scan_again(source) == scan_source(source) and scan._scanned.cache_info().misses == before
 
 
 def test_other_options_read_anew(source):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lora_trainer.grid.everyday import everyday_prompts, without_subject
 from lora_trainer.grid.rank import PROMPTS
+from lora_trainer.grid.score import everyday_prompts, without_subject
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.grid.choice import use
 from lora_trainer.grid.files import files_of
+from lora_trainer.grid.record import use
 from lora_trainer.jobs.folder import RunFolder
 
 

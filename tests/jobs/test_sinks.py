@@ -13,8 +13,8 @@ from lora_trainer.config.build import build
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Changed, Resumed, Sampled, Stepped, Validated, Warned
 from lora_trainer.jobs.csv_log import StepsTable
+from lora_trainer.jobs.events_log import Record
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.record import Record
 from lora_trainer.jobs.sinks import asked_sinks
 from lora_trainer.jobs.tensorboard import crc32c, masked
 from lora_trainer.messages import say

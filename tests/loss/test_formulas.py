@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from lora_trainer.config.schema import LossConfig
+from lora_trainer.loss import noise
 from lora_trainer.loss import noise as noising
-from lora_trainer.loss import timesteps
 from lora_trainer.loss.objectives import errors, huber_threshold
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.families.sd1 import alphas_cumprod
@@ -103,9 +103,9 @@ def test_coarse_noise_is_its_formula_at_every_shape(shape: tuple[int, ...]):
 def test_shares_of_the_steps_are_their_formulas():
     uniform, normal = torch.rand(200), torch.randn(200)
     for mean, std in ((0.0, 1.0), (-1.5, 0.4), (2.0, 3.0)):
-        np.testing.assert_allclose(timesteps.logit_normal(normal, mean, std), formulas.logit_normal(*numbers(normal), mean, std), atol=1e-6)
+        np.testing.assert_allclose(noise.logit_normal(normal, mean, std), formulas.logit_normal(*numbers(normal), mean, std), atol=1e-6)
     for scale in (-1.0, 0.0, 1.29, 1.75):
-        found = timesteps.mode(uniform, scale)
+        found = noise.mode(uniform, scale)
         np.testing.assert_allclose(found, formulas.mode(*numbers(uniform), scale), atol=1e-6)
         assert float(found.min()) >= 0.0 and float(found.max()) <= 1.0
 

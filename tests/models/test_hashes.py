@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks import random_checkpoint
+from lora_trainer import file_hashes as hashes
 from lora_trainer.api.runs import plans, start_run
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import ModelConfig
 from lora_trainer.files import file_sha256
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.models import hashes, load
+from lora_trainer.models import load
 from lora_trainer.models.detection import prediction_type
 from tests.models.conftest import CPU
 
@@ -29,22 +30,22 @@ def test_a_hash_is_calculated_once_and_forgotten_when_the_file_changes(tmp_path,
     path.write_bytes(b"weights")
     assert hashes.known_sha256(path, cache) == ""
     right = file_sha256(path)
-    assert hashes.sha256_of(path, cache) == right
+    assert hashes.checkpoint_sha256(path, cache) == right
     monkeypatch.setattr(hashes, "file_sha256", lambda path: pytest.fail("it was read again"))
-    assert (hashes.sha256_of(path, cache), hashes.known_sha256(path, cache)) == (right, right)
+    assert (hashes.checkpoint_sha256(path, cache), hashes.known_sha256(path, cache)) == (right, right)
     monkeypatch.undo()
     path.write_bytes(b"others!")
     os.utime(path, ns=(1, 1))
     assert hashes.known_sha256(path, cache) == ""
-    assert hashes.sha256_of(path, cache) == file_sha256(path) != right
+    assert hashes.checkpoint_sha256(path, cache) == file_sha256(path) != right
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])
 def test_a_broken_list_of_hashes_is_begun_anew(tmp_path, cache, content):
     cache.mkdir()
-    (cache / hashes.NAME).write_text(content, encoding="utf-8")
+    (cache / hashes.CHECKPOINTS).write_text(content, encoding="utf-8")
     (tmp_path / "x").write_bytes(b"weights")
-    assert hashes.sha256_of(tmp_path / "x", cache) == hashes.known_sha256(tmp_path / "x", cache) == file_sha256(tmp_path / "x")
+    assert hashes.checkpoint_sha256(tmp_path / "x", cache) == hashes.known_sha256(tmp_path / "x", cache) == file_sha256(tmp_path / "x")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_trainer import assets
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.lora_file import LoraAdapter
 from lora_trainer.adapters.targets import targets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data import batch_sampler

@@ -2,7 +2,7 @@
 
 import torch
 
-from lora_trainer.train.outputs.copies import copied
+from lora_trainer.train.outputs.background_writer import copied
 
 
 def test_copies_have_the_values_of_then_in_memory_of_their_own():

@@ -7,7 +7,7 @@ import torch
 
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.errors import TrainingError
-from lora_trainer.train.diagnosis import largest, remedy
+from lora_trainer.train.guards import largest, remedy
 from tests.train.runs import events_of, small_config
 
 CALM = LossConfig()

@@ -27,9 +27,9 @@ from lora_trainer.models.families.sdxl import SDXL
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.inputs.caption_encoder import ROWS, Captions
-from lora_trainer.train.inputs.views import sizes_of
+from lora_trainer.train.inputs.examples import sizes_of
 from lora_trainer.train.loop import run
-from lora_trainer.train.previews.samplers import SAMPLERS, walk
+from lora_trainer.train.previews.sampling import SAMPLERS, walk
 from lora_trainer.train.step.precision import Precision
 from tests.models.stand_in_hub import StandIn, serving
 from tests.train.runs import events_of, small_config, tensors_of

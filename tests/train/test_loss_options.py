@@ -17,7 +17,7 @@ from lora_trainer.events import Finished, Saved, Stepped, Validated, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import setup
 from lora_trainer.train.inputs.dataset import read_pictures
-from lora_trainer.train.planning import doubts
+from lora_trainer.train.planning import preflight
 from lora_trainer.train.step.objective import noisy_batch, picture_losses
 from lora_trainer.train.validation import chosen
 from tests.train.runs import assets, events_of, small_config, tensors_of
@@ -150,7 +150,7 @@ def test_a_run_with_everything_on_learns_something_else_and_says_so_in_its_file(
     ids=str,
 )
 def test_options_that_make_no_sense_together_are_named(loss: dict, facts: dict, path: str, words: str):
-    found = list(doubts.of_loss(LossConfig(**loss), **facts))
+    found = list(preflight.of_loss(LossConfig(**loss), **facts))
     assert [named for named, _ in found] == [path] and words in found[0][1].text()
 
 
@@ -160,8 +160,8 @@ def test_options_that_make_no_sense_together_are_named(loss: dict, facts: dict, 
     ids=str,
 )
 def test_options_that_make_sense_are_left_in_peace(loss: dict):
-    assert list(doubts.of_loss(LossConfig(**loss))) == []
-    assert list(doubts.of_loss(PLAIN, prediction="v", zero_terminal_snr=True)) == []
+    assert list(preflight.of_loss(LossConfig(**loss))) == []
+    assert list(preflight.of_loss(PLAIN, prediction="v", zero_terminal_snr=True)) == []
 
 
 def test_a_doubt_is_told_before_the_first_step_and_an_empty_range_is_refused(tmp_path: Path):
@@ -175,9 +175,9 @@ def test_a_doubt_is_told_before_the_first_step_and_an_empty_range_is_refused(tmp
 
 
 def test_an_end_that_cannot_come_is_told():
-    assert [path for path, _ in doubts.of_validation(ValidateConfig(early_stop_patience=3), 0)] == ["validate.early_stop_patience"]
+    assert [path for path, _ in preflight.of_validation(ValidateConfig(early_stop_patience=3), 0)] == ["validate.early_stop_patience"]
     never = ValidateConfig(early_stop_patience=3, every_n_epochs=0)
-    assert len(list(doubts.of_validation(never, 5))) == 1 and not list(doubts.of_validation(ValidateConfig(early_stop_patience=3), 5))
+    assert len(list(preflight.of_validation(never, 5))) == 1 and not list(preflight.of_validation(ValidateConfig(early_stop_patience=3), 5))
 
 
 def test_a_run_that_validates_no_better_ends_early_as_finished(tmp_path: Path):

@@ -16,8 +16,7 @@ from lora_trainer.config.choices.samplers import ALSO, CHOICES, NAMES, known_sam
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.previews.preview_prompts import SampleRequest
-from lora_trainer.train.previews.samplers import SAMPLERS, multistep_weights, walk
-from lora_trainer.train.previews.sampling import decode, draw_latents
+from lora_trainer.train.previews.sampling import SAMPLERS, decode, draw_latents, multistep_weights, walk
 from lora_trainer.train.step.precision import choose_precision
 
 NOISY = ("ddpm", "euler_a", "dpm_2_a")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks import random_checkpoint
 from benchmarks.random_checkpoint import TINY
-from lora_trainer.adapters.lora import LoraAdapter
+from lora_trainer.adapters.lora_file import LoraAdapter
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource

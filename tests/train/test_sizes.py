@@ -14,7 +14,7 @@ from lora_trainer.data.buckets import place
 from lora_trainer.data.cache.latent_cache import as_pixels
 from lora_trainer.data.pictures.images import into_bucket
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.train.inputs.views import sizes_of
+from lora_trainer.train.inputs.examples import sizes_of
 
 AT_1024 = DataConfig(resolution=1024, min_bucket_reso=512, max_bucket_reso=2048)
 SD_SCRIPTS = [

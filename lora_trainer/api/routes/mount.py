@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from lora_trainer.api.context import Api
 from lora_trainer.api.responses import NOT_LOGGED_IN, answer, language_of, problems_answer, refuse_foreign_pages
-from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, rate_routes, run_routes, status_routes
+from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, run_routes, status_routes
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.manager import MANAGER, JobManager
@@ -31,7 +31,7 @@ def mount(app: Any, host: Host, manager: JobManager = MANAGER, guard: Guard | No
     routes[:] = [route for route in routes if not str(getattr(route, "path", "")).startswith(PREFIX + "/")]
     made = [
         Route(PREFIX + path, _guarded(api, handler, guard or host.authorized), methods=[method], include_in_schema=False)
-        for module in (status_routes, run_routes, plan_routes, rate_routes, data_routes, file_routes, network_routes)
+        for module in (status_routes, run_routes, plan_routes, data_routes, file_routes, network_routes)
         for method, path, handler in module.ROUTES
     ]
     routes[0:0] = made

@@ -237,7 +237,7 @@ async def use(api: Api, request: Request) -> dict[str, Any]:
 
 
 def _use(api: Api, run: str, epoch: int, weight: float) -> dict[str, Any]:
-    from lora_trainer.grid.choice import use
+    from lora_trainer.grid.record import use
 
     folder = api.run_folder(run)
     if not any(file["epoch"] == epoch and Path(file["path"]).is_file() for file in folder.manifest().get("files", [])):

@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
 from lora_trainer.api.runs.start_run import model_facts, model_path, placed, problems_before
 from lora_trainer.api.runs.step_time import measured_step
 from lora_trainer.config.changes import Change, value_at
@@ -15,11 +14,19 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
 from lora_trainer.messages import Message, say, translate
+from collections.abc import Iterable, Mapping
+from typing import Any
+from lora_trainer.config import effective
+from lora_trainer.config.build import build, to_mapping
+from lora_trainer.config.files import read_config
+from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.resume_point import changes_of
 
 if TYPE_CHECKING:
     from lora_trainer.models.detection.detect import ModelFacts
     from lora_trainer.train.inputs.dataset import Pictures
     from lora_trainer.train.planning.plan import Machine, TrainingPlan
+
 
 BADGE = ("title", "family", "prediction", "zero_terminal_snr", "native_size", "because", "notes")
 EMPTY_PLAN: dict[str, Any] = {
@@ -152,3 +159,32 @@ def _try(look: Callable[[], Any]) -> Any:
         return look()
     except TrainerError:
         return None
+
+
+DECIDING = ("optimizer", "schedule", "steps")
+"""Sections that decide on the rates."""
+
+
+def course(folder: RunFolder) -> dict[str, Any]:
+    """{"total_steps", "epochs", "schedule": {group: [[step, rate], ...]}} of a run as it is planned now. Raises TrainerError."""
+    from lora_trainer.optim.schedules import curve, schedule_of
+
+    plan = folder.plan()
+    config = with_changes(read_config(folder.config_file), folder.events())
+    epochs, total = effective.train_length(config, int(plan.get("steps_per_epoch") or 0))
+    if not plan or total < 1:
+        return {"total_steps": 0, "epochs": 0, "schedule": {}}
+    warmup, decay = effective.warmup_steps(config, total), effective.decay_steps(config, total)
+    schedule, scale = schedule_of(config.schedule, total, warmup, decay), float(plan.get("rate_scale") or 1.0)
+    curves = {name: curve(schedule, rate * scale) for name, rate in effective.rates(config).items()}
+    return {"total_steps": total, "epochs": epochs, "schedule": curves}
+
+
+def with_changes(config: TrainConfig, events: Iterable[Mapping[str, Any]]) -> TrainConfig:
+    """The config with the changes that events tell of, as far as they decide on the rates."""
+    mapping = to_mapping(config)
+    for change in changes_of(events):
+        section, _, name = str(change["path"]).partition(".")
+        if section in DECIDING:
+            mapping[section][name] = change["new"]
+    return build(mapping)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lora_trainer.control import Control
 from lora_trainer.data.cache.array_store import LatentStore
-from lora_trainer.data.cache.content_hashes import Contents, Stamp, stamp_of
 from lora_trainer.data.cache.npz import read_npz
 from lora_trainer.data.gc_pause import uncollected
 from lora_trainer.data.pictures.image_header import why_unreadable
@@ -27,6 +26,7 @@ from lora_trainer.data.pictures.images import fitted
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Event, Progress, Warned
+from lora_trainer.file_hashes import FileHashes, Stamp, stamp_of
 from lora_trainer.messages import say
 
 Encode = Callable[[Tensor], Tensor]
@@ -47,11 +47,11 @@ class OnDisk:
     folder: Path
     encoder: str
     store: LatentStore = attrs.field(init=False)
-    contents: Contents = attrs.field(init=False)
+    contents: FileHashes = attrs.field(init=False)
     _begun: dict[str, Any] = attrs.field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        self.store, self.contents = LatentStore(self.folder), Contents(self.folder)
+        self.store, self.contents = LatentStore(self.folder), FileHashes(self.folder)
 
     def key(self, record: ImageRecord, flipped: bool, digest: bytes) -> bytes:
         """Name of the latents of a picture's content in its bucket, 32 bytes."""

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lora_trainer.data.cache.content_hashes import Contents, stamp_of
 from lora_trainer.data.pictures.image_header import UNREADABLE, has_alpha, why_unreadable
 from lora_trainer.data.pictures.images import opened_small
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
+from lora_trainer.file_hashes import FileHashes, stamp_of
 from lora_trainer.messages import Message, say
 
 GRID = 16
@@ -58,7 +58,7 @@ def verified(records: Sequence[ImageRecord], kept_in: Path | None = None) -> tup
 
     With `kept_in` a picture that was found whole is not decoded again by a later process while its file is untouched.
     """
-    whole = Contents(kept_in, "whole")
+    whole = FileHashes(kept_in, "whole.sqlite")
     whole.look_up(record.path for record in records if record.usable)
     found = [_known(record, whole) if record.usable else record for record in records]
     unknown = [number for number, record in enumerate(found) if record is None]
@@ -69,7 +69,7 @@ def verified(records: Sequence[ImageRecord], kept_in: Path | None = None) -> tup
     return tuple(record for record in found if record is not None)
 
 
-def _known(record: ImageRecord, whole: Contents) -> ImageRecord | None:
+def _known(record: ImageRecord, whole: FileHashes) -> ImageRecord | None:
     """The record as an earlier look left it; None where the file was never found whole, or was touched since."""
     with suppress(OSError):
         kept = whole.known(record.path, stamp_of(record.path))
@@ -78,7 +78,7 @@ def _known(record: ImageRecord, whole: Contents) -> ImageRecord | None:
     return None
 
 
-def _seen_now(record: ImageRecord, whole: Contents) -> ImageRecord:
+def _seen_now(record: ImageRecord, whole: FileHashes) -> ImageRecord:
     try:
         stamp = stamp_of(record.path)
     except OSError:

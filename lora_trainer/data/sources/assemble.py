@@ -13,8 +13,7 @@ from lora_trainer.data.gc_pause import uncollected
 from lora_trainer.data.pictures.crops import framed
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources.blueprint import Description, Source
-from lora_trainer.data.sources.rescan import scan_again
-from lora_trainer.data.sources.scan import Scan, split_validation
+from lora_trainer.data.sources.scan import Scan, scan_again, split_validation
 from lora_trainer.messages import Message, say
 
 

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import attrs
 
 from lora_trainer.data.captions import first_line, read_caption
+from lora_trainer.data.gc_pause import uncollected
 from lora_trainer.data.pictures.image_header import read_header
 from lora_trainer.data.records import ImageRecord, Verdict, natural_key, stable
 from lora_trainer.data.sources.blueprint import Source
@@ -317,3 +321,53 @@ def _warnings(records: Iterable[ImageRecord], seen: _Seen, source: Source) -> It
 
 def _names(keys: Sequence[str]) -> str:
     return ", ".join(keys[:NAMED]) + (" ..." if len(keys) > NAMED else "")
+
+
+FRESH = 2_000_000_000
+"""Nanoseconds for which a changed file is not believed to stay as it is: some file systems count time in steps of two seconds."""
+KEPT = 8
+
+
+def scan_again(source: Source) -> Scan:
+    """As scan_source; at once where names, sizes and times of all files are as they were. Raises DatasetError."""
+    with uncollected():
+        state = _state(source)
+        return scan_source(source) if state is None else _scanned(source, state)
+
+
+@lru_cache(maxsize=KEPT)
+def _scanned(source: Source, _state: bytes) -> Scan:
+    return scan_source(source)
+
+
+def _state(source: Source) -> bytes | None:
+    """A hash over all that reading depends on; None where something changed just now or cannot be seen."""
+    digest, newest = hashlib.sha256(), 0
+    try:
+        for name, size, changed, moved, number in _files(source):
+            newest = max(newest, changed, moved)
+            digest.update(b"%d %d %d %d " % (size, changed, moved, number))
+            digest.update(os.fsencode(name) + b"\0")
+    except OSError:
+        return None
+    return None if time.time_ns() - newest < FRESH else digest.digest()
+
+
+def _files(source: Source) -> Iterator[tuple[str, int, int, int, int]]:
+    """(path, size, time of change, time of renaming, number) of the metadata file and every file in the folder and those in it."""
+    for one in (source.metadata_file,) if source.metadata_file else ():
+        yield one, *_facts(Path(one).stat())
+    if not source.folder.strip():
+        return
+    waiting = [(source.folder, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.path, *_facts(entry.stat())
+                if depth == 0 and entry.is_dir():
+                    waiting.append((entry.path, 1))
+
+
+def _facts(state: os.stat_result) -> tuple[int, int, int, int]:
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino

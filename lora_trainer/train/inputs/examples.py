@@ -1,21 +1,27 @@
-"""One showing of a picture: how it is cut, coloured, mirrored and described this time. What the loop trains and what is shown before."""
+"""What a step sees of each picture: its caption, cut, colours, latents and mask at this epoch and repeat."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from lora_trainer.config.checks.picture_options import varying
+from lora_trainer.config.schema import DataConfig
 from lora_trainer.data import batch_sampler, captions
+from lora_trainer.data.batch_sampler import Item
+from lora_trainer.data.cache.latent_cache import LatentCache, as_pixels
 from lora_trainer.data.pictures import augment
 from lora_trainer.data.pictures.images import fitted
 from lora_trainer.data.pictures.masks import Masks
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.loss.noise import generator_for
+from lora_trainer.train.progress import Course
 
 if TYPE_CHECKING:
     from lora_trainer.train.inputs.dataset import Pictures
@@ -80,3 +86,58 @@ def pixels(shown: Showing) -> NDArray[np.uint8]:
 def learned(shown: Showing, pictures: Pictures) -> NDArray[np.float32] | None:
     """How much each cell of 8 x 8 pixels counts, float32 [h/8, w/8] from 0 to 1; None where all counts whole."""
     return Masks().get(shown.record, pictures.subset_of(shown.record).data, flipped=shown.flipped, keep=False)
+
+
+class Wording:
+    """Captions of one run: a pure function of the seed, the epoch, the step and the showing."""
+
+    def __init__(self, pictures: Pictures, seed: int, course: Course) -> None:
+        self.pictures, self.seed, self.course = pictures, seed, course
+
+    def of(self, item: Item, step: int) -> str:
+        """The caption of a showing in this epoch, as it reads after `step` steps."""
+        course = self.course
+        return text_of(self.pictures, item, seed=self.seed, epoch=course.epoch, step=step, total_steps=course.plan.total_steps)
+
+    def held(self, record: ImageRecord) -> str:
+        """The caption of a picture that is held back: the same each time."""
+        return captions.caption_of(record, self.pictures.rules_of(record))
+
+
+class Views:
+    """Pictures through `cache`; `options_of` gives the options of a picture's folder."""
+
+    def __init__(self, cache: LatentCache, options_of: Callable[[ImageRecord], DataConfig], seed: int) -> None:
+        self._cache, self._options_of, self._seed = cache, options_of, seed
+        self._masks = Masks()
+
+    def seen(self, record: ImageRecord, flipped: bool, *, epoch: int, repeat: int) -> tuple[Tensor, Tensor | None]:
+        """Scaled latents [4, h/8, w/8] and weights [h/8, w/8] (None: all is learned) of one showing. Raises DatasetError."""
+        data = self._options_of(record)
+        varied = bool(varying(data))
+        if varied:
+            record, colours = augment.drawn(record, data, seed=self._seed, epoch=epoch, repeat=repeat)
+            latent = self._cache.encoded(record, as_pixels(colours.on(fitted(record)), flipped))
+        else:
+            latent = self._cache.get(record, flipped)
+        weights = self._masks.get(record, data, flipped=flipped, keep=not varied)
+        return latent, None if weights is None else torch.from_numpy(weights)
+
+    def sizes(self, record: ImageRecord, flipped: bool, *, epoch: int, repeat: int) -> tuple[int, ...]:
+        """What SDXL is told of one showing (`sizes_of`)."""
+        data = self._options_of(record)
+        if varying(data):
+            record, _ = augment.drawn(record, data, seed=self._seed, epoch=epoch, repeat=repeat)
+        return sizes_of(record, flipped)
+
+
+def sizes_of(record: ImageRecord, flipped: bool) -> tuple[int, ...]:
+    """Of a placed picture, in pixels: original height and width, top and left of the crop, height and width of the target.
+
+    A mirrored picture is cut off on the other side.
+    """
+    width, height = record.bucket or (record.width, record.height)
+    left, top, kept, _ = record.crop or (0, 0, width, height)
+    if flipped and record.resized is not None:
+        left = record.resized[0] - left - kept
+    return record.height, record.width, top, left, height, width

@@ -16,11 +16,12 @@ from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
 from lora_trainer.host.memory import empty
 from lora_trainer.messages import Message, say
-from lora_trainer.train.memory import economy
+from lora_trainer.train.memory import checkpointing
 
 if TYPE_CHECKING:
     from lora_trainer.train.progress import Course
     from lora_trainer.train.trainer import Trainer
+
 
 STEP, ENCODING, LOOKING, LOADING = "step", "encoding", "looking", "loading"
 """What may run out of memory: a training step; encoding of pictures and captions; validation, previews and saving; the model's loading."""
@@ -116,7 +117,7 @@ class Ladder:
             told = say("Memory ran out: pictures are encoded one at a time.")
             yield Rung(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
         if not memory.gradient_checkpointing:
-            gigabytes = economy.half_budget_gb(*trainer.blocks())
+            gigabytes = checkpointing.half_budget_gb(*trainer.blocks())
             told = say("Memory ran out: half of what a step keeps is computed again instead, at most {gb} GB stay.", gb=gigabytes)
             yield Rung(
                 told,

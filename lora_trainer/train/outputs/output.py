@@ -15,8 +15,7 @@ from lora_trainer.files import file_sha256
 from lora_trainer.host.base import Lease
 from lora_trainer.train import setup
 from lora_trainer.train.outputs import metadata
-from lora_trainer.train.outputs.background_writer import Writer
-from lora_trainer.train.outputs.copies import copied
+from lora_trainer.train.outputs.background_writer import Writer, copied
 from lora_trainer.train.outputs.ema import weights_word
 from lora_trainer.train.outputs.network_metadata import header_words
 from lora_trainer.train.outputs.saving import Names, sweep, write_side_files

@@ -1,10 +1,10 @@
-"""The gradient of one optimizer step: its batches one after the other, forward and backward."""
+"""One optimizer step: its batches forward and backward one after the other, then the update from the gradient in the buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -15,14 +15,15 @@ from lora_trainer.data.batch_sampler import Item
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
 from lora_trainer.train.distributed import Shares
-from lora_trainer.train.inputs.examples import mirrored
-from lora_trainer.train.inputs.wording import Wording
+from lora_trainer.train.inputs.examples import Wording, mirrored
 from lora_trainer.train.progress import Course
 from lora_trainer.train.step.cuda_graphs import CudaRecorder, Replays, Work, why_not
 from lora_trainer.train.step.objective import Batch, noisy_batch, picture_losses, weighted
 from lora_trainer.train.step.precision import computing
 
 if TYPE_CHECKING:
+    from lora_trainer.optim.optimizers import TrainingOptimizer
+    from lora_trainer.train.outputs.ema import Average
     from lora_trainer.train.trainer import Trainer
 
 
@@ -148,3 +149,75 @@ def replays_for(trainer: Trainer, work: Work) -> Replays | Message | None:
     if reason is not None:
         return say("Steps are not replayed: {reason}", reason=reason)
     return Replays(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())
+
+
+class Updater:
+    """Unscales, measures and shortens the gradient, then steps; a gradient that is no number is dropped instead.
+
+    `after` is done after each step that was taken, before the average follows.
+    """
+
+    def __init__(
+        self, optimizer: TrainingOptimizer, scaler: Any, average: Average | None = None, after: Callable[[], object] | None = None
+    ) -> None:
+        self.optimizer, self.scaler, self.average, self.after = optimizer, scaler, average, after
+        self.begun = False
+        """Whether a step has begun and not ended: it cannot be done again."""
+        self._stepped = False
+
+    def update(self, factor: float, limit: float, loss: Tensor, steps: int = 1) -> tuple[float, float]:
+        """The `steps`-th step, at `factor` times each group's rate.
+
+        Returns the gradient's length before it was shortened to `limit` (0: never), and the loss as a number. Both are read at once:
+        it is the only time in a step that a GPU is waited for.
+        """
+        optimizer, scaler = self.optimizer, self.scaler
+        if scaler is not None:
+            optimizer.unscale(scaler)
+        norm, read = self._shortened(limit, loss)
+        if norm == norm and norm != float("inf"):
+            self._step(factor)
+            if self.after is not None:
+                self.after()
+        else:
+            optimizer.drop()
+        if scaler is not None:
+            scaler.update()
+        if self.average is not None:
+            self.average.follow(steps)
+        self.begun = False
+        return norm, read
+
+    def _step(self, factor: float) -> None:
+        """The first step makes the optimizer's state, for which there may be no room: then all is as before it."""
+        if self._stepped:
+            self.begun = True
+            self.optimizer.step(factor)
+            return
+        values, kept = [group.buffer.detach().clone() for group in self.optimizer.groups], self.optimizer.state_dict()
+        try:
+            self.optimizer.step(factor)
+        except (RuntimeError, MemoryError):
+            if not kept[0]:  # of a run that begins: what the step has made must not stay
+                self.optimizer.inner.state.clear()
+            self.optimizer.load_state_dict(*kept)
+            with torch.no_grad():
+                for group, before in zip(self.optimizer.groups, values, strict=True):
+                    group.buffer.copy_(before)
+            raise
+        self.begun = self._stepped = True
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied with; 0 without a GradScaler."""
+        return 0.0 if self.scaler is None else float(self.scaler.get_scale())
+
+    def _shortened(self, limit: float, loss: Tensor) -> tuple[float, float]:
+        gradients = self.optimizer.gradients()
+        norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+        length = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+        norm, read = torch.stack([length, loss.to(length.dtype)]).tolist()
+        if limit and norm > limit:
+            for gradient in gradients:
+                gradient.mul_(limit / (norm + 1e-6))
+        return norm, read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sqlite3
 import time
@@ -11,25 +10,31 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.files import file_sha256
+
 Stamp = tuple[int, int, int, int]
 FRESH = 2_000_000_000
 """Nanoseconds for which a changed file is not believed to be known: some file systems count time in steps of two seconds."""
 AT_ONCE = 500
 
 
-class Contents:
+class FileHashes:
     """Hashes (32 bytes) of files, kept in a database in `folder`; without a folder, or where it fails, each is read anew.
 
-    Another `name` is for other bytes that hold as long as the file is untouched.
+    Another `name` is for other bytes that hold as long as the file is untouched. A file that changed less than `fresh` nanoseconds ago
+    (None: FRESH) is not believed to be known.
     """
 
-    def __init__(self, folder: Path | None, name: str = "contents") -> None:
-        self._file = None if folder is None else folder / f"{name}.sqlite"
+    def __init__(self, folder: Path | None, name: str = "contents.sqlite", fresh: int | None = None) -> None:
+        self._file = None if folder is None else folder / name
+        self._fresh = fresh
         self._known: dict[str, tuple[Stamp, bytes]] = {}
         self._new: dict[str, tuple[Stamp, bytes]] = {}
 
     def look_up(self, paths: Iterable[Path]) -> None:
         """Fetches what is known of many files at once."""
+        if self._file is None or not self._file.is_file():
+            return
         wanted = {_name_of(text): text for path in paths if (text := os.fspath(path)) not in self._known}
         with self._database() as database:
             for row in _rows(database, list(wanted)):
@@ -45,16 +50,13 @@ class Contents:
         stamp = stamp_of(path)
         if found := self.known(path, stamp):
             return stamp, found
-        with path.open("rb") as file:
-            sha256 = hashlib.sha256()
-            while block := file.read(1 << 20):
-                sha256.update(block)
-        self.remember(path, stamp, sha256.digest())
-        return stamp, sha256.digest()
+        digest = bytes.fromhex(file_sha256(path))
+        self.remember(path, stamp, digest)
+        return stamp, digest
 
     def remember(self, path: Path, stamp: Stamp, found: bytes) -> None:
         """Keeps what was found in the file that had this stamp before it was read."""
-        if time.time_ns() - max(stamp[1], stamp[2]) > FRESH:
+        if time.time_ns() - max(stamp[1], stamp[2]) > (FRESH if self._fresh is None else self._fresh):
             name = os.fspath(path)
             self._known[name] = self._new[name] = (stamp, found)
 
@@ -118,3 +120,28 @@ def stamp_of(path: Path) -> Stamp:
     """Size, time of change, time of renaming (on Windows: of creation) and number of a file. Raises OSError."""
     state = os.stat(path)  # noqa: PTH116 (half the time of Path.stat, once for each of many)
     return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino & (2**63 - 1)
+
+
+CHECKPOINTS = "checkpoint-hashes.sqlite"
+
+
+def known_sha256(path: Path, cache: Path) -> str:
+    """The hex sha256 of a model's file that was asked for before and is as it was then; empty for any other."""
+    hashes = FileHashes(cache, CHECKPOINTS, fresh=0)
+    hashes.look_up([path])
+    try:
+        return (hashes.known(path, stamp_of(path)) or b"").hex()
+    except OSError:
+        return ""
+
+
+def checkpoint_sha256(path: Path, cache: Path) -> str:
+    """The hex sha256 of a model's file, read only where it is not known yet. A WebUI keeps its own; this is for a headless run.
+
+    Raises OSError where the file cannot be read.
+    """
+    hashes = FileHashes(cache, CHECKPOINTS, fresh=0)
+    hashes.look_up([path])
+    _, digest = hashes.digest(path)
+    hashes.save()
+    return digest.hex()
