@@ -32,11 +32,11 @@ from lora_trainer.config.schema import DataConfig
 from lora_trainer.control import Control
 from lora_trainer.data.buckets import place
 from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
-from lora_trainer.data.gc_pause import uncollected
+from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import scan
 from lora_trainer.data.sources.blueprint import Source
-from lora_trainer.data.sources.scan import scan_again
+from lora_trainer.data.sources.scan import rescan
 
 SMALL = {"resolution": 64, "min_bucket_reso": 32, "bucket_reso_steps": 8}
 LARGE = {"resolution": 512}
@@ -89,8 +89,8 @@ def of_scanning(pictures: Path, count: int) -> Iterator[Row]:
     plain = best(lambda: _plain_scan(pictures), 2)
     yield Row(f"scan and bucket {count} pictures", ours, plain, 0.5 * share, "s")
     with _believed():
-        scan_again(source)
-        yield Row(f"scan {count} pictures again", best(lambda: scan_again(source)), plain, 0.1 * share, "s")
+        rescan(source)
+        yield Row(f"scan {count} pictures again", best(lambda: rescan(source)), plain, 0.1 * share, "s")
 
 
 def of_growth(folder: Path, count: int) -> Iterator[Row]:
@@ -122,7 +122,7 @@ def _encoding(pictures: Path, side: int) -> tuple[float, float]:
     for number in range(ENCODED):
         pixels = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(pictures / f"{number}.jpg", quality=92)
-    records = place(scan_again(Source("", str(pictures))).records, _options(LARGE))
+    records = place(rescan(Source("", str(pictures))).records, _options(LARGE))
     ours, plain = [], []
     for number in range(2):
         encode, spent = _encoder()
@@ -138,7 +138,7 @@ def _encoding(pictures: Path, side: int) -> tuple[float, float]:
 
 
 def of_warm_start(folder: Path, pictures: Path, count: int) -> Iterator[Row]:
-    records = place(scan_again(Source("", str(pictures))).records, _options(SMALL))
+    records = place(rescan(Source("", str(pictures))).records, _options(SMALL))
     encode, _ = _encoder()
 
     def start() -> None:
@@ -197,8 +197,8 @@ def resident() -> int:
 
 
 def _placed(source: Source, data: DataConfig) -> list[ImageRecord]:
-    with uncollected():
-        return place(scan_again(source).records, data)
+    with gc_paused():
+        return place(rescan(source).records, data)
 
 
 def _fill(cache: LatentCache, records: Sequence[ImageRecord]) -> None:

@@ -41,11 +41,11 @@ from lora_trainer.models.families import family
 from lora_trainer.models.noise_schedule import alphas_cumprod
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.memory import activations
-from lora_trainer.train.memory.activations import Numbers
+from lora_trainer.train.memory.activations import DtypeSizes
 from lora_trainer.train.memory.checkpointing import Checkpointing, blocks_of, names
 from lora_trainer.train.planning.plan import step_parts
-from lora_trainer.train.step.objective import Batch, picture_losses
-from lora_trainer.train.step.precision import Precision, computing
+from lora_trainer.train.step.objective import Batch, per_image_losses
+from lora_trainer.train.step.precision import Precision, compute_scope
 
 CPU = torch.device("cpu")
 SHAPES = {"sd15": SD15, "sd21": SD21, "sdxl": SDXL, "tiny": TINY, "tiny-sdxl": TINY_SDXL}
@@ -178,7 +178,7 @@ class Counted:
 class Step:
     """A training step of a U-Net with a LoRA, the trainer's own parts, as often as it is called."""
 
-    def __init__(self, widths: Widths, setting: Setting, dtype: torch.dtype, numbers: Numbers) -> None:
+    def __init__(self, widths: Widths, setting: Setting, dtype: torch.dtype, numbers: DtypeSizes) -> None:
         self.bundle = _bundle(widths, dtype)
         self.dtype = dtype
         self.precision = Precision(dtype, None, False)
@@ -203,14 +203,14 @@ class Step:
 
     def __call__(self) -> None:
         tensors = self.optimizer.tensors(None if self.dtype is torch.float32 else self.dtype)
-        with self.adapter.calculating_with(tensors):
-            with computing(self.precision, CPU, grad=True):
-                losses = picture_losses(self.bundle, self.batch, LossConfig())
+        with self.adapter.using_tensors(tensors):
+            with compute_scope(self.precision, CPU, grad=True):
+                losses = per_image_losses(self.bundle, self.batch, LossConfig())
             losses.sum().backward()
         self.optimizer.step(1.0)
 
 
-def chosen(blocks: Sequence[activations.Block], rest: float, share: float) -> activations.Choice:
+def chosen(blocks: Sequence[activations.Block], rest: float, share: float) -> activations.RecomputeChoice:
     """Keeping all, nothing that need not be, or at most this share of what keeping all takes."""
     everything = activations.keep_all(blocks, rest)
     if share == 1.0:
@@ -232,14 +232,14 @@ def _bundle(widths: Widths, dtype: torch.dtype) -> ModelBundle:
     return ModelBundle(family(widths.family), unet, none, None, none, alphas_cumprod(), "epsilon", dtype, CPU)
 
 
-def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -> tuple[Counted, activations.Choice]:
+def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -> tuple[Counted, activations.RecomputeChoice]:
     """The second step's allocations, without calculating anything."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(patch.object(Tensor, "uniform_", lambda tensor, *_, **__: tensor))  # torch 2.1 cannot, and no number counts
-        step = Step(widths, setting, dtype, Numbers(_size(dtype), 4 if cuda else _size(dtype)))
+        step = Step(widths, setting, dtype, DtypeSizes(_size(dtype), 4 if cuda else _size(dtype)))
         model = sum(parameter.numel() * parameter.element_size() for parameter in step.bundle.unet.parameters())
         if cuda:
             stack.enter_context(as_cuda())
@@ -264,7 +264,7 @@ def _of_optimizer(step: Step) -> list[Tensor]:
 
 def rows(widths: Widths, settings: Sequence[Setting], dtype: torch.dtype, *, cuda: bool) -> Iterator[dict[str, Any]]:
     """For each setting: megabytes predicted and counted of activations and of all, and how far apart they are."""
-    numbers = Numbers(_size(dtype), 4 if cuda else _size(dtype))
+    numbers = DtypeSizes(_size(dtype), 4 if cuda else _size(dtype))
     for setting in settings:
         counted, choice = count(widths, setting, dtype, cuda=cuda)
         trained = round(counted.between / 12)
@@ -286,7 +286,7 @@ def rows(widths: Widths, settings: Sequence[Setting], dtype: torch.dtype, *, cud
 def times(widths: Widths, side: int, rounds: int) -> dict[str, dict[str, float]]:
     """CPU seconds of a step that keeps all, half of the bytes, and nothing, turn by turn, medians; with the bytes kept."""
     torch.set_num_threads(1)
-    steps = {share: Step(widths, Setting(side, 1, share, 16), torch.float32, Numbers(4, 4)) for share in (1.0, 0.5, 0.0)}
+    steps = {share: Step(widths, Setting(side, 1, share, 16), torch.float32, DtypeSizes(4, 4)) for share in (1.0, 0.5, 0.0)}
     took: dict[float, list[float]] = {share: [] for share in steps}
     for number in range(rounds + 1):
         for share, step in steps.items():
@@ -322,8 +322,8 @@ def kept_bytes(step: Callable[[], None] | Step) -> int:
 
     tensors = step.optimizer.tensors(None)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, step.adapter.calculating_with(tensors), computing(step.precision, CPU, grad=True):
-        losses = picture_losses(step.bundle, step.batch, LossConfig())
+    with hooks, step.adapter.using_tensors(tensors), compute_scope(step.precision, CPU, grad=True):
+        losses = per_image_losses(step.bundle, step.batch, LossConfig())
     total = sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
     del losses
     return total

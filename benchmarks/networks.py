@@ -30,7 +30,7 @@ from benchmarks.random_checkpoint import SD15
 from benchmarks.reference_loop import CLIP, RATE, ReferenceLoop
 from benchmarks.step import CPU, RANK, SHAPES, Shape, held_model, machine
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.rng import Chance
+from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.adapters.targets import planned
 from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
@@ -38,8 +38,8 @@ from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
-from lora_trainer.train.step.accumulate import Updater
-from lora_trainer.train.step.precision import choose_precision, computing
+from lora_trainer.train.step.accumulate import OptimizerStep
+from lora_trainer.train.step.precision import choose_precision, compute_scope
 
 WAYS: dict[str, dict[str, Any]] = {
     **{name: {"type": name} for name in NETWORK_TYPES},
@@ -78,15 +78,15 @@ def stepper(network: NetworkAdapter, source: LiveSource, bundle: Any, latents: T
     """A training step of a network that is attached to the bundle."""
     precision = choose_precision("auto", source, CPU)
     optimizer = make_optimizer("AdamW", network.parameters(), [GroupPlan("unet", "unet", RATE)], {})
-    updater, turn = Updater(optimizer, None), iter(range(10**6))
+    updater, turn = OptimizerStep(optimizer, None), iter(range(10**6))
 
     def step() -> None:
         number = next(turn)
         noise, timesteps = torch.randn_like(latents), torch.randint(0, len(bundle.alphas_cumprod), (len(latents),))
         kept = bundle.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
-        with network.calculating_with(optimizer.tensors(precision.autocast), Chance(0, number) if network.draws else None):
-            with computing(precision, CPU, grad=True):
+        with network.using_tensors(optimizer.tensors(precision.autocast), LayerRng(0, number) if network.is_random else None):
+            with compute_scope(precision, CPU, grad=True):
                 predicted = bundle.family.denoise(bundle, noisy.to(bundle.dtype), timesteps, Conditioning(texts))
             loss = functional.mse_loss(predicted.float(), noise)
             loss.backward()
@@ -127,7 +127,7 @@ def counted(name: str, side: int) -> int:
     network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
     network.attach(bundle)
     noisy, texts = torch.empty(1, 4, side // 8, side // 8, device="meta"), torch.empty(1, 77, SD15.text, device="meta")
-    with FlopCounterMode(display=False) as counter, network.calculating_with(list(network.parameters().values()), Chance(0, 0)):
+    with FlopCounterMode(display=False) as counter, network.using_tensors(list(network.parameters().values()), LayerRng(0, 0)):
         unet(noisy, torch.empty(1, device="meta"), texts, return_dict=False)[0].sum().backward()
     return int(counter.get_total_flops())
 

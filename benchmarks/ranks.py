@@ -47,11 +47,11 @@ def work(folder: Path, batch: int, steps: int) -> None:
     from lora_trainer.control import Control
     from lora_trainer.events import Stepped
     from lora_trainer.host.standalone import StandaloneHost
-    from lora_trainer.jobs.process_rank import place_of
+    from lora_trainer.jobs.process_rank import process_rank
     from lora_trainer.train.loop import run
 
     torch.set_num_threads(1)
-    place = place_of()
+    place = process_rank()
     config = build(
         {
             "model": {"pretrained_model_name_or_path": str(assets.toy_checkpoint())},

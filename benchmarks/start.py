@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step import SHAPES, HoldingHost, Shape, held_model, machine, table
 from lora_trainer.config.build import build
 from lora_trainer.events import Phase, Saved, Stepped
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.models.source import LiveSource
@@ -56,7 +56,7 @@ class Watch:
     epochs: list[int] = attrs.field(factory=list)
     saved: set[int] = attrs.field(factory=set)
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         if isinstance(record.event, Stepped):
             self.marks.append(time.process_time() - self.begin)
             self.walls.append(time.perf_counter())

@@ -39,7 +39,7 @@ from lora_trainer.config.build import build
 from lora_trainer.config.schema import ModelConfig, TrainConfig
 from lora_trainer.events import Stepped
 from lora_trainer.host.standalone import FileLease, StandaloneHost
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.models.conditioning import Conditioning
@@ -47,7 +47,7 @@ from lora_trainer.models.detection.detect import sd1_heads
 from lora_trainer.models.load import clip_tokenizer, load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.train.loop import run
-from lora_trainer.train.step.precision import choose_precision, computing
+from lora_trainer.train.step.precision import choose_precision, compute_scope
 
 RANK, PICTURES, WARM_UP = 16, 2, 2
 VIEWS = frozenset(
@@ -125,7 +125,7 @@ class Turns:
         self._seen = 0
         self._begin = 0.0
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         took = time.process_time() - self._begin
         if isinstance(record.event, Stepped):
             self._counting.close()
@@ -210,8 +210,8 @@ def bare(source: LiveSource, latents: Tensor, texts: Tensor) -> tuple[Callable[[
     timesteps, towards = torch.tensor([500]), torch.ones_like(latents, dtype=bundle.dtype)
 
     def forward_and_backward() -> None:
-        with adapter.calculating_with([leaves]):
-            with computing(precision, CPU, grad=True):
+        with adapter.using_tensors([leaves]):
+            with compute_scope(precision, CPU, grad=True):
                 predicted = bundle.family.denoise(bundle, latents.to(bundle.dtype), timesteps, Conditioning(texts))
             predicted.backward(towards)
 

@@ -16,7 +16,7 @@ Operation = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 @attrs.frozen(eq=False)
-class Site:
+class BaseLayer:
     """`call(x, weight, bias)` is the layer's operation with any weight of the same kind: its stride, padding, groups, epsilon."""
 
     weight: Tensor
@@ -38,11 +38,11 @@ class Site:
         return values if self.linear else values.reshape(1, -1, *(1,) * (self.weight.dim() - 2))
 
 
-def site_of(module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> Site:
+def base_layer(module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> BaseLayer:
     """The site of a linear, convolution, layer norm or group norm; `weight` and `bias` stand in for the module's own where given."""
     held = module.weight if weight is None else weight
     given = module.bias if bias is None else bias
-    return Site(held, given, operation(module), isinstance(module, nn.Linear))  # type: ignore[arg-type]
+    return BaseLayer(held, given, operation(module), isinstance(module, nn.Linear))  # type: ignore[arg-type]
 
 
 def operation(module: nn.Module) -> Operation:
@@ -64,7 +64,7 @@ def _group_norm(groups: int, small: float, x: Tensor, weight: Tensor, bias: Tens
     return functional.group_norm(x, groups, weight, bias, small)
 
 
-def summed(weight: Tensor, delta: Tensor, strength: float) -> Tensor:
+def add_delta(weight: Tensor, delta: Tensor, strength: float) -> Tensor:
     """weight + strength * delta in the weight's format; added up in float32 where either is shorter."""
     if weight.dtype == delta.dtype == torch.float32:
         return torch.add(weight, delta, alpha=strength)

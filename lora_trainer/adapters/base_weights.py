@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site, site_of, summed
+from lora_trainer.adapters.base_layer import BaseLayer, add_delta, base_layer
 from lora_trainer.adapters.network_file import ModuleState, bias_delta_of, delta_of
 from lora_trainer.adapters.targets import layers_of, module_at
 from lora_trainer.errors import ModelError
@@ -16,7 +16,7 @@ from lora_trainer.models.bundle import ModelBundle
 
 
 @attrs.frozen(eq=False)
-class Source:
+class MergedNetwork:
     """A file's modules by name, how strongly they count, and what an error calls it."""
 
     modules: Mapping[str, ModuleState]
@@ -24,12 +24,12 @@ class Source:
     name: str
 
 
-class Changed:
+class MergedModel:
     """Sites of a bundle's layers by path with the files added, one after the other as hosts do; copies of the layers that they touch."""
 
-    def __init__(self, bundle: ModelBundle, sources: Sequence[Source]) -> None:
+    def __init__(self, bundle: ModelBundle, sources: Sequence[MergedNetwork]) -> None:
         paths = {layer.name: layer.path for layer in layers_of(bundle)} if sources else {}
-        self.sites: dict[str, Site] = {}
+        self.sites: dict[str, BaseLayer] = {}
         self._attached: list[nn.Module] = []
         with torch.no_grad():
             for source, name, state in _every(sources):
@@ -39,9 +39,9 @@ class Changed:
                     )
                 self.sites[paths[name]] = _added(self.site(bundle, paths[name]), state, source, name)
 
-    def site(self, bundle: ModelBundle, path: str) -> Site:
+    def site(self, bundle: ModelBundle, path: str) -> BaseLayer:
         """The layer's site, changed or its own."""
-        return self.sites.get(path) or site_of(module_at(bundle, path))
+        return self.sites.get(path) or base_layer(module_at(bundle, path))
 
     def attach(self, bundle: ModelBundle, besides: frozenset[str] = frozenset()) -> None:
         """The touched layers work with the changed weights, but for those of `besides`, whose own network reads the site."""
@@ -57,13 +57,13 @@ class Changed:
         self._attached.clear()
 
 
-def _every(sources: Sequence[Source]) -> Iterator[tuple[Source, str, ModuleState]]:
+def _every(sources: Sequence[MergedNetwork]) -> Iterator[tuple[MergedNetwork, str, ModuleState]]:
     for source in sources:
         for name, state in source.modules.items():
             yield source, name, state
 
 
-def _added(site: Site, state: ModuleState, source: Source, name: str) -> Site:
+def _added(site: BaseLayer, state: ModuleState, source: MergedNetwork, name: str) -> BaseLayer:
     try:
         delta = delta_of(on(state, site.weight.device), site.weight)
     except ModelError as error:
@@ -72,8 +72,8 @@ def _added(site: Site, state: ModuleState, source: Source, name: str) -> Site:
         ) from error
     bias, more = site.bias, bias_delta_of(state)
     if more is not None and bias is not None:
-        bias = summed(bias, more.to(bias.device), source.strength)
-    return attrs.evolve(site, weight=summed(site.weight, delta, source.strength), bias=bias)
+        bias = add_delta(bias, more.to(bias.device), source.strength)
+    return attrs.evolve(site, weight=add_delta(site.weight, delta, source.strength), bias=bias)
 
 
 def on(state: ModuleState, device: torch.device) -> ModuleState:

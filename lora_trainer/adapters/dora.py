@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.base_layer import BaseLayer
 
 MAGNITUDE = "dora_scale"
 TINY = torch.finfo(torch.float32).eps
@@ -22,7 +22,7 @@ def is_input_axis(magnitude: Tensor) -> bool:
     return magnitude.shape[0] == 1 and magnitude.numel() > 1
 
 
-def lengths(weight: Tensor, *, input_axis: bool) -> Tensor:
+def weight_norms(weight: Tensor, *, input_axis: bool) -> Tensor:
     """The length of a weight [out, in(, kh, kw)] for each input channel or output, in the shape of a magnitude; float32."""
     kept = 1 if input_axis else 0
     others = [axis for axis in range(weight.dim()) if axis != kept]
@@ -32,10 +32,10 @@ def lengths(weight: Tensor, *, input_axis: bool) -> Tensor:
 def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     """What `weight` gains when weight + delta is brought to the magnitude."""
     changed = weight + delta
-    return changed * (magnitude / (lengths(changed, input_axis=is_input_axis(magnitude)) + TINY)) - weight
+    return changed * (magnitude / (weight_norms(changed, input_axis=is_input_axis(magnitude)) + TINY)) - weight
 
 
-def lengths_of_pair(own: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float, *, input_axis: bool) -> Tensor:
+def low_rank_norms(own: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale: float, *, input_axis: bool) -> Tensor:
     """The lengths of weight + scale * up @ down, flat and in float32, without making that sum; `own` are the weight's squared lengths.
 
     |w + d|^2 = |w|^2 + 2 w d + |d|^2, where both further terms need products with the small matrices only.
@@ -52,8 +52,8 @@ def lengths_of_pair(own: Tensor, weight: Tensor, down: Tensor, up: Tensor, scale
     return square.clamp_min(TINY * TINY).sqrt() + TINY
 
 
-def begin_magnitude(tensors: Mapping[str, nn.Parameter], site: Site) -> None:
+def init_magnitude(tensors: Mapping[str, nn.Parameter], site: BaseLayer) -> None:
     """A magnitude begins as the weight's own lengths, so that nothing is changed."""
     if MAGNITUDE in tensors:
         magnitude = tensors[MAGNITUDE]
-        magnitude.copy_(lengths(site.weight, input_axis=is_input_axis(magnitude)))
+        magnitude.copy_(weight_norms(site.weight, input_axis=is_input_axis(magnitude)))

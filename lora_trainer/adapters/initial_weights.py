@@ -50,11 +50,11 @@ def _whole(state: ModuleState) -> bool:
     return state.kind.name == "lokr" and {"lokr_w1", "lokr_w2"} <= set(state.tensors)
 
 
-def start_from(adapter: NetworkAdapter, path: Path) -> None:
+def load_initial_weights(adapter: NetworkAdapter, path: Path) -> None:
     """Gives a network the values of a file. Raises ModelError where names, ranks or shapes do not fit."""
     state: Mapping[str, torch.Tensor] = read_lora(path)[0]
     own = adapter.state_dict()
-    ranks = {f"{layer.plan.name}.alpha": torch.tensor(float(layer.kind.rank(layer.parameters))) for layer in adapter.every()}
+    ranks = {f"{layer.plan.name}.alpha": torch.tensor(float(layer.kind.rank(layer.parameters))) for layer in adapter.iter_layers()}
     whole = {**{name: ranks[name] for name in own if name in ranks}, **state}  # a file without alphas means alpha = rank
     wrong = sorted(set(own) ^ set(whole)) or [name for name in own if own[name].shape != whole[name].shape]
     if wrong:

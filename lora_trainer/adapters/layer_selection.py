@@ -35,7 +35,7 @@ BLOCK_LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alph
 
 
 @attrs.frozen
-class Chosen:
+class SelectedLayer:
     """A layer that is trained: what is put on it, and its shape, which tells the size of a file."""
 
     plan: LayerPlan
@@ -47,7 +47,7 @@ class Chosen:
         return NETWORK_KINDS[self.plan.kind].numbers(self.shape, self.plan.rank, self.plan.options)
 
 
-def choose(layers: Iterable[Layer], network: NetworkConfig, parts: Sequence[str], family: str) -> list[Chosen]:
+def select_layers(layers: Iterable[Layer], network: NetworkConfig, parts: Sequence[str], family: str) -> list[SelectedLayer]:
     """What a network with these settings is put on, in the layers' order. Raises ConfigError where block lists do not fit the family."""
     rules = _Rules.of(network, family)
     return [chosen for layer in layers if layer.part in parts and (chosen := rules.chosen(layer)) is not None]
@@ -84,10 +84,10 @@ def options_of(network: NetworkConfig) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in known and value != known[name]}
 
 
-def hits(layers: Iterable[Layer], network: NetworkConfig, parts: Sequence[str], family: str) -> dict[str, dict[str, int]]:
+def pattern_hits(layers: Iterable[Layer], network: NetworkConfig, parts: Sequence[str], family: str) -> dict[str, dict[str, int]]:
     """{"include": {pattern: layers}, "exclude": {...}}: how many layers each pattern hits of those that the preset holds."""
     plain = attrs.evolve(network, include=(), exclude=())
-    names = [(one.plan.name, one.plan.path) for one in choose(layers, plain, parts, family)]
+    names = [(one.plan.name, one.plan.path) for one in select_layers(layers, plain, parts, family)]
     found = {}
     for option in ("include", "exclude"):
         patterns = {text: pattern(text) for text in getattr(network, option)}
@@ -148,7 +148,7 @@ class _Rules:
             packed(family),
         )
 
-    def chosen(self, layer: Layer) -> Chosen | None:
+    def chosen(self, layer: Layer) -> SelectedLayer | None:
         """What is put on a layer; None where nothing is."""
         if not self._meant(layer):
             return None
@@ -161,7 +161,7 @@ class _Rules:
         if kind == "full" and layer.path.startswith(self.packed) and layer.path.endswith(layout.PACKED):
             options = {**options, "bias": False}  # A1111 reads no bias of a matrix that it holds as a part of another
         plan = LayerPlan(layer.part, layer.name, layer.path, kind, rank, alpha, options, rate)
-        return Chosen(plan, LayerShape(layer.shape, layer.bias))
+        return SelectedLayer(plan, LayerShape(layer.shape, layer.bias))
 
     def _meant(self, layer: Layer) -> bool:
         network = self.network

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.base_weights import Changed, Source
+from lora_trainer.adapters.base_weights import MergedModel, MergedNetwork
 from lora_trainer.adapters.kinds import known_suffixes
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.network_file import modules_of
@@ -100,7 +100,7 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iter
         yield
         return
     plain = all(is_plain(state, bundle) for state, _, _ in read)
-    on: NetworkAdapter | Changed = stacked(bundle, read) if plain else Changed(bundle, sources(read))
+    on: NetworkAdapter | MergedModel = combined_adapter(bundle, read) if plain else MergedModel(bundle, sources(read))
     on.attach(bundle)
     try:
         yield
@@ -108,7 +108,7 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iter
         on.detach()
 
 
-def frozen(files: Sequence[str], strengths: float | Sequence[float]) -> list[Source]:
+def read_base_weights(files: Sequence[str], strengths: float | Sequence[float]) -> list[MergedNetwork]:
     """Networks that count as part of the model, with one strength for all or one for each; those that are missing are 1.
 
     Raises ModelError for a file that is no network.
@@ -119,9 +119,9 @@ def frozen(files: Sequence[str], strengths: float | Sequence[float]) -> list[Sou
     return sources([(read_lora(path)[0], strength, path) for path, strength in zip(paths, counted, strict=True)])
 
 
-def sources(read: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> list[Source]:
+def sources(read: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> list[MergedNetwork]:
     """Files as `Changed` takes them. Raises ModelError for half a module."""
-    return [Source(modules_of(state, str(path)), weight, str(path)) for state, weight, path in read]
+    return [MergedNetwork(modules_of(state, str(path)), weight, str(path)) for state, weight, path in read]
 
 
 def is_plain(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
@@ -132,14 +132,14 @@ def is_plain(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
     return {key.partition(".")[0] for key in state} <= usual
 
 
-def stacked(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
+def combined_adapter(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
     """One adapter whose effect is the sum of several LoRA states, each times its weight."""
     rank = sum(next(tensor for name, tensor in state.items() if name.endswith("lora_down.weight")).shape[0] for state, _, _ in loras)
     parts = [
         part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te")) if any(_has(state, prefix) for state, _, _ in loras)
     ]
     adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
-    known = {layer.plan.name: tuple(layer.parameters.values()) for layer in adapter.every()}
+    known = {layer.plan.name: tuple(layer.parameters.values()) for layer in adapter.iter_layers()}
     with torch.no_grad():
         for down, _ in known.values():
             down.zero_()

@@ -11,12 +11,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site
-from lora_trainer.adapters.base_weights import Changed, Source
+from lora_trainer.adapters.base_layer import BaseLayer
+from lora_trainer.adapters.base_weights import MergedModel, MergedNetwork
 from lora_trainer.adapters.kinds import kind_named
 from lora_trainer.adapters.kinds.base import Forward, Layer
 from lora_trainer.adapters.layer_plan import LayerPlan
-from lora_trainer.adapters.rng import Chance
+from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.adapters.targets import module_at
 from lora_trainer.errors import ModelError
 from lora_trainer.models.bundle import ModelBundle
@@ -28,16 +28,16 @@ class NetworkAdapter:
     `below`: other networks that count as part of the model, and stay as they are.
     """
 
-    def __init__(self, bundle: ModelBundle, plan: Sequence[LayerPlan], *, seed: int = 0, below: Sequence[Source] = ()) -> None:
+    def __init__(self, bundle: ModelBundle, plan: Sequence[LayerPlan], *, seed: int = 0, below: Sequence[MergedNetwork] = ()) -> None:
         self.plan, self.below = tuple(plan), tuple(below)
         self.layers: dict[str, dict[str, Layer]] = {}
-        model = Changed(bundle, self.below)
+        model = MergedModel(bundle, self.below)
         with torch.no_grad():
             for row in self.plan:
-                self.layers.setdefault(row.part, {})[row.name] = made(row, model.site(bundle, row.path), seed)
+                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.site(bundle, row.path), seed)
         self._multiplier = 1.0
         self._attached: list[nn.Module] = []
-        self._model = Changed(bundle, ())
+        self._model = MergedModel(bundle, ())
 
     @property
     def multiplier(self) -> float:
@@ -47,11 +47,11 @@ class NetworkAdapter:
     @multiplier.setter
     def multiplier(self, value: float) -> None:
         self._multiplier = value
-        for layer in self.every():
+        for layer in self.iter_layers():
             layer.multiplier = value
             layer.refresh()
 
-    def every(self) -> Iterator[Layer]:
+    def iter_layers(self) -> Iterator[Layer]:
         """All layers, in the order of the parts."""
         for layers in self.layers.values():
             yield from layers.values()
@@ -60,9 +60,9 @@ class NetworkAdapter:
     def attach(self, bundle: ModelBundle) -> None:
         """Replaces `forward` of each layer's module on the instance; the class and the weights stay untouched."""
         self.detach()
-        self._model = Changed(bundle, self.below)
+        self._model = MergedModel(bundle, self.below)
         self._model.attach(bundle, frozenset(row.path for row in self.plan))
-        for layer in self.every():
+        for layer in self.iter_layers():
             module = module_at(bundle, layer.plan.path)
             module.forward = forward_of(self._model.site(bundle, layer.plan.path), layer)  # type: ignore[method-assign]
             self._attached.append(module)
@@ -89,7 +89,7 @@ class NetworkAdapter:
         return tuple(place for place, (upper, suffix) in enumerate(suffixes) if suffix in upper)
 
     @contextmanager
-    def calculating_with(self, tensors: Iterable[Sequence[Tensor]], chance: Chance | None = None) -> Iterator[None]:
+    def using_tensors(self, tensors: Iterable[Sequence[Tensor]], chance: LayerRng | None = None) -> Iterator[None]:
         """Layers use these instead of `parameters()` (same order, equal values, any format) while the block runs.
 
         With `chance` they leave out what dropout draws, as training wants it; without it they are whole.
@@ -99,29 +99,29 @@ class NetworkAdapter:
             for layer in layers.values():
                 count = len(layer.parameters)
                 layer.used, place = tuple(given[place : place + count]), place + count
-                layer.chance = chance
+                layer.rng = chance
         try:
             yield
         finally:
-            for layer in self.every():
-                layer.used, layer.chance = tuple(layer.parameters.values()), None
+            for layer in self.iter_layers():
+                layer.used, layer.rng = tuple(layer.parameters.values()), None
 
     @cached_property
-    def draws(self) -> bool:
+    def is_random(self) -> bool:
         """Whether anything in it is drawn at random while it learns."""
-        return any(layer.kind.draws(layer.options) for layer in self.every())
+        return any(layer.kind.is_random(layer.options) for layer in self.iter_layers())
 
     @torch.no_grad()
-    def limit_norms(self, limit: float) -> int:
+    def clip_weight_norms(self, limit: float) -> int:
         """Makes every addition whose norm is beyond `limit` as long as that, and says how many there were (max-norm, sd-scripts')."""
-        measured = [layer for layer in self.every() if layer.kind.factors(layer.parameters)]
+        measured = [layer for layer in self.iter_layers() if layer.kind.factors(layer.parameters)]
         norms = torch.stack([norm_of(layer) for layer in measured]).tolist() if measured else []
-        return sum(limited(layer, norm, limit) for layer, norm in zip(measured, norms, strict=True))
+        return sum(clip_norm(layer, norm, limit) for layer, norm in zip(measured, norms, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
         """NAME.alpha and NAME.SUFFIX; float32, detached."""
         state: dict[str, Tensor] = {}
-        for layer in self.every():
+        for layer in self.iter_layers():
             if layer.kind.facts.always_alpha:
                 state[f"{layer.plan.name}.alpha"] = torch.tensor(layer.alpha)
             state |= {f"{layer.plan.name}.{suffix}": tensor.detach() for suffix, tensor in layer.parameters.items()}
@@ -136,7 +136,7 @@ class NetworkAdapter:
                 "the network does not fit this model: {name}.", name=wrong[0], fix="Use a file of the same family, type and rank."
             )
         with torch.no_grad():
-            for layer in self.every():
+            for layer in self.iter_layers():
                 if layer.kind.facts.always_alpha:
                     layer.alpha = float(state[f"{layer.plan.name}.alpha"])
                 for suffix, tensor in layer.parameters.items():
@@ -149,42 +149,42 @@ class NetworkAdapter:
         ((rank, alpha), _), *_ = Counter(rows).most_common(1)
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
 
-    def unmoved(self) -> dict[str, list[str]]:
+    def untrained_layers(self) -> dict[str, list[str]]:
         """By part, the layers of which everything that began at zero is still zero: they were not trained.
 
         Those that chance leaves out are not counted: a few steps may have missed one.
         """
         return {
-            part: [name for name, layer in layers.items() if not layer.options.get("module_dropout") and not moved(layer)]
+            part: [name for name, layer in layers.items() if not layer.options.get("module_dropout") and not has_moved(layer)]
             for part, layers in self.layers.items()
         }
 
 
-def made(row: LayerPlan, site: Site, seed: int) -> Layer:
+def make_layer(row: LayerPlan, site: BaseLayer, seed: int) -> Layer:
     """A fresh layer of a plan's row, on the weight's device. A layer starts the same whatever else is trained. Under no_grad."""
     kind = kind_named(row.kind)
     options = kind.facts.settings(row.options)
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{row.name}".encode()).digest()[:8], "little") >> 1)
     shapes = kind.facts.shapes(site.shape, row.rank, row.options)
     tensors = {suffix: nn.Parameter(torch.zeros(shape, device=site.weight.device)) for suffix, shape in shapes.items()}
-    kind.begin(tensors, site, row, generator)
+    kind.init_tensors(tensors, site, row, generator)
     return Layer(row, kind, options, tensors, kind.alpha_in_file(row, tensors), site.shape.weight)
 
 
-def forward_of(site: Site, layer: Layer) -> Forward:
+def forward_of(site: BaseLayer, layer: Layer) -> Forward:
     """The layer with its addition; with module dropout it is now and then left out whole while it learns."""
     whole, share = layer.kind.forward(site, layer), layer.options.get("module_dropout", 0.0)
     if not share:
         return whole
 
     def sometimes(x: Tensor) -> Tensor:
-        left_out = layer.chance is not None and layer.chance.number(layer.plan.name, "module") < share
+        left_out = layer.rng is not None and layer.rng.uniform(layer.plan.name, "module") < share
         return site.base(x) if left_out else whole(x)
 
     return sometimes
 
 
-def moved(layer: Layer) -> bool:
+def has_moved(layer: Layer) -> bool:
     """Whether a tensor that began at zero is not zero any more."""
     zero = layer.kind.facts.zero
     return any(bool(tensor.detach().any()) for suffix, tensor in layer.parameters.items() if suffix in zero)
@@ -195,7 +195,7 @@ def norm_of(layer: Layer) -> Tensor:
     return layer.kind.norm(layer.parameters, torch.empty(layer.shape, device="meta")) * abs(layer.scale)
 
 
-def limited(layer: Layer, norm: float, limit: float) -> bool:
+def clip_norm(layer: Layer, norm: float, limit: float) -> bool:
     """Shortens one addition to `limit` where it is longer. The product is of the first degree in each tensor: all shrink alike."""
     if not norm > limit:
         return False

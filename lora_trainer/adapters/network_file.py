@@ -74,7 +74,7 @@ def delta_of(state: ModuleState, weight: Tensor) -> Tensor:
     """
     tensors = {suffix: tensor.float() for suffix, tensor in state.tensors.items()}
     try:
-        return state.kind.delta(tensors, state.alpha, weight if weight.is_meta else weight.float())
+        return state.kind.weight_delta(tensors, state.alpha, weight if weight.is_meta else weight.float())
     except RuntimeError as error:
         raise ModelError(
             "a module of kind {kind} does not fit a weight of shape {shape}.",

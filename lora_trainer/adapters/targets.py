@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lora_trainer.adapters.layer_plan import LayerPlan
-from lora_trainer.adapters.layer_selection import choose, nothing_left
+from lora_trainer.adapters.layer_selection import nothing_left, select_layers
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models import layout
 from lora_trainer.models.bundle import ModelBundle
@@ -58,7 +58,7 @@ def planned(bundle: ModelBundle, network: NetworkConfig, parts: Sequence[str]) -
 
     Raises ConfigError where lists of blocks do not fit the model, or nothing is left to be trained.
     """
-    found = [chosen.plan for chosen in choose(layers_of(bundle), network, parts, bundle.family.name)]
+    found = [chosen.plan for chosen in select_layers(layers_of(bundle), network, parts, bundle.family.name)]
     if not found:
         raise nothing_left()
     return found

@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lora_trainer.api.scan_cache import Folders, placed_as_trained
+from lora_trainer.api.scan_cache import ScanCache, placed_as_trained
 from lora_trainer.api.tokens import Tokens
 from lora_trainer.config import effective
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data import batch_sampler, captions
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.blueprint import Description, SubsetRules
+from lora_trainer.data.sources.blueprint import DatasetBlueprint, SubsetRules
 from lora_trainer.messages import Message, say
 
 
-def caption_list(folders: Folders, config: TrainConfig, epoch: int, language: str) -> dict[str, Any]:
+def caption_list(folders: ScanCache, config: TrainConfig, epoch: int, language: str) -> dict[str, Any]:
     """What POST /captions answers: each used picture's caption as it is read in that epoch. Raises DatasetError."""
     reading = folders.read(config)
     subsets = reading.description.subsets
@@ -54,7 +54,7 @@ def _tags(record: ImageRecord, rules: captions.CaptionRules) -> set[str]:
     return {part.strip() for line in lines for part in line.split(rules.separator) if part.strip()}
 
 
-def _steps(records: Sequence[ImageRecord], description: Description, config: TrainConfig, epoch: int) -> tuple[dict[str, int], int]:
+def _steps(records: Sequence[ImageRecord], description: DatasetBlueprint, config: TrainConfig, epoch: int) -> tuple[dict[str, int], int]:
     """After how many steps a run first shows each picture in that epoch, and how many steps it has."""
     sizes, accumulation = [data.batch_size for data in description.datasets], config.steps.gradient_accumulation_steps
     per_epoch = batch_sampler.steps_per_epoch(records, sizes, accumulation)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.api.responses import Forbidden, Missing
-from lora_trainer.api.status_cache import Live
+from lora_trainer.api.status_cache import StatusCache
 from lora_trainer.api.threads import ToolWork, Workers
 from lora_trainer.config.param import declared
 from lora_trainer.config.schema import TrainConfig
@@ -17,7 +17,7 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
 
 if TYPE_CHECKING:
-    from lora_trainer.api.scan_cache import Folders
+    from lora_trainer.api.scan_cache import ScanCache
 
 THUMBNAILS_KEPT = 20_000
 PATH_KINDS = ("folder", "file", "lora", "loras", "checkpoint", "vae")
@@ -25,25 +25,25 @@ PATH_OPTIONS = tuple(option.path for option in declared(TrainConfig) if option.o
 """Options that name a place on this computer."""
 
 
-class Api:
+class ApiContext:
     """Host, runs and threads behind the routes of one app."""
 
     def __init__(self, host: Host, manager: JobManager) -> None:
         self.host = host
         self.manager = manager
         self.workers = Workers()
-        self.live = Live(host, manager)
+        self.live = StatusCache(host, manager)
         self.own_captions: set[Path] = set()
         self.network_works: dict[str, ToolWork] = {}
         self._runs: dict[Path, RunFolder] = {}
         self.workers.later(lambda: forget_old(host.paths().cache_dir / "thumbnails"))
 
     @cached_property
-    def folders(self) -> Folders:
+    def folders(self) -> ScanCache:
         """Pictures as they were last read. Imported when they are first wanted: the host's start does not pay for that."""
-        from lora_trainer.api.scan_cache import Folders
+        from lora_trainer.api.scan_cache import ScanCache
 
-        return Folders(self.workers)
+        return ScanCache(self.workers)
 
     def allowed(self, text: str, option: str = "path") -> Path:
         """The path of a request. Raises Forbidden when it lies outside what may be touched, Missing when it is empty."""

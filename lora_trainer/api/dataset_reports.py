@@ -12,7 +12,7 @@ from lora_trainer.config.schema import TrainConfig
 if TYPE_CHECKING:
     from lora_trainer.prep.doctor import Diagnosis
     from lora_trainer.prep.suggestion import Suggestion
-    from lora_trainer.train.inputs.dataset import Pictures
+    from lora_trainer.train.inputs.dataset import TrainingDataset
 
 
 def examined(
@@ -26,14 +26,14 @@ def examined(
     return seen, suggestions(seen, config.data)
 
 
-def shown(config: TrainConfig, pictures: Pictures, folder: Path, language: str = "en") -> dict[str, Any]:
+def shown(config: TrainConfig, pictures: TrainingDataset, folder: Path, language: str = "en") -> dict[str, Any]:
     """batches.png and batches.json in `folder`, and their content. Raises DatasetError."""
     from lora_trainer.prep.batch_preview import write_batches
 
     return write_batches(folder, *drawn(config, pictures, language))
 
 
-def drawn(config: TrainConfig, pictures: Pictures, language: str = "en") -> tuple[bytes, dict[str, Any]]:
+def drawn(config: TrainConfig, pictures: TrainingDataset, language: str = "en") -> tuple[bytes, dict[str, Any]]:
     """The first batches as they will be trained: a sheet as PNG, and what it shows. Raises DatasetError."""
     from lora_trainer.data import batch_sampler
     from lora_trainer.prep.batch_preview import draw_batches

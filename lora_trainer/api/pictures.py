@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from lora_trainer.api.scan_cache import Folders, Reading, placed_as_trained
+from lora_trainer.api.scan_cache import ScanCache, ScannedDataset, placed_as_trained
 from lora_trainer.api.tokens import Tokens
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import DataConfig, TrainConfig
@@ -41,7 +41,7 @@ def lenient(mapping: Mapping[str, Any]) -> TrainConfig:
             return build({"data": {key: value for key, value in plain.get("data", {}).items() if key in NEEDED}})
 
 
-def pictures(folders: Folders, config: TrainConfig, language: str) -> dict[str, Any]:
+def pictures(folders: ScanCache, config: TrainConfig, language: str) -> dict[str, Any]:
     """What POST /pictures answers. Raises DatasetError where no folder can be read."""
     reading = folders.read(config)
     description = reading.description
@@ -96,7 +96,7 @@ def _shown(placed: Sequence[ImageRecord], subsets: Sequence[SubsetRules]) -> lis
     return sorted(placed, key=lambda record: (subsets[record.subset].validation, record.is_reg, record.subset))
 
 
-def _picture(record: ImageRecord, groups: Mapping[Any, Mapping[str, Any]], reading: Reading, language: str) -> dict[str, Any]:
+def _picture(record: ImageRecord, groups: Mapping[Any, Mapping[str, Any]], reading: ScannedDataset, language: str) -> dict[str, Any]:
     width, height = reading.whole.get(record.key, (record.width, record.height))
     found: dict[str, Any] = {
         "key": record.key,
@@ -151,7 +151,7 @@ def _place(record: ImageRecord) -> tuple[int, str]:
     return record.subset, str(PurePosixPath(record.key).parent)
 
 
-def _groups(records: Sequence[ImageRecord], repeats: Mapping[str, int], reading: Reading) -> dict[tuple[int, str], dict[str, Any]]:
+def _groups(records: Sequence[ImageRecord], repeats: Mapping[str, int], reading: ScannedDataset) -> dict[tuple[int, str], dict[str, Any]]:
     """Each folder with what was understood of it, in the order in which its pictures are shown."""
     description = reading.description
     several = len(description.datasets) > 1

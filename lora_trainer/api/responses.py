@@ -46,7 +46,7 @@ class TooLarge(Refused):
     status = 413
 
 
-def answer(content: Any, status: int = 200) -> Response:
+def json_response(content: Any, status: int = 200) -> Response:
     """JSON, never kept by the browser."""
     return Response(dump(content), status, {"Cache-Control": "no-store"}, "application/json")
 
@@ -56,13 +56,13 @@ def dump(content: Any) -> bytes:
     return json.dumps(content, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass")
 
 
-def problems_answer(error: TrainerError, language: str) -> Response:
+def problems_response(error: TrainerError, language: str) -> Response:
     """{"problems": [{"path", "message", "fix"}]} with the status of the error's kind."""
     content: dict[str, Any] = {"problems": [problem_json(problem, language) for problem in error.problems]}
     status = error.status if isinstance(error, Refused) else 409 if isinstance(error, HostBusy) else 400
     if isinstance(error, HostBusy) and "run" in error.problems[0].message.values:
         content["run"] = error.problems[0].message.values["run"]
-    return answer(content, status)
+    return json_response(content, status)
 
 
 def problem_json(problem: Problem, language: str) -> dict[str, Any]:
@@ -106,7 +106,7 @@ async def body_of(request: Request) -> dict[str, Any]:
     return content
 
 
-def wanted(body: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
+def body_value(body: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
     """A value of the body. Raises Refused that names the key when it is missing (without a default) or of another type."""
     value = body.get(key, default)
     if value is None and default is None and key not in body:
@@ -118,15 +118,15 @@ def wanted(body: Mapping[str, Any], key: str, kind: type, default: Any = None) -
     return value
 
 
-def number_within(body: Mapping[str, Any], key: str, default: float, low: float, high: float, kind: type = float) -> Any:
+def body_number(body: Mapping[str, Any], key: str, default: float, low: float, high: float, kind: type = float) -> Any:
     """A number of the body, whole where `kind` is int. Raises Refused that names it when it lies outside, or is none."""
-    found = wanted(body, key, kind, kind(default))
+    found = body_value(body, key, kind, kind(default))
     if not low <= found <= high:
         raise Refused("{key} must lie between {low} and {high}.", key=key, low=low, high=high, path=key, fix="Send another number.")
     return found
 
 
-def number_of(request: Request, key: str, default: int) -> int:
+def query_number(request: Request, key: str, default: int) -> int:
     """A whole number of the query. Raises Refused that names it for anything else."""
     text = request.query_params.get(key)
     if text is None:

@@ -18,16 +18,16 @@ from lora_trainer.api.tokens import Tokens
 from lora_trainer.config import effective
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data.pictures.decode_check import look_closer
-from lora_trainer.data.pictures.masks import asked_for, with_masks
+from lora_trainer.data.pictures.masks import masks_wanted, with_masks
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.assemble import Gathered, arranged, gather
-from lora_trainer.data.sources.blueprint import Description, Source, describe
+from lora_trainer.data.sources.assemble import AssembledDataset, assemble, into_buckets
+from lora_trainer.data.sources.blueprint import DatasetBlueprint, Source, resolve_dataset
 from lora_trainer.data.sources.scan import Scan, scan_source
 from lora_trainer.errors import DatasetError, Problem
 from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
-    from lora_trainer.train.inputs.dataset import Pictures
+    from lora_trainer.train.inputs.dataset import TrainingDataset
 
 PATIENCE = 1.5
 """Seconds that one answer spends on decoding; the rest is done beside, and the page asks again."""
@@ -35,17 +35,17 @@ FOLDERS_KEPT = 16
 
 
 @attrs.frozen
-class Reading:
+class ScannedDataset:
     """What the config describes, as read from disk. `whole` holds each picture's size without its frame; `problems` those of folders
     without which the others can still be shown."""
 
-    description: Description
-    found: Gathered
+    description: DatasetBlueprint
+    found: AssembledDataset
     whole: dict[str, tuple[int, int]]
     problems: tuple[Problem, ...]
 
 
-class Folders:
+class ScanCache:
     """Scans, kept as long as nothing in the folder changes."""
 
     def __init__(self, workers: Workers) -> None:
@@ -53,13 +53,13 @@ class Folders:
         self.tokens = Tokens()
         self._lock = threading.Lock()
         self._scans: dict[tuple[Any, ...], Scan] = {}
-        self._trained: tuple[Any, Pictures | None] = (None, None)
+        self._trained: tuple[Any, TrainingDataset | None] = (None, None)
         self._masked: tuple[Any, tuple[list[ImageRecord], list[Message]]] = (None, ([], []))
         self._looking: dict[tuple[Any, ...], Future[Any]] = {}
 
-    def read(self, config: TrainConfig) -> Reading:
+    def read(self, config: TrainConfig) -> ScannedDataset:
         """Every folder that the config names. Raises DatasetError where none of those that are trained on can be read."""
-        description = describe(config.data, config.validate.data_dir)
+        description = resolve_dataset(config.data, config.validate.data_dir)
         refused: dict[Source, DatasetError] = {}
         whole: dict[str, tuple[int, int]] = {}
 
@@ -72,28 +72,28 @@ class Folders:
             whole.update({record.key: (record.width, record.height) for record in found.records})
             return found
 
-        found = gather(description, read)
+        found = assemble(description, read)
         trained = [rules.source for rules in description.subsets if not rules.is_reg and not rules.validation]
         if all(source in refused for source in trained):
             raise refused[trained[0]]
-        return Reading(description, found, whole, tuple(problem for error in refused.values() for problem in error.problems))
+        return ScannedDataset(description, found, whole, tuple(problem for error in refused.values() for problem in error.problems))
 
-    def trained(self, config: TrainConfig) -> Pictures:
+    def trained(self, config: TrainConfig) -> TrainingDataset:
         """The pictures as a run with this config reads them. Raises DatasetError."""
-        from lora_trainer.train.inputs.dataset import read_pictures
+        from lora_trainer.train.inputs.dataset import load_dataset
 
         key = (config.data, config.validate, config.loss.prior_loss_weight, config.seed, self._places(config))
         with self._lock:
             if key == self._trained[0] and self._trained[1] is not None:
                 return self._trained[1]
-        found = read_pictures(config)
+        found = load_dataset(config)
         with self._lock:
             self._trained = (key, found)
         return found
 
     def _places(self, config: TrainConfig) -> list[str]:
         """Changes with every file of every folder that the config names."""
-        subsets = describe(config.data, config.validate.data_dir).subsets
+        subsets = resolve_dataset(config.data, config.validate.data_dir).subsets
         folders = {text for rules in subsets for text in (rules.source.folder, rules.data.mask_dir) if text.strip()}
         files = {text for rules in subsets if (text := rules.source.metadata_file).strip()}
         return [*(fingerprint(Path(text)) for text in sorted(folders)), *(_state(Path(text)) for text in sorted(files))]
@@ -127,9 +127,9 @@ class Folders:
                     self._looking = {key: self.workers.later(lambda: [None for _ in look_closer(records)])}
         return [*found, *records[len(found) :]], len(found)
 
-    def masked(self, records: list[ImageRecord], description: Description) -> tuple[list[ImageRecord], list[Message]]:
+    def masked(self, records: list[ImageRecord], description: DatasetBlueprint) -> tuple[list[ImageRecord], list[Message]]:
         """The records with their masks, and what is to be said of them. Raises DatasetError where masks are asked for and none is there."""
-        wanted = [rules.data for rules in description.subsets if asked_for(rules.data)]
+        wanted = [rules.data for rules in description.subsets if masks_wanted(rules.data)]
         key = (records, wanted, [fingerprint(Path(data.mask_dir)) for data in wanted if data.mask_dir.strip()])
         with self._lock:
             if key == self._masked[0]:
@@ -140,10 +140,10 @@ class Folders:
         return found
 
 
-def placed_as_trained(records: Sequence[ImageRecord], description: Description, config: TrainConfig) -> list[ImageRecord]:
+def placed_as_trained(records: Sequence[ImageRecord], description: DatasetBlueprint, config: TrainConfig) -> list[ImageRecord]:
     """The records held back, placed and balanced as a run with this config has them."""
     prior = config.loss.prior_loss_weight
-    return arranged(records, description, seed=effective.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
+    return into_buckets(records, description, seed=effective.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
 
 
 def fingerprint(root: Path, depth: int = 2) -> str:

@@ -19,7 +19,7 @@ WINDOW_SECONDS = 10.0
 MEMORY_STEP = 32  # MB: smaller changes are nobody's news
 
 
-class Live:
+class StatusCache:
     """The status snapshot. Nothing here waits for the host, the training thread or a lock of theirs."""
 
     def __init__(self, host: Host, manager: JobManager) -> None:
@@ -32,7 +32,7 @@ class Live:
         self._model: dict[str, Any] = {}
         self._memory: dict[str, Any] = {}
         self._windows: dict[str, float] = {}
-        self._elsewhere: other_process.Elsewhere | None = None
+        self._elsewhere: other_process.OtherProcessRun | None = None
 
     def look(self) -> Future[None] | None:
         """Has the host asked again when the last answer is old; returns the question while it is open."""
@@ -67,7 +67,7 @@ class Live:
         self._memory = {key: _coarse(value) for key, value in self.host.memory().items()}
         self._elsewhere = self._look_elsewhere()
 
-    def _look_elsewhere(self) -> other_process.Elsewhere | None:
+    def _look_elsewhere(self) -> other_process.OtherProcessRun | None:
         """The run that another process trains, or trained last, while this one trains none."""
         if self.manager.current is not None:
             return None

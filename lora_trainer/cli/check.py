@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.common_args import add_json, add_sets, host
-from lora_trainer.cli.console import DONE, WRONG, Out
+from lora_trainer.cli.console import DONE, WRONG, Console
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PREDICTIONS = {"epsilon": say("the noise"), "v": "v"}
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help=out.worded(say("the settings of the run")))
     parser.add_argument(
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Prints the plan; 2 when something stands in the way of the run."""
     from lora_trainer.api.runs import plans
     from lora_trainer.config.files import read_config
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     return WRONG if problems else DONE
 
 
-def _show(config: TrainConfig, folder: Path, out: Out) -> dict[str, Any]:
+def _show(config: TrainConfig, folder: Path, out: Console) -> dict[str, Any]:
     """The first batches as a sheet and as JSON in `folder`."""
     from lora_trainer.api.dataset_reports import shown as show_batches
     from lora_trainer.api.runs.plans import pictures_of
@@ -74,7 +74,7 @@ def _show(config: TrainConfig, folder: Path, out: Out) -> dict[str, Any]:
     return shown
 
 
-def _told(value: Any, out: Out) -> Any:
+def _told(value: Any, out: Console) -> Any:
     """The value as JSON holds it."""
     if isinstance(value, list):
         return [_told(part, out) for part in value]
@@ -92,7 +92,7 @@ def worded_badge(model: dict[str, Any]) -> Message:
     return say(template, prediction=PREDICTIONS.get(model["prediction"], model["prediction"]), **values)
 
 
-def tell_network(network: dict[str, Any], out: Out) -> None:
+def tell_network(network: dict[str, Any], out: Console) -> None:
     """What is trained, and what each pattern hits."""
     values = {"layers": sum(network["layers"].values()), "numbers": network["parameters"], "mb": round(network["file_bytes"] / 2**20, 2)}
     out.line(say("network: {layers} layers, {numbers} numbers, {mb} MB a file", **values))
@@ -101,7 +101,7 @@ def tell_network(network: dict[str, Any], out: Out) -> None:
             out.line(say("  {option} {pattern}: {count} layers", option=option, pattern=pattern, count=count))
 
 
-def tell_plan(plan: dict[str, Any], out: Out) -> None:
+def tell_plan(plan: dict[str, Any], out: Console) -> None:
     """The plan in a few lines."""
     out.line(say("{images} pictures, {held} held back for validation", images=plan["images"], held=plan["validation_images"]))
     for bucket in plan["buckets"]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import Console
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.messages import Message, say
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.folder import RunFolder
 
 
-def add_json(parser: argparse.ArgumentParser, out: Out) -> None:
+def add_json(parser: argparse.ArgumentParser, out: Console) -> None:
     """--json"""
     parser.add_argument("--json", action="store_true", help=out.worded(say("print one JSON document on stdout")))
 
 
-def add_sets(parser: argparse.ArgumentParser, out: Out) -> None:
+def add_sets(parser: argparse.ArgumentParser, out: Console) -> None:
     """--set a.b=c, as often as wanted"""
     text = say("one setting over the config's, such as data.batch_size=2; as often as wanted")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="sets", help=out.worded(text))

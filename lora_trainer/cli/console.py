@@ -15,7 +15,7 @@ from lora_trainer.messages import Message
 DONE, FAILED, WRONG, STOPPED = 0, 1, 2, 130
 
 
-class Out:
+class Console:
     """The reader's language, and whether the result is for a program."""
 
     def __init__(self, language: str = "en", *, as_json: bool = False) -> None:

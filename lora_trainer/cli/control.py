@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.common_args import add_json, run_folder, wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.control import CHANGE, COMMANDS
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.folder import RunFolder
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("run", metavar="RUN", help=out.worded(say("a run's folder or name")))
     parser.add_argument("command", choices=(*COMMANDS, CHANGE), help=out.worded(say("what it is to do")))
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes the command where the run looks between two steps."""
     folder = run_folder(args.run)
     if (outcome := folder.outcome()) is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.common_args import add_json, add_sets
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import Console
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ SAMPLES = 6
 ENLARGED, GAP = 2, 6
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     folder = say("where everything goes; without: ./demo-out")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), metavar="DIR", help=out.worded(folder))
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Trains the crescent, draws samples and the grid, writes the report, and says which cell is best."""
     from lora_trainer.cli.console import FAILED
     from lora_trainer.cli.foreground import exit_status
@@ -70,12 +70,12 @@ def _config(folder: Path, sets: Sequence[str]) -> TrainConfig:
     from lora_trainer.config.build import apply_sets, build
     from lora_trainer.config.files import config_text
     from lora_trainer.files import write_atomically
-    from lora_trainer.train.outputs.saving import Names
+    from lora_trainer.train.outputs.saving import OutputNames
 
     pictures = folder / "pictures"
     loras = folder / "loras"
     name, number = "crescent", 2
-    while Names(loras, name).taken():
+    while OutputNames(loras, name).taken():
         name, number = f"crescent-v{number}", number + 1
     mapping = {
         "model": {"pretrained_model_name_or_path": assets.TOY},
@@ -100,17 +100,17 @@ def _config(folder: Path, sets: Sequence[str]) -> TrainConfig:
     return config
 
 
-def _train(config: TrainConfig, folder: Path, out: Out) -> Any:
+def _train(config: TrainConfig, folder: Path, out: Console) -> Any:
     from lora_trainer.api.runs import start_run
     from lora_trainer.cli.common_args import host
-    from lora_trainer.cli.foreground import Console, run_job, tell_end
+    from lora_trainer.cli.foreground import ProgressPrinter, run_job, tell_end
     from lora_trainer.jobs.job import Job
 
     own_host = host()
     config = start_run.placed(config, own_host)
     start_run.refuse(start_run.problems_before(config, own_host))
     run_folder = start_run.new_folder(config)
-    job = Job(start_run.training(config, own_host, run_folder), run_folder, [Console(out)])
+    job = Job(start_run.training(config, own_host, run_folder), run_folder, [ProgressPrinter(out)])
     run_job(job, out)
     tell_end(job, out)
     return job
@@ -147,22 +147,22 @@ def _samples(config: TrainConfig, job: Any, folder: Path) -> list[str]:
     return [str(folder / "samples.png"), *paths]
 
 
-def _grid(job: Any, folder: Path, out: Out) -> Any:
+def _grid(job: Any, folder: Path, out: Console) -> Any:
     from lora_trainer.api.runs.start_grid import new_grid
     from lora_trainer.cli.common_args import host
-    from lora_trainer.cli.foreground import Console, run_job, tell_end
+    from lora_trainer.cli.foreground import ProgressPrinter, run_job, tell_end
     from lora_trainer.jobs.job import Job
 
     name = Path(job.folder.manifest()["files"][-1]["path"]).stem
     prompt = f"{PROMPT} <lora:{name}-NUM:STRENGTH> {OPTIONS}"
     own, work = new_grid(job.folder, host(), prompt=prompt, weights=WEIGHTS, epochs=(), out=folder)
-    grid = Job(work, own, [Console(out)])
+    grid = Job(work, own, [ProgressPrinter(out)])
     run_job(grid, out)
     tell_end(grid, out)
     return grid
 
 
-def _told(folder: Path, out: Out) -> dict[str, Any]:
+def _told(folder: Path, out: Console) -> dict[str, Any]:
     from lora_trainer.cli.grid import read_grid, verdict
 
     found = read_grid(folder)

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from lora_trainer.cli.console import DONE, FAILED, STOPPED, Out
+from lora_trainer.cli.console import DONE, FAILED, STOPPED, Console
 from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.job import Job
-from lora_trainer.jobs.process_rank import place_of
+from lora_trainer.jobs.process_rank import process_rank
 from lora_trainer.jobs.status import RunStatus, word_problem
 from lora_trainer.messages import Message, say
 
@@ -37,7 +37,7 @@ PHASES = {
 }
 
 
-def run_job(job: Job, out: Out) -> RunStatus:
+def run_job(job: Job, out: Console) -> RunStatus:
     """Runs it here, to its end. A second Ctrl-C raises KeyboardInterrupt, with everything given back."""
     with _stopping_on_signals(job, out):
         return job.run()
@@ -48,7 +48,7 @@ def exit_status(status: RunStatus) -> int:
     return EXIT[status.outcome or "failed"]
 
 
-def tell_end(job: Job, out: Out) -> None:
+def tell_end(job: Job, out: Console) -> None:
     """How it ended, on stderr: a failure with its remedy."""
     status = job.status
     if status.outcome == "failed":
@@ -64,9 +64,9 @@ def tell_end(job: Job, out: Out) -> None:
 
 
 @contextmanager
-def _stopping_on_signals(job: Job, out: Out) -> Iterator[None]:
+def _stopping_on_signals(job: Job, out: Console) -> Iterator[None]:
     presses: list[float] = []
-    alone = place_of().alone
+    alone = process_rank().is_single
 
     def pressed(number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -102,17 +102,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class Console:
+class ProgressPrinter:
     """A sink that tells a terminal, or a log file, how far a run is."""
 
-    def __init__(self, out: Out) -> None:
+    def __init__(self, out: Console) -> None:
         self.out = out
         self.live = sys.stderr.isatty()
         self.status = RunStatus("", "")
         self._told_at = 0.0
         self._width = 0
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         event = record.event
         self.status = self.status.after(event, record.time)
         if isinstance(event, (Stepped, Progress, Rendered)):

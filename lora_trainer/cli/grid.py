@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.cli.common_args import add_json, host, numbers, run_folder
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import Console
 from lora_trainer.cli.main import as_wrong_usage
 from lora_trainer.errors import TrainerError
 from lora_trainer.jobs.status import word_message
@@ -17,7 +17,7 @@ from lora_trainer.messages import say
 WEIGHTS = "0.2,0.4,0.6,0.8,1.0"
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("run", metavar="RUN", help=out.worded(say("a run's folder or name")))
     prompt = say("the prompt, with <lora:NAME-NUM:STRENGTH> in it")
@@ -28,10 +28,10 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Draws the grid; with --json prints grid.json."""
     from lora_trainer.api.runs.start_grid import check_grid, new_grid
-    from lora_trainer.cli.foreground import Console, exit_status, run_job, tell_end
+    from lora_trainer.cli.foreground import ProgressPrinter, exit_status, run_job, tell_end
     from lora_trainer.jobs.job import Job
 
     folder = run_folder(args.run)
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
         raise as_wrong_usage(error) from error
     target = (args.out or folder.grid).absolute()
     own, work = new_grid(folder, host(), prompt=args.prompt, weights=weights, epochs=epochs, out=target)
-    job = Job(work, own, [Console(out)])
+    job = Job(work, own, [ProgressPrinter(out)])
     status = run_job(job, out)
     tell_end(job, out)
     found = read_grid(target)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.cli.common_args import add_json, wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
     from lora_trainer.config.importing import Imported
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     file = say("settings of another trainer: a file, the text itself, or - for standard input; or a trained LoRA, whose header tells them")
     parser.add_argument("file", metavar="FILE", help=out.worded(file))
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes the config; tells of every key what became of it."""
     from lora_trainer.config.files import config_text
     from lora_trainer.files import write_atomically
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     return DONE
 
 
-def tell(found: Imported, out: Out) -> None:
+def tell(found: Imported, out: Console) -> None:
     """What was taken, what was left and why, and the count."""
     from lora_trainer.config.importing.result import KINDS, shown
 

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 
 from lora_trainer.cli.common_args import add_json, add_sets, host
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("config", type=Path, metavar="CONFIG.toml", help=out.worded(say("the settings of the run")))
     parser.add_argument("--steps", type=int, default=100, metavar="N", help=out.worded(say("how many steps are trained and thrown away")))
@@ -18,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Prints {"unet_lr", "text_encoder_lr", "curve", "sure"}."""
     from lora_trainer.api.runs import start_run
     from lora_trainer.config.files import read_config

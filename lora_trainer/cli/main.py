@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lora_trainer import __version__
-from lora_trainer.cli.console import DONE, FAILED, STOPPED, WRONG, Out, language_of, prepare_streams, quiet_pipe
+from lora_trainer.cli.console import DONE, FAILED, STOPPED, WRONG, Console, language_of, prepare_streams, quiet_pipe
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 
@@ -49,7 +49,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs a verb. 0 done, 1 the work failed, 2 wrong usage or config, 130 stopped by the user."""
     prepare_streams()
     given = list(sys.argv[1:] if words is None else words)
-    out = Out(language_of(given))
+    out = Console(language_of(given))
     try:
         args = parser(out).parse_args(given)
         out.as_json = getattr(args, "json", False)
@@ -61,7 +61,7 @@ def main(words: Sequence[str] | None = None) -> int:
     return code
 
 
-def _run(args: argparse.Namespace, out: Out) -> int:
+def _run(args: argparse.Namespace, out: Console) -> int:
     try:
         return int(_module(args.verb).run(args, out))
     except TrainerError as error:
@@ -82,7 +82,7 @@ def _run(args: argparse.Namespace, out: Out) -> int:
         return FAILED
 
 
-def parser(out: Out) -> Parser:
+def parser(out: Console) -> Parser:
     """The parser of all verbs."""
     top = Parser(prog="lora_trainer", description=out.worded(say("Train LoRA for Stable Diffusion.")))
     top.add_argument("--version", action="version", version=__version__)

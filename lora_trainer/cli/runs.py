@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.cli.common_args import add_json, host
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("--dir", type=Path, metavar="DIR", help=out.worded(say("the folder of runs; without: ./runs")))
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Lists the runs, newest first; with --json also where each is, what it measured last and what it wrote."""
     from lora_trainer.jobs.manager import JobManager
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.cli.common_args import add_json, host, wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_wrong_usage
 from lora_trainer.config.choices.samplers import CHOICES, known_sampler
 from lora_trainer.errors import TrainerError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("--model", required=True, metavar="FILE", help=out.worded(say("the checkpoint")))
     lora = say("a LoRA file, with its weight behind a colon; as often as wanted")
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Draws one picture and prints where it is."""
     from lora_trainer.train.previews.preview_prompts import SampleRequest
 

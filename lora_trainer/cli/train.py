@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.common_args import add_json, add_sets, host, run_folder, wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.host.base import Host
-from lora_trainer.jobs.process_rank import Place
-from lora_trainer.jobs.resume_point import Since
+from lora_trainer.jobs.process_rank import Rank
+from lora_trainer.jobs.resume_point import ResumePoint
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
     from lora_trainer.jobs.folder import RunFolder
-    from lora_trainer.jobs.resume_point import Since
+    from lora_trainer.jobs.resume_point import ResumePoint
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     text = say("the settings of the run; not needed with --resume, which knows them")
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=out.worded(text))
@@ -36,27 +36,27 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Trains; ends with {"run", "outcome", "files"}."""
     from lora_trainer.api.runs import start_run
-    from lora_trainer.cli.foreground import Console, exit_status, run_job, tell_end
+    from lora_trainer.cli.foreground import ProgressPrinter, exit_status, run_job, tell_end
     from lora_trainer.jobs.folder import RunFolder
     from lora_trainer.jobs.job import Job
-    from lora_trainer.jobs.process_rank import place_of
+    from lora_trainer.jobs.process_rank import process_rank
 
-    place, since, known = place_of(), None, None
+    place, since, known = process_rank(), None, None
     if args.resume:
-        known, config, since = _resumed(args, leads=place.leads)
-        own_host = host(config.memory.device, place.local)
+        known, config, since = _resumed(args, leads=place.is_main)
+        own_host = host(config.memory.device, place.local_rank)
     else:
         config = _new(args, out)
-        own_host = host(config.memory.device, place.local)
+        own_host = host(config.memory.device, place.local_rank)
         config = start_run.placed(config, own_host)
-    if not place.leads:
+    if not place.is_main:
         return train_along(config, own_host, place, since)
     start_run.refuse(start_run.problems_before(config, own_host, resumed=since is not None))
     folder = known or (RunFolder(args.into) if args.into else start_run.new_folder(config))
-    job = Job(start_run.training(config, own_host, folder, place, since), folder, [Console(out)])
+    job = Job(start_run.training(config, own_host, folder, place, since), folder, [ProgressPrinter(out)])
     out.note(say("Run {path}", path=str(folder.path)))
     status = run_job(job, out)
     tell_end(job, out)
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     return exit_status(status)
 
 
-def _new(args: argparse.Namespace, out: Out) -> TrainConfig:
+def _new(args: argparse.Namespace, out: Console) -> TrainConfig:
     from lora_trainer.config.files import read_config
 
     if args.config is None:
@@ -75,7 +75,7 @@ def _new(args: argparse.Namespace, out: Out) -> TrainConfig:
     return read_config(args.config, args.sets, out.note)
 
 
-def _resumed(args: argparse.Namespace, *, leads: bool) -> tuple[RunFolder, TrainConfig, Since]:
+def _resumed(args: argparse.Namespace, *, leads: bool) -> tuple[RunFolder, TrainConfig, ResumePoint]:
     """The run's folder, what it began with, and where it goes on."""
     from lora_trainer.api.runs import resume
     from lora_trainer.jobs.manager import MANAGER
@@ -88,7 +88,7 @@ def _resumed(args: argparse.Namespace, *, leads: bool) -> tuple[RunFolder, Train
     return folder, config, since
 
 
-def outcome_of(job: Any, out: Out) -> dict[str, Any]:
+def outcome_of(job: Any, out: Console) -> dict[str, Any]:
     """{"run", "outcome", "files", "problems"}"""
     from lora_trainer.jobs.status import word_problem
 
@@ -100,7 +100,7 @@ def outcome_of(job: Any, out: Out) -> dict[str, Any]:
     }
 
 
-def train_along(config: TrainConfig, host: Host, place: Place, since: Since | None = None) -> int:
+def train_along(config: TrainConfig, host: Host, place: Rank, since: ResumePoint | None = None) -> int:
     """Takes every step with the first process, to the end. Raises TrainerError, which the first one hears of."""
     from lora_trainer.train.loop import run
 

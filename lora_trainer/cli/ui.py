@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PORT = 7865
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument(
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     parser.add_argument("--no-browser", action="store_true", help=out.worded(say("do not open a browser")))
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Serves the tab until Ctrl-C; a run that goes on is stopped and saved first."""
     from lora_trainer.host.standalone import StandaloneHost
     from lora_trainer.jobs.manager import MANAGER

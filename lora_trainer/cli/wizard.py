@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.cli.common_args import add_json, add_sets, host
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_wrong_usage
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SUBJECTS = ("person", "character", "style", "object", "scenery")
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the verb's words."""
     config = say("settings to start from; without: the defaults")
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=out.worded(config))
@@ -32,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Prints {"changes", "plan"}; every change has its reason."""
     from lora_trainer.api.runs.plans import change_json
     from lora_trainer.config.files import write_config

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """No search for garbage inside; for work of seconds that is not waited in."""
     enabled = gc.isenabled()
     gc.disable()

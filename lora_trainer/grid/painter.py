@@ -41,7 +41,7 @@ class Picture:
 
 
 @attrs.define(eq=False)
-class Painter:
+class GridPainter:
     """Draws for one grid. The model is built when it is first needed, and anew when the host had to read it again.
 
     `networks` is the run's output folder: other networks that the prompt names are looked for there, then in the host's LoRA folder.

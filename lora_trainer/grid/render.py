@@ -16,14 +16,14 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Rendered, Resumed, Stopped, Warned
 from lora_trainer.grid import contact_sheet
 from lora_trainer.grid.files import GridFile, RunFiles, chosen, files_of
-from lora_trainer.grid.painter import Painter
+from lora_trainer.grid.painter import GridPainter
 from lora_trainer.grid.rank import Cell, Measured, Yardstick, rank, shortlist
 from lora_trainer.grid.record import CELLS, GridRecord
-from lora_trainer.grid.score import Judge, References, nearest_picture, read_references
+from lora_trainer.grid.score import CellScorer, References, nearest_picture, read_references
 from lora_trainer.grid.tags import Recipe, recipe_of
 from lora_trainer.host.base import Host
 from lora_trainer.messages import say
-from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
 from lora_trainer.train.setup import preview_defaults, prompts_of
 
@@ -60,7 +60,7 @@ def render(
     )
     yield from (Warned(warning) for warning in found.warnings)
     with host.lease(config.model) as lease:
-        painter = Painter(host, control, lease, recipe, request, record.folder / CELLS, rows[0].path.parent)
+        painter = GridPainter(host, control, lease, recipe, request, record.folder / CELLS, rows[0].path.parent)
         work = _Work(config, painter, found, rows, record)
         yield from work.draw()
         if not control.stopping:
@@ -97,7 +97,7 @@ class _Work:
     """A grid between two pictures."""
 
     config: Any
-    painter: Painter
+    painter: GridPainter
     found: RunFiles
     rows: Sequence[GridFile]
     record: GridRecord
@@ -137,7 +137,7 @@ class _Work:
             self.record.not_ranked = say("Nothing to rank: every weight is 0.")
             return
         yield Phase("ranking", len(cells) + 1)
-        judge = Judge(self.painter, self.references, self.record.folder / MEASURED)
+        judge = CellScorer(self.painter, self.references, self.record.folder / MEASURED)
         measured: dict[Cell, Measured] = {}
         scale = judge.yardstick()
         for cell in cells if scale is not None else ():
@@ -151,7 +151,7 @@ class _Work:
             self.record.write()
         self._conclude(measured, scale, cells, losses)
 
-    def _measured(self, judge: Judge, cell: Cell) -> Measured | None:
+    def _measured(self, judge: CellScorer, cell: Cell) -> Measured | None:
         file = next(row for row in self.rows if row.epoch == cell[0])
         return None if self.painter.control.stopping else judge.measured(file, cell[1])
 
@@ -166,7 +166,7 @@ class _Work:
     def _read_references(self) -> Iterator[Event]:
         """The run's pictures; where they cannot be read the grid is drawn all the same, and not ranked."""
         try:
-            self.references = read_references(self.painter, read_pictures(self.config))
+            self.references = read_references(self.painter, load_dataset(self.config))
         except (TrainerError, OSError) as error:
             self.record.not_ranked = say("Not ranked: the run's pictures cannot be read. {reason}", reason=str(error))
             yield Warned(self.record.not_ranked)

@@ -19,9 +19,9 @@ from lora_trainer.data.pictures.images import open_picture
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.files import write_atomically
 from lora_trainer.grid.files import GridFile
-from lora_trainer.grid.painter import Loras, Painter, Picture
+from lora_trainer.grid.painter import GridPainter, Loras, Picture
 from lora_trainer.grid.rank import PROMPTS, SEEDS, Drawn, Measured, Yardstick, distances, measure, yardstick
-from lora_trainer.train.inputs.dataset import Pictures
+from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.vae import encode
 from lora_trainer.train.previews.preview_prompts import SampleRequest
 
@@ -53,7 +53,7 @@ class References:
         return self.held if len(self.held) else self.training
 
 
-def read_references(painter: Painter, pictures: Pictures) -> References | None:
+def read_references(painter: GridPainter, pictures: TrainingDataset) -> References | None:
     """Encodes the run's pictures and words the prompts; None when stopped. Raises DatasetError.
 
     The concept is drawn from the captions of the pictures that it is held against, in turn.
@@ -82,7 +82,7 @@ def read_references(painter: Painter, pictures: Pictures) -> References | None:
 
 
 @torch.inference_mode(False)
-def latents_of(painter: Painter, picture: Image.Image) -> Tensor:
+def latents_of(painter: GridPainter, picture: Image.Image) -> Tensor:
     """Latents [1, 4, h/8, w/8] on the CPU of a picture, brought to the grid's size."""
     size = (painter.request.width, painter.request.height)
     fitted = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
@@ -90,7 +90,7 @@ def latents_of(painter: Painter, picture: Image.Image) -> Tensor:
     return encode(painter.bundle()[0], pixels.contiguous()).cpu()
 
 
-def nearest_picture(painter: Painter, references: References, picture: Picture) -> Path:
+def nearest_picture(painter: GridPainter, references: References, picture: Picture) -> Path:
     """The training picture that is nearest to a cell's; noted beside the cell."""
     beside = picture.path.with_suffix(".json")
     if beside.is_file():
@@ -105,10 +105,10 @@ def nearest_picture(painter: Painter, references: References, picture: Picture) 
 
 
 @attrs.define(eq=False)
-class Judge:
+class CellScorer:
     """Measures one cell after the other; `folder` keeps the numbers."""
 
-    painter: Painter
+    painter: GridPainter
     references: References
     folder: Path
     base: Drawn | None = None

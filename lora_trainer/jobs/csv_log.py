@@ -9,14 +9,14 @@ from typing import Any, TextIO
 
 from lora_trainer.events import Resumed, Stepped, Validated
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.events_log import Record, finite
+from lora_trainer.jobs.events_log import EventRecord, finite
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.status import FROM_STATE
 
 HEAD = ("step", "epoch", "loss", "loss_average", "validation_loss", "lr", "grad_norm", "seconds", "vram_mb")
 
 
-class StepsTable:
+class StepsCsv:
     """A sink. Each line is handed to the system at once; where a run is resumed, lines of steps that are done again go."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -25,7 +25,7 @@ class StepsTable:
         self._names: tuple[str, ...] = HEAD
         self._waiting: list[dict[str, Any]] = []
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         event = record.event
         if isinstance(event, Stepped):
             rates = {f"lr_{name}": rate for name, rate in event.rates.items()}

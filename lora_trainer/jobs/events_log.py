@@ -114,7 +114,7 @@ def _parsed(lines: list[bytes]) -> list[dict[str, Any]]:
 
 
 @attrs.frozen
-class Record:
+class EventRecord:
     """`n` counts a run's events from 1; `time` is seconds since 1970."""
 
     n: int

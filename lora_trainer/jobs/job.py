@@ -15,7 +15,7 @@ import attrs
 from lora_trainer.control import Control
 from lora_trainer.errors import Problem, TrainerError
 from lora_trainer.events import Event, Failed, Finished, Stopped, Warned
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.sinks import ReportFile, Sink, standard_sinks
 from lora_trainer.jobs.status import RunStatus
@@ -118,14 +118,14 @@ class Job(Snapshots):
         now = time.time()
         self.answered(event)
         self.status = self.status.after(event, now)
-        for message in self._deliver(Record(self.status.n, now, event)):
+        for message in self._deliver(EventRecord(self.status.n, now, event)):
             self._note(Warned(message))
 
     def _end(self, event: Event) -> None:
         """Only when everything is written and closed does anybody see that the run ended."""
         now = time.time()
         status = self.status.after(event, now)
-        for message in self._deliver(Record(status.n, now, event)):
+        for message in self._deliver(EventRecord(status.n, now, event)):
             status = attrs.evolve(status, warnings=status.warnings + 1, warning=message)
         for sink in self._sinks:
             if (close := getattr(sink, "close", None)) is not None:
@@ -133,7 +133,7 @@ class Job(Snapshots):
         self.folder.release()
         self.status = status
 
-    def _deliver(self, record: Record) -> list[Message]:
+    def _deliver(self, record: EventRecord) -> list[Message]:
         """Hands the record to every sink; one that raises is dropped, and what is to be said about it returned."""
         dropped = []
         for sink in tuple(self._sinks):

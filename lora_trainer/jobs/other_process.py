@@ -11,7 +11,7 @@ from lora_trainer.jobs.launcher import event_of
 from lora_trainer.jobs.status import RunStatus
 
 
-class Elsewhere(Snapshots):
+class OtherProcessRun(Snapshots):
     """Follows a run of another process by its events.jsonl; `look` carries the status on."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -34,11 +34,11 @@ class Elsewhere(Snapshots):
         return self.status.ended or self.folder.alive()
 
 
-def find(runs_dir: Path) -> Elsewhere | None:
+def find(runs_dir: Path) -> OtherProcessRun | None:
     """The run that another process began last and still trains; None where there is none."""
     claimed = sorted(runs_dir.glob("*/pid"), key=_written, reverse=True)  # a run that ended has given its place back
     folders = (RunFolder(path.parent) for path in claimed)
-    return next((Elsewhere(folder) for folder in folders if folder.alive()), None)
+    return next((OtherProcessRun(folder) for folder in folders if folder.alive()), None)
 
 
 def _written(path: Path) -> float:

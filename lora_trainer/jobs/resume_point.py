@@ -41,7 +41,7 @@ class KeptState:
 
 
 @attrs.frozen
-class Since:
+class ResumePoint:
     """Where a run goes on: its state, and the changes that were made after it, as {"path", "new", "step"} in order.
 
     `told` are the files of weights that its events tell of.
@@ -57,7 +57,7 @@ class Since:
         return {one["path"]: one["new"] for one in made}
 
 
-def since(run: Path, events: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> Since:
+def since(run: Path, events: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> ResumePoint:
     """The newest state of a run, the changes that its `events` tell of after it, and `more` changes (path -> value) on top.
 
     Raises TrainerError where there is no state.
@@ -65,7 +65,7 @@ def since(run: Path, events: Sequence[Mapping[str, Any]], more: Mapping[str, Any
     kept = state_to_resume(run)
     told = changes_of(events)[len(kept.plain["changes"]) :]
     files = frozenset(event["path"] for event in events if event["event"] == "saved" and event["step"] <= kept.step)
-    return Since(kept, (*told, *({"path": path, "new": value, "step": kept.step} for path, value in more.items())), files)
+    return ResumePoint(kept, (*told, *({"path": path, "new": value, "step": kept.step} for path, value in more.items())), files)
 
 
 def changes_of(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

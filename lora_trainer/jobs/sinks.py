@@ -14,13 +14,13 @@ from lora_trainer.config.files import read_config
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Failed, Finished, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.csv_log import StepsTable
-from lora_trainer.jobs.events_log import Record, finite, inside, mend
+from lora_trainer.jobs.csv_log import StepsCsv
+from lora_trainer.jobs.events_log import EventRecord, finite, inside, mend
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.jobs.tensorboard import TensorBoard
 
-Sink = Callable[[Record], None]
+Sink = Callable[[EventRecord], None]
 
 
 class EventsFile:
@@ -31,7 +31,7 @@ class EventsFile:
         mend(folder.events_file)
         self._file = folder.events_file.open("ab")
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         line = json.dumps(record.to_json(self.folder), ensure_ascii=False, default=str)
         self._file.write(line.encode("utf-8") + b"\n")
         self._file.flush()
@@ -68,7 +68,7 @@ class ManifestFile:
         self._seconds = 0.0
         self._steps = 0
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         event, content = record.event, self.content
         content["started"] = content["started"] or round(record.time, 3)
         if isinstance(event, Stepped):
@@ -156,7 +156,7 @@ class ReportFile:
         self._last: Stepped | None = None
         self._begun = 0.0
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         event = record.event
         self._begun = self._begun or record.time
         if isinstance(event, Started):
@@ -225,7 +225,7 @@ def asked_sinks(folder: RunFolder) -> list[Sink]:
         return []
     log, found = config.log, list[Sink]()
     if log.csv:
-        found.append(StepsTable(folder))
+        found.append(StepsCsv(folder))
     if log.log_with == "tensorboard" or (log.log_with == "auto" and log.logging_dir.strip()):
         logs = Path(log.logging_dir) if log.logging_dir.strip() else folder.path / "logs"
         found.append(TensorBoard(folder, logs, log.log_prefix, log.log_tracker_name))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lora_trainer.events import Resumed, Sampled, Stepped, Validated
-from lora_trainer.jobs.events_log import Record, finite
+from lora_trainer.jobs.events_log import EventRecord, finite
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.status import FROM_STATE
 
@@ -45,7 +45,7 @@ class TensorBoard:
         self.folder = logs / f"{prefix}{begun}" / (name or about["name"])
         self._file: BinaryIO | None = None
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: EventRecord) -> None:
         event, now = record.event, record.time
         if isinstance(event, Stepped):
             self._write(now, event.step, summary=b"".join(_scalar(tag, value) for tag, value in scalars(event)))

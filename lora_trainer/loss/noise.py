@@ -24,7 +24,7 @@ def generator_for(*words: object) -> torch.Generator:
 
 
 @attrs.frozen(eq=False)
-class Drawn:
+class NoisyExample:
     """One showing of one picture: `timestep` in 0..999, `noise` [4, h, w] that the model should find, `added` what it is shown."""
 
     timestep: int
@@ -32,20 +32,20 @@ class Drawn:
     added: Tensor
 
 
-def draw(latents: Tensor, rules: LossConfig, *words: object) -> Drawn:
+def draw_noise(latents: Tensor, loss_config: LossConfig, *words: object) -> NoisyExample:
     """Timestep and noise for the latents [4, h, w] of one picture, by the words that name this showing."""
     generator = generator_for(*words)
-    timestep = int(torch.randint(rules.min_timestep, rules.max_timestep, (1,), generator=generator))
+    timestep = int(torch.randint(loss_config.min_timestep, loss_config.max_timestep, (1,), generator=generator))
     noise = torch.randn(tuple(latents.shape), generator=generator)
-    if rules.noise_offset:
+    if loss_config.noise_offset:
         shift = torch.randn((latents.shape[0], 1, 1), generator=generator)
-        noise = offset_noise(noise, shift, offset_strength(latents, _strength(rules, *words), rules.adaptive_noise_scale))
-    if rules.multires_noise_iterations:
-        layers = coarse_layers(tuple(latents.shape), rules.multires_noise_iterations, generator_for(*words, "coarse noise"))
-        noise = coarse_noise(noise, layers, rules.multires_noise_discount)
-    if rules.timestep_sampling != "uniform":
-        timestep = step_at(_share(rules, *words), rules.min_timestep, rules.max_timestep)
-    return Drawn(timestep, noise, _perturbed(noise, rules, *words))
+        noise = offset_noise(noise, shift, offset_strength(latents, _strength(loss_config, *words), loss_config.adaptive_noise_scale))
+    if loss_config.multires_noise_iterations:
+        layers = coarse_layers(tuple(latents.shape), loss_config.multires_noise_iterations, generator_for(*words, "coarse noise"))
+        noise = coarse_noise(noise, layers, loss_config.multires_noise_discount)
+    if loss_config.timestep_sampling != "uniform":
+        timestep = step_at(_share(loss_config, *words), loss_config.min_timestep, loss_config.max_timestep)
+    return NoisyExample(timestep, noise, _perturbed(noise, loss_config, *words))
 
 
 def _strength(rules: LossConfig, *words: object) -> float | Tensor:

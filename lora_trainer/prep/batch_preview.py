@@ -17,10 +17,10 @@ from lora_trainer.data.pictures.text_drawing import wrapped, write
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.files import write_atomically
 from lora_trainer.messages import Message, say
-from lora_trainer.train.inputs.examples import Showing, batches, learned, pixels
+from lora_trainer.train.inputs.examples import TrainingExample, batches, loss_mask, pixels
 
 if TYPE_CHECKING:
-    from lora_trainer.train.inputs.dataset import Pictures
+    from lora_trainer.train.inputs.dataset import TrainingDataset
 
 BATCHES, MOST_PICTURES = 6, 48
 SIDE, GAP, MARGIN, LINE, LINES, COLUMNS = 176, 10, 20, 16, 4, 4
@@ -29,10 +29,10 @@ PAPER, INK, FAINT, FRAME, NOT_LEARNED = "#ffffff", "#111827", "#6b7280", "#d9480
 
 
 def draw_batches(
-    pictures: Pictures, *, seed: int, accumulation: int = 1, total_steps: int = 0, language: str = "en"
+    pictures: TrainingDataset, *, seed: int, accumulation: int = 1, total_steps: int = 0, language: str = "en"
 ) -> tuple[bytes, dict[str, Any]]:
     """The sheet as PNG, and what it shows: {"seed", "total_steps", "batches"}. Raises DatasetError."""
-    found: list[list[Showing]] = []
+    found: list[list[TrainingExample]] = []
     for batch in batches(pictures, seed=seed, count=BATCHES, accumulation=accumulation, total_steps=total_steps):
         room = MOST_PICTURES - sum(map(len, found))
         if room > 0:
@@ -50,13 +50,13 @@ def write_batches(folder: Path, sheet: bytes, told: dict[str, Any]) -> dict[str,
     return {**told, "files": [str(folder / "batches.png"), str(folder / "batches.json")]}
 
 
-def _batch(batch: Sequence[Showing], pictures: Pictures) -> dict[str, Any]:
+def _batch(batch: Sequence[TrainingExample], pictures: TrainingDataset) -> dict[str, Any]:
     bucket = batch[0].record.bucket
     return {"bucket": list(bucket or ()), "epoch": batch[0].key[1], "pictures": [_picture(shown, pictures) for shown in batch]}
 
 
-def _picture(shown: Showing, pictures: Pictures) -> dict[str, Any]:
-    record, weights = shown.record, learned(shown, pictures)
+def _picture(shown: TrainingExample, pictures: TrainingDataset) -> dict[str, Any]:
+    record, weights = shown.record, loss_mask(shown, pictures)
     return {
         "key": record.key,
         "path": str(record.path),
@@ -75,7 +75,7 @@ def _picture(shown: Showing, pictures: Pictures) -> dict[str, Any]:
     }
 
 
-def _sheet(found: Sequence[Sequence[Showing]], pictures: Pictures, language: str) -> Image.Image:
+def _sheet(found: Sequence[Sequence[TrainingExample]], pictures: TrainingDataset, language: str) -> Image.Image:
     """A row for each batch; each picture whole with its cut on the left, as it is trained on the right, its caption below."""
     columns = max(1, min(max((len(batch) for batch in found), default=1), COLUMNS))
     drawn = [[_tile(shown, pictures, language) for shown in batch] for batch in found]
@@ -93,14 +93,14 @@ def _sheet(found: Sequence[Sequence[Showing]], pictures: Pictures, language: str
     return sheet
 
 
-def _heading(number: int, batch: Sequence[Showing]) -> Message:
+def _heading(number: int, batch: Sequence[TrainingExample]) -> Message:
     width, height = batch[0].record.bucket or (0, 0)
     return say("Batch {number}: {width} x {height}, epoch {epoch}", number=number, width=width, height=height, epoch=batch[0].key[1])
 
 
-def _tile(shown: Showing, pictures: Pictures, language: str) -> Image.Image:
+def _tile(shown: TrainingExample, pictures: TrainingDataset, language: str) -> Image.Image:
     whole, box = _whole(shown.record)
-    trained = _small(Image.fromarray(_with_mask(pixels(shown), learned(shown, pictures))))
+    trained = _small(Image.fromarray(_with_mask(pixels(shown), loss_mask(shown, pictures))))
     caption = shown.caption or say("(no words this time)").text(language)
     lines = wrapped(caption, TILE, 12, LINES)
     below = max(whole.height, trained.height) + 2
@@ -115,7 +115,7 @@ def _tile(shown: Showing, pictures: Pictures, language: str) -> Image.Image:
     return tile
 
 
-def _marks(shown: Showing, language: str) -> list[str]:
+def _marks(shown: TrainingExample, language: str) -> list[str]:
     marks = [
         (shown.flipped, say("mirrored")),
         (shown.record.is_reg, say("regularisation")),

@@ -18,7 +18,7 @@ _WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 @attrs.frozen
-class Words:
+class CaptionTokens:
     """Tokens of each caption, words in pieces -> (pieces, captions that hold them), captions in letters that CLIP read little of."""
 
     tokens: tuple[int, ...]
@@ -26,7 +26,7 @@ class Words:
     foreign: tuple[int, ...]
 
 
-def look_at(captions: Iterable[str], tokenizer: Any = None) -> Words:
+def count_caption_tokens(captions: Iterable[str], tokenizer: Any = None) -> CaptionTokens:
     """Counts the captions' tokens. `foreign` holds the places of captions that are not in Latin letters for the most part."""
     captions = list(captions)
     if tokenizer is None:
@@ -45,7 +45,7 @@ def look_at(captions: Iterable[str], tokenizer: Any = None) -> Words:
     strange = [(word, count(word), number) for word, number in holding.items() if count(word) >= PIECES]
     strange.sort(key=lambda entry: (-entry[2], -entry[1], entry[0]))
     foreign = tuple(place for place, caption in enumerate(captions) if _is_foreign(caption))
-    return Words(tokens, tuple(strange), foreign)
+    return CaptionTokens(tokens, tuple(strange), foreign)
 
 
 def _is_foreign(caption: str) -> bool:

@@ -13,10 +13,10 @@ from lora_trainer.config.schema import DataConfig
 from lora_trainer.data import buckets, captions
 from lora_trainer.data.pictures.decode_check import look_closer
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.assemble import arranged, gather
-from lora_trainer.data.sources.blueprint import Description, describe
+from lora_trainer.data.sources.assemble import assemble, into_buckets
+from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
 from lora_trainer.messages import Message
-from lora_trainer.prep.caption_tokens import WINDOW, Words, look_at
+from lora_trainer.prep.caption_tokens import WINDOW, CaptionTokens, count_caption_tokens
 from lora_trainer.prep.sharpness import blurred, sharpness
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Diagnosis:
     empty_caption: tuple[str, ...]
     too_long: tuple[tuple[str, int], ...]
     without_trigger: tuple[str, ...]
-    words: Words
+    words: CaptionTokens
     tags: tuple[tuple[str, int], ...]
     copies: tuple[tuple[str, Message], ...]
     blurred: tuple[str, ...]
@@ -111,24 +111,24 @@ def examine(data: DataConfig, limit: int = WINDOW, tell: Tell = lambda done, tot
 
     Raises DatasetError where no folder can be read.
     """
-    description = describe(data)
-    found = gather(description)
+    description = resolve_dataset(data)
+    found = assemble(description)
     records = [record for record in found.records if not record.validation]
     looked = []
     for record in look_closer(records):
         looked.append(record)
         tell(len(looked), len(records))
-    placed = {record.key: record for record in arranged([record for record in looked if record.usable], description, seed=0)}
+    placed = {record.key: record for record in into_buckets([record for record in looked if record.usable], description, seed=0)}
     records = [placed.get(record.key, record) for record in looked]
     return _diagnosis(records, description, found.understood, found.warnings, data.trigger_word.strip(), limit)
 
 
 def _diagnosis(
-    records: Sequence[ImageRecord], description: Description, understood: Message, notes: Iterable[Message], trigger: str, limit: int
+    records: Sequence[ImageRecord], description: DatasetBlueprint, understood: Message, notes: Iterable[Message], trigger: str, limit: int
 ) -> Diagnosis:
     used = [record for record in records if record.usable]
     texts = [captions.caption_of(record, description.subsets[record.subset].caption) for record in used]
-    words = look_at(texts)
+    words = count_caption_tokens(texts)
     tags: Counter[str] = Counter()
     for record in used:
         separator = description.subsets[record.subset].caption.separator

@@ -21,68 +21,68 @@ from torch import distributed as dist
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainingError
 from lora_trainer.jobs.process import process_alive, process_mark
-from lora_trainer.jobs.process_rank import ALONE, Place
+from lora_trainer.jobs.process_rank import SINGLE, Rank
 from lora_trainer.messages import Message, say
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(days=7)
+GROUP_TIMEOUT = timedelta(days=7)
 """The others wait while the first validates, draws, or is paused."""
 
 
-def part_of(batch: Sequence[Item], rank: int, count: int) -> Sequence[Item]:
+def shard_of(batch: Sequence[Item], rank: int, count: int) -> Sequence[Item]:
     """The part of one of `count` processes; parts differ by at most one picture."""
     return batch[len(batch) * rank // count : len(batch) * (rank + 1) // count]
 
 
-class Shares:
+class SingleProcess:
     """One process that does it all."""
 
-    place: Place = ALONE
-    met: bool = False
+    rank: Rank = SINGLE
+    synced: bool = False
     """Whether the others have this step's gradient already: it cannot be calculated anew by one process alone."""
 
-    def of(self, batch: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, batch: Sequence[Item]) -> Sequence[Item]:
         """This process's part of a batch; may be empty."""
         return batch
 
-    def add_up(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
+    def all_reduce(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
         """The sum over all processes of the parameters' gradients, in place, and of `loss`."""
         return loss
 
-    def listening(self, asked: Control) -> Control:
+    def shared_control(self, asked: Control) -> Control:
         """What the run asks for commands instead of `asked`."""
         return asked
 
-    def told(self, word: Any) -> Any:
+    def broadcast(self, word: Any) -> Any:
         """The first process's `word`."""
         return word
 
     def require_same(self, digest: str) -> None:
         """Raises TrainingError where another process has other settings or pictures."""
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits until every process is here."""
 
 
-class Together(Shares):
+class DistributedGroup(SingleProcess):
     """One of several processes, connected by torch.distributed (gloo between CPUs and for words, nccl between GPUs)."""
 
-    def __init__(self, place: Place, device: torch.device) -> None:
+    def __init__(self, place: Rank, device: torch.device) -> None:
         from torch.distributed.rendezvous import rendezvous
 
-        self.place, self.device = place, device
+        self.rank, self.device = place, device
         nccl = device.type == "cuda" and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
-        store, rank, count = next(iter(rendezvous("env://", place.rank, place.count, timeout=timedelta(minutes=10))))
+        store, rank, count = next(iter(rendezvous("env://", place.rank, place.world_size, timeout=timedelta(minutes=10))))
         self._store = dist.PrefixStore("lora_trainer", store)
-        dist.init_process_group(backend, store=dist.PrefixStore("group", self._store), rank=rank, world_size=count, timeout=PATIENCE)
+        dist.init_process_group(backend, store=dist.PrefixStore("group", self._store), rank=rank, world_size=count, timeout=GROUP_TIMEOUT)
         self._store.set(f"pid/{rank}", f"{socket.gethostname()} {os.getpid()} {process_mark(os.getpid())}")
 
-    def of(self, batch: Sequence[Item]) -> Sequence[Item]:
+    def shard(self, batch: Sequence[Item]) -> Sequence[Item]:
         """Parts differ by at most one picture."""
-        return part_of(batch, self.place.rank, self.place.count)
+        return shard_of(batch, self.rank.rank, self.rank.world_size)
 
-    def add_up(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
+    def all_reduce(self, parameters: Sequence[Tensor], loss: Tensor) -> Tensor:
         """One sum over everything. A gradient that no process has stays None, so that its parameter is left alone as it would be."""
         there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=loss.device)
         parts = [
@@ -92,7 +92,7 @@ class Together(Shares):
         flat = torch.cat([*parts, there, loss.detach().reshape(1).float()])
         with self._named():
             dist.all_reduce(flat)
-        self.met = True
+        self.synced = True
         *sums, counts, total = flat.split([*(parameter.numel() for parameter in parameters), len(parameters), 1])
         for parameter, gradient, count in zip(parameters, sums, counts.tolist(), strict=True):
             if parameter.grad is not None:
@@ -101,48 +101,48 @@ class Together(Shares):
                 parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         return total.reshape(()).to(loss.dtype)
 
-    def listening(self, asked: Control) -> Control:
+    def shared_control(self, asked: Control) -> Control:
         """Commands reach every process between the same two steps."""
-        return Agreed(self, asked)
+        return SharedControl(self, asked)
 
     def require_same(self, digest: str) -> None:
         """Compares with the first process."""
-        first = self.told(digest)
+        first = self.broadcast(digest)
         if first != digest:
             self.note(other := say("it has other settings or pictures than the first process"))
             raise TrainingError(
                 "process {rank} cannot train along: {reason}.",
-                rank=self.place.rank,
+                rank=self.rank.rank,
                 reason=other,
                 fix="Start all processes with the same config, and with the same pictures at the same places.",
             )
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """A sum that nobody needs."""
         with self._named():
             dist.all_reduce(torch.zeros(1))
 
-    def told(self, word: Any) -> Any:
+    def broadcast(self, word: Any) -> Any:
         """The first process's `word` (plain JSON values) in every process; waits for it."""
-        content = json.dumps(word).encode() if self.place.leads else b""
+        content = json.dumps(word).encode() if self.rank.is_main else b""
         size = torch.tensor([len(content)])
         with self._named():
             dist.broadcast(size, 0)
-            data = torch.tensor(list(content), dtype=torch.uint8) if self.place.leads else torch.empty(int(size), dtype=torch.uint8)
+            data = torch.tensor(list(content), dtype=torch.uint8) if self.rank.is_main else torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(data, 0)
         return json.loads(bytes(data.tolist()))
 
-    def told_if_new(self, word: Any) -> Any:
+    def broadcast_if_set(self, word: Any) -> Any:
         """As `told`, and None in every process where the first one's word is None: that costs a single number."""
         news = torch.tensor([int(word is not None)])
         with self._named():
             dist.broadcast(news, 0)
-        return self.told(word) if int(news) else None
+        return self.broadcast(word) if int(news) else None
 
     def note(self, reason: Message | str) -> None:
         """Leaves word for the others why this process ends."""
-        self._store.set(f"end/{self.place.rank}", str(reason)[:500])
-        self._store.add(f"ended/{self.place.rank}", 1)
+        self._store.set(f"end/{self.rank.rank}", str(reason)[:500])
+        self._store.add(f"ended/{self.rank.rank}", 1)
 
     def leave(self) -> None:
         """Cuts the connection."""
@@ -158,14 +158,14 @@ class Together(Shares):
             raise TrainingError(
                 "process {rank} of {count} has ended: {reason}",
                 rank=rank,
-                count=self.place.count,
+                count=self.rank.world_size,
                 reason=reason,
                 fix="What was saved is whole. Look at that process's last lines, then start again or resume from the last state.",
             ) from error
 
     def _ended(self) -> tuple[int | str, Message | str]:
         """Which process is gone and what it said."""
-        others = [rank for rank in range(self.place.count) if rank != self.place.rank]
+        others = [rank for rank in range(self.rank.world_size) if rank != self.rank.rank]
         try:
             for rank in others:
                 if self._store.add(f"ended/{rank}", 0):  # torch 2.1 has no other way to ask for a word that may not be there
@@ -180,28 +180,28 @@ class Together(Shares):
         return machine != socket.gethostname() or process_alive(int(pid), mark)
 
 
-class Agreed(Control):
+class SharedControl(Control):
     """The commands of a run of several processes. `asked` is what the user says to the first one; the others are told.
 
     `agree` is called by all between the same two steps; what is asked after it counts at the next. Saves and previews are the first
     one's own.
     """
 
-    def __init__(self, together: Together, asked: Control) -> None:
+    def __init__(self, together: DistributedGroup, asked: Control) -> None:
         super().__init__()
-        self.together, self.asked = together, asked
+        self.group, self.asked = together, asked
         self._told: dict[str, Any] = {}
 
     def agree(self) -> None:
         """Takes over what was asked of the first process by now."""
-        self.together.met = False
+        self.group.synced = False
         news = None
-        if self.together.place.leads:
+        if self.group.rank.is_main:
             stop, changes = self.asked.stopping, self.asked.take_changes()
             now = {"stop": stop, "save": self.asked.save_on_stop, "pause": self.asked.pausing}
             news = {**now, "changes": changes} if changes or now != self._told else None
             self._told = now
-        if (word := self.together.told_if_new(news)) is not None:
+        if (word := self.group.broadcast_if_set(news)) is not None:
             self._stop, self._save_on_stop, self._pause = word["stop"], word["save"], word["pause"]
             for wanted in word["changes"]:
                 self.change(wanted)
@@ -209,7 +209,7 @@ class Agreed(Control):
     @property
     def now(self) -> Control:
         """What the user asked by now, on the first process; no other one asks for itself."""
-        return self.asked if self.together.place.leads else self
+        return self.asked if self.group.rank.is_main else self
 
     def command(self, word: str) -> None:
         """Goes the same way as the user's own."""
@@ -217,27 +217,27 @@ class Agreed(Control):
 
     def take(self, word: str) -> bool:
         """Only the first process is asked to save or draw."""
-        return self.together.place.leads and self.asked.take(word)
+        return self.group.rank.is_main and self.asked.take(word)
 
     def wait_while_paused(self, poll: float = 0.2) -> None:
         """Until the first process goes on."""
         while self.pausing:
-            if self.together.place.leads:
+            if self.group.rank.is_main:
                 self.asked.wait_while_paused(poll)
             self.agree()
 
     def rest(self, seconds: float) -> bool:
         """The first process rests; the others wait for it where they meet next."""
-        return self.together.place.leads and self.asked.rest(seconds)
+        return self.group.rank.is_main and self.asked.rest(seconds)
 
 
 @contextmanager
-def joined(place: Place, device: torch.device) -> Iterator[Shares]:
+def process_group(place: Rank, device: torch.device) -> Iterator[SingleProcess]:
     """The connection of this process to those that it trains with, for the time of a `with`."""
-    if place.alone:
-        yield Shares()
+    if place.is_single:
+        yield SingleProcess()
         return
-    together = Together(place, device)
+    together = DistributedGroup(place, device)
     try:
         yield together
     except Exception as error:

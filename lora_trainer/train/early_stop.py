@@ -55,7 +55,7 @@ class EarlyStop:
         """What it has seen, as JSON can hold it; not what it is told to do."""
         return {name: getattr(self, name) for name in _SEEN}
 
-    def take_back(self, plain: Mapping[str, Any]) -> None:
+    def restore(self, plain: Mapping[str, Any]) -> None:
         """Takes back what `to_plain` gave."""
         for name in _SEEN:
             setattr(self, name, plain[name])

@@ -19,7 +19,7 @@ from lora_trainer.config.schema import LossConfig
 from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
-from lora_trainer.train.progress import Course
+from lora_trainer.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from lora_trainer.train.planning.plan import TrainingPlan
@@ -41,14 +41,14 @@ ONE_TOKEN = 64
 MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
 
 
-class Numbers:
+class FiniteGuard:
     """Steps whose loss or gradient is no number are left out; too many in a row end the run with what is behind it."""
 
     def __init__(self, remedy: Callable[[], Message], *, scaled: bool) -> None:
         self.remedy, self.patience = remedy, BAD_STEPS + (HALVINGS if scaled else 0)
         self._in_a_row = 0
 
-    def fine(self, loss: float, norm: float) -> bool:
+    def is_finite(self, loss: float, norm: float) -> bool:
         """Whether the step was usable. Raises TrainingError when it is hopeless."""
         fine = math.isfinite(loss) and math.isfinite(norm)
         self._in_a_row = 0 if fine else self._in_a_row + 1
@@ -62,7 +62,7 @@ class Numbers:
         return TrainingError(template, count=self._in_a_row, remedy=self.remedy(), fix="{remedy}")
 
 
-class Divergence:
+class DivergenceGuard:
     """Notices a loss that has run away from where it was: compares means over `WINDOW` steps with the lowest of them."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Divergence:
         )
 
 
-class Pace:
+class SlowStepGuard:
     """Notices steps that become slow because the GPU's memory is full and the driver moves parts of it to ordinary memory."""
 
     def __init__(self, full: float = 0.03) -> None:
@@ -124,15 +124,15 @@ class Pace:
 class Guards:
     """All of them for one run."""
 
-    def __init__(self, trainer: Trainer, course: Course) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress) -> None:
         self.trainer, self.course = trainer, course
-        self._numbers = Numbers(self._remedy, scaled=trainer.scaler is not None)
-        self._divergence, self._pace = Divergence(), Pace()
+        self._numbers = FiniteGuard(self._remedy, scaled=trainer.scaler is not None)
+        self._divergence, self._pace = DivergenceGuard(), SlowStepGuard()
         self._found: list[Message | None] = []
 
     def look(self, loss: float, norm: float, seconds: float) -> None:
         """After each step. Raises TrainingError when it is hopeless."""
-        self.course.skipped += not self._numbers.fine(loss, norm)
+        self.course.skipped += not self._numbers.is_finite(loss, norm)
         self._found = [self._divergence.look(self.course.step + 1, loss), self._pace.look(seconds, self._free)]
 
     def warnings(self) -> Iterator[Event]:
@@ -193,7 +193,7 @@ def check_disk(folder: Path, name: str, plan: TrainingPlan) -> Message | None:
 def check_moved(trainer: Trainer) -> None:
     """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
     rates = {"unet": effective.unet_lr(trainer.config), "text_encoder": effective.text_encoder_lr(trainer.config)}
-    unmoved = trainer.adapter.unmoved()
+    unmoved = trainer.adapter.untrained_layers()
     still = [name for part, names in unmoved.items() if rates[part] > 0 for name in names if not _without_effect(trainer, name)]
     if still:
         raise TrainingError(
@@ -211,7 +211,7 @@ def _without_effect(trainer: Trainer, name: str) -> bool:
         encoder = trainer.bundle.text_encoders[number]
         unread = trainer.bundle.family.unread_layers(trainer.bundle, trainer.config.model.clip_skip)[number]
         return int(name.split("_layers_")[1].split("_")[0]) >= encoder.config.num_hidden_layers - unread
-    small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.pictures.trained)
+    small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.dataset.trained)
     return small and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")
 
 

@@ -14,7 +14,7 @@ CONTINUOUS, SYSTEM_REQUIRED = 0x80000000, 0x00000001
 
 
 @contextmanager
-def awake(*, wanted: bool = True) -> Iterator[None]:
+def keep_awake(*, wanted: bool = True) -> Iterator[None]:
     """Awake for the time of the block; the screen may go dark."""
     if not wanted:
         yield

@@ -11,17 +11,17 @@ from lora_trainer.events import Changed, Event, Phase, Warned
 from lora_trainer.host.base import with_remedy
 from lora_trainer.train import setup
 from lora_trainer.train.planning.plan import TrainingPlan
-from lora_trainer.train.progress import Course
+from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.trainer import Trainer
 
 
-class Live:
+class LiveChanges:
     """Changes the settings of one run. `plan` makes the plan of a config anew.
 
     `coming` are changes that a killed process made after its last state: they are made again at their steps.
     """
 
-    def __init__(self, trainer: Trainer, course: Course, plan: Callable[[Any], TrainingPlan]) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, plan: Callable[[Any], TrainingPlan]) -> None:
         self.trainer, self.course, self.plan = trainer, course, plan
         self.coming: list[Mapping[str, Any]] = []
 
@@ -46,7 +46,7 @@ class Live:
             one = self.coming.pop(0)
             yield from self.change({one["path"]: one["new"]})
 
-    def take_back(self, changes: Sequence[Mapping[str, Any]]) -> None:
+    def restore(self, changes: Sequence[Mapping[str, Any]]) -> None:
         """Makes again what had been changed by the time that a state was kept."""
         config = self.trainer.config
         for one in changes:

@@ -14,7 +14,7 @@ from lora_trainer.train.planning.plan import TrainingPlan
 
 
 @attrs.define(eq=False)
-class Course:
+class TrainingProgress:
     """The course that a run takes, and how far it is on it; the loop moves it, the others read it.
 
     `step` counts optimizer steps, `epoch` is the one that goes on (1 is the first, 0 before it), `groups` the steps done in it.
@@ -82,7 +82,7 @@ class Course:
             "total_steps": self.plan.total_steps,
         }
 
-    def take_back(self, plain: Mapping[str, Any]) -> None:
+    def restore(self, plain: Mapping[str, Any]) -> None:
         """Takes back what `to_plain` gave, but for the changes, which were made before."""
         for name in _NUMBERS:
             setattr(self, name, plain[name])
@@ -90,7 +90,7 @@ class Course:
         self.saves = {path: (step, epoch, final, average) for path, (step, epoch, final, average) in plain["saves"].items()}
         self.preview = Path(plain["preview"]) if plain["preview"] else None
         self.recent.extend(plain["recent"])
-        self.early.take_back(plain["early"])
+        self.early.restore(plain["early"])
         if plain["total_steps"] != self.plan.total_steps:
             self.early.waited = 0  # a run that is prolonged is given time anew
         self.ended = self.early.ended

@@ -11,8 +11,8 @@ import attrs
 import torch
 
 from lora_trainer import assets
-from lora_trainer.adapters.initial_weights import ranks_of_file, start_from
-from lora_trainer.adapters.lora_file import frozen
+from lora_trainer.adapters.initial_weights import load_initial_weights, ranks_of_file
+from lora_trainer.adapters.lora_file import read_base_weights
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.targets import planned
 from lora_trainer.config import effective
@@ -36,19 +36,19 @@ from lora_trainer.models.detection.detect import ModelFacts, inspect_with
 from lora_trainer.models.files import hub
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, make_optimizer, probe
-from lora_trainer.train.distributed import Shares
+from lora_trainer.train.distributed import SingleProcess
 from lora_trainer.train.inputs import vae
-from lora_trainer.train.inputs.caption_cache import TextStore, reader_of
-from lora_trainer.train.inputs.caption_encoder import Captions
-from lora_trainer.train.inputs.dataset import Pictures
-from lora_trainer.train.inputs.examples import Views
+from lora_trainer.train.inputs.caption_cache import CaptionCache, encoder_key
+from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
+from lora_trainer.train.inputs.dataset import TrainingDataset
+from lora_trainer.train.inputs.examples import LatentViews
 from lora_trainer.train.memory import eight_bit
 from lora_trainer.train.outputs import metadata
-from lora_trainer.train.outputs.ema import Average
+from lora_trainer.train.outputs.ema import EmaWeights
 from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
 from lora_trainer.train.step import attention
-from lora_trainer.train.step.compiling import Compiled
+from lora_trainer.train.step.compiling import CompiledBlocks
 from lora_trainer.train.step.precision import Precision, choose_precision, make_scaler
 from lora_trainer.train.trainer import Trainer
 
@@ -59,7 +59,9 @@ ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
 
 
 @torch.inference_mode(False)
-def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Path | None = None, *, resumed: bool = False) -> Trainer:
+def prepare(
+    config: TrainConfig, pictures: TrainingDataset, lease: Lease, cache_dir: Path | None = None, *, resumed: bool = False
+) -> Trainer:
     """Loads the model, makes network, optimizer and caches. Nothing of the host is changed.
 
     Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory. The weights of a run that is
@@ -69,20 +71,20 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     require_step(lease.device, precision.base)
     bundle = eight_bit.loaded(lease.source, lease.device, precision.base, asked=config.memory.fp8_base_unet)
-    vae.hold(bundle, config.memory.vae_precision)
+    vae.set_precision(bundle, config.memory.vae_precision)
     attend, notes = attention.choose(config.memory.attention, bundle, lease.attention)
-    below = frozen(config.network.base_weights, config.network.base_weights_multiplier)
+    below = read_base_weights(config.network.base_weights, config.network.base_weights_multiplier)
     adapter = NetworkAdapter(bundle, planned(bundle, config.network, effective.parts(config)), seed=config.seed, below=below)
     if config.network.network_weights and not resumed:
-        start_from(adapter, Path(config.network.network_weights))
+        load_initial_weights(adapter, Path(config.network.network_weights))
     optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), effective.optimizer_args(config))
     cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
     captions = _captions(config, pictures, precision, "text_encoder" in adapter.layers, lambda: trainer.bundle, cache_dir)
-    compiles = config.memory.compile and not adapter.draws
+    compiles = config.memory.compile and not adapter.is_random
     uncompiled = [Warned(NO_COMPILING, "memory.compile")] if config.memory.compile and not compiles else []
     trainer = Trainer(
         config=config,
-        pictures=pictures,
+        dataset=pictures,
         precision=precision,
         source=lease.source,
         device=lease.device,
@@ -90,14 +92,14 @@ def prepare(config: TrainConfig, pictures: Pictures, lease: Lease, cache_dir: Pa
         adapter=adapter,
         optimizer=optimizer,
         scaler=make_scaler(precision, lease.device),
-        captions=captions,
-        cache=cache,
-        views=Views(cache, lambda record: pictures.subset_of(record).data, config.seed),
-        rules=config.loss,
-        average=Average(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
+        caption_encoder=captions,
+        latent_cache=cache,
+        views=LatentViews(cache, lambda record: pictures.subset_of(record).data, config.seed),
+        loss_config=config.loss,
+        ema=EmaWeights(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
         attention=attend,
         notes=(*told, *notes, *_of_eight_bits(config, lease), *uncompiled),
-        compiled=Compiled() if compiles else None,
+        compiled=CompiledBlocks() if compiles else None,
     )
     return trainer
 
@@ -155,19 +157,19 @@ def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path 
 
 def _captions(
     config: TrainConfig,
-    pictures: Pictures,
+    pictures: TrainingDataset,
     precision: Precision,
     trained: bool,
     bundle: Callable[[], ModelBundle],
     cache_dir: Path | None,
-) -> Captions:
+) -> CaptionEncoder:
     """What encodes captions; on disk stay those that a picture has where nothing of them is drawn, and the empty one."""
     skip, length = config.model.clip_skip, config.model.max_token_length
     store = None
     if cache_dir is not None and config.data.cache_text_encoder_outputs_to_disk and not trained:
-        store = TextStore(cache_dir / TEXTS, lambda: reader_of(bundle(), precision, skip, length))
+        store = CaptionCache(cache_dir / TEXTS, lambda: encoder_key(bundle(), precision, skip, length))
     lasting = {caption_of(record, pictures.rules_of(record)) for record in pictures.records} if store is not None else set()
-    return Captions(precision, skip, trained, length, store=store, lasting={*lasting, ""})
+    return CaptionEncoder(precision, skip, trained, length, store=store, lasting={*lasting, ""})
 
 
 def check_optimizer(config: TrainConfig) -> None:
@@ -278,7 +280,7 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
     }
 
 
-def digest(config: TrainConfig, pictures: Pictures) -> str:
+def digest(config: TrainConfig, pictures: TrainingDataset) -> str:
     """Equal in processes that would train the same: settings, and every picture with its place."""
     plain = to_mapping(config)
     seen = [(record.key, record.bucket, record.repeats, record.crop) for record in pictures.records]
@@ -286,12 +288,12 @@ def digest(config: TrainConfig, pictures: Pictures) -> str:
     return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()
 
 
-def fill_cache(trainer: Trainer, control: Control, shares: Shares) -> Iterator[Event]:
+def fill_cache(trainer: Trainer, control: Control, shares: SingleProcess) -> Iterator[Event]:
     """Encodes all pictures once; Progress as it goes on. What several processes keep on disk, each encodes a part of."""
-    pictures = trainer.pictures
-    if not shares.place.alone and trainer.cache.lasting:
-        own = shares.of(pictures.records)
-        for event in trainer.cache.fill(own, flip=lambda record: pictures.subset_of(record).flip_aug, control=control):
-            yield Progress(event.done * shares.place.count) if isinstance(event, Progress) else event
-        shares.meet()
-    yield from trainer.cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)
+    pictures = trainer.dataset
+    if not shares.rank.is_single and trainer.latent_cache.lasting:
+        own = shares.shard(pictures.records)
+        for event in trainer.latent_cache.fill(own, flip=lambda record: pictures.subset_of(record).flip_aug, control=control):
+            yield Progress(event.done * shares.rank.world_size) if isinstance(event, Progress) else event
+        shares.barrier()
+    yield from trainer.latent_cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)

@@ -19,8 +19,8 @@ from lora_trainer.events import Event
 from lora_trainer.files import sync_folder, write_durably
 from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.resume_point import sweep
-from lora_trainer.train.outputs.background_writer import Writer, copied
-from lora_trainer.train.progress import Course
+from lora_trainer.train.outputs.background_writer import BackgroundWriter, copy_tensors
+from lora_trainer.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer
@@ -31,7 +31,7 @@ NETWORK, OPTIMIZER, AVERAGE = "network.", "optimizer.", "average."
 
 
 @attrs.frozen(eq=False)
-class State:
+class TrainingState:
     """`tensors` on the CPU, owned by nobody else; `plain` as JSON can hold it."""
 
     tensors: dict[str, Tensor]
@@ -39,10 +39,10 @@ class State:
 
 
 @torch.no_grad()
-def taken(trainer: Trainer, course: Course) -> State:
+def capture(trainer: Trainer, course: TrainingProgress) -> TrainingState:
     """A copy of all that the next steps depend on."""
     kept, plain = trainer.optimizer.state_dict()
-    average = trainer.average
+    average = trainer.ema
     tensors = {
         **{NETWORK + name: tensor for name, tensor in _parameters(trainer).items()},
         **{OPTIMIZER + name: tensor for name, tensor in kept.items()},
@@ -51,15 +51,15 @@ def taken(trainer: Trainer, course: Course) -> State:
     whole = {
         "version": VERSION,
         **course.to_plain(),
-        "pictures": trainer.pictures.digest,
+        "pictures": trainer.dataset.digest,
         "optimizer": {"name": trainer.optimizer.name, **plain},
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
     }
-    return State(copied(tensors), whole)
+    return TrainingState(copy_tensors(tensors), whole)
 
 
 @torch.no_grad()
-def put_back(state: State, trainer: Trainer, course: Course) -> None:
+def restore(state: TrainingState, trainer: Trainer, course: TrainingProgress) -> None:
     """The run is where it was when `state` was taken. Raises TrainerError where network or optimizer are of another kind."""
     own, name = _parameters(trainer), str(state.plain["optimizer"]["name"])
     wrong = [
@@ -79,14 +79,14 @@ def put_back(state: State, trainer: Trainer, course: Course) -> None:
     for key, tensor in own.items():
         tensor.copy_(state.tensors[NETWORK + key])
     trainer.optimizer.load_state_dict(_part(state, OPTIMIZER), state.plain["optimizer"])
-    if trainer.average is not None:
-        trainer.average.load_state_dict(_part(state, AVERAGE))
+    if trainer.ema is not None:
+        trainer.ema.load_state_dict(_part(state, AVERAGE))
     if trainer.scaler is not None and state.plain["scaler"]:
         trainer.scaler.load_state_dict(state.plain["scaler"])
-    course.take_back(state.plain)
+    course.restore(state.plain)
 
 
-def write(state: State, run: Path, keep: int) -> None:
+def write(state: TrainingState, run: Path, keep: int) -> None:
     """Writes it whole below RUN/state under a name of its own, then deletes older ones. Raises TrainerError."""
     from safetensors.torch import save
 
@@ -112,16 +112,16 @@ def write(state: State, run: Path, keep: int) -> None:
     resume_point.remove_old(run, keep)
 
 
-def read(kept: resume_point.KeptState) -> State:
+def read(kept: resume_point.KeptState) -> TrainingState:
     """The state that stands there."""
     from safetensors import safe_open
 
     with safe_open(str(kept.path / resume_point.TENSORS), framework="pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    return State(tensors, kept.plain)
+    return TrainingState(tensors, kept.plain)
 
 
-def megabytes(state: State) -> float:
+def megabytes(state: TrainingState) -> float:
     """What it takes on the disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values()) / 2**20
 
@@ -134,19 +134,19 @@ def _parameters(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
-def _part(state: State, prefix: str) -> dict[str, Tensor]:
+def _part(state: TrainingState, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
 
 
-class Keeping:
+class StateKeeper:
     """The states of one run, in its folder."""
 
-    def __init__(self, trainer: Trainer, course: Course, writer: Writer, folder: Path) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, writer: BackgroundWriter, folder: Path) -> None:
         self.trainer, self.course, self.writer, self.folder = trainer, course, writer, folder
         self._kept: tuple[int, int, int] | None = None
         self._at = time.monotonic()
 
-    def took_back(self) -> None:
+    def mark_saved(self) -> None:
         """The run is at a state that is on the disk."""
         self._kept = self._now()
 
@@ -164,16 +164,16 @@ class Keeping:
         by_time = options.state_every_minutes and time.monotonic() - self._at >= options.state_every_minutes * 60
         return bool(files or by_steps or by_time)
 
-    def keep(self) -> Iterator[Event]:
+    def save(self) -> Iterator[Event]:
         """Hands a copy of the state to the writer; nothing where there is none to keep, or this one is kept already."""
         course, options = self.course, self.trainer.config.save
         now = self._now()
         if not options.state or not course.step or now == self._kept:
             return
-        yield from self.writer.told()
+        yield from self.writer.notes()
         course.states += 1
         try:
-            state, folder, count = taken(self.trainer, course), self.folder, options.last_n_states
+            state, folder, count = capture(self.trainer, course), self.folder, options.last_n_states
         except (RuntimeError, MemoryError):
             course.states -= 1
             raise
@@ -185,14 +185,14 @@ class Keeping:
         return sum(group.buffer.numel() for group in self.trainer.optimizer.groups) * 16 / 2**20
 
 
-class Forgetful(Keeping):
+class NullStateKeeper(StateKeeper):
     """Of a process that trains along with another one, which keeps the state of both."""
 
     def due(self, files: int) -> bool:
         """Never."""
         return False
 
-    def keep(self) -> Iterator[Event]:
+    def save(self) -> Iterator[Event]:
         """Nothing is written."""
         return iter(())
 

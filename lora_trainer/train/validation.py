@@ -17,10 +17,10 @@ from lora_trainer.loss.noise import generator_for
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
-from lora_trainer.train.inputs.examples import Wording
-from lora_trainer.train.progress import Course
-from lora_trainer.train.step.objective import Batch, picture_losses
-from lora_trainer.train.step.precision import Precision, computing
+from lora_trainer.train.inputs.examples import CaptionSampler
+from lora_trainer.train.progress import TrainingProgress
+from lora_trainer.train.step.objective import Batch, per_image_losses
+from lora_trainer.train.step.precision import Precision, compute_scope
 
 if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer
@@ -33,10 +33,10 @@ PLAIN = LossConfig()
 class Validation:
     """Looks at the pictures of one run that are held back."""
 
-    def __init__(self, trainer: Trainer, course: Course, words: Wording, control: Control) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, words: CaptionSampler, control: Control) -> None:
         self.trainer, self.course, self.words, self.control = trainer, course, words, control
         rules = trainer.config.validate
-        self.held = chosen(trainer.pictures.held, rules.max_pictures)
+        self.held = chosen(trainer.dataset.held, rules.max_pictures)
         course.early.patience, course.early.min_delta = rules.early_stop_patience, rules.early_stop_min_delta
 
     def look(self) -> Iterator[Event]:
@@ -45,14 +45,14 @@ class Validation:
         if not held or course.validated_at == course.step:
             return
         yield Phase("validating", len(held))
-        captions = trainer.captions
-        captions.fill(trainer.bundle, captions.missing(map(self.words.held, held)))
-        with trainer.shown():
+        captions = trainer.caption_encoder
+        captions.fill(trainer.bundle, captions.missing(map(self.words.validation_caption, held)))
+        with trainer.ema_weights():
             loss = validation_loss(
                 trainer.bundle,
                 [trainer.latent(record, False) for record in held],
                 [record.key for record in held],
-                lambda number: trainer.told(held[number], self.words.held(held[number])),
+                lambda number: trainer.conditioning_for(held[number], self.words.validation_caption(held[number])),
                 trainer.precision,
                 lambda: not self.control.stopping,
             )
@@ -108,7 +108,7 @@ def validation_loss(
             return None
         noise = [torch.randn(latent.shape, generator=generator_for("validation", key, t)) for t in TIMESTEPS]
         count = len(TIMESTEPS)
-        with computing(precision, bundle.device, grad=False):
+        with compute_scope(precision, bundle.device, grad=False):
             told = conditioning(number).repeated(count)
             batch = Batch(
                 latent.unsqueeze(0).expand(count, *latent.shape).to(bundle.device),
@@ -118,5 +118,5 @@ def validation_loss(
                 pooled=told.pooled,
                 sizes=told.sizes,
             )
-            total += float(picture_losses(bundle, batch, PLAIN).mean())
+            total += float(per_image_losses(bundle, batch, PLAIN).mean())
     return total / len(latents)

@@ -15,7 +15,7 @@ from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
 from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, whole
-from lora_trainer.wizard.rule_context import Situation
+from lora_trainer.wizard.rule_context import RuleContext
 from lora_trainer.wizard.rules import PICTURE_RULES, TRAINING_RULES
 from lora_trainer.wizard.subjects import Subject, subject_called
 
@@ -47,7 +47,7 @@ def suggest(
     kind = subject_called(subject)
     machine, model = probe.machine(host, vram_gb), probe.model(config.model, model_path, host)
     pictures = DatasetFacts.read(config)
-    now = Situation(config, machine, pictures, model, _on(kind, model), typed, probe.clip_skip(config.model, host))
+    now = RuleContext(config, machine, pictures, model, _on(kind, model), typed, probe.clip_skip(config.model, host))
     offered, asked = _advise(now)
     after = apply_changes(config, offered)
     plan = make_plan(after, pictures.placed(after), model, machine.for_plan(), pictures.datasets(after))
@@ -67,7 +67,7 @@ def advise(
 
     The config with these changes made gets no further advice. Raises ConfigError for an unknown subject.
     """
-    offered, asked = _advise(Situation(config, machine, pictures, model, _on(subject_called(subject), model), typed, None))
+    offered, asked = _advise(RuleContext(config, machine, pictures, model, _on(subject_called(subject), model), typed, None))
     return offered + asked
 
 
@@ -75,7 +75,7 @@ def _on(subject: Subject, model: ModelFacts | None) -> Subject:
     return subject if model is None else subject.on(model.family)
 
 
-def _advise(start: Situation) -> tuple[list[Change], list[Change]]:
+def _advise(start: RuleContext) -> tuple[list[Change], list[Change]]:
     """(changes that are counted on, changes of what the user typed)."""
     fixed = start.pictures.fixed(start.config)
     start = attrs.evolve(start, config=start.pictures.as_trained(start.config))

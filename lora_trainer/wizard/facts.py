@@ -13,8 +13,8 @@ from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import folders
-from lora_trainer.data.sources.assemble import arranged, gather
-from lora_trainer.data.sources.blueprint import Description, describe
+from lora_trainer.data.sources.assemble import assemble, into_buckets
+from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
 from lora_trainer.train.planning.plan import Machine
 
 GB = 1024.0
@@ -87,13 +87,13 @@ class DatasetFacts:
 
     records: tuple[ImageRecord, ...]
     held: tuple[ImageRecord, ...] = ()
-    description: Description | None = None
+    description: DatasetBlueprint | None = None
 
     @classmethod
     def read(cls, config: TrainConfig) -> DatasetFacts:
         """Scans what the config names. Raises DatasetError."""
-        description = describe(config.data, config.validate.data_dir)
-        usable = [record for record in gather(description).records if record.usable]
+        description = resolve_dataset(config.data, config.validate.data_dir)
+        usable = [record for record in assemble(description).records if record.usable]
         return cls(
             tuple(record for record in usable if not record.validation),
             tuple(record for record in usable if record.validation),
@@ -126,9 +126,11 @@ class DatasetFacts:
         records = self.records
         if not self.folder_repeats:
             records = tuple(record if record.is_reg else attrs.evolve(record, repeats=config.data.num_repeats) for record in records)
-        description = attrs.evolve(self.description or describe(config.data), datasets=self.datasets(config))
+        description = attrs.evolve(self.description or resolve_dataset(config.data), datasets=self.datasets(config))
         prior, fraction = config.loss.prior_loss_weight, 0.0 if self.held else config.validate.fraction
-        return arranged((*records, *self.held), description, seed=effective.validation_seed(config), fraction=fraction, prior_weight=prior)
+        return into_buckets(
+            (*records, *self.held), description, seed=effective.validation_seed(config), fraction=fraction, prior_weight=prior
+        )
 
     def datasets(self, config: TrainConfig) -> tuple[DataConfig, ...]:
         """Options of each dataset; [data]'s may have changed since the folders were read."""

@@ -9,7 +9,7 @@ from lora_trainer.config.changes import Change, apply_changes
 from lora_trainer.messages import say
 from lora_trainer.wizard import vram
 from lora_trainer.wizard.facts import whole
-from lora_trainer.wizard.rule_context import Situation
+from lora_trainer.wizard.rule_context import RuleContext
 
 WIDE_SIDE, USUAL_LONGEST, LONGEST = 1024, 1024, 2048
 BUCKET_STEPS = {"sdxl": 32}
@@ -17,7 +17,7 @@ BUCKET_STEP = 64
 """Pixels of the U-Net's coarsest cell: a picture whose sides are no multiples of them is filled up inside."""
 
 
-def buckets(now: Situation) -> Iterator[Change]:
+def buckets(now: RuleContext) -> Iterator[Change]:
     """Groups that are as wide as a large training size asks for, in steps that the model's U-Net can halve."""
     data, (width, height) = now.config.data, effective.resolution(now.config)
     if not data.enable_bucket or now.model is None:
@@ -31,7 +31,7 @@ def buckets(now: Situation) -> Iterator[Change]:
         yield Change("data.bucket_reso_steps", step, because)
 
 
-def encoded_captions(now: Situation) -> Iterator[Change]:
+def encoded_captions(now: RuleContext) -> Iterator[Change]:
     """Encoders that do not learn leave a GPU while the U-Net does, where that is much."""
     if now.family != "sdxl" or now.machine.on_cpu or effective.trains_text_encoder(now.config) or effective.keeps_captions(now.config):
         return
@@ -42,7 +42,7 @@ def encoded_captions(now: Situation) -> Iterator[Change]:
     yield Change("data.cache_text_encoder_outputs", True, say(template, gb=whole(freed)))
 
 
-def eight_bit(now: Situation) -> Iterator[Change]:
+def eight_bit(now: RuleContext) -> Iterator[Change]:
     """The U-Net in eight bits where it does not fit otherwise, and does so."""
     memory = now.config.memory
     if now.family != "sdxl" or now.machine.on_cpu or not now.machine.free_mb:
@@ -62,7 +62,7 @@ def eight_bit(now: Situation) -> Iterator[Change]:
         yield Change("memory.fp8_base_unet", wanted, say(template, **values))
 
 
-def noise(now: Situation) -> Iterator[Change]:
+def noise(now: RuleContext) -> Iterator[Change]:
     """No offset noise where the model was trained down to pure noise."""
     if now.model is not None and now.model.zero_terminal_snr and now.config.loss.noise_offset:
         template = "The model is trained down to pure noise (zero terminal SNR): it knows dark and bright without an offset of {offset}."

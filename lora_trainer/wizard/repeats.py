@@ -17,7 +17,7 @@ LIKED_EPOCHS = 10
 
 
 @attrs.frozen
-class Course:
+class SampleCount:
     """A run's length: `repeats` None where the folders' names say them. `most`: steps that it should not go beyond."""
 
     groups: Sequence[Group]
@@ -51,7 +51,7 @@ class Course:
 
 
 @attrs.frozen
-class Amount:
+class RepeatsAndEpochs:
     """Whole repeats (None: the folders') and epochs; `bound` is "few" or "many" where the number of steps set them."""
 
     repeats: int | None
@@ -65,7 +65,7 @@ def wanted_exposures(subject: Subject, pictures: int) -> float:
     return subject.exposures * math.sqrt(math.sqrt(max(1.0, ENOUGH_PICTURES / pictures)))
 
 
-def choose(subject: Subject, course: Course, *, repeats: int | None, epochs: int | None, folder: bool) -> Amount:
+def choose(subject: Subject, course: SampleCount, *, repeats: int | None, epochs: int | None, folder: bool) -> RepeatsAndEpochs:
     """The nearest whole amount of 400 steps or more, and no more than the course may have.
 
     `repeats` and `epochs` are those that the user has set, else None.
@@ -91,14 +91,14 @@ def choose(subject: Subject, course: Course, *, repeats: int | None, epochs: int
         return outside, abs(_seen(course, pair) - aim), abs(pair[1] - LIKED_EPOCHS), -pair[1]
 
     best = min(pairs, key=distance)
-    return Amount(*best, _seen(course, best), bound)
+    return RepeatsAndEpochs(*best, _seen(course, best), bound)
 
 
-def _seen(course: Course, pair: tuple[int | None, int]) -> float:
+def _seen(course: SampleCount, pair: tuple[int | None, int]) -> float:
     return (course.folder_repeats if pair[0] is None else pair[0]) * pair[1]
 
 
-def _within(course: Course, pair: tuple[int | None, int]) -> bool:
+def _within(course: SampleCount, pair: tuple[int | None, int]) -> bool:
     return FEWEST_STEPS <= course.steps(*pair) <= course.most
 
 

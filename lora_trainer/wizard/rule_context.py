@@ -24,7 +24,7 @@ INSTEAD = {
 
 
 @attrs.frozen(eq=False)
-class Situation:
+class RuleContext:
     """What a rule sees. `groups` are the pictures by bucket, once size and validation stand."""
 
     config: TrainConfig
@@ -42,10 +42,10 @@ class Situation:
         return self.model.family if self.model else "sd1"
 
     @property
-    def course(self) -> repeats.Course:
+    def course(self) -> repeats.SampleCount:
         """Pictures and pictures a step, for counting steps."""
         most = repeats.MOST_STEPS_SDXL if self.family == "sdxl" else repeats.MOST_STEPS
-        return repeats.Course(self.groups, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps, most)
+        return repeats.SampleCount(self.groups, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps, most)
 
     @property
     def limits(self) -> vram.Limits:

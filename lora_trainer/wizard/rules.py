@@ -15,7 +15,7 @@ from lora_trainer.train.planning.network_plan import planned_network
 from lora_trainer.wizard import repeats, vram
 from lora_trainer.wizard.facts import GB, whole
 from lora_trainer.wizard.family_rules import buckets, eight_bit, encoded_captions, noise
-from lora_trainer.wizard.rule_context import Situation
+from lora_trainer.wizard.rule_context import RuleContext
 
 PLENTY, HELD_SHARE, MOST_HELD = 40, 0.1, 20
 MIN_LR_RATIO, WARMUP_PERCENT, MOST_WARMUP = 0.1, 5, 100
@@ -30,14 +30,14 @@ LARGE_SIDE, LARGE_CARD_GB = 768, 12
 # --- pictures ------------------------------------------------------------------------------------------------------------------------
 
 
-def clip_skip(now: Situation) -> Iterator[Change]:
+def clip_skip(now: RuleContext) -> Iterator[Change]:
     """As the WebUI reads the model; what a family does not read stays as it was."""
     if now.clip_skip is not None and now.family == "sd1":
         because = say("The WebUI reads the loaded model with clip skip {clip_skip}.", clip_skip=now.clip_skip)
         yield Change("model.clip_skip", now.clip_skip, because)
 
 
-def resolution(now: Situation) -> Iterator[Change]:
+def resolution(now: RuleContext) -> Iterator[Change]:
     """The model's own size; larger where memory and pictures allow. A size that is no square was chosen by somebody: it stays."""
     width, height = effective.resolution(now.config)
     native = now.model.native_size if now.model else 512
@@ -53,7 +53,7 @@ def resolution(now: Situation) -> Iterator[Change]:
         yield Change("data.resolution", size, because)
 
 
-def held_back(now: Situation) -> Iterator[Change]:
+def held_back(now: RuleContext) -> Iterator[Change]:
     """A tenth of many pictures for validation, unless it is arranged for."""
     count = now.pictures.images
     if count < PLENTY or now.pictures.held or now.config.validate.fraction:
@@ -66,7 +66,7 @@ def held_back(now: Situation) -> Iterator[Change]:
 # --- memory --------------------------------------------------------------------------------------------------------------------------
 
 
-def network(now: Situation) -> Iterator[Change]:
+def network(now: RuleContext) -> Iterator[Change]:
     """LoRA; for a style on Stable Diffusion 1 and 2 its convolutions too, which draw strokes and textures."""
     textured = now.subject.convolutions and (now.model is None or now.model.family != "sdxl")
     wanted = "locon" if textured else "lora"
@@ -82,7 +82,7 @@ def network(now: Situation) -> Iterator[Change]:
         yield Change("network.conv_alpha", CONV_RANK / 2, say("Half of rank {rank}, as for the other layers.", rank=CONV_RANK))
 
 
-def rank(now: Situation) -> Iterator[Change]:
+def rank(now: RuleContext) -> Iterator[Change]:
     """What the subject asks for, and the memory allows; less where a product of two pairs makes a rank of its own."""
     kind = NETWORK_TYPES[now.config.network.type].kind
     if kind in WITHOUT_RANK:
@@ -100,7 +100,7 @@ def rank(now: Situation) -> Iterator[Change]:
     yield Change("network.dim", wanted, say(template, mb=whole(planned_network(asked, now.model).file_bytes / 2**20), **values))
 
 
-def alpha(now: Situation) -> Iterator[Change]:
+def alpha(now: RuleContext) -> Iterator[Change]:
     """Half the rank."""
     if NETWORK_TYPES[now.config.network.type].kind in WITHOUT_RANK:
         return
@@ -108,7 +108,7 @@ def alpha(now: Situation) -> Iterator[Change]:
     yield Change("network.alpha", dim / 2, say("Half of rank {rank}: the learning rates suggested here belong to that.", rank=dim))
 
 
-def batch_size(now: Situation) -> Iterator[Change]:
+def batch_size(now: RuleContext) -> Iterator[Change]:
     """The least of what memory, number of pictures and largest group allow."""
     pictures, limits = now.course.pictures, now.limits
     by_count = max(1, pictures // 5) if pictures <= 50 else math.ceil(pictures * 0.1)
@@ -128,7 +128,7 @@ def batch_size(now: Situation) -> Iterator[Change]:
     yield Change("data.batch_size", batch, say(template, **values))
 
 
-def checkpointing(now: Situation) -> Iterator[Change]:
+def checkpointing(now: RuleContext) -> Iterator[Change]:
     """Recomputing where the ladder or the estimate asks for it."""
     without, with_it = now.needed_mb(False), now.needed_mb(True)
     needed = now.limits.checkpointing or not vram.fits(without, now.machine)
@@ -140,7 +140,7 @@ def checkpointing(now: Situation) -> Iterator[Change]:
     yield Change("memory.gradient_checkpointing", needed, because)
 
 
-def accumulation(now: Situation) -> Iterator[Change]:
+def accumulation(now: RuleContext) -> Iterator[Change]:
     """Two pictures make a step where one at a time fits."""
     batch, count = now.config.data.batch_size, now.course.pictures
     together = 2 if batch == 1 and count >= 2 else 1
@@ -153,7 +153,7 @@ def accumulation(now: Situation) -> Iterator[Change]:
 # --- learning ------------------------------------------------------------------------------------------------------------------------
 
 
-def unet_rate(now: Situation) -> Iterator[Change]:
+def unet_rate(now: RuleContext) -> Iterator[Change]:
     """The optimizer's usual rate, more for larger steps (by their square root, at most double), less for a style."""
     together, less, known = now.course.together, now.subject.rate, optimizer_named(now.config.optimizer.type)
     if known.finds:
@@ -171,7 +171,7 @@ def unet_rate(now: Situation) -> Iterator[Change]:
     yield Change("optimizer.unet_lr", rate, say(template, **values))
 
 
-def text_encoder_rate(now: Situation) -> Iterator[Change]:
+def text_encoder_rate(now: RuleContext) -> Iterator[Change]:
     """Half of the U-Net's; 0 where the memory is too small for both, and for SDXL."""
     if now.family == "sdxl" and effective.trains_unet(now.config):
         template = "SDXL: the U-Net alone learns subjects and styles, and without its 2 text encoders a step needs less memory."
@@ -191,7 +191,7 @@ def text_encoder_rate(now: Situation) -> Iterator[Change]:
     yield Change("optimizer.text_encoder_lr", _two_digits(unet / 2), because)
 
 
-def exposures(now: Situation) -> Iterator[Change]:
+def exposures(now: RuleContext) -> Iterator[Change]:
     """Repeats and epochs. Where the folders' names say the repeats, or the user typed one of the two, the other follows."""
     config, folder = now.config, now.pictures.folder_repeats
     own_steps = "steps.max_train_steps" in now.typed and config.steps.max_train_steps
@@ -228,7 +228,7 @@ def exposures(now: Situation) -> Iterator[Change]:
 # --- the course of the run -----------------------------------------------------------------------------------------------------------
 
 
-def schedule(now: Situation) -> Iterator[Change]:
+def schedule(now: RuleContext) -> Iterator[Change]:
     """Warm-up, then a cosine that ends at a tenth; constant where the optimizer makes its own course."""
     total, percent, known = now.total_steps, round(MIN_LR_RATIO * 100), optimizer_named(now.config.optimizer.type)
     if known.free or known.package == "dadaptation":
@@ -245,7 +245,7 @@ def schedule(now: Situation) -> Iterator[Change]:
         yield Change("schedule.warmup_steps", warmup, say(template, warmup=wanted, steps=total))
 
 
-def intervals(now: Situation) -> Iterator[Change]:
+def intervals(now: RuleContext) -> Iterator[Change]:
     """About ten saves, previews and validations, where it would be far fewer or more: by epochs, whose numbers the grid reads."""
     total, epochs = now.total_steps, math.ceil(now.total_steps / now.steps_per_epoch)
     wanted = {

@@ -17,7 +17,7 @@ CPU_BATCH = 4
 
 
 @attrs.frozen
-class Rung:
+class MemoryTier:
     """A card of `gb`: pictures a step at a ladder's small size and at its large one (0: does not fit), each with or without recomputing.
 
     `text_encoder`: whether it is trained too.
@@ -33,40 +33,40 @@ class Rung:
 
 
 @attrs.frozen
-class Ladder:
+class MemoryTiers:
     """The rungs of a family, lowest first, and the sides in pixels that they speak of."""
 
     small: int
     large: int
-    rungs: tuple[Rung, ...]
+    rungs: tuple[MemoryTier, ...]
 
 
-SD1 = Ladder(
+SD1 = MemoryTiers(
     512,
     768,
     (
-        Rung(4, 1, True, 0, True, text_encoder=False, rank=8),
-        Rung(6, 2, True, 1, True, text_encoder=False),
-        Rung(8, 2, False, 2, True),
-        Rung(10, 4, False, 2, True),
-        Rung(12, 6, False, 3, False),
-        Rung(16, 8, False, 4, False),
-        Rung(24, 8, False, 6, False),
-        Rung(32, 16, False, 12, False),
+        MemoryTier(4, 1, True, 0, True, text_encoder=False, rank=8),
+        MemoryTier(6, 2, True, 1, True, text_encoder=False),
+        MemoryTier(8, 2, False, 2, True),
+        MemoryTier(10, 4, False, 2, True),
+        MemoryTier(12, 6, False, 3, False),
+        MemoryTier(16, 8, False, 4, False),
+        MemoryTier(24, 8, False, 6, False),
+        MemoryTier(32, 16, False, 12, False),
     ),
 )
 """Stable Diffusion 1 and 2."""
-SDXL = Ladder(
+SDXL = MemoryTiers(
     768,
     1024,
     (
-        Rung(4, 1, True, 0, True, text_encoder=False, rank=8),
-        Rung(8, 1, True, 1, True, text_encoder=False, rank=8),
-        Rung(10, 2, True, 2, True, text_encoder=False, rank=16),
-        Rung(12, 3, True, 2, True, text_encoder=False, rank=64),
-        Rung(16, 4, True, 3, True, text_encoder=False),
-        Rung(24, 8, True, 8, True, text_encoder=False),
-        Rung(32, 16, True, 12, True, text_encoder=False),
+        MemoryTier(4, 1, True, 0, True, text_encoder=False, rank=8),
+        MemoryTier(8, 1, True, 1, True, text_encoder=False, rank=8),
+        MemoryTier(10, 2, True, 2, True, text_encoder=False, rank=16),
+        MemoryTier(12, 3, True, 2, True, text_encoder=False, rank=64),
+        MemoryTier(16, 4, True, 3, True, text_encoder=False),
+        MemoryTier(24, 8, True, 8, True, text_encoder=False),
+        MemoryTier(32, 16, True, 12, True, text_encoder=False),
     ),
 )
 """Two text encoders of 1.6 GB stay as they are: the U-Net alone learns subjects and styles."""
@@ -83,12 +83,12 @@ class Limits:
     rank: int
 
 
-def ladder(family: str) -> Ladder:
+def ladder(family: str) -> MemoryTiers:
     """Of a family by its name."""
     return LADDERS.get(family, SD1)
 
 
-def rung(machine: MachineFacts, family: str = "sd1") -> Rung:
+def rung(machine: MachineFacts, family: str = "sd1") -> MemoryTier:
     """The highest rung that the card reaches; the lowest for a smaller card."""
     rungs = ladder(family).rungs
     reached = [rung for rung in rungs if rung.gb <= machine.total_mb / GB + SLACK_GB]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_trainer.adapters.layer_selection import choose, hits
+from lora_trainer.adapters.layer_selection import pattern_hits, select_layers
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import ConfigError
 from lora_trainer.models.layers import of_family
@@ -13,7 +13,7 @@ BOTH = ("unet", "text_encoder")
 
 
 def chosen(family="sd1", parts=BOTH, **options):
-    return choose(of_family(family), NetworkConfig(**options), parts, family)
+    return select_layers(of_family(family), NetworkConfig(**options), parts, family)
 
 
 def counts(found):
@@ -83,7 +83,7 @@ def test_include_and_exclude_leave_what_their_patterns_say():
 
 
 def test_a_pattern_is_told_how_many_layers_it_hits():
-    found = hits(of_family("sd1"), NetworkConfig(include=("attn2", "nothing"), exclude=("to_k$",)), BOTH, "sd1")
+    found = pattern_hits(of_family("sd1"), NetworkConfig(include=("attn2", "nothing"), exclude=("to_k$",)), BOTH, "sd1")
     assert found == {"include": {"attn2": 64, "nothing": 0}, "exclude": {"to_k$": 32}}
 
 

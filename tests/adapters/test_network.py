@@ -9,14 +9,14 @@ import attrs
 import pytest
 import torch
 
-from lora_trainer.adapters.base_layer import site_of
-from lora_trainer.adapters.base_weights import Source
-from lora_trainer.adapters.initial_weights import ranks_of_file, start_from
+from lora_trainer.adapters.base_layer import base_layer
+from lora_trainer.adapters.base_weights import MergedNetwork
+from lora_trainer.adapters.initial_weights import load_initial_weights, ranks_of_file
 from lora_trainer.adapters.layer_plan import LayerPlan
-from lora_trainer.adapters.lora_file import frozen, with_loras, write_lora
-from lora_trainer.adapters.network import NetworkAdapter, forward_of, made, norm_of
+from lora_trainer.adapters.lora_file import read_base_weights, with_loras, write_lora
+from lora_trainer.adapters.network import NetworkAdapter, forward_of, make_layer, norm_of
 from lora_trainer.adapters.network_file import delta_of, modules_of, read_network
-from lora_trainer.adapters.rng import Chance
+from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.adapters.targets import module_at, planned
 from lora_trainer.config.choices.networks import NETWORK_KINDS, NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
@@ -104,7 +104,7 @@ def test_a_file_draws_what_was_trained_and_adds_the_same_to_every_weight(bundle,
 def test_a_file_holds_as_many_numbers_as_were_foretold(bundle, put_on, way: str):
     network = put_on(**WAYS[way])
     foretold = sum(
-        NETWORK_KINDS[row.kind].numbers(site_of(module_at(bundle, row.path)).shape, row.rank, row.options) for row in network.plan
+        NETWORK_KINDS[row.kind].numbers(base_layer(module_at(bundle, row.path)).shape, row.rank, row.options) for row in network.plan
     )
     assert sum(tensor.numel() for tensor in network.state_dict().values()) == foretold
 
@@ -112,7 +112,7 @@ def test_a_file_holds_as_many_numbers_as_were_foretold(bundle, put_on, way: str)
 @every_way
 def test_training_goes_on_where_a_file_ends(bundle, put_on, way: str, tmp_path: Path):
     one, other = put_on(**WAYS[way]), put_on(seed=3, **WAYS[way])
-    start_from(other, written(one, tmp_path / "x.safetensors"))
+    load_initial_weights(other, written(one, tmp_path / "x.safetensors"))
     own, taken = one.state_dict(), other.state_dict()
     assert all(torch.equal(tensor, taken[name]) for name, tensor in own.items())
 
@@ -124,7 +124,7 @@ def test_gradients_reach_the_optimizers_buffers_and_a_step_moves_every_layer(bun
     optimizer = make_optimizer("AdamW", network.parameters(), plans, {})
     network.attach(bundle)
     x = torch.ones(1, 4, 8, 8)
-    with network.calculating_with(optimizer.tensors(), Chance(1, 1)):
+    with network.calculating_with(optimizer.tensors(), LayerRng(1, 1)):
         words = bundle.family.encode_text(bundle, bundle.tokenizer("a", return_tensors="pt", padding="max_length").input_ids, 1)
         bundle.family.denoise(bundle, x, torch.tensor([500]), words).square().sum().backward()
     assert all(len(names) == len(network.layers[part]) for part, names in network.unmoved().items())
@@ -153,7 +153,7 @@ def test_training_on_top_of_a_frozen_network_begins_with_it_and_leaves_it_as_it_
         below = answer(bundle)
     before, weights = answer(bundle), {name: value.clone() for name, value in bundle.unet.named_parameters()}
     rows = planned(bundle, NetworkConfig(dim=4, alpha=2.0, **WAYS[way]), PARTS)
-    network = NetworkAdapter(bundle, rows, below=frozen([str(path)], 0.5))
+    network = NetworkAdapter(bundle, rows, below=read_base_weights([str(path)], 0.5))
     network.attach(bundle)
     assert torch.allclose(answer(bundle), below, atol=2e-4)
     stir(network)
@@ -168,7 +168,7 @@ def test_half_a_module_and_a_module_of_another_model_are_named(bundle, put_on, t
     half = {name: tensor for name, tensor in state.items() if not name.endswith("lokr_w2_a")}
     with pytest.raises(ModelError, match=r"lora_unet_.*lokr"):
         modules_of(half, "x.safetensors")
-    strange = Source(modules_of({f"lora_unet_nowhere.{word}": torch.ones(2, 2) for word in ("diff",)}, "x"), 1.0, "x.safetensors")
+    strange = MergedNetwork(modules_of({f"lora_unet_nowhere.{word}": torch.ones(2, 2) for word in ("diff",)}, "x"), 1.0, "x.safetensors")
     with pytest.raises(ModelError, match="lora_unet_nowhere"):
         NetworkAdapter(bundle, [], below=[strange])
 
@@ -180,7 +180,7 @@ def test_an_option_that_a_kind_does_not_read_is_refused(bundle):
 
 def layer_on(module: torch.nn.Module, kind: str, rank: int = 8, seed: int = 2, **options):
     with torch.no_grad():
-        layer = made(LayerPlan("unet", "x", "", kind, rank, 4.0, options), site_of(module), 1)
+        layer = make_layer(LayerPlan("unet", "x", "", kind, rank, 4.0, options), base_layer(module), 1)
         for number, tensor in enumerate(layer.parameters.values()):
             tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed + number)) * 0.3)
     return layer
@@ -193,11 +193,11 @@ def test_a_slice_of_dylora_is_the_same_slice_of_its_file_and_only_its_last_block
     down, up = (tensor.detach() for tensor in layer.parameters.values())
     seen = set()
     for step in range(12):
-        layer.chance = Chance(0, step)
-        rank = 2 * (1 + layer.chance.below(4, "x", "block"))
+        layer.rng = LayerRng(0, step)
+        rank = 2 * (1 + layer.rng.randint(4, "x", "block"))
         seen.add(rank)
         cut = (up[:, :rank].flatten(1) @ down[:rank].flatten(1)).reshape(module.weight.shape) * (4.0 / 8)
-        site = site_of(module)
+        site = base_layer(module)
         said = forward_of(site, layer)(x)
         assert torch.allclose(said, site.call(x, module.weight + cut, module.bias), atol=1e-5)
         for tensor in layer.parameters.values():
@@ -206,7 +206,7 @@ def test_a_slice_of_dylora_is_the_same_slice_of_its_file_and_only_its_last_block
         learned = layer.parameters["lora_down.weight"].grad.flatten(1).any(1)
         assert learned.nonzero().flatten().tolist() == [rank - 2, rank - 1]
     assert seen == {2, 4, 6, 8}
-    layer.chance = None
+    layer.rng = None
     whole = (up.flatten(1) @ down.flatten(1)).reshape(module.weight.shape) * (4.0 / 8)
     assert torch.allclose(forward_of(site, layer)(x), site.call(x, module.weight + whole, module.bias), atol=1e-5)
 
@@ -220,11 +220,11 @@ def test_dropout_leaves_out_in_training_only_and_keeps_the_mean(kind: str, optio
     plain, layer = layer_on(module, kind), layer_on(module, kind, **{option: 0.5})
     x = torch.randn(4, 12)
     with torch.no_grad():
-        whole, forward = forward_of(site_of(module), plain)(x), forward_of(site_of(module), layer)
+        whole, forward = forward_of(base_layer(module), plain)(x), forward_of(base_layer(module), layer)
         assert torch.allclose(forward(x), whole, atol=1e-5)
         drawn = []
         for step in range(300):
-            layer.chance = Chance(0, step)
+            layer.rng = LayerRng(0, step)
             drawn.append(forward(x))
             assert torch.equal(forward(x), drawn[-1])  # computed again in the backward pass
         spread = torch.stack(drawn)
@@ -248,7 +248,7 @@ def test_no_addition_is_longer_than_the_limit_and_shorter_ones_stay(put_on, way:
 
 def test_orthogonal_rows_stand_upright_on_each_other():
     with torch.no_grad():
-        layer = made(LayerPlan("unet", "x", "", "lora", 4, 4.0, {"init": "orthogonal"}), site_of(torch.nn.Linear(12, 10)), 1)
+        layer = make_layer(LayerPlan("unet", "x", "", "lora", 4, 4.0, {"init": "orthogonal"}), base_layer(torch.nn.Linear(12, 10)), 1)
     down = layer.parameters["lora_down.weight"].detach()
     assert torch.allclose(down @ down.t(), torch.eye(4) / 3, atol=1e-6)
     assert not layer.parameters["lora_up.weight"].any()

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import site_of
+from lora_trainer.adapters.base_layer import base_layer
 from lora_trainer.adapters.kinds import kind_of
 from lora_trainer.adapters.kinds.base import Layer
 from lora_trainer.adapters.layer_plan import LayerPlan
-from lora_trainer.adapters.network import forward_of, made
+from lora_trainer.adapters.network import forward_of, make_layer
 from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
 from lora_trainer.config.choices.networks import NETWORK_KINDS, factors
 
@@ -90,7 +90,7 @@ def pictures(place: str) -> Tensor:
 def layer_of(case: Case, module: nn.Module) -> Layer:
     """Ours, with every tensor moved away from where it begins."""
     with torch.no_grad():
-        layer = made(LayerPlan("unet", "x", "", case.kind, case.rank, ALPHA, case.ours), site_of(module), 7)
+        layer = make_layer(LayerPlan("unet", "x", "", case.kind, case.rank, ALPHA, case.ours), base_layer(module), 7)
         generator = torch.Generator().manual_seed(8)
         for tensor in layer.parameters.values():
             tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.2)
@@ -156,7 +156,7 @@ def test_a_layer_says_and_learns_what_the_oracle_does(case: str, place: str):
     module.requires_grad_(False)
     layer = layer_of(way, module)
     oracle = given(way, module, layer)
-    ours, theirs = run(forward_of(site_of(module), layer), x), run(oracle, x)
+    ours, theirs = run(forward_of(base_layer(module), layer), x), run(oracle, x)
     assert torch.allclose(ours[0], theirs[0], **NEAR)
     assert torch.allclose(ours[1], theirs[1], atol=1e-4, rtol=1e-5)
     assert not torch.allclose(ours[0], module(x), atol=1e-3)
@@ -207,13 +207,13 @@ def test_the_oracles_file_adds_the_same_to_the_weight(case: str, place: str):
 def test_in_short_formats_a_layer_is_as_near_to_the_truth_as_the_oracle(case: str, place: str, dtype: torch.dtype):
     module, way, x = module_of(place, case), case_of(case), pictures(place)
     layer = layer_of(way, module)
-    truth, _ = run(forward_of(site_of(module), layer), x)
+    truth, _ = run(forward_of(base_layer(module), layer), x)
     short = copy.deepcopy(module).to(dtype)
     layer = attrs.evolve(layer)
     layer.used = tuple(tensor.to(dtype) for tensor in layer.parameters.values())
     oracle = given(way, short, layer).to(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        ours, gradient = run(forward_of(site_of(short), layer), x.to(dtype))
+        ours, gradient = run(forward_of(base_layer(short), layer), x.to(dtype))
         theirs, _ = run(oracle, x.to(dtype))
     distances = [float((answer.float() - truth).abs().mean()) for answer in (ours, theirs)]
     assert distances[0] <= 1.25 * distances[1] + float(truth.abs().mean()) * torch.finfo(dtype).eps

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from lora_trainer.cli.console import Out
-from lora_trainer.cli.foreground import Console, clock, pace
+from lora_trainer.cli.console import Console
+from lora_trainer.cli.foreground import ProgressPrinter, clock, pace
 from lora_trainer.cli.main import main
 from lora_trainer.events import Phase, Saved, Started, Stepped, Stopped, Validated
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.sinks import standard_sinks
 
@@ -27,10 +27,10 @@ def test_time_left_has_hours_only_where_there_are_some(seconds: float, words: st
 
 @pytest.mark.parametrize(("language", "expected"), [("en", "2.00 it/s, 0:49 left"), ("zh_CN", "2.00 it/s，剩余 0:49")])
 def test_progress_says_step_epoch_loss_pace_and_time_left(capsys, language: str, expected: str):
-    console = Console(Out(language))
+    console = ProgressPrinter(Console(language))
     events = [Started({"total_steps": 100, "epochs": 5}), Phase("training", 100), Stepped(2, 1, 0.2, 0.15, 1e-4, 1.0, 0.5, 0.0)]
     for number, event in enumerate(events):
-        console(Record(number + 1, 100.0 + number, event))
+        console(EventRecord(number + 1, 100.0 + number, event))
     line = capsys.readouterr().err.splitlines()[-1]
     assert expected in line and all(word in line for word in ("2", "100", "5", "0.1500"))
 
@@ -42,7 +42,7 @@ def test_runs_as_json_say_where_each_is_and_what_it_wrote(tmp_path, capsys):
     events += [Saved(2, 1, "/out/m-000001.safetensors", "ab12", 10, loss_average=0.15), Stopped(2)]
     for number, event in enumerate(events):
         for sink in sinks:
-            sink(Record(number + 1, 100.0 + number, event))
+            sink(EventRecord(number + 1, 100.0 + number, event))
     assert main(["runs", "--dir", str(tmp_path), "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
     assert (one["id"], one["state"], one["step"], one["total_steps"], one["epochs"]) == ("moon", "stopped", 2, 4, 2)

@@ -13,8 +13,8 @@ from PIL import Image
 from lora_trainer.config.build import build
 from lora_trainer.data.batch_sampler import balanced, batches_per_epoch, epoch_batches
 from lora_trainer.data.captions import caption_of, drawn_caption
-from lora_trainer.data.sources.assemble import about_regularisation, arranged, gather
-from lora_trainer.data.sources.blueprint import describe
+from lora_trainer.data.sources.assemble import about_regularisation, assemble, into_buckets
+from lora_trainer.data.sources.blueprint import resolve_dataset
 
 from .conftest import record
 
@@ -29,9 +29,9 @@ def folder_of(place: Path, count: int, caption: str = "", size=(64, 64)) -> Path
 
 
 def of(data, validation_dir="", **how):
-    description = describe(build({"data": {"resolution": 64, "bucket_reso_steps": 8, **data}}).data, str(validation_dir))
-    found = gather(description)
-    return arranged(found.records, description, **{"seed": 1, **how}), description, found
+    description = resolve_dataset(build({"data": {"resolution": 64, "bucket_reso_steps": 8, **data}}).data, str(validation_dir))
+    found = assemble(description)
+    return into_buckets(found.records, description, **{"seed": 1, **how}), description, found
 
 
 # --- regularisation --------------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from lora_trainer.config.build import build
-from lora_trainer.data.sources.assemble import arranged, gather
-from lora_trainer.data.sources.blueprint import Description, describe
+from lora_trainer.data.sources.assemble import assemble, into_buckets
+from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
 from lora_trainer.errors import ConfigError
 
 
-def described(file: Path, **data) -> Description:
-    return describe(build({"data": {"dataset_config": str(file), **data}}).data)
+def described(file: Path, **data) -> DatasetBlueprint:
+    return resolve_dataset(build({"data": {"dataset_config": str(file), **data}}).data)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_the_documented_example_inherits_downwards(written, tmp_path):
     assert [rules.is_reg for rules in found.subsets] == [False, False, True, False]
     assert all(rules.data.shuffle_caption and rules.source.endings == (".txt",) for rules in found.subsets)
     assert [Path(rules.source.folder) for rules in found.subsets] == [tmp_path / name for name in ("a", "b", "reg", "meta")]
-    records = gather(found).records
+    records = assemble(found).records
     assert [(record.key, record.class_tokens, record.caption) for record in records] == [
         ("a/1.png", "sks girl", ""),
         ("b/1.png", "sks boy", ""),
@@ -90,11 +90,11 @@ def test_the_documented_example_inherits_downwards(written, tmp_path):
 
 def test_without_enable_bucket_pictures_are_cut_to_the_size_and_that_is_said(written):
     found = described(written(OVERVIEW))
-    placed = arranged(gather(found).records, found, seed=1)
+    placed = into_buckets(assemble(found).records, found, seed=1)
     assert {record.bucket for record in placed} == {(512, 512), (768, 768)}
     assert any("enable_bucket" in str(message) for message in found.warnings)
     grouped = described(written(OVERVIEW.replace("[general]", "[general]\nenable_bucket = true")))
-    placed = arranged(gather(grouped).records, grouped, seed=1)
+    placed = into_buckets(assemble(grouped).records, grouped, seed=1)
     assert {record.bucket for record in placed} == {(640, 384), (896, 640)}  # 1.5: 1.4 is nearer than 1.667
     assert grouped.warnings == ()
     assert not described(written(OVERVIEW), enable_bucket=False).warnings
@@ -114,7 +114,7 @@ image_dir = 'a'
 
 def test_the_same_folder_counts_in_two_datasets_and_once_in_one(written):
     both = described(written(TWICE))
-    assert [(record.key, record.dataset) for record in gather(both).records] == [("a/1.png", 0), ("a (2)/1.png", 1)]
+    assert [(record.key, record.dataset) for record in assemble(both).records] == [("a/1.png", 0), ("a (2)/1.png", 1)]
     once = described(written(TWICE.replace("[[datasets]]\nresolution = 768\n", "")))
     assert len(once.subsets) == 1
     assert any("datasets[0].subsets[1]" in str(message) and "datasets[0].subsets[0]" in str(message) for message in once.warnings)
@@ -317,13 +317,13 @@ def test_a_number_in_the_name_of_an_image_dir_says_nothing(tmp_path):
     (tmp_path / "5_cat").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "5_cat" / "1.png")
     (tmp_path / "x.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir = '5_cat'", encoding="utf-8")
-    (record,) = gather(described(tmp_path / "x.toml")).records
+    (record,) = assemble(described(tmp_path / "x.toml")).records
     assert (record.repeats, record.class_tokens) == (1, "")
 
 
 def test_captions_of_both_usual_endings_are_found_and_the_documented_one_wins(written, tmp_path):
     file = written(PLAIN.format(general="", dataset="", subset=""))
     (tmp_path / "a" / "1.txt").write_text("from txt", encoding="utf-8")
-    assert gather(described(file)).records[0].caption == "from txt"
+    assert assemble(described(file)).records[0].caption == "from txt"
     (tmp_path / "a" / "1.caption").write_text("from caption", encoding="utf-8")
-    assert gather(described(file)).records[0].caption == "from caption"
+    assert assemble(described(file)).records[0].caption == "from caption"

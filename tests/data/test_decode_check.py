@@ -9,7 +9,7 @@ from PIL import Image
 
 from lora_trainer import assets, file_hashes
 from lora_trainer.data.pictures import decode_check
-from lora_trainer.data.pictures.decode_check import look_closer, verify
+from lora_trainer.data.pictures.decode_check import check_decodes, look_closer
 from lora_trainer.data.sources.scan import scan
 
 from .conftest import noise
@@ -75,10 +75,10 @@ def test_flat_pictures_of_different_colours_are_not_copies(tmp_path):
 def test_a_file_that_was_replaced_is_looked_at_again(tmp_path):
     noise((64, 64), 1).save(tmp_path / "a.png")
     record = scan(tmp_path).records[0]
-    assert verify(record).usable
+    assert check_decodes(record).usable
     (tmp_path / "a.png").write_bytes(b"\x89PNG damaged")
     os.utime(tmp_path / "a.png", (1, 1))
-    assert verify(record).verdict == "broken"
+    assert check_decodes(record).verdict == "broken"
 
 
 def test_a_picture_found_whole_is_not_decoded_by_the_next_process_unless_it_was_touched(tmp_path, monkeypatch):
@@ -88,14 +88,14 @@ def test_a_picture_found_whole_is_not_decoded_by_the_next_process_unless_it_was_
     noise((64, 64), 1).save(folder / "a.png")
     noise((64, 64), 2).convert("RGBA").save(folder / "b.png")
     (folder / "c.png").write_bytes((folder / "a.png").read_bytes()[:-100])
-    before = [(one.key, one.verdict) for one in decode_check.verified(scan(folder).records, cache)]
+    before = [(one.key, one.verdict) for one in decode_check.check_all(scan(folder).records, cache)]
     assert before == [("a.png", "used"), ("b.png", "used"), ("c.png", "broken")]
 
     decoded = []
     look = decode_check._look
     monkeypatch.setattr(decode_check, "_look", lambda path: decoded.append(path.name) or look(path))
-    assert [(one.key, one.verdict) for one in decode_check.verified(scan(folder).records, cache)] == before
+    assert [(one.key, one.verdict) for one in decode_check.check_all(scan(folder).records, cache)] == before
     assert decoded == ["c.png"]  # what is broken may have been mended by other means than its bytes: a plugin
     noise((64, 64), 3).save(folder / "a.png")
-    decode_check.verified(scan(folder).records, cache)
+    decode_check.check_all(scan(folder).records, cache)
     assert "a.png" in decoded and "b.png" not in decoded

@@ -173,7 +173,7 @@ def test_alpha_that_is_opaque_is_no_mask(tmp_path):
         picture = noise((64, 64), ord(name))
         picture.putalpha(left_half() if name == "a" else 255)
         picture.save(tmp_path / f"{name}.png")
-    from lora_trainer.data.pictures.decode_check import verified
+    from lora_trainer.data.pictures.decode_check import check_all
 
-    records, told = with_masks(verified(placed(tmp_path)), lambda record: ALPHA)
+    records, told = with_masks(check_all(placed(tmp_path)), lambda record: ALPHA)
     assert [record.alpha_mask for record in records] == [True, False] and "1 of 2" in told[0].text()

@@ -10,8 +10,8 @@ from PIL import Image
 
 from lora_trainer.config.build import build
 from lora_trainer.data.captions import caption_of
-from lora_trainer.data.sources.assemble import arranged, gather
-from lora_trainer.data.sources.blueprint import describe
+from lora_trainer.data.sources.assemble import assemble, into_buckets
+from lora_trainer.data.sources.blueprint import resolve_dataset
 from lora_trainer.errors import DatasetError
 
 
@@ -28,8 +28,8 @@ def read(entries, tmp_path, folder="", name="md.json", **data):
     text = entries if isinstance(entries, str) else json.dumps(entries, ensure_ascii=False)
     (tmp_path / name).write_text(text, encoding="utf-8")
     options = build({"data": {"in_json": str(tmp_path / name), "train_data_dir": str(folder), **data}}).data
-    description = describe(options)
-    return gather(description), description
+    description = resolve_dataset(options)
+    return assemble(description), description
 
 
 def test_stems_names_and_full_paths_are_found(folder, tmp_path):
@@ -58,7 +58,7 @@ def test_an_entry_without_words_uses_trigger_and_class(folder, tmp_path):
 def test_the_group_that_the_file_names_is_taken_where_it_fits(folder, tmp_path):
     entries = {"frog": {"caption": "a", "train_resolution": [448, 576]}, "newt": {"caption": "b", "train_resolution": [1024, 1024]}}
     found, description = read(entries, tmp_path, folder)
-    assert [record.bucket for record in arranged(found.records, description, seed=1)] == [(448, 576), (640, 384)]
+    assert [record.bucket for record in into_buckets(found.records, description, seed=1)] == [(448, 576), (640, 384)]
 
 
 def test_a_set_that_was_moved_is_found_in_the_folder(folder, tmp_path):
@@ -95,7 +95,7 @@ def test_a_file_that_says_nothing_of_use_is_refused(folder, tmp_path, entries, w
 def test_a_missing_file_is_named(folder):
     options = build({"data": {"in_json": str(folder / "none.json"), "train_data_dir": str(folder)}}).data
     with pytest.raises(DatasetError, match=r"none\.json"):
-        gather(describe(options))
+        assemble(resolve_dataset(options))
 
 
 def test_regularisation_pictures_stand_beside_a_metadata_file(folder, tmp_path):

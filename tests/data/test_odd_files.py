@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_trainer.data.pictures.decode_check import verified
+from lora_trainer.data.pictures.decode_check import check_all
 from lora_trainer.data.pictures.images import open_picture, thumbnail
 from lora_trainer.data.records import stable
 from lora_trainer.data.sources.scan import scan
@@ -25,7 +25,7 @@ def odd(tmp_path_factory):
 
 def test_every_file_gets_the_verdict_that_it_deserves(odd):
     folder, wanted = odd
-    records = verified(scan(folder).records)
+    records = check_all(scan(folder).records)
     assert len(wanted) > 200
     assert {record.key: record.verdict for record in records} == wanted
     for record in records:

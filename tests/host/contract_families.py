@@ -197,7 +197,7 @@ def run_of_every_family_goes_on_exactly_and_leaves_weights_options_and_pictures_
 def run_that_finds_no_memory_leaves_the_host_as_it_was(world):
     with untouched(world, but=["files"]):
         before = world.generate("a red circle")
-        with patch("lora_trainer.train.step.accumulate.picture_losses", side_effect=exhausted()):
+        with patch("lora_trainer.train.step.accumulate.per_image_losses", side_effect=exhausted()):
             raises(OutOfMemory, Run(world, "full", **previews()).go)
         assert world.generate("a red circle") == before
 

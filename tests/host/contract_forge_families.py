@@ -244,7 +244,7 @@ def run_that_runs_out_of_memory_in_any_phase_leaves_the_host_as_it_was(world):
 def run_whose_memory_is_short_once_ends_as_if_it_had_not_been(world):
     from lora_trainer.train.step import accumulate
 
-    calculate, calls = accumulate.picture_losses, []
+    calculate, calls = accumulate.per_image_losses, []
 
     def short_once(*args, **more):
         calls.append(1)

@@ -29,7 +29,7 @@ STEPS = 6
 PHASES = {
     "loading": "lora_trainer.train.memory.eight_bit.load",
     "caching": "lora_trainer.train.setup.fill_cache",
-    "training": "lora_trainer.train.step.accumulate.picture_losses",
+    "training": "lora_trainer.train.step.accumulate.per_image_losses",
     "validating": "lora_trainer.train.validation.validation_loss",
     "saving": "lora_trainer.train.outputs.output.write_lora",
 }

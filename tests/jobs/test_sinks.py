@@ -12,8 +12,8 @@ import pytest
 from lora_trainer.config.build import build
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Changed, Resumed, Sampled, Stepped, Validated, Warned
-from lora_trainer.jobs.csv_log import StepsTable
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.csv_log import StepsCsv
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.sinks import asked_sinks
 from lora_trainer.jobs.tensorboard import crc32c, masked
@@ -43,7 +43,7 @@ def step(number: int, loss: float = 0.125, **more) -> Stepped:
 def send(sinks, *events, close: bool = True) -> None:
     for number, event in enumerate(events):
         for sink in sinks:
-            sink(Record(number + 1, 1700000000.5 + number, event))
+            sink(EventRecord(number + 1, 1700000000.5 + number, event))
     for sink in sinks if close else ():
         sink.close()
 
@@ -122,5 +122,5 @@ def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(tmp_path: Pat
 
 def test_a_run_without_a_step_leaves_what_was_validated(tmp_path: Path):
     folder = folder_of(tmp_path)
-    send([StepsTable(folder)], Validated(0, 0, 0.25))
+    send([StepsCsv(folder)], Validated(0, 0, 0.25))
     assert [row["validation_loss"] for row in rows_of(folder)] == ["0.25"]

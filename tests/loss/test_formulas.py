@@ -17,7 +17,7 @@ from lora_trainer.loss import noise as noising
 from lora_trainer.loss.objectives import errors, huber_threshold
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.families.sd1 import alphas_cumprod
-from lora_trainer.train.step.objective import Batch, noisy_batch, picture_losses, step_weights, weighted
+from lora_trainer.train.step.objective import Batch, make_batch, mean_loss, per_image_losses, timestep_weights
 from tests.loss import formulas
 
 SD_SCRIPTS = json.loads((Path(__file__).parent / "sd_scripts.json").read_text(encoding="utf-8"))
@@ -65,7 +65,7 @@ def test_the_loss_is_its_formula(weights: dict, prediction: str):
     for kind, schedule, masks in itertools.product(KINDS, ("snr", "exponential", "constant"), (None, mask)):
         rules = LossConfig(loss_type=kind, huber_schedule=schedule, huber_c=0.2, huber_scale=1.5, **weights)
         model = Told(answer, prediction)
-        found = weighted(picture_losses(model, Batch(latents, noise, STEPS, answer, masks), rules), is_reg, 0.3)
+        found = mean_loss(per_image_losses(model, Batch(latents, noise, STEPS, answer, masks), rules), is_reg, 0.3)
         c = formulas.threshold(schedule, STEPS.numpy(), kept, 0.2, 1.5)
         each = formulas.errors(kind, difference, c) * (1.0 if masks is None else masks.double().numpy())
         right = each.mean(axis=(1, 2, 3)) * formulas.weight(weights, kept, prediction) * np.where(is_reg, 0.3, 1.0)
@@ -113,7 +113,7 @@ def test_shares_of_the_steps_are_their_formulas():
 def drawn(count: int = 3000, **rules) -> np.ndarray:
     """Timesteps of many showings."""
     config = LossConfig(**rules)
-    return np.array([noising.draw(torch.zeros(1, 1, 1), config, number).timestep for number in range(count)])
+    return np.array([noising.draw_noise(torch.zeros(1, 1, 1), config, number).timestep for number in range(count)])
 
 
 def test_steps_are_drawn_from_their_range_and_by_their_rule():
@@ -131,17 +131,17 @@ def test_steps_are_drawn_from_their_range_and_by_their_rule():
 
 def test_an_option_of_the_noise_leaves_everything_else_that_is_drawn():
     latents = torch.randn(4, 8, 8)
-    plain = noising.draw(latents, LossConfig(), 1, "a.png")
+    plain = noising.draw_noise(latents, LossConfig(), 1, "a.png")
     assert plain.added is plain.noise
-    shown = noising.draw(latents, LossConfig(ip_noise_gamma=0.2, ip_noise_gamma_random_strength=True), 1, "a.png")
+    shown = noising.draw_noise(latents, LossConfig(ip_noise_gamma=0.2, ip_noise_gamma_random_strength=True), 1, "a.png")
     more = (shown.added - shown.noise) / 0.2
     assert torch.equal(shown.noise, plain.noise) and 0 < float(more.std()) < 1.2 and shown.timestep == plain.timestep
-    fixed = noising.draw(latents, LossConfig(ip_noise_gamma=0.2), 1, "a.png")
+    fixed = noising.draw_noise(latents, LossConfig(ip_noise_gamma=0.2), 1, "a.png")
     ratio = more / ((fixed.added - fixed.noise) / 0.2)
     assert float(ratio.std()) < 1e-3 and 0 < float(ratio.mean()) < 1
-    moved = noising.draw(latents, LossConfig(timestep_sampling="mode", min_timestep=10, max_timestep=300), 1, "a.png")
+    moved = noising.draw_noise(latents, LossConfig(timestep_sampling="mode", min_timestep=10, max_timestep=300), 1, "a.png")
     assert torch.equal(moved.noise, plain.noise) and 10 <= moved.timestep < 300
-    coarse = noising.draw(latents, LossConfig(multires_noise_iterations=4), 1, "a.png")
+    coarse = noising.draw_noise(latents, LossConfig(multires_noise_iterations=4), 1, "a.png")
     assert coarse.timestep == plain.timestep and not torch.equal(coarse.noise, plain.noise)
 
 
@@ -149,8 +149,8 @@ def test_an_offset_of_any_strength_is_drawn_for_each_picture():
     latents = torch.zeros(4, 8, 8)
     whole, part = (
         [
-            noising.draw(latents, LossConfig(noise_offset=0.4, noise_offset_random_strength=random), number).noise
-            - noising.draw(latents, LossConfig(), number).noise
+            noising.draw_noise(latents, LossConfig(noise_offset=0.4, noise_offset_random_strength=random), number).noise
+            - noising.draw_noise(latents, LossConfig(), number).noise
             for number in range(200)
         ]
         for random in (False, True)
@@ -163,9 +163,9 @@ def test_a_perturbed_picture_is_asked_with_more_noise_than_should_be_found():
     torch.manual_seed(5)
     latents, answer = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     rules = LossConfig(ip_noise_gamma=0.1)
-    batch = noisy_batch(list(latents), [(1, "a"), (1, "b")], lambda: Conditioning(answer), rules, CPU)
+    batch = make_batch(list(latents), [(1, "a"), (1, "b")], lambda: Conditioning(answer), rules, CPU)
     model = Told(answer, "epsilon")
-    found = picture_losses(model, batch, rules)
+    found = per_image_losses(model, batch, rules)
     kept = formulas.alphas()[batch.timesteps.numpy()]
     noise, shown = numbers(batch.noise, batch.added)
     np.testing.assert_allclose(found, ((answer.double().numpy() - noise) ** 2).mean(axis=(1, 2, 3)), rtol=1e-5)
@@ -190,7 +190,7 @@ def test_numbers_of_sd_scripts_own_functions_come_out():
         )
     for words, values in told["weights"].items():
         name, *rest = words.split()
-        (found,) = step_weights(LossConfig(**{name: float(rest[0]) if len(rest) == 2 else True}), kept, rest[-1])
+        (found,) = timestep_weights(LossConfig(**{name: float(rest[0]) if len(rest) == 2 else True}), kept, rest[-1])
         assert found.tolist() == pytest.approx(values, rel=2e-6)
     coarse = noising.coarse_noise(wave(2, 5, 7).flip(-1), [wave(2, 5, 7), wave(2, 2, 3) * 0.5], 0.4)
     assert coarse.flatten().tolist() == pytest.approx(told["multires noise of waves, discount 0.4, layers 5x7 and 2x3"], abs=2e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from lora_trainer.config.schema import LossConfig
-from lora_trainer.loss.noise import add_noise, draw
+from lora_trainer.loss.noise import add_noise, draw_noise
 from lora_trainer.loss.objectives import target
 from lora_trainer.loss.weights import min_snr, signal_to_noise
 from lora_trainer.models.noise_schedule import alphas_cumprod
@@ -33,14 +33,14 @@ def test_min_snr_clamps_the_weight_of_nearly_clean_steps():
 
 
 def test_the_same_words_draw_the_same_noise_and_others_do_not():
-    first, again, other = (draw(torch.zeros(4, 8, 8), PLAIN, 1, 2, key, 0) for key in ("a", "a", "b"))
+    first, again, other = (draw_noise(torch.zeros(4, 8, 8), PLAIN, 1, 2, key, 0) for key in ("a", "a", "b"))
     assert first.timestep == again.timestep
     assert torch.equal(first.noise, again.noise)
     assert not torch.equal(first.noise, other.noise)
 
 
 def test_timesteps_cover_the_whole_schedule():
-    drawn = [draw(torch.zeros(1, 1, 1), PLAIN, number).timestep for number in range(4000)]
+    drawn = [draw_noise(torch.zeros(1, 1, 1), PLAIN, number).timestep for number in range(4000)]
     assert min(drawn) < 10
     assert max(drawn) > 989
     assert abs(sum(drawn) / len(drawn) - 499.5) < 25
@@ -48,6 +48,6 @@ def test_timesteps_cover_the_whole_schedule():
 
 def test_noise_offset_shifts_whole_channels():
     latents = torch.zeros(4, 32, 32)
-    difference = draw(latents, LossConfig(noise_offset=0.5), "x").noise - draw(latents, PLAIN, "x").noise
+    difference = draw_noise(latents, LossConfig(noise_offset=0.5), "x").noise - draw_noise(latents, PLAIN, "x").noise
     assert difference.std(dim=(1, 2)).max() < 1e-6
     assert difference.abs().max() > 0.01

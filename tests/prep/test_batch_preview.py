@@ -18,7 +18,7 @@ from lora_trainer.control import Control
 from lora_trainer.data.cache import latent_cache
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import loop, setup
-from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.inputs.examples import batches, pixels
 from tests.prep.test_doctor import drawn
 
@@ -45,7 +45,7 @@ def test_the_batches_that_are_shown_are_those_that_the_loop_trains(folder: Path,
     config = config_of(folder)
     captions: list[str] = []
     seen: list[Any] = []
-    encode, fitted = setup.Captions.encode, latent_cache.pixels_of
+    encode, fitted = setup.CaptionEncoder.encode, latent_cache.pixels_of
 
     def encoding(self: Any, bundle: Any, texts: list[str]) -> Any:
         captions.extend(texts)
@@ -55,12 +55,12 @@ def test_the_batches_that_are_shown_are_those_that_the_loop_trains(folder: Path,
         seen.append(((fitted(record, flipped)[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
         return fitted(record, flipped)
 
-    monkeypatch.setattr(setup.Captions, "encode", encoding)
+    monkeypatch.setattr(setup.CaptionEncoder, "encode", encoding)
     monkeypatch.setattr(latent_cache, "pixels_of", reading)
     for event in loop.run(config, StandaloneHost(), Control(), folder.parent):
         if type(event).__name__ == "Stepped":
             steps = event.step
-    shown = [one for batch in batches(read_pictures(config), seed=config.seed, count=steps) for one in batch]
+    shown = [one for batch in batches(load_dataset(config), seed=config.seed, count=steps) for one in batch]
     assert [one.caption for one in shown] == captions[: len(shown)] and len(set(captions)) > 5
     assert len(shown) == 10 and len(seen) >= 10
     assert all(np.array_equal(pixels(one), pixel) for one, pixel in zip(shown, seen[-10:], strict=True))
@@ -69,7 +69,7 @@ def test_the_batches_that_are_shown_are_those_that_the_loop_trains(folder: Path,
 
 def test_the_sheet_and_its_json_tell_cut_caption_and_group(folder: Path, tmp_path: Path):
     config = config_of(folder, trigger_word="sks")
-    found = show_batches(config, read_pictures(config), tmp_path / "shown")
+    found = show_batches(config, load_dataset(config), tmp_path / "shown")
     assert json.loads((tmp_path / "shown" / "batches.json").read_text(encoding="utf-8"))["batches"] == found["batches"]
     first = found["batches"][0]
     assert len(first["bucket"]) == 2 and first["epoch"] == 1
@@ -88,7 +88,7 @@ def test_the_part_that_is_not_learned_is_tinted_and_its_share_told(folder: Path,
         (folder / f"{number}.png").unlink()
     picture.save(folder / "2.png")
     config = config_of(folder, alpha_mask=True, flip_aug=False)
-    found = show_batches(config, read_pictures(config), tmp_path / "shown")
+    found = show_batches(config, load_dataset(config), tmp_path / "shown")
     assert found["batches"][0]["pictures"][0]["mask"] == 0.5
     with Image.open(tmp_path / "shown" / "batches.png") as sheet:
         colours = {colour for _, colour in sheet.getcolors(1 << 20) or []}

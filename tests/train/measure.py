@@ -7,7 +7,7 @@ from pathlib import Path
 from lora_trainer.data.captions import caption_of
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import setup
-from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.validation import validation_loss
 from tests.train.runs import small_config, tensors_of
 
@@ -15,7 +15,7 @@ from tests.train.runs import small_config, tensors_of
 def loss_of(pictures: Path, out: Path, lora: Path | None = None, **changes) -> float:
     """Validation loss of a folder's pictures with their captions as they are, with the network of a file or without."""
     config = small_config(out, data__train_data_dir=str(pictures), data__trigger_word="", **changes)
-    found = read_pictures(config)
+    found = load_dataset(config)
     with StandaloneHost(out).lease(config.model) as lease:
         trainer = setup.prepare(config, found, lease)
         trainer.attach()
@@ -26,7 +26,7 @@ def loss_of(pictures: Path, out: Path, lora: Path | None = None, **changes) -> f
             trainer.bundle,
             [trainer.latent(record, False) for record in records],
             [record.key for record in records],
-            lambda number: trainer.captions.encode(trainer.bundle, [caption_of(records[number], found.rules)]),
+            lambda number: trainer.caption_encoder.encode(trainer.bundle, [caption_of(records[number], found.rules)]),
             trainer.precision,
         )
         trainer.detach()

@@ -30,7 +30,7 @@ from lora_trainer.data import batch_sampler
 from lora_trainer.data.captions import caption_of
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.load import load
-from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.dataset import load_dataset
 from tests.loss import formulas
 from tests.train.runs import small_config
 
@@ -61,7 +61,7 @@ class PlainLoop:
 
     def __init__(self, config: TrainConfig, folder: Path) -> None:
         self.config, self.loss = config, config.loss
-        self.pictures = read_pictures(config)
+        self.pictures = load_dataset(config)
         with StandaloneHost(folder).lease(config.model) as lease:
             self.bundle = load(lease.source, torch.device("cpu"), torch.float32)
         self.alphas = torch.from_numpy(formulas.alphas()).float()

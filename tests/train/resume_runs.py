@@ -16,7 +16,7 @@ from lora_trainer.api.runs.resume import resuming
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Event
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.jobs.events_log import Record
+from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from tests.train.runs import small_config, tensors_of
@@ -57,7 +57,7 @@ def train(config: Any, folder: RunFolder, *, since: Any = None, watch: Any = Non
     """The run as a job, here, to its end; `watch` sees each event and may command the job or raise Killed."""
     seen: list[Event] = []
 
-    def look(record: Record) -> None:
+    def look(record: EventRecord) -> None:
         seen.append(record.event)
         if watch is not None:
             watch(job, record.event)

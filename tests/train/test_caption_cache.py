@@ -13,8 +13,8 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Warned
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.inputs.caption_cache import TextStore, reader_of
-from lora_trainer.train.inputs.caption_encoder import Captions
+from lora_trainer.train.inputs.caption_cache import CaptionCache, encoder_key
+from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.loop import _Run
 from lora_trainer.train.step.precision import Precision
 from lora_trainer.train.trainer import Trainer
@@ -36,19 +36,19 @@ def sdxl(tmp_path_factory):
 def reads(monkeypatch):
     """How many captions the encoders read, call by call."""
     counts: list[int] = []
-    read = Captions._read
+    read = CaptionEncoder._read
 
     def counted(captions, bundle, texts):
         counts.append(len(texts))
         return read(captions, bundle, texts)
 
-    monkeypatch.setattr(Captions, "_read", counted)
+    monkeypatch.setattr(CaptionEncoder, "_read", counted)
     return counts
 
 
 def captions_of(bundle, folder, precision, texts, skip=1, tokens=75):
-    store = TextStore(folder, lambda: reader_of(bundle, precision, skip, tokens))
-    return Captions(precision, skip, False, tokens, store=store, lasting=texts)
+    store = CaptionCache(folder, lambda: encoder_key(bundle, precision, skip, tokens))
+    return CaptionEncoder(precision, skip, False, tokens, store=store, lasting=texts)
 
 
 @pytest.mark.parametrize("precision", [FULL, HALF], ids=["float32", "bfloat16"])
@@ -62,7 +62,7 @@ def test_what_comes_back_from_disk_is_what_was_encoded_in_bits_and_format(tmp_pa
     before = sum(reads)
     found = again.encode(bundle, texts)
     assert sum(reads) == before == len(texts)
-    expected = Captions(precision, 1, False).encode(bundle, texts)
+    expected = CaptionEncoder(precision, 1, False).encode(bundle, texts)
     assert found.equals(expected) and (found.pooled is None) == (family == "sd1")
     assert [tensor.dtype for tensor in found.tensors()] == [tensor.dtype for tensor in expected.tensors()]
     again.close()
@@ -79,17 +79,17 @@ def test_another_encoder_layer_length_or_precision_finds_nothing(tmp_path):
     with torch.no_grad():
         weight[0] += 1e-6
     ways = [(other, FULL, 1, 75), (bundle, FULL, 2, 75), (bundle, FULL, 1, 150), (bundle, HALF, 1, 75)]
-    readers = {reader_of(*way) for way in [*ways, (bundle, FULL, 1, 75)]}
+    readers = {encoder_key(*way) for way in [*ways, (bundle, FULL, 1, 75)]}
     assert len(readers) == len(ways) + 1
     for one, precision, skip, tokens in ways:
-        store = TextStore(tmp_path, lambda way=(one, precision, skip, tokens): reader_of(*way))
+        store = CaptionCache(tmp_path, lambda way=(one, precision, skip, tokens): encoder_key(*way))
         assert store.get(one, texts[0], tokens + 2) is None
         store.close()
 
 
 def test_a_layer_that_a_family_does_not_read_by_clip_skip_makes_no_other_caption(sdxl):
     bundle = load(FileSource(sdxl), CPU)
-    assert reader_of(bundle, FULL, 1, 75) == reader_of(bundle, FULL, 2, 75)
+    assert encoder_key(bundle, FULL, 1, 75) == encoder_key(bundle, FULL, 2, 75)
 
 
 @pytest.mark.parametrize("drawn", [pytest.param(False, marks=pytest.mark.slow), True], ids=["as written", "shuffled and dropped"])
@@ -115,7 +115,7 @@ def test_captions_that_are_drawn_anew_are_not_kept_on_disk(tmp_path):
     bundle = load(FileSource(assets.toy_checkpoint()), CPU)
     captions = captions_of(bundle, tmp_path, FULL, ["a, b"])
     captions.fill(bundle, ["a, b", "b, a"])
-    store = TextStore(tmp_path, lambda: reader_of(bundle, FULL, 1, 75))
+    store = CaptionCache(tmp_path, lambda: encoder_key(bundle, FULL, 1, 75))
     assert store.get(bundle, "a, b", 77) is not None and store.get(bundle, "b, a", 77) is None
 
 
@@ -124,7 +124,7 @@ def test_a_disk_that_refuses_is_told_once_and_the_run_goes_on(tmp_path, monkeypa
         raise OSError(28, "No space left on device")
 
     monkeypatch.setenv("LORA_TRAINER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(TextStore, "put", full)
+    monkeypatch.setattr(CaptionCache, "put", full)
     events = events_of(small_config(tmp_path, **TO_DISK, steps__max_train_steps=2), tmp_path)
     assert isinstance(events[-1], Finished)
     told = [event for event in events if isinstance(event, Warned) and "Encoded captions cannot be kept on disk" in str(event.message)]
@@ -143,7 +143,7 @@ def test_captions_are_not_kept_while_the_text_encoder_learns(name):
 @pytest.mark.parametrize("asked", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_encoders_leave_the_device_after_the_captions_of_an_epoch_where_that_is_wanted(tmp_path, monkeypatch, asked):
     spared: list[bool] = []
-    monkeypatch.setattr(Trainer, "spare", lambda trainer: spared.append(True) or False)
+    monkeypatch.setattr(Trainer, "offload_unused", lambda trainer: spared.append(True) or False)
     encode = _Run._encode_ahead
 
     def watched(run, groups):

@@ -10,7 +10,7 @@ from lora_trainer import assets
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.inputs.caption_encoder import ROWS, Captions, reach
+from lora_trainer.train.inputs.caption_encoder import ROWS, CaptionEncoder, captions_within
 from lora_trainer.train.step.precision import Precision
 
 FULL = Precision(torch.float32, None, False)
@@ -28,7 +28,7 @@ def bundle(precision) -> ModelBundle:
     return load(FileSource(assets.toy_checkpoint()), torch.device("cpu"), precision.base)
 
 
-class FullBatches(Captions):
+class FullBatches(CaptionEncoder):
     """As on a GPU, where every caption is read in a full batch."""
 
     @staticmethod
@@ -36,7 +36,7 @@ class FullBatches(Captions):
         return True
 
 
-@pytest.mark.parametrize("kind", [Captions, FullBatches])
+@pytest.mark.parametrize("kind", [CaptionEncoder, FullBatches])
 @pytest.mark.parametrize("tokens", [75, 150])
 def test_captions_encoded_ahead_equal_those_encoded_in_each_step(bundle, precision, kind, tokens):
     ahead, each = kind(precision, 1, False, tokens), kind(precision, 1, False, tokens)
@@ -54,7 +54,7 @@ def test_captions_encoded_ahead_equal_those_encoded_in_each_step(bundle, precisi
 def test_on_a_gpu_captions_encoded_ahead_equal_those_encoded_in_each_step():
     half = Precision(torch.float16, torch.float16, True)
     bundle = load(FileSource(assets.toy_checkpoint()), torch.device("cuda"), half.base)
-    ahead, each = Captions(half, 1, False), Captions(half, 1, False)
+    ahead, each = CaptionEncoder(half, 1, False), CaptionEncoder(half, 1, False)
     ahead.fill(bundle, TEXTS)
     for start in range(0, len(TEXTS), 3):
         each.forget_others([])
@@ -62,17 +62,17 @@ def test_on_a_gpu_captions_encoded_ahead_equal_those_encoded_in_each_step():
 
 
 def test_batches_are_used_where_they_change_no_bit(bundle, precision, counted):
-    captions = Captions(precision, 1, False)
+    captions = CaptionEncoder(precision, 1, False)
     captions.fill(counted(bundle), TEXTS)
     calls = counted.sizes
     assert calls == [*[1] * ROWS, ROWS, ROWS, *[1] * 5]  # the first batch both ways, what does not fill one alone
 
 
 def test_captions_are_read_alone_where_a_batch_changes_bits(bundle, precision, counted):
-    captions = Captions(precision, 1, False)
+    captions = CaptionEncoder(precision, 1, False)
     captions.fill(counted(bundle, spoil=lambda read: read + 0.5 * (len(read) > 1)), TEXTS)
     assert counted.sizes == [*[1] * ROWS, ROWS, *[1] * (len(TEXTS) - ROWS)]
-    alone = Captions(precision, 1, False)
+    alone = CaptionEncoder(precision, 1, False)
     for text in TEXTS:
         assert captions.encode(bundle, [text]).equals(alone.encode(bundle, [text]))
 
@@ -85,14 +85,14 @@ def test_captions_are_read_alone_where_their_place_in_a_full_batch_changes_bits(
 
 
 def test_each_caption_is_read_once(bundle, precision, counted):
-    captions, watched = Captions(precision, 1, False), counted(bundle)
+    captions, watched = CaptionEncoder(precision, 1, False), counted(bundle)
     captions.encode(watched, ["a", "b", "a"])
     captions.encode(watched, ["b", "c"])
     assert sum(counted.sizes) == 3
 
 
 def test_a_learning_encoder_is_asked_in_each_step(bundle, precision, counted):
-    captions, watched = Captions(precision, 1, True), counted(bundle)
+    captions, watched = CaptionEncoder(precision, 1, True), counted(bundle)
     assert captions.missing(["a", "b"]) == []
     captions.encode(watched, ["a", "b"])
     captions.encode(watched, ["a", "b"])
@@ -100,7 +100,7 @@ def test_a_learning_encoder_is_asked_in_each_step(bundle, precision, counted):
 
 
 def test_what_will_not_come_again_is_forgotten(bundle, precision):
-    captions = Captions(precision, 1, False)
+    captions = CaptionEncoder(precision, 1, False)
     captions.fill(bundle, ["a", "b", "c"])
     captions.forget_others(["b", "x"])
     assert captions.missing(["a", "b", "c"]) == ["a", "c"]
@@ -108,10 +108,10 @@ def test_what_will_not_come_again_is_forgotten(bundle, precision):
 
 def test_captions_reach_as_far_as_there_is_room():
     batches = [["a", "b"], ["b", "a"], ["c", "c"], ["d"]]
-    assert reach(batches, 3) == (["a", "b", "c"], 3)
-    assert reach(batches, 1) == (["a", "b"], 2)
-    assert reach(batches, 99) == (["a", "b", "c", "d"], 4)
-    assert reach([], 5) == ([], 0)
+    assert captions_within(batches, 3) == (["a", "b", "c"], 3)
+    assert captions_within(batches, 1) == (["a", "b"], 2)
+    assert captions_within(batches, 99) == (["a", "b", "c", "d"], 4)
+    assert captions_within([], 5) == ([], 0)
 
 
 @pytest.fixture

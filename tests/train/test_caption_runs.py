@@ -14,7 +14,7 @@ from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.events import Finished, Phase, Stepped, Stopped, Validated
 from lora_trainer.train import loop, setup
-from lora_trainer.train.inputs.caption_encoder import ROWS, Captions
+from lora_trainer.train.inputs.caption_encoder import ROWS, CaptionEncoder
 
 from .runs import events_of, small_config, tensors_of
 
@@ -39,7 +39,7 @@ def tagged(tmp_path, toy_pictures) -> str:
     return str(folder)
 
 
-class Each(Captions):
+class Each(CaptionEncoder):
     """Keeps nothing: every caption is encoded in the step that reads it."""
 
     asked: ClassVar[list[int]] = []
@@ -53,7 +53,7 @@ class Each(Captions):
         return super().encode(bundle, captions)
 
 
-class Counted(Captions):
+class Counted(CaptionEncoder):
     """Notes how many captions are encoded at a time."""
 
     filled: ClassVar[list[int]] = []
@@ -73,9 +73,9 @@ def weights(out: Path, tagged: str, **changes):
 
 def test_captions_encoded_ahead_train_the_same_weights_as_captions_encoded_in_each_step(tmp_path, tagged, monkeypatch):
     Counted.filled, Each.asked = [], []
-    monkeypatch.setattr(setup, "Captions", Counted)
+    monkeypatch.setattr(setup, "CaptionEncoder", Counted)
     ahead, losses = weights(tmp_path / "ahead", tagged, data__batch_size=3)
-    monkeypatch.setattr(setup, "Captions", Each)
+    monkeypatch.setattr(setup, "CaptionEncoder", Each)
     monkeypatch.setattr(loop._Run, "_encode_ahead", lambda self, groups: (yield from ()) or len(groups))
     each, other_losses = weights(tmp_path / "each", tagged, data__batch_size=3)
     assert max(Counted.filled) == ROWS and len(Each.asked) == 12  # ahead in batches; in each of the 12 steps
@@ -85,20 +85,20 @@ def test_captions_encoded_ahead_train_the_same_weights_as_captions_encoded_in_ea
 
 def test_little_room_for_captions_changes_no_weight(tmp_path, tagged, monkeypatch):
     wide, _ = weights(tmp_path / "wide", tagged)
-    monkeypatch.setattr(Captions, "room", lambda self: 5)
+    monkeypatch.setattr(CaptionEncoder, "room", lambda self: 5)
     narrow, _ = weights(tmp_path / "narrow", tagged)
     assert all(torch.equal(wide[key], narrow[key]) for key in wide)
 
 
 def test_many_captions_are_a_phase_of_their_own_that_can_be_stopped(tmp_path, tagged, monkeypatch):
     control = Control()
-    fill = Captions.fill
+    fill = CaptionEncoder.fill
 
     def stop_then(self, bundle, captions):
         fill(self, bundle, captions)
         control.command("stop")
 
-    monkeypatch.setattr(Captions, "fill", stop_then)
+    monkeypatch.setattr(CaptionEncoder, "fill", stop_then)
     config = small_config(tmp_path, data__train_data_dir=tagged, **VARIED)
     monkeypatch.setattr(loop, "WORTH_TELLING", 8)
     events = events_of(config, tmp_path, control)
@@ -109,7 +109,7 @@ def test_many_captions_are_a_phase_of_their_own_that_can_be_stopped(tmp_path, ta
 def test_what_the_captions_step_shows_is_what_is_trained_on(tmp_path, tagged, monkeypatch):
     """The route's captions of an epoch against those that the run read, growing captions and all."""
     from lora_trainer.api.caption_list import caption_list
-    from lora_trainer.api.scan_cache import Folders
+    from lora_trainer.api.scan_cache import ScanCache
     from lora_trainer.api.threads import Workers
 
     config = small_config(tmp_path, data__train_data_dir=tagged, **VARIED)
@@ -124,7 +124,7 @@ def test_what_the_captions_step_shows_is_what_is_trained_on(tmp_path, tagged, mo
 
     monkeypatch.setattr(wording, "drawn_caption", noted)
     events_of(config, tmp_path)
-    shown = caption_list(Folders(Workers()), config, 1, "en")["pictures"]
+    shown = caption_list(ScanCache(Workers()), config, 1, "en")["pictures"]
     texts = {picture["key"]: "".join(part["before"] + part["text"] for part in picture["parts"]) for picture in shown}
     seen = {key: text for (key, epoch), text in read.items() if epoch == 1}
     assert len(seen) > 1 and seen == {key: texts[key] for key in seen}

@@ -10,7 +10,7 @@ from benchmarks import memory
 from benchmarks.memory import Setting
 from benchmarks.random_checkpoint import SD15, TINY
 from lora_trainer.train.memory import activations
-from lora_trainer.train.memory.activations import Numbers
+from lora_trainer.train.memory.activations import DtypeSizes
 
 WIDTHS = attrs.evolve(TINY, unet=(32, 64, 96, 96))
 
@@ -18,7 +18,7 @@ WIDTHS = attrs.evolve(TINY, unet=(32, 64, 96, 96))
 def gradient(share: float, way: str = "") -> tuple[torch.Tensor, int]:
     """Of one step on a 64 x 64 picture, and the bytes that its forward kept."""
     torch.manual_seed(0)
-    step = memory.Step(WIDTHS, Setting(128, 2, share, 4), torch.float32, Numbers())
+    step = memory.Step(WIDTHS, Setting(128, 2, share, 4), torch.float32, DtypeSizes())
     if way:
         step.checkpointing.remove()
         step.checkpointing = memory.Checkpointing(
@@ -51,7 +51,7 @@ def test_what_is_kept_stays_within_the_budget(share):
 
 
 def test_a_budget_takes_what_saves_most_for_least():
-    numbers = Numbers(2, 2)
+    numbers = DtypeSizes(2, 2)
     blocks = list(activations.unet(activations.SD1, 32 * 32, 1, 16, numbers))
     rest = activations.rest(activations.SD1, 32 * 32, 16, numbers)
     everything, nothing = activations.keep_all(blocks, rest), activations.all_again(blocks, rest)
@@ -75,7 +75,7 @@ def test_the_predicted_peak_is_the_counted_one_within_15_percent(share):
 def test_counting_without_calculating_equals_counting_a_real_step():
     setting = Setting(64, 2, 0.5, 4)
     counted, _ = memory.count(WIDTHS, setting, torch.float32, cuda=False)
-    step = memory.Step(WIDTHS, setting, torch.float32, Numbers())
+    step = memory.Step(WIDTHS, setting, torch.float32, DtypeSizes())
     step()
     with memory.Allocations() as real:
         real.already(memory.lasting(step))

@@ -15,8 +15,8 @@ from lora_trainer.events import Stepped, Warned
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train import setup
 from lora_trainer.train.step import accumulate
-from lora_trainer.train.step.compiling import Compiled
-from lora_trainer.train.step.cuda_graphs import ROOM, CudaRecorder, Replays, why_not
+from lora_trainer.train.step.compiling import CompiledBlocks
+from lora_trainer.train.step.cuda_graphs import ROOM, CudaGraphs, CudaRecorder, why_not
 from tests.train.runs import events_of, small_config, tensors_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -70,7 +70,7 @@ def test_a_shape_is_recorded_at_its_second_call_and_adds_to_gradients_like_witho
     calls = [(torch.full((3,), float(number)), torch.tensor(0.5) if number % 2 else None) for number in range(8)]
     expected = added_up(leaf, calls)
     recorder = Rehearsal()
-    replays = Replays(squares(leaf), [leaf], recorder)
+    replays = CudaGraphs(squares(leaf), [leaf], recorder)
     results, gradient = added_up(leaf, calls, replays)
     assert results == expected[0]
     assert torch.equal(gradient, expected[1])
@@ -78,7 +78,7 @@ def test_a_shape_is_recorded_at_its_second_call_and_adds_to_gradients_like_witho
 
 
 def test_gradients_lie_in_the_same_place_whatever_the_optimizer_drops(leaf):
-    replays, numbers = Replays(squares(leaf), [leaf], Rehearsal()), (torch.ones(3), None)
+    replays, numbers = CudaGraphs(squares(leaf), [leaf], Rehearsal()), (torch.ones(3), None)
     added_up(leaf, [numbers] * 3, replays)
     place = leaf.grad.data_ptr()
     _results, gradient = added_up(leaf, [numbers] * 2, replays)  # begins with no gradient at all
@@ -88,7 +88,7 @@ def test_gradients_lie_in_the_same_place_whatever_the_optimizer_drops(leaf):
 
 def test_after_forgetting_nothing_old_is_replayed(leaf):
     recorder = Rehearsal()
-    replays, numbers = Replays(squares(leaf), [leaf], recorder), (torch.ones(3), None)
+    replays, numbers = CudaGraphs(squares(leaf), [leaf], recorder), (torch.ones(3), None)
     added_up(leaf, [numbers] * 2, replays)
     replays.forget()
     leaf.data = leaf.detach() * 2.0
@@ -98,7 +98,7 @@ def test_after_forgetting_nothing_old_is_replayed(leaf):
 
 
 def test_what_cannot_be_recorded_is_told_once_and_loses_no_gradient(leaf):
-    replays = Replays(squares(leaf), [leaf], Rehearsal("operation not permitted when stream is capturing\nmore"))
+    replays = CudaGraphs(squares(leaf), [leaf], Rehearsal("operation not permitted when stream is capturing\nmore"))
     calls = [(torch.full((3,), float(number)), None) for number in range(5)]
     results, gradient = added_up(leaf, calls, replays)
     assert (results, gradient.tolist()) == (added_up(leaf, calls)[0], added_up(leaf, calls)[1].tolist())
@@ -107,7 +107,7 @@ def test_what_cannot_be_recorded_is_told_once_and_loses_no_gradient(leaf):
 
 def test_only_so_many_shapes_are_recorded(leaf):
     recorder = Rehearsal()
-    replays = Replays(lambda numbers: (leaf.sum() * numbers.sum()).detach(), [leaf], recorder)
+    replays = CudaGraphs(lambda numbers: (leaf.sum() * numbers.sum()).detach(), [leaf], recorder)
     for size in range(1, ROOM + 4):
         for _ in range(2):
             replays([torch.ones(size)])
@@ -180,7 +180,7 @@ def test_compiled_blocks_calculate_the_same_and_come_off_again(toy_checkpoint):
         with torch.no_grad():
             return bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
 
-    plain, compiled = drawn(), Compiled(backend="eager")
+    plain, compiled = drawn(), CompiledBlocks(backend="eager")
     compiled.put_on(bundle.unet)
     assert torch.allclose(drawn(), plain, atol=1e-5)
     assert compiled.told == []
@@ -200,7 +200,7 @@ def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_che
 
     with torch.no_grad():
         plain = bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
-        compiled = Compiled(backend=broken)
+        compiled = CompiledBlocks(backend=broken)
         compiled.put_on(bundle.unet)
         assert torch.equal(bundle.family.denoise(bundle, latents, torch.tensor([500]), text), plain)
     assert len(compiled.told) == 1
@@ -218,7 +218,7 @@ def test_a_compiler_that_fails_at_the_backward_pass_costs_no_step(tmp_path: Path
     changes = {"steps__max_train_steps": 3, "optimizer__text_encoder_lr": 0.0}
     plain = losses(events_of(small_config(tmp_path / "plain", **changes), tmp_path / "plain"))
     backend = aot_autograd(fw_compiler=lambda graph, inputs: graph, bw_compiler=broken)
-    monkeypatch.setattr(setup, "Compiled", lambda: Compiled(backend))
+    monkeypatch.setattr(setup, "CompiledBlocks", lambda: CompiledBlocks(backend))
     events = events_of(small_config(tmp_path / "compiled", memory__compile=True, **changes), tmp_path / "compiled")
     assert losses(events) == plain
     assert len([event for event in events if isinstance(event, Warned) and "Blocks are not compiled" in str(event.message)]) == 1
@@ -236,7 +236,7 @@ def test_a_real_graph_trains_like_eager(tmp_path: Path):
 def test_a_real_recorder_adds_to_gradients_like_without():
     leaf = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], device="cuda"))
     calls = [(torch.full((3,), float(number), device="cuda"), None) for number in range(6)]
-    replays = Replays(squares(leaf), [leaf], CudaRecorder())
+    replays = CudaGraphs(squares(leaf), [leaf], CudaRecorder())
     results, gradient = added_up(leaf, calls, replays)
     assert replays.told == []
     assert replays.count == 5
@@ -248,7 +248,7 @@ def test_a_real_recorder_adds_to_gradients_like_without():
 def test_a_run_of_compiled_blocks_learns_what_one_without_learns(tmp_path: Path, monkeypatch):
     changes = {"steps__max_train_steps": 4, "memory__gradient_checkpointing": True}
     plain = losses(events_of(small_config(tmp_path / "plain", **changes), tmp_path / "plain"))
-    monkeypatch.setattr(setup, "Compiled", lambda: Compiled("eager"))  # traced and guarded, not turned into C++
+    monkeypatch.setattr(setup, "CompiledBlocks", lambda: CompiledBlocks("eager"))  # traced and guarded, not turned into C++
     events = events_of(small_config(tmp_path / "compiled", memory__compile=True, **changes), tmp_path / "compiled")
     assert losses(events) == pytest.approx(plain, rel=1e-5)
     assert not [event for event in events if isinstance(event, Warned) and "compiled" in str(event.message)]

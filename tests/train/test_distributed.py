@@ -17,8 +17,8 @@ from PIL import Image
 from lora_trainer.config.files import write_config
 from lora_trainer.control import Control
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.process_rank import ALONE, Place, place_of
-from lora_trainer.train.distributed import Agreed, Shares, part_of
+from lora_trainer.jobs.process_rank import SINGLE, Rank, process_rank
+from lora_trainer.train.distributed import SharedControl, SingleProcess, shard_of
 from tests.train.ordinary import draw_ordinary
 from tests.train.runs import small_config, tensors_of
 
@@ -165,36 +165,36 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize("size", range(9))
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_parts_of_a_batch_are_the_batch_and_differ_by_one_at_most(size: int, count: int):
-    parts = [part_of(range(size), rank, count) for rank in range(count)]
+    parts = [shard_of(range(size), rank, count) for rank in range(count)]
     assert [item for part in parts for item in part] == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_who_starts_several_processes_says_which_one_this_is():
     told = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
-    assert place_of(told) == Place(rank=3, count=4, local=1)
-    assert not place_of(told).leads
-    assert place_of({}) == ALONE
-    assert place_of({**told, "WORLD_SIZE": "1", "RANK": "0"}) == ALONE
-    assert place_of({name: value for name, value in told.items() if name != "MASTER_ADDR"}) == ALONE
+    assert process_rank(told) == Rank(rank=3, world_size=4, local_rank=1)
+    assert not process_rank(told).is_main
+    assert process_rank({}) == SINGLE
+    assert process_rank({**told, "WORLD_SIZE": "1", "RANK": "0"}) == SINGLE
+    assert process_rank({name: value for name, value in told.items() if name != "MASTER_ADDR"}) == SINGLE
 
 
 def test_one_process_alone_shares_with_nobody():
-    shares, parameter = Shares(), torch.nn.Parameter(torch.ones(2))
+    shares, parameter = SingleProcess(), torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.full((2,), 3.0)
-    assert float(shares.add_up([parameter], torch.tensor(2.0))) == 2.0
+    assert float(shares.all_reduce([parameter], torch.tensor(2.0))) == 2.0
     assert parameter.grad.tolist() == [3.0, 3.0]
-    assert shares.of([1, 2, 3]) == [1, 2, 3]
+    assert shares.shard([1, 2, 3]) == [1, 2, 3]
 
 
 class Wire:
     """Stands for the connection: what the first process tells is told to the others in the same order."""
 
     def __init__(self, told: list, rank: int):
-        self.told, self.place = told, Place(rank=rank, count=2)
+        self.told, self.place = told, Rank(rank=rank, world_size=2)
 
     def told_if_new(self, word):
-        if self.place.leads:
+        if self.place.is_main:
             self.told.append(word)
             return word
         return self.told.pop(0)
@@ -202,7 +202,7 @@ class Wire:
 
 def test_every_process_is_asked_the_same_between_the_same_two_steps():
     told, user = [], Control()
-    first, other = Agreed(Wire(told, 0), user), Agreed(Wire(told, 1), Control())
+    first, other = SharedControl(Wire(told, 0), user), SharedControl(Wire(told, 1), Control())
 
     def agreed():
         first.agree()

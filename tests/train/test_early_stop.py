@@ -7,7 +7,7 @@ import math
 from types import SimpleNamespace
 
 from lora_trainer.train.early_stop import EarlyStop
-from lora_trainer.train.progress import Course
+from lora_trainer.train.progress import TrainingProgress
 
 
 def told(early: EarlyStop, *losses: float) -> list[bool]:
@@ -66,14 +66,14 @@ def test_it_goes_on_from_what_was_written_down():
     early = begun(patience=3, min_delta=0.01)
     told(early, 0.8, 0.7, 0.72, 0.71)
     again = EarlyStop(patience=3, min_delta=0.01)
-    again.take_back(json.loads(json.dumps(early.to_plain())))
+    again.restore(json.loads(json.dumps(early.to_plain())))
     assert again == early
     again.after(50, 5, 0.9)
     assert again.ended
 
 
-def course(total: int, early: EarlyStop) -> Course:
-    return Course(SimpleNamespace(steps_per_epoch=10, total_steps=total), step=50, epoch=5, early=early)
+def course(total: int, early: EarlyStop) -> TrainingProgress:
+    return TrainingProgress(SimpleNamespace(steps_per_epoch=10, total_steps=total), step=50, epoch=5, early=early)
 
 
 def test_a_run_that_ended_early_stays_ended_and_one_that_is_prolonged_goes_on():
@@ -82,6 +82,6 @@ def test_a_run_that_ended_early_stays_ended_and_one_that_is_prolonged_goes_on():
     plain = json.loads(json.dumps(course(100, early).to_plain()))
     same, longer = course(100, EarlyStop(patience=1)), course(200, EarlyStop(patience=1))
     for one in (same, longer):
-        one.take_back(plain)
+        one.restore(plain)
     assert same.ended and same.over
     assert not longer.over and (longer.early.waited, longer.early.lowest) == (0, 0.8)

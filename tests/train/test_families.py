@@ -26,7 +26,7 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families.sdxl import SDXL
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.inputs.caption_encoder import ROWS, Captions
+from lora_trainer.train.inputs.caption_encoder import ROWS, CaptionEncoder
 from lora_trainer.train.inputs.examples import sizes_of
 from lora_trainer.train.loop import run
 from lora_trainer.train.previews.sampling import SAMPLERS, walk
@@ -105,7 +105,7 @@ def test_a_run_learns_in_every_layer_draws_validates_and_names_its_model(tmp_pat
 def test_captions_encoded_ahead_equal_those_of_each_step_for_both_encoders(checkpoint):
     precision, bundle = Precision(torch.float32, None, False), load(FileSource(checkpoint("sdxl")), CPU)
     texts = [f"a photo of {number} red circles" for number in range(ROWS + 3)]
-    ahead, each = Captions(precision, 1, False), Captions(precision, 1, False)
+    ahead, each = CaptionEncoder(precision, 1, False), CaptionEncoder(precision, 1, False)
     ahead.fill(bundle, texts)
     for text in texts:
         each.forget_others([])

@@ -14,34 +14,34 @@ import pytest
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainingError
 from lora_trainer.messages import say
-from lora_trainer.train.guards import BAD_STEPS, HALVINGS, WINDOW, Divergence, Numbers, Pace, missing_mb
-from lora_trainer.train.keep_awake import awake
-from lora_trainer.train.outputs.background_writer import Writer
+from lora_trainer.train.guards import BAD_STEPS, HALVINGS, WINDOW, DivergenceGuard, FiniteGuard, SlowStepGuard, missing_mb
+from lora_trainer.train.keep_awake import keep_awake
+from lora_trainer.train.outputs.background_writer import BackgroundWriter
 
 CAUSE = say("Use a lower learning rate.")
 
 
 def test_losses_that_are_no_numbers_end_the_run_after_ten_in_a_row_with_the_likely_cause():
-    numbers = Numbers(lambda: CAUSE, scaled=False)
-    assert [numbers.fine(math.nan, math.nan) for _ in range(BAD_STEPS - 1)] == [False] * (BAD_STEPS - 1)
-    assert numbers.fine(0.1, 0.1)  # one good step begins the count anew
+    numbers = FiniteGuard(lambda: CAUSE, scaled=False)
+    assert [numbers.is_finite(math.nan, math.nan) for _ in range(BAD_STEPS - 1)] == [False] * (BAD_STEPS - 1)
+    assert numbers.is_finite(0.1, 0.1)  # one good step begins the count anew
     for _ in range(BAD_STEPS - 1):
-        numbers.fine(math.inf, math.nan)
+        numbers.is_finite(math.inf, math.nan)
     with pytest.raises(TrainingError, match="no number for 10 steps") as ended:
-        numbers.fine(math.nan, math.nan)
+        numbers.is_finite(math.nan, math.nan)
     assert ended.value.problems[0].fix.text("en") == CAUSE.text("en")
 
 
 def test_a_grad_scaler_that_still_looks_for_its_factor_is_given_time():
-    numbers = Numbers(lambda: CAUSE, scaled=True)
+    numbers = FiniteGuard(lambda: CAUSE, scaled=True)
     for _ in range(BAD_STEPS + HALVINGS - 1):
-        assert not numbers.fine(0.1, math.inf)
+        assert not numbers.is_finite(0.1, math.inf)
     with pytest.raises(TrainingError, match="gradient"):
-        numbers.fine(0.1, math.inf)
+        numbers.is_finite(0.1, math.inf)
 
 
 def test_a_loss_that_runs_away_is_told_once_and_an_ordinary_one_never():
-    calm, wild = Divergence(), Divergence()
+    calm, wild = DivergenceGuard(), DivergenceGuard()
     assert not any(calm.look(step, 0.1 + 0.05 * (step % 7)) for step in range(10 * WINDOW))
     told = [wild.look(step, 0.1 if step < 3 * WINDOW else 0.9) for step in range(8 * WINDOW)]
     assert len([message for message in told if message is not None]) == 1
@@ -49,7 +49,7 @@ def test_a_loss_that_runs_away_is_told_once_and_an_ordinary_one_never():
 
 def test_steps_that_become_slow_are_told_only_where_the_memory_is_full():
     def warned(free: float) -> int:
-        pace = Pace()
+        pace = SlowStepGuard()
         return sum(pace.look(0.1 if step < 40 else 0.5, lambda: free) is not None for step in range(80))
 
     assert (warned(0.01), warned(0.5)) == (1, 0)
@@ -61,7 +61,7 @@ def test_a_disk_lacks_what_a_file_needs_and_a_little_more(tmp_path: Path):
 
 
 def test_what_a_writer_is_given_is_told_in_order_and_nothing_follows_a_failure():
-    writer, done = Writer(), []
+    writer, done = BackgroundWriter(), []
     for number in range(6):
         writer.put(lambda number=number: done.append(number))
     assert list(writer.finish()) == [] and done == [0, 1, 2, 3, 4, 5]
@@ -100,8 +100,8 @@ def test_the_computer_is_kept_awake_by_a_program_that_ends_with_the_run(tmp_path
     started = []
     popen = subprocess.Popen
     monkeypatch.setattr(module.subprocess, "Popen", lambda *words, **more: started.append(popen(*words, **more)) or started[-1])
-    with awake():
+    with keep_awake():
         os.kill(started[0].pid, 0)
     assert started[0].poll() is not None
-    with awake(wanted=False):
+    with keep_awake(wanted=False):
         assert len(started) == 1

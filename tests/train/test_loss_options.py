@@ -16,9 +16,9 @@ from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Saved, Stepped, Validated, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import setup
-from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.planning import preflight
-from lora_trainer.train.step.objective import noisy_batch, picture_losses
+from lora_trainer.train.step.objective import make_batch, per_image_losses
 from lora_trainer.train.validation import chosen
 from tests.train.runs import assets, events_of, small_config, tensors_of
 from tests.train.test_distributed import ended, lines, started
@@ -66,7 +66,7 @@ def gradient(tmp_path_factory):
     """gradient(options): that of the network for four showings of the small model's pictures."""
     folder = tmp_path_factory.mktemp("gradient")
     config = small_config(folder, optimizer__text_encoder_lr=0)
-    pictures = read_pictures(config)
+    pictures = load_dataset(config)
     with StandaloneHost(folder).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
     trainer.attach()
@@ -75,10 +75,10 @@ def gradient(tmp_path_factory):
 
     def of(options: dict[str, Any]) -> torch.Tensor:
         rules = LossConfig(**options)
-        with torch.enable_grad(), trainer.adapter.calculating_with(trainer.optimizer.tensors(None)):
-            words = trainer.captions.encode
-            batch = noisy_batch(latents, keys, lambda: words(trainer.bundle, ["a crescent"] * 4), rules, torch.device("cpu"))
-            picture_losses(trainer.bundle, batch, rules).sum().backward()
+        with torch.enable_grad(), trainer.adapter.using_tensors(trainer.optimizer.tensors(None)):
+            words = trainer.caption_encoder.encode
+            batch = make_batch(latents, keys, lambda: words(trainer.bundle, ["a crescent"] * 4), rules, torch.device("cpu"))
+            per_image_losses(trainer.bundle, batch, rules).sum().backward()
         found = torch.cat([part.flatten().clone() for part in trainer.optimizer.gradients()])
         trainer.optimizer.drop()
         return found
@@ -217,7 +217,7 @@ def test_patience_that_does_not_run_out_changes_no_bit(tmp_path: Path):
 
 
 def test_at_most_so_many_pictures_are_validated_and_always_the_same(tmp_path: Path):
-    held = read_pictures(small_config(tmp_path, validate__data_dir=VAL)).held
+    held = load_dataset(small_config(tmp_path, validate__data_dir=VAL)).held
     few = chosen(held, 2)
     assert len(few) == 2 < len(held) and chosen(held, 0) == tuple(held) == chosen(held, 1000)
     assert set(chosen(list(reversed(held)), 2)) == set(few) and chosen(few, 2) == few
@@ -225,6 +225,6 @@ def test_at_most_so_many_pictures_are_validated_and_always_the_same(tmp_path: Pa
 
 def test_another_validation_seed_holds_other_pictures_back(tmp_path: Path):
     def held(**seeds) -> set[str]:
-        return {record.key for record in read_pictures(small_config(tmp_path, validate__fraction=0.3, **seeds)).held}
+        return {record.key for record in load_dataset(small_config(tmp_path, validate__fraction=0.3, **seeds)).held}
 
     assert held(seed=1) == held(seed=1, validate__seed=1) == held(seed=5, validate__seed=1) != held(seed=1, validate__seed=2)

@@ -153,7 +153,7 @@ def test_files_of_whole_models_are_as_large_as_their_families_say(name):
 
     from diffusers import UNet2DConditionModel
 
-    from lora_trainer.adapters.layer_selection import choose
+    from lora_trainer.adapters.layer_selection import select_layers
     from lora_trainer.models.detection import released_shapes
     from lora_trainer.models.families import family
     from lora_trainer.models.layers import of_family
@@ -170,5 +170,5 @@ def test_files_of_whole_models_are_as_large_as_their_families_say(name):
         for rank in (4, 8, 16, 32, 64, 128) if kind != "full" else (8,):
             config = build({"network": {"type": kind, "dim": rank, "alpha": rank / 2}})
             made = adapter_of(whole, config).state_dict().values()
-            told = choose(of_family(name), config.network, effective.parts(config), name)
+            told = select_layers(of_family(name), config.network, effective.parts(config), name)
             assert sum(tensor.numel() for tensor in made) == sum(one.numbers for one in told), (kind, rank)

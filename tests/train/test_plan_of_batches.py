@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.train.inputs.dataset import read_pictures
+from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.planning.plan import Machine, make_plan
 from tests.train.runs import small_config
 
@@ -15,7 +15,7 @@ CARD = Machine("cuda", 8000.0, tflops=10.0)
 
 def planned(folder: Path, batch: int, processes: int = 1, **changes):
     config = small_config(folder, data__batch_size=batch, steps__max_train_steps=0, steps__max_train_epochs=3, **changes)
-    pictures = read_pictures(config)
+    pictures = load_dataset(config)
     return make_plan(config, pictures.records, None, CARD, pictures.datasets, processes)
 
 

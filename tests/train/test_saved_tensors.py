@@ -17,8 +17,8 @@ from lora_trainer.models.load import load
 from lora_trainer.models.source import LiveSource
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.memory.checkpointing import Checkpointing
-from lora_trainer.train.step.objective import Batch, picture_losses
-from lora_trainer.train.step.precision import choose_precision, computing
+from lora_trainer.train.step.objective import Batch, per_image_losses
+from lora_trainer.train.step.precision import choose_precision, compute_scope
 
 CPU = torch.device("cpu")
 HALF = [torch.float16] if hasattr(torch.amp, "GradScaler") else []  # torch 2.1 cannot train in fp16 on the CPU
@@ -41,12 +41,12 @@ def saved_by_one_step(source: LiveSource, checkpointing: bool) -> list[Tensor]:
         Checkpointing(bundle.unet, bundle.text_encoder)
     saved: list[Tensor] = []
     hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor)
-    with hooks, adapter.calculating_with(optimizer.tensors(precision.autocast)):
-        with computing(precision, CPU, grad=True):
+    with hooks, adapter.using_tensors(optimizer.tensors(precision.autocast)):
+        with compute_scope(precision, CPU, grad=True):
             words = bundle.family.encode_text(bundle, torch.arange(77).unsqueeze(0), 1).states
             # 16 x 24: no activation happens to have a weight's shape
             batch = Batch(torch.randn(1, 4, 16, 24), torch.randn(1, 4, 16, 24), torch.tensor([300]), words)
-            loss = picture_losses(bundle, batch, LossConfig()).sum()
+            loss = per_image_losses(bundle, batch, LossConfig()).sum()
         loss.backward()
     assert [bool(gradient.any()) for gradient in optimizer.gradients()] == [True, True]
     return saved

@@ -29,7 +29,7 @@ def overflowing(bundle):
     own = bundle.vae.encode
 
     def encode(pixels):
-        with vae.in_full(bundle.vae):  # torch 2.1 has no half precision on the CPU
+        with vae.in_float32(bundle.vae):  # torch 2.1 has no half precision on the CPU
             found = own(pixels.float())
         if pixels.dtype is torch.float16 and float(pixels.max()) > 0.9:
             found.latent_dist.mean.fill_(float("inf"))
@@ -58,7 +58,7 @@ def test_the_format_that_was_asked_for_is_a_copy_and_the_hosts_numbers_stay(bund
     bundle.vae.to(torch.float16)
     lent = next(bundle.vae.parameters()).data
     before = lent.clone()
-    vae.hold(bundle, asked)
+    vae.set_precision(bundle, asked)
     assert next(bundle.vae.parameters()).dtype is held
     assert lent.dtype is torch.float16 and torch.equal(lent, before)
 
@@ -71,7 +71,7 @@ def test_drawing_falls_back_to_float32_too(bundle):
 
     def decode(scaled):
         formats.append(scaled.dtype)
-        with vae.in_full(bundle.vae):
+        with vae.in_float32(bundle.vae):
             found = own(scaled.float())
         if scaled.dtype is torch.float16:
             found.sample.fill_(float("nan"))

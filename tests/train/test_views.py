@@ -19,9 +19,9 @@ from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.identity import encoder_of
 from lora_trainer.models.load import load
 from lora_trainer.train import setup
-from lora_trainer.train.distributed import Shares
-from lora_trainer.train.inputs.dataset import read_pictures
-from lora_trainer.train.step.objective import Batch, picture_losses
+from lora_trainer.train.distributed import SingleProcess
+from lora_trainer.train.inputs.dataset import load_dataset
+from lora_trainer.train.step.objective import Batch, per_image_losses
 
 from .runs import events_of, small_config, tensors_of
 
@@ -133,7 +133,7 @@ def gradient(masks, **rules):
     bundle.family = Echo(answer)
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
     batch = Batch(latents, noise, torch.tensor([10, 900]), torch.zeros(2, 77, 8), masks)
-    losses = picture_losses(bundle, batch, LossConfig(**rules))
+    losses = per_image_losses(bundle, batch, LossConfig(**rules))
     losses.sum().backward()
     return losses.detach(), answer.grad
 
@@ -179,12 +179,12 @@ def test_a_black_mask_learns_nothing(tmp_path, cache_dir):
 
 def test_a_mask_is_mirrored_with_its_picture(tmp_path, cache_dir):
     config = small_config(tmp_path, data__train_data_dir=str(halves(tmp_path)), data__masks_beside=True)
-    pictures = read_pictures(config)
+    pictures = load_dataset(config)
     with StandaloneHost(tmp_path).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
-    list(setup.fill_cache(trainer, Control(), Shares()))
+    list(setup.fill_cache(trainer, Control(), SingleProcess()))
     record = pictures.trained[0]
-    straight, turned = (trainer.views.seen(record, flipped, epoch=1, repeat=0)[1] for flipped in (False, True))
+    straight, turned = (trainer.views.latents(record, flipped, epoch=1, repeat=0)[1] for flipped in (False, True))
     assert straight[0].tolist() == [1] * 4 + [0] * 4 and turned[0].tolist() == [0] * 4 + [1] * 4
 
 
@@ -220,7 +220,7 @@ def test_of_two_concepts_in_a_picture_only_the_one_inside_the_mask_is_learned(tm
 
 def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, float]:
     """Error in the left and in the right half of the pictures, over fixed timesteps and noise."""
-    pictures = read_pictures(config)
+    pictures = load_dataset(config)
     sides = [0.0, 0.0]
     with StandaloneHost(folder).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
@@ -232,10 +232,10 @@ def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, 
             latents = trainer.latent(record, False).expand(5, 4, 8, 16)
             noise = torch.randn(5, 4, 8, 16, generator=torch.Generator().manual_seed(number))
             with torch.no_grad():
-                words = trainer.captions.encode(trainer.bundle, ["sks"]).repeated(5).states
+                words = trainer.caption_encoder.encode(trainer.bundle, ["sks"]).repeated(5).states
                 for side in (0, 1):
                     mask = torch.zeros(5, 1, 8, 16)
                     mask[..., 8 * side : 8 * side + 8] = 1
-                    sides[side] += float(picture_losses(trainer.bundle, Batch(latents, noise, steps, words, mask), LossConfig()).mean())
+                    sides[side] += float(per_image_losses(trainer.bundle, Batch(latents, noise, steps, words, mask), LossConfig()).mean())
         trainer.detach()
     return sides[0], sides[1]

@@ -13,7 +13,7 @@ from lora_trainer.config import effective
 from lora_trainer.models.detection.detect import ModelFacts, inspect
 from lora_trainer.wizard.advise import Suggestion, advise, suggest
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
-from lora_trainer.wizard.rule_context import Situation
+from lora_trainer.wizard.rule_context import RuleContext
 from tests.wizard.conftest import MakeFolder, config_for
 from tests.wizard.test_advise import change_of, seen
 
@@ -124,7 +124,7 @@ def test_a_clip_skip_is_advised_only_where_the_family_reads_it(pictures, hollow,
 
     config = config_for(pictures(20))
     facts, card = inspect(hollow(family)), MachineFacts.of_card(24)
-    offered, _ = _advise(Situation(config, card, DatasetFacts.read(config), facts, subject_called("object"), (), 2))
+    offered, _ = _advise(RuleContext(config, card, DatasetFacts.read(config), facts, subject_called("object"), (), 2))
     assert {change.path: change.value for change in offered}.get("model.clip_skip", 1) == wanted
 
 

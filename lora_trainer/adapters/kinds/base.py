@@ -11,9 +11,9 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.base_layer import BaseLayer
 from lora_trainer.adapters.layer_plan import LayerPlan
-from lora_trainer.adapters.rng import Chance
+from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.config.choices.networks import NETWORK_KINDS, NetworkKind, alpha_in_file
 
 Forward = Callable[[Tensor], Tensor]
@@ -37,7 +37,7 @@ class Layer:
     multiplier: float = 1.0
     strength: float = 1.0
     scale: float = 1.0
-    chance: Chance | None = None
+    rng: LayerRng | None = None
 
     def __attrs_post_init__(self) -> None:
         self.used = tuple(self.parameters.values())
@@ -92,11 +92,11 @@ class Kind(ABC):
         return alpha_in_file(layer.alpha, layer.rank, layer.options)
 
     @abstractmethod
-    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+    def init_tensors(self, tensors: Mapping[str, nn.Parameter], site: BaseLayer, layer: LayerPlan, generator: torch.Generator) -> None:
         """Fills fresh tensors, zeros until now, so that the layer changes nothing yet. Under no_grad."""
 
     @abstractmethod
-    def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
+    def weight_delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """What the weight gains, in its shape; `weight` may lie on meta for kinds that read its shape alone."""
 
     def factors(self, tensors: Tensors) -> list[Tensor]:
@@ -107,7 +107,7 @@ class Kind(ABC):
         """The norm of the bare product."""
         raise NotImplementedError
 
-    def draws(self, options: Mapping[str, Any]) -> bool:
+    def is_random(self, options: Mapping[str, Any]) -> bool:
         """Whether a layer draws anything at random while it learns."""
         return any(options.get(name) for name in ("dropout", "rank_dropout", "module_dropout"))
 
@@ -116,7 +116,7 @@ class Kind(ABC):
         return None
 
     @abstractmethod
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """The layer with its addition, in the cheapest correct form; reads `layer.used` and `layer.strength` at each call."""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.base_layer import BaseLayer
 from lora_trainer.adapters.kinds.base import Forward, Layer
 from lora_trainer.adapters.kinds.lora import Lora, with_added
 
@@ -24,19 +24,19 @@ class Dylora(Lora):
     name = "dylora"
     needed = ()
 
-    def draws(self, options: Mapping[str, Any]) -> bool:
+    def is_random(self, options: Mapping[str, Any]) -> bool:
         """Its block, always."""
         return True
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """The product of the slice that was drawn; outside of training that of the whole."""
         whole = super().forward(site, layer)
 
         def sliced(x: Tensor) -> Tensor:
-            if layer.chance is None:
+            if layer.rng is None:
                 return whole(x)
             size, (down, up) = layer.options[BLOCK], layer.used
-            start = size * layer.chance.below(-(-down.shape[0] // size), layer.plan.name, "block")
+            start = size * layer.rng.randint(-(-down.shape[0] // size), layer.plan.name, "block")
             down = torch.cat((down[:start].detach(), down[start : start + size]))
             up = torch.cat((up[:, :start].detach(), up[:, start : start + size]), 1)
             return with_added(site, x, site.bias, site.call(x, down, None), up, layer.strength)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site, summed
+from lora_trainer.adapters.base_layer import BaseLayer, add_delta
 from lora_trainer.adapters.kinds.base import Forward, Kind, Layer, Tensors
 from lora_trainer.adapters.layer_plan import LayerPlan
 
@@ -28,10 +28,10 @@ class Full(Kind):
         """1, whatever a file says of alpha."""
         return 1.0
 
-    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+    def init_tensors(self, tensors: Mapping[str, nn.Parameter], site: BaseLayer, layer: LayerPlan, generator: torch.Generator) -> None:
         """Zeros it is."""
 
-    def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
+    def weight_delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """The tensor itself."""
         return tensors[self.weight_suffix].reshape(weight.shape)
 
@@ -47,13 +47,13 @@ class Full(Kind):
         """The difference's."""
         return torch.linalg.vector_norm(tensors[self.weight_suffix])
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """The operation with changed weight and bias: as training the weights themselves, with float32 copies of them."""
 
         def changed(x: Tensor) -> Tensor:
             diff, *rest = layer.used
-            bias = summed(site.bias, rest[0], layer.strength) if rest and site.bias is not None else site.bias
-            return site.call(x, summed(site.weight, diff, layer.strength), bias)
+            bias = add_delta(site.bias, rest[0], layer.strength) if rest and site.bias is not None else site.bias
+            return site.call(x, add_delta(site.weight, diff, layer.strength), bias)
 
         return changed
 

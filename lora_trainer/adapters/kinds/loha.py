@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site
-from lora_trainer.adapters.dora import MAGNITUDE, begin_magnitude
+from lora_trainer.adapters.base_layer import BaseLayer
+from lora_trainer.adapters.dora import MAGNITUDE, init_magnitude
 from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, normal
 from lora_trainer.adapters.kinds.lora import with_added
 from lora_trainer.adapters.kinds.weighted import WeightedKind
@@ -30,12 +30,12 @@ class Loha(WeightedKind):
         """Rows of b."""
         return int(tensors["hada_w1_b"].shape[0])
 
-    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+    def init_tensors(self, tensors: Mapping[str, nn.Parameter], site: BaseLayer, layer: LayerPlan, generator: torch.Generator) -> None:
         """b with deviation 1, the first a and the cores with 0.1; the second a is zero."""
         for suffix, std in (("hada_t1", 0.1), ("hada_t2", 0.1), ("hada_w1_a", 0.1), ("hada_w1_b", 1.0), ("hada_w2_b", 1.0)):
             if suffix in tensors:
                 normal(tensors[suffix], std, generator)
-        begin_magnitude(tensors, site)
+        init_magnitude(tensors, site)
 
     def product(self, tensors: Tensors, weight: Tensor) -> Tensor:
         """Both factors, multiplied number by number."""
@@ -44,7 +44,7 @@ class Loha(WeightedKind):
             return spread(tensors["hada_t1"], w1_a, w1_b) * spread(tensors["hada_t2"], w2_a, w2_b)
         return Hadamard.apply(w1_a, w1_b, w2_a, w2_b).reshape(weight.shape)  # type: ignore[no-any-return, no-untyped-call]
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """As a product of matrices of rank^2, or with the addition calculated: what costs less for so many inputs."""
         by_weight = super().forward(site, layer)
         if MAGNITUDE in layer.parameters or "hada_t1" in layer.parameters or layer.options["rank_dropout"]:
@@ -65,7 +65,7 @@ COPY = 10
 """What one number costs that is only read and written, in multiplications of a matrix product."""
 
 
-def squared(site: Site, layer: Layer, x: Tensor) -> Tensor:
+def squared(site: BaseLayer, layer: Layer, x: Tensor) -> Tensor:
     """(a1 b1) * (a2 b2) is one product of rank^2: of all products of a column of a1 and one of a2, and of rows of b1 and b2."""
     w1_a, w1_b, w2_a, w2_b = layer.used
     low = (w1_b[:, None] * w2_b[None]).flatten(0, 1).reshape(-1, *site.weight.shape[1:])

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_trainer.adapters.base_layer import Site
-from lora_trainer.adapters.dora import MAGNITUDE, begin_magnitude
+from lora_trainer.adapters.base_layer import BaseLayer
+from lora_trainer.adapters.dora import MAGNITUDE, init_magnitude
 from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming
 from lora_trainer.adapters.kinds.loha import spread
 from lora_trainer.adapters.kinds.weighted import WeightedKind
@@ -38,12 +38,12 @@ class Lokr(WeightedKind):
         """Alpha is the rank where both are whole, so that every reader finds a scale of 1."""
         return float(layer.rank) if W1 in tensors and W2 in tensors else super().alpha_in_file(layer, tensors)
 
-    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+    def init_tensors(self, tensors: Mapping[str, nn.Parameter], site: BaseLayer, layer: LayerPlan, generator: torch.Generator) -> None:
         """w2, or the second factor of it, is zero."""
         for suffix in (T2, W2_A, W1, W1_A, W1_B):
             if suffix in tensors:
                 kaiming(tensors[suffix], generator)
-        begin_magnitude(tensors, site)
+        init_magnitude(tensors, site)
 
     def product(self, tensors: Tensors, weight: Tensor) -> Tensor:
         """The Kronecker product in the weight's shape."""
@@ -51,7 +51,7 @@ class Lokr(WeightedKind):
         ones = (1,) * (large.dim() - 2)
         return torch.kron(small.reshape(*small.shape, *ones), large.contiguous()).reshape(weight.shape)
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """The two products one after the other, which never makes the large matrix; its length needs it, and dropping rows of it."""
         if MAGNITUDE in layer.parameters or layer.options["rank_dropout"]:
             return super().forward(site, layer)
@@ -64,7 +64,7 @@ class Lokr(WeightedKind):
         return added
 
 
-def _linear(site: Site, tensors: Tensors, x: Tensor) -> Tensor:
+def _linear(site: BaseLayer, tensors: Tensors, x: Tensor) -> Tensor:
     """x as [..., in1, in2]: w2 on the right, w1 on the left."""
     small = first(tensors)
     table = x.reshape(-1, small.shape[1], x.shape[-1] // small.shape[1])
@@ -75,7 +75,7 @@ def _linear(site: Site, tensors: Tensors, x: Tensor) -> Tensor:
     return torch.matmul(small, rows).reshape(*x.shape[:-1], -1)
 
 
-def _convolution(site: Site, tensors: Tensors, x: Tensor) -> Tensor:
+def _convolution(site: BaseLayer, tensors: Tensors, x: Tensor) -> Tensor:
     """x [pictures, in1 * in2, h, w]: w2 over each of the in1 groups of channels, then w1 between the groups."""
     small, (pictures, _, *places) = first(tensors), x.shape
     groups = x.reshape(pictures * small.shape[1], -1, *places)

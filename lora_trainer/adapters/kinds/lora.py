@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lora_trainer.adapters.base_layer import Site
-from lora_trainer.adapters.dora import MAGNITUDE, begin_magnitude, is_input_axis, lengths, lengths_of_pair
+from lora_trainer.adapters.base_layer import BaseLayer
+from lora_trainer.adapters.dora import MAGNITUDE, init_magnitude, is_input_axis, low_rank_norms, weight_norms
 from lora_trainer.adapters.kinds.base import Forward, Layer, Tensors, kaiming, orthogonal
 from lora_trainer.adapters.kinds.weighted import WeightedKind
 from lora_trainer.adapters.layer_plan import LayerPlan
@@ -28,7 +28,7 @@ class Lora(WeightedKind):
         """Rows of the lower matrix."""
         return int(tensors[DOWN].shape[0])
 
-    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+    def init_tensors(self, tensors: Mapping[str, nn.Parameter], site: BaseLayer, layer: LayerPlan, generator: torch.Generator) -> None:
         """The lower matrix at random, the upper one zero."""
         if layer.options.get("init") == "orthogonal":
             orthogonal(tensors[DOWN], generator)
@@ -36,7 +36,7 @@ class Lora(WeightedKind):
             kaiming(tensors[DOWN], generator)
         if MID in tensors:
             kaiming(tensors[MID], generator)
-        begin_magnitude(tensors, site)
+        init_magnitude(tensors, site)
 
     def product(self, tensors: Tensors, weight: Tensor) -> Tensor:
         """up @ down, or mid between them."""
@@ -49,7 +49,7 @@ class Lora(WeightedKind):
         low, high = tensors[DOWN].flatten(1), tensors[UP].flatten(1)
         return ((high.t() @ high) * (low @ low.t())).sum().clamp_min(0).sqrt()
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """One addmm after the small product for a linear layer; small convolutions for the others."""
         if MAGNITUDE in layer.parameters:
             return super().forward(site, layer) if MID in layer.parameters else _with_magnitude(site, layer)
@@ -69,7 +69,7 @@ def product(down: Tensor, mid: Tensor | None, up: Tensor) -> Tensor:
     return torch.einsum("mn...,im,nj->ij...", mid, up.flatten(1), down.flatten(1))
 
 
-def _linear(site: Site, layer: Layer) -> Forward:
+def _linear(site: BaseLayer, layer: Layer) -> Forward:
     weight, bias = site.weight, site.bias
 
     def linear(x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def _linear(site: Site, layer: Layer) -> Forward:
     return linear
 
 
-def _convolution(site: Site, layer: Layer) -> Forward:
+def _convolution(site: BaseLayer, layer: Layer) -> Forward:
     def convolution(x: Tensor) -> Tensor:
         down, up = layer.used
         base = site.base(x)
@@ -92,7 +92,7 @@ def _convolution(site: Site, layer: Layer) -> Forward:
     return convolution
 
 
-def _tucker(site: Site, layer: Layer) -> Forward:
+def _tucker(site: BaseLayer, layer: Layer) -> Forward:
     def tucker(x: Tensor) -> Tensor:
         down, mid, up = layer.used
         base = site.base(x)
@@ -102,15 +102,15 @@ def _tucker(site: Site, layer: Layer) -> Forward:
     return tucker
 
 
-def _with_magnitude(site: Site, layer: Layer) -> Forward:
+def _with_magnitude(site: BaseLayer, layer: Layer) -> Forward:
     """The magnitude over the changed weight's length multiplies inputs or outputs, so that the changed weight is never made."""
     input_axis = is_input_axis(layer.parameters[MAGNITUDE])
-    own = lengths(site.weight, input_axis=input_axis).flatten().square()
+    own = weight_norms(site.weight, input_axis=input_axis).flatten().square()
     place = site.channels_last
 
     def scaled(x: Tensor) -> Tensor:
         down, up, _ = layer.used
-        length = lengths_of_pair(own, site.weight, down, up, layer.scale, input_axis=input_axis)
+        length = low_rank_norms(own, site.weight, down, up, layer.scale, input_axis=input_axis)
         factor = (layer.exact(MAGNITUDE).flatten() / length).to(site.weight.dtype)
         if input_axis:
             turned = x * place(factor)
@@ -124,7 +124,7 @@ def _with_magnitude(site: Site, layer: Layer) -> Forward:
     return scaled
 
 
-def with_added(site: Site, x: Tensor, bias: Tensor | None, inner: Tensor, up: Tensor, scale: float) -> Tensor:
+def with_added(site: BaseLayer, x: Tensor, bias: Tensor | None, inner: Tensor, up: Tensor, scale: float) -> Tensor:
     """The layer's own answer plus scale times up of what lies between the matrices."""
     base = site.call(x, site.weight, bias)
     if not site.linear:
@@ -133,22 +133,22 @@ def with_added(site: Site, x: Tensor, bias: Tensor | None, inner: Tensor, up: Te
     return torch.addmm(rows, inner.reshape(-1, inner.shape[-1]), up.t(), alpha=scale).view(base.shape)
 
 
-def between(site: Site, layer: Layer, x: Tensor) -> Tensor:
+def between(site: BaseLayer, layer: Layer, x: Tensor) -> Tensor:
     """down(x), of which chance leaves out single numbers (dropout) or whole ranks of a picture (rank dropout) in training."""
     down, single, ranks = layer.used[0], layer.options["dropout"], layer.options["rank_dropout"]
     tucker = MID in layer.parameters
     inner = site.call(functional.conv2d(x, down), layer.used[1], None) if tucker else site.call(x, down, None)
-    if layer.chance is None:
+    if layer.rng is None:
         return inner
     if single:
-        inner = inner * layer.chance.kept(inner, single, layer.plan.name, "dropout")
+        inner = inner * layer.rng.dropout_mask(inner, single, layer.plan.name, "dropout")
     if ranks:
         first = (inner.shape[0], *(1,) * (inner.dim() - 2), inner.shape[-1]) if site.linear else (*inner.shape[:2], 1, 1)
-        inner = inner * layer.chance.kept(inner.new_empty(first), ranks, layer.plan.name, "rank")
+        inner = inner * layer.rng.dropout_mask(inner.new_empty(first), ranks, layer.plan.name, "rank")
     return inner
 
 
-def _dropped(site: Site, layer: Layer) -> Forward:
+def _dropped(site: BaseLayer, layer: Layer) -> Forward:
     up_place = list(layer.parameters).index(UP)
 
     def dropped(x: Tensor) -> Tensor:

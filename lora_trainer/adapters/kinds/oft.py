@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.adapters.base_layer import Site
+from lora_trainer.adapters.base_layer import BaseLayer
 from lora_trainer.adapters.kinds.base import Forward, Kind, Layer, Tensors
 from lora_trainer.adapters.layer_plan import LayerPlan
 
@@ -33,17 +33,17 @@ class Oft(Kind):
         """The limit, for each output."""
         return float(self.facts.settings(layer.options)["constraint"])
 
-    def begin(self, tensors: Mapping[str, nn.Parameter], site: Site, layer: LayerPlan, generator: torch.Generator) -> None:
+    def init_tensors(self, tensors: Mapping[str, nn.Parameter], site: BaseLayer, layer: LayerPlan, generator: torch.Generator) -> None:
         """No rotation; where outputs are rescaled, by one."""
         if RESCALE in tensors:
             tensors[RESCALE].fill_(1.0)
 
-    def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
+    def weight_delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """The turned weight less the weight."""
         turned = turn(rotations(tensors[BLOCKS], alpha * weight.shape[0]), weight)
         return (turned * tensors[RESCALE] if RESCALE in tensors else turned) - weight
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """The layer's own outputs, turned: the turned weight is never made."""
 
         def turned(x: Tensor) -> Tensor:

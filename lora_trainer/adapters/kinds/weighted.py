@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.base_layer import Site, summed
+from lora_trainer.adapters.base_layer import BaseLayer, add_delta
 from lora_trainer.adapters.dora import MAGNITUDE, decomposed
 from lora_trainer.adapters.kinds.base import Forward, Kind, Layer, Tensors
 
@@ -27,19 +27,19 @@ class WeightedKind(Kind):
         """Of the whole product."""
         return torch.linalg.vector_norm(self.product(tensors, weight))
 
-    def delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
+    def weight_delta(self, tensors: Tensors, alpha: float, weight: Tensor) -> Tensor:
         """Scaled, and decomposed where there is a magnitude."""
         plain = self.product(tensors, weight) * self.scale(tensors, alpha)
         return decomposed(weight, plain, tensors[MAGNITUDE]) if MAGNITUDE in tensors else plain
 
-    def forward(self, site: Site, layer: Layer) -> Forward:
+    def forward(self, site: BaseLayer, layer: Layer) -> Forward:
         """In float32 the weight is changed, which saves a product; in shorter formats that would round small additions away."""
         if MAGNITUDE in layer.parameters:
             return self._decomposed(site, layer)
         whole = site.weight.dtype == torch.float32
 
         def changed(x: Tensor) -> Tensor:
-            return site.call(x, summed(site.weight, self._added(site, layer), layer.strength), site.bias)
+            return site.call(x, add_delta(site.weight, self._added(site, layer), layer.strength), site.bias)
 
         def beside(x: Tensor) -> Tensor:
             base = site.base(x)
@@ -47,24 +47,24 @@ class WeightedKind(Kind):
 
         return changed if whole else beside
 
-    def _decomposed(self, site: Site, layer: Layer) -> Forward:
+    def _decomposed(self, site: BaseLayer, layer: Layer) -> Forward:
         weight = site.weight
 
         def changed(x: Tensor) -> Tensor:
             plain = self._added(site, layer).float() * layer.scale
             gain = decomposed(weight.float(), plain, layer.exact(MAGNITUDE))
-            return site.call(x, summed(weight, gain, layer.multiplier), site.bias)
+            return site.call(x, add_delta(weight, gain, layer.multiplier), site.bias)
 
         return changed
 
-    def _added(self, site: Site, layer: Layer) -> Tensor:
+    def _added(self, site: BaseLayer, layer: Layer) -> Tensor:
         return rows_kept(self.product(layer.named(), site.weight), layer)
 
 
 def rows_kept(product: Tensor, layer: Layer) -> Tensor:
     """The addition without the outputs that rank dropout leaves out in this batch."""
     share = layer.options.get("rank_dropout", 0.0)
-    if layer.chance is None or not share:
+    if layer.rng is None or not share:
         return product
     rows = product.new_empty(product.shape[0], *(1,) * (product.dim() - 1))
-    return product * (layer.chance.kept(rows, share, layer.plan.name, "rows") * (1.0 - share))
+    return product * (layer.rng.dropout_mask(rows, share, layer.plan.name, "rows") * (1.0 - share))

@@ -9,47 +9,47 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from lora_trainer.api.context import Api
-from lora_trainer.api.responses import body_of, language_of, number_of, wanted
+from lora_trainer.api.context import ApiContext
+from lora_trainer.api.responses import body_of, body_value, language_of, query_number
 from lora_trainer.api.routes.run_routes import config_of
 
 SMALLEST, LARGEST = 32, 1024
 
 
-async def read_pictures(api: Api, request: Request) -> dict[str, Any]:
+async def read_pictures(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /pictures {"config"}"""
     config = config_of(await body_of(request))
     return await api.workers.in_thread(_pictures, api, config, language_of(request))
 
 
-def _pictures(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+def _pictures(api: ApiContext, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     from lora_trainer.api import pictures
 
     api.check_places(mapping)
     return pictures.pictures(api.folders, pictures.lenient(mapping), language)
 
 
-async def read_captions(api: Api, request: Request) -> dict[str, Any]:
+async def read_captions(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /captions {"config", "epoch"?}"""
     body = await body_of(request)
-    epoch = wanted(body, "epoch", int, 1)
+    epoch = body_value(body, "epoch", int, 1)
     return await api.workers.in_thread(_captions, api, config_of(body), epoch, language_of(request))
 
 
-def _captions(api: Api, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
+def _captions(api: ApiContext, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
     from lora_trainer.api import caption_list, pictures
 
     api.check_places(mapping)
     return caption_list.caption_list(api.folders, pictures.lenient(mapping), max(1, epoch), language)
 
 
-async def write_caption(api: Api, request: Request) -> dict[str, Any]:
+async def write_caption(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /caption {"path": the picture's, "text"} -> {"old", "file"}"""
     body = await body_of(request)
-    return await api.workers.in_thread(_write_caption, api, wanted(body, "path", str), wanted(body, "text", str))
+    return await api.workers.in_thread(_write_caption, api, body_value(body, "path", str), body_value(body, "text", str))
 
 
-def _write_caption(api: Api, path: str, text: str) -> dict[str, Any]:
+def _write_caption(api: ApiContext, path: str, text: str) -> dict[str, Any]:
     from lora_trainer.api import pictures
     from lora_trainer.data.captions import write_caption as write
 
@@ -64,16 +64,16 @@ def _write_caption(api: Api, path: str, text: str) -> dict[str, Any]:
     return {"old": old, "file": str(file)}
 
 
-async def thumbnail(api: Api, request: Request) -> Response:
+async def thumbnail(api: ApiContext, request: Request) -> Response:
     """GET /thumbnail?path=&size=256 -> a JPEG with no side longer than `size`"""
-    size = min(LARGEST, max(SMALLEST, number_of(request, "size", 256)))
+    size = min(LARGEST, max(SMALLEST, query_number(request, "size", 256)))
     path = request.query_params.get("path", "")
     tag, content = await api.workers.in_thread(_thumbnail, api, path, size, request.headers.get("if-none-match", ""))
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     return Response(content, 200 if content else 304, headers, "image/jpeg")
 
 
-def _thumbnail(api: Api, text: str, size: int, known: str) -> tuple[str, bytes]:
+def _thumbnail(api: ApiContext, text: str, size: int, known: str) -> tuple[str, bytes]:
     from lora_trainer.data.pictures.images import thumbnail as draw
     from lora_trainer.files import write_atomically
 

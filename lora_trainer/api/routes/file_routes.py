@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from fastapi import Request
 
-from lora_trainer.api.context import Api
+from lora_trainer.api.context import ApiContext
 from lora_trainer.api.responses import Missing, Refused, TooLarge
 from lora_trainer.config.file_names import problem_of_name
 from lora_trainer.data.records import natural_key
@@ -23,12 +23,12 @@ COUNTED = 5000
 """Files of one folder that are looked at to count its pictures."""
 
 
-async def folders(api: Api, request: Request) -> dict[str, Any]:
+async def folders(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /folders?path= -> {"path", "parent", "folders": [{"name", "path", "pictures"}], "roots": [...]}; without a path: the roots"""
     return await api.workers.in_thread(_folders, api, request.query_params.get("path", "").strip())
 
 
-def _folders(api: Api, text: str) -> dict[str, Any]:
+def _folders(api: ApiContext, text: str) -> dict[str, Any]:
     roots = [{"name": str(root), "path": str(root)} for root in _roots(api)]
     if not text:
         return {"path": "", "parent": None, "folders": [], "roots": roots}
@@ -51,7 +51,7 @@ def _folders(api: Api, text: str) -> dict[str, Any]:
     }
 
 
-def _roots(api: Api) -> list[Path]:
+def _roots(api: ApiContext) -> list[Path]:
     paths = api.host.paths()
     if paths.allowed_roots:
         return [root for root in paths.allowed_roots if root.is_dir()]
@@ -78,7 +78,7 @@ def _pictures_in(folder: Path) -> int:
     return count
 
 
-async def uploaded(api: Api, request: Request) -> dict[str, Any]:
+async def uploaded(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /uploads/NAME -> {"path", "folder", "files": [{"name", "bytes"}], "parts": [{"name", "bytes"}]}"""
     folder = _upload_folder(api, request.path_params["name"])
     return await api.workers.in_thread(_uploaded, folder)
@@ -92,7 +92,7 @@ def _uploaded(folder: Path) -> dict[str, Any]:
     return {"path": str(folder) if whole else "", "folder": str(folder), "files": whole, "parts": parts}
 
 
-async def upload(api: Api, request: Request) -> dict[str, Any]:
+async def upload(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /uploads/NAME?file=FILENAME[&offset=N], the file's bytes as body -> {"path", "folder", "bytes", "duplicate"}
 
     With `offset` the rest of a file whose sending was cut off there. A file that is there already with other content keeps its name;
@@ -114,7 +114,7 @@ async def upload(api: Api, request: Request) -> dict[str, Any]:
     return {"path": str(path), "folder": str(folder), "bytes": path.stat().st_size, "duplicate": duplicate}
 
 
-async def _receive(api: Api, request: Request, file: BinaryIO) -> int:
+async def _receive(api: ApiContext, request: Request, file: BinaryIO) -> int:
     size, waiting = 0, b""
     async for block in request.stream():
         size += len(block)
@@ -129,7 +129,7 @@ async def _receive(api: Api, request: Request, file: BinaryIO) -> int:
     return size
 
 
-def _upload_folder(api: Api, name: str) -> Path:
+def _upload_folder(api: ApiContext, name: str) -> Path:
     if (wrong := problem_of_name(name)) is not None:
         raise Refused("{wrong}", wrong=wrong, path="name", fix="Take another name.")
     return api.host.paths().uploads_dir / name

@@ -9,15 +9,15 @@ from fastapi import Request
 from fastapi.responses import Response
 from starlette.routing import Route
 
-from lora_trainer.api.context import Api
-from lora_trainer.api.responses import NOT_LOGGED_IN, answer, language_of, problems_answer, refuse_foreign_pages
+from lora_trainer.api.context import ApiContext
+from lora_trainer.api.responses import NOT_LOGGED_IN, json_response, language_of, problems_response, refuse_foreign_pages
 from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, run_routes, status_routes
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.manager import MANAGER, JobManager
 
 PREFIX = "/lora-trainer/v1"
-Handler = Callable[[Api, Request], Awaitable[Any]]
+Handler = Callable[[ApiContext, Request], Awaitable[Any]]
 Guard = Callable[[Request], bool]
 
 
@@ -26,7 +26,7 @@ def mount(app: Any, host: Host, manager: JobManager = MANAGER, guard: Guard | No
 
     `guard` says whether a request comes with the login; left out: the host does.
     """
-    api = Api(host, manager)
+    api = ApiContext(host, manager)
     routes = app.router.routes
     routes[:] = [route for route in routes if not str(getattr(route, "path", "")).startswith(PREFIX + "/")]
     made = [
@@ -37,18 +37,18 @@ def mount(app: Any, host: Host, manager: JobManager = MANAGER, guard: Guard | No
     routes[0:0] = made
 
 
-def _guarded(api: Api, handler: Handler, guard: Guard) -> Callable[[Request], Awaitable[Response]]:
+def _guarded(api: ApiContext, handler: Handler, guard: Guard) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         language = language_of(request)
         if not guard(request):
-            refused = answer({"problems": [NOT_LOGGED_IN.to_json(language)]}, 401)
+            refused = json_response({"problems": [NOT_LOGGED_IN.to_json(language)]}, 401)
             refused.headers.update(api.host.challenge())
             return refused
         try:
             refuse_foreign_pages(request)
             content = await handler(api, request)
         except TrainerError as error:
-            return problems_answer(error, language)
-        return content if isinstance(content, Response) else answer(content)
+            return problems_response(error, language)
+        return content if isinstance(content, Response) else json_response(content)
 
     return endpoint

@@ -12,8 +12,8 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from lora_trainer.api import dataset_reports
-from lora_trainer.api.context import Api
-from lora_trainer.api.responses import answer, body_of, language_of, number_within, problem_json, wanted, worded
+from lora_trainer.api.context import ApiContext
+from lora_trainer.api.responses import body_number, body_of, body_value, json_response, language_of, problem_json, worded
 from lora_trainer.api.routes.run_routes import config_of
 from lora_trainer.api.runs import plans, start_run
 from lora_trainer.config import effective
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
 
 
-async def check(api: Api, request: Request) -> dict[str, Any]:
+async def check(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /check {"config"} or {"toml"} -> the check shape"""
     return await api.workers.in_thread(_check, api, config_of(await body_of(request)), language_of(request))
 
 
-def _check(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+def _check(api: ApiContext, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     api.check_places(mapping)
     found = plans.check(build(mapping), api.host, runs_dir=api.host.paths().runs_dir, read=api.folders.trained)
     found["problems"] = [problem_json(problem, language) for problem in found["problems"]]
@@ -42,33 +42,33 @@ def _check(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     return found
 
 
-async def batches(api: Api, request: Request) -> dict[str, Any]:
+async def batches(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /batches {"config"} -> {"seed", "total_steps", "batches", "png"}: the first ones as they will be trained; PNG in base64"""
     return await api.workers.in_thread(_batches, api, config_of(await body_of(request)), language_of(request))
 
 
-def _batches(api: Api, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+def _batches(api: ApiContext, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     api.check_places(mapping)
     config = build(mapping)
     sheet, told = dataset_reports.drawn(config, api.folders.trained(config), language)
     return {**told, "png": base64.b64encode(sheet).decode("ascii")}
 
 
-async def schedule(api: Api, request: Request) -> dict[str, Any]:
+async def schedule(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /runs/ID/schedule -> {"total_steps", "epochs", "schedule"}: the run's rates as they are planned now"""
     return await api.workers.in_thread(lambda: plans.course(api.run_folder(request.path_params["run"])))
 
 
-async def wizard(api: Api, request: Request) -> dict[str, Any]:
+async def wizard(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /wizard {"config", "subject", "vram"?, "typed"?} -> {"changes": [...], "plan": {...}}"""
     body = await body_of(request)
-    subject = wanted(body, "subject", str)
-    vram = wanted(body, "vram", float, 0.0)
-    typed = [str(path) for path in wanted(body, "typed", list, [])]
+    subject = body_value(body, "subject", str)
+    vram = body_value(body, "vram", float, 0.0)
+    typed = [str(path) for path in body_value(body, "typed", list, [])]
     return await api.workers.in_thread(_wizard, api, config_of(body), subject, vram, typed, language_of(request))
 
 
-def _wizard(api: Api, mapping: dict[str, Any], subject: str, vram: float, typed: list[str], language: str) -> dict[str, Any]:
+def _wizard(api: ApiContext, mapping: dict[str, Any], subject: str, vram: float, typed: list[str], language: str) -> dict[str, Any]:
     api.check_places(mapping)
     from lora_trainer.wizard.advise import suggest
 
@@ -81,7 +81,7 @@ def _wizard(api: Api, mapping: dict[str, Any], subject: str, vram: float, typed:
     }
 
 
-async def convert(api: Api, request: Request) -> dict[str, Any]:
+async def convert(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /config {"config"}, or {"toml"}: a config of ours or of another trainer -> {"config", "toml", "imported"}
 
     What differs from the defaults, checked; `imported` says of another trainer's keys what became of each (null for our own).
@@ -91,7 +91,7 @@ async def convert(api: Api, request: Request) -> dict[str, Any]:
     body = await body_of(request)
     if "toml" not in body:
         return _converted(build(config_of(body)))
-    found = import_text(wanted(body, "toml", str))  # files that it names are not opened: the text may come from anywhere
+    found = import_text(body_value(body, "toml", str))  # files that it names are not opened: the text may come from anywhere
     return {**_converted(found.config), "imported": found.to_json(language_of(request)) if found.kind != "own" or found.notes else None}
 
 
@@ -103,14 +103,14 @@ RATE_SEARCH = "rate"
 SEARCH_STEPS, FEWEST_STEPS, MOST_STEPS = 100, 5, 1000
 
 
-async def start_rate_search(api: Api, request: Request) -> Response:
+async def start_rate_search(api: ApiContext, request: Request) -> Response:
     """POST /rate {"config", "steps"?} -> 202 {"run": ID}: trains so many steps with Prodigy and throws them away"""
     body = await body_of(request)
-    steps = number_within(body, "steps", SEARCH_STEPS, FEWEST_STEPS, MOST_STEPS, int)
-    return answer(await api.workers.in_thread(_start_rate_search, api, config_of(body), steps), 202)
+    steps = body_number(body, "steps", SEARCH_STEPS, FEWEST_STEPS, MOST_STEPS, int)
+    return json_response(await api.workers.in_thread(_start_rate_search, api, config_of(body), steps), 202)
 
 
-def _start_rate_search(api: Api, mapping: dict[str, Any], steps: int) -> dict[str, str]:
+def _start_rate_search(api: ApiContext, mapping: dict[str, Any], steps: int) -> dict[str, str]:
     api.manager.require_idle()
     api.check_places(mapping)
     config = build(mapping)
@@ -145,12 +145,12 @@ def _search(config: TrainConfig, host: Host, folder: RunFolder, steps: int) -> W
     return work
 
 
-async def found_rate(api: Api, request: Request) -> dict[str, Any]:
+async def found_rate(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /runs/ID/rate -> {"unet_lr", "text_encoder_lr", "curve", "sure"}: what the search has found so far; 0 where it has not stepped"""
     return await api.workers.in_thread(_found_rate, api, request.path_params["run"])
 
 
-def _found_rate(api: Api, run: str) -> dict[str, Any]:
+def _found_rate(api: ApiContext, run: str) -> dict[str, Any]:
     from lora_trainer.wizard.lr_finder import at_rest
 
     folder = api.run_folder(run)

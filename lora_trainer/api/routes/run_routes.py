@@ -12,8 +12,8 @@ from fastapi import Request
 from fastapi.responses import Response
 from tomlkit.exceptions import TOMLKitError
 
-from lora_trainer.api.context import Api
-from lora_trainer.api.responses import Conflict, Missing, Refused, answer, body_of, dump, language_of, number_of, wanted
+from lora_trainer.api.context import ApiContext
+from lora_trainer.api.responses import Conflict, Missing, Refused, body_of, body_value, dump, json_response, language_of, query_number
 from lora_trainer.api.runs import start_run
 from lora_trainer.api.runs.resume import check_change, refuse_running, resuming
 from lora_trainer.config.build import build, to_mapping
@@ -29,13 +29,13 @@ EVENTS_AT_ONCE = 20_000
 PICTURES = ("image/png", "image/jpeg", "image/webp")
 
 
-async def history(api: Api, request: Request) -> list[dict[str, Any]]:
+async def history(api: ApiContext, request: Request) -> list[dict[str, Any]]:
     """GET /runs[?all=1]: newest first; with `all` the grids too."""
     kinds = ("train", "grid") if request.query_params.get("all") else ("train",)
     return await api.workers.in_thread(lambda: api.manager.history(api.host.paths().runs_dir, kinds=kinds))
 
 
-async def start(api: Api, request: Request) -> dict[str, str]:
+async def start(api: ApiContext, request: Request) -> dict[str, str]:
     """POST /runs {"config": {...}} or {"toml": "..."}"""
     body = await body_of(request)
     return await api.workers.in_thread(_start, api, config_of(body))
@@ -44,14 +44,14 @@ async def start(api: Api, request: Request) -> dict[str, str]:
 def config_of(body: dict[str, Any]) -> dict[str, Any]:
     """The nested plain values of a request's config. Raises Refused when it is neither an object nor valid TOML."""
     if "toml" not in body:
-        return dict(wanted(body, "config", dict))
+        return dict(body_value(body, "config", dict))
     try:
-        return migrated(tomlkit.parse(wanted(body, "toml", str)).unwrap())[0]
+        return migrated(tomlkit.parse(body_value(body, "toml", str)).unwrap())[0]
     except TOMLKitError as error:
         raise Refused("the TOML cannot be read ({reason}).", reason=str(error), path="toml", fix="Correct that line.") from error
 
 
-def _start(api: Api, mapping: dict[str, Any]) -> dict[str, str]:
+def _start(api: ApiContext, mapping: dict[str, Any]) -> dict[str, str]:
     api.manager.require_idle()
     config = build(mapping)
     api.check_places(mapping)
@@ -69,12 +69,12 @@ def _start(api: Api, mapping: dict[str, Any]) -> dict[str, str]:
     return {"run": folder.id}
 
 
-async def one(api: Api, request: Request) -> dict[str, Any]:
+async def one(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /runs/ID"""
     return await api.workers.in_thread(_one, api, request.path_params["run"], language_of(request))
 
 
-def _one(api: Api, run: str, language: str) -> dict[str, Any]:
+def _one(api: ApiContext, run: str, language: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     latest = api.manager.latest
     known = folder.summary(running=api.manager.runs(folder))
@@ -109,15 +109,15 @@ def _as_it_ended(folder: RunFolder, known: dict[str, Any], language: str) -> dic
     }
 
 
-async def events(api: Api, request: Request) -> Response:
+async def events(api: ApiContext, request: Request) -> Response:
     """GET /runs/ID/events?after=N[&limit=M] -> {"events": [...], "next": N}"""
-    after, limit = number_of(request, "after", 0), number_of(request, "limit", EVENTS_AT_ONCE)
+    after, limit = query_number(request, "after", 0), query_number(request, "limit", EVENTS_AT_ONCE)
     run, language = request.path_params["run"], language_of(request)
     text = await api.workers.in_thread(_events, api, run, after, min(limit, EVENTS_AT_ONCE) or 1, language)
     return Response(text, media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
-def _events(api: Api, run: str, after: int, limit: int, language: str) -> bytes:
+def _events(api: ApiContext, run: str, after: int, limit: int, language: str) -> bytes:
     found = api.run_folder(run).events(after, limit)
     for event in found:
         if event["event"] == "warned":
@@ -127,7 +127,7 @@ def _events(api: Api, run: str, after: int, limit: int, language: str) -> bytes:
     return dump({"events": found, "next": after + len(found)})
 
 
-async def file(api: Api, request: Request) -> Response:
+async def file(api: ApiContext, request: Request) -> Response:
     """GET /runs/ID/files/PATH: a file of the run's folder and nothing else."""
     found = await api.workers.in_thread(_file, api, request.path_params["run"], request.path_params["path"])
     content, kind = found
@@ -135,7 +135,7 @@ async def file(api: Api, request: Request) -> Response:
     return Response(content, media_type=kind, headers=headers)
 
 
-def _file(api: Api, run: str, name: str) -> tuple[bytes, str]:
+def _file(api: ApiContext, run: str, name: str) -> tuple[bytes, str]:
     folder = api.run_folder(run)
     root = folder.path.resolve()
     path = (root / name).resolve()
@@ -147,13 +147,13 @@ def _file(api: Api, run: str, name: str) -> tuple[bytes, str]:
     return path.read_bytes(), kind
 
 
-async def control(api: Api, request: Request) -> dict[str, Any]:
+async def control(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /runs/ID/control {"command": "stop" | "stop-discard" | "pause" | "resume" | "save" | "sample"},
     or {"command": "change", "changes": {"optimizer.learning_rate": 1e-5, ...}}: from the next step on."""
     body = await body_of(request)
-    word, run = wanted(body, "command", str), request.path_params["run"]
+    word, run = body_value(body, "command", str), request.path_params["run"]
     if word == CHANGE:
-        return await api.workers.in_thread(_change, api, run, wanted(body, "changes", dict), language_of(request))
+        return await api.workers.in_thread(_change, api, run, body_value(body, "changes", dict), language_of(request))
     if word not in COMMANDS:
         known = ", ".join((*COMMANDS, CHANGE))
         raise Refused("there is no command {word}.", word=word, path="command", fix="Known are {known}.", known=known)
@@ -164,14 +164,14 @@ async def control(api: Api, request: Request) -> dict[str, Any]:
     return await api.workers.in_thread(_control_elsewhere, api, run, word)
 
 
-def _control_elsewhere(api: Api, run: str, word: str) -> dict[str, Any]:
+def _control_elsewhere(api: ApiContext, run: str, word: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     _refuse_ended(api, folder)
     folder.command(word)
     return folder.summary()
 
 
-def _change(api: Api, run: str, changes: dict[str, Any], language: str) -> dict[str, Any]:
+def _change(api: ApiContext, run: str, changes: dict[str, Any], language: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     _refuse_ended(api, folder)
     api.check_values(changes)
@@ -184,19 +184,19 @@ def _change(api: Api, run: str, changes: dict[str, Any], language: str) -> dict[
     return folder.summary() | {"changes": made}
 
 
-def _refuse_ended(api: Api, folder: RunFolder) -> None:
+def _refuse_ended(api: ApiContext, folder: RunFolder) -> None:
     if (outcome := folder.outcome(running=api.manager.runs(folder))) is not None:
         raise Conflict("the run {run} has ended ({outcome}).", run=folder.id, outcome=outcome, path="run", fix="Start a new one.")
 
 
-async def resume(api: Api, request: Request) -> dict[str, str]:
+async def resume(api: ApiContext, request: Request) -> dict[str, str]:
     """POST /runs/ID/resume {"epochs"?: N more, "changes"?: {path: value}} -> {"run": ID}: goes on from the last state, in its folder."""
     body = await body_of(request)
-    epochs, changes = wanted(body, "epochs", int, 0), wanted(body, "changes", dict, {})
+    epochs, changes = body_value(body, "epochs", int, 0), body_value(body, "changes", dict, {})
     return await api.workers.in_thread(_resume, api, request.path_params["run"], epochs, changes)
 
 
-def _resume(api: Api, run: str, epochs: int, changes: dict[str, Any]) -> dict[str, str]:
+def _resume(api: ApiContext, run: str, epochs: int, changes: dict[str, Any]) -> dict[str, str]:
     api.manager.require_idle()
     folder = api.run_folder(run)
     refuse_running(folder)
@@ -216,12 +216,12 @@ def _resume(api: Api, run: str, epochs: int, changes: dict[str, Any]) -> dict[st
     return {"run": folder.id}
 
 
-async def config(api: Api, request: Request) -> dict[str, Any]:
+async def config(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /runs/ID/config -> {"config": {...}, "toml": "...", "notes": [...]}: notes of what was brought to today's form"""
     return await api.workers.in_thread(_config, api, request.path_params["run"], language_of(request))
 
 
-def _config(api: Api, run: str, language: str) -> dict[str, Any]:
+def _config(api: ApiContext, run: str, language: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     notes = [note] if (note := folder.note()) is not None else []
     config = read_config(folder.config_file, tell=notes.append)
@@ -229,14 +229,14 @@ def _config(api: Api, run: str, language: str) -> dict[str, Any]:
     return {"config": to_mapping(config), "toml": toml, "notes": [note.text(language) for note in notes]}
 
 
-async def use(api: Api, request: Request) -> dict[str, Any]:
+async def use(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /runs/ID/use {"epoch": 6, "weight": 0.8}: the file's preferred weight, as the WebUI's LoRA card reads it."""
     body = await body_of(request)
-    epoch, weight = wanted(body, "epoch", int), wanted(body, "weight", float)
+    epoch, weight = body_value(body, "epoch", int), body_value(body, "weight", float)
     return await api.workers.in_thread(_use, api, request.path_params["run"], epoch, weight)
 
 
-def _use(api: Api, run: str, epoch: int, weight: float) -> dict[str, Any]:
+def _use(api: ApiContext, run: str, epoch: int, weight: float) -> dict[str, Any]:
     from lora_trainer.grid.record import use
 
     folder = api.run_folder(run)
@@ -247,22 +247,22 @@ def _use(api: Api, run: str, epoch: int, weight: float) -> dict[str, Any]:
     return kept
 
 
-async def rename(api: Api, request: Request) -> dict[str, Any]:
+async def rename(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /runs/ID/name {"name"}: the name in lists; id, folder and files stay."""
-    name = wanted(await body_of(request), "name", str).strip()
+    name = body_value(await body_of(request), "name", str).strip()
     if not name or len(name) > 200 or not name.isprintable():
         raise Refused("this cannot be a name.", path="name", fix="Write a short name.")
     await api.workers.in_thread(lambda: api.run_folder(request.path_params["run"]).describe(name=name))
     return {"id": request.path_params["run"], "name": name}
 
 
-async def delete(api: Api, request: Request) -> dict[str, Any]:
+async def delete(api: ApiContext, request: Request) -> dict[str, Any]:
     """DELETE /runs/ID[?weights=1]: its folder and its grids; with `weights` also its LoRA files that nobody changed."""
     weights = request.query_params.get("weights") == "1"
     return await api.workers.in_thread(_delete, api, request.path_params["run"], weights)
 
 
-def _delete(api: Api, run: str, weights: bool) -> dict[str, Any]:
+def _delete(api: ApiContext, run: str, weights: bool) -> dict[str, Any]:
     from lora_trainer.jobs.folder import runs_in
 
     folder = api.run_folder(run)
@@ -293,25 +293,25 @@ def _own_weights(folder: RunFolder) -> list[Path]:
     return [path for path, sha256 in files if path.is_file() and file_sha256(path) == sha256]
 
 
-async def grid(api: Api, request: Request) -> dict[str, Any]:
+async def grid(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /runs/ID/grid: grid.json as far as it is drawn; of a grid's own id too."""
     return await api.workers.in_thread(_grid, api, request.path_params["run"])
 
 
-def _grid(api: Api, run: str) -> dict[str, Any]:
+def _grid(api: ApiContext, run: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     of = folder.about()["of"]
     return (api.run_folder(of) if of else folder).grid_json()
 
 
-async def start_grid(api: Api, request: Request) -> Response:
+async def start_grid(api: ApiContext, request: Request) -> Response:
     """POST /grid {"run", "prompt", "weights", "epochs"?, "seed"?} -> 202 {"run": ID of the grid's run, "of": ID}"""
     body = await body_of(request)
-    run, prompt = wanted(body, "run", str), wanted(body, "prompt", str)
-    weights = [_number(weight, "weights") for weight in wanted(body, "weights", list)]
-    epochs = [int(_number(epoch, "epochs")) for epoch in wanted(body, "epochs", list, [])]
+    run, prompt = body_value(body, "run", str), body_value(body, "prompt", str)
+    weights = [_number(weight, "weights") for weight in body_value(body, "weights", list)]
+    epochs = [int(_number(epoch, "epochs")) for epoch in body_value(body, "epochs", list, [])]
     seed = int(_number(body["seed"], "seed")) if body.get("seed") is not None else None
-    return answer(await api.workers.in_thread(_start_grid, api, run, prompt, weights, epochs, seed), 202)
+    return json_response(await api.workers.in_thread(_start_grid, api, run, prompt, weights, epochs, seed), 202)
 
 
 def _number(value: Any, key: str) -> float:
@@ -320,7 +320,7 @@ def _number(value: Any, key: str) -> float:
     return float(value)
 
 
-def _start_grid(api: Api, run: str, prompt: str, weights: list[float], epochs: list[int], seed: int | None) -> dict[str, Any]:
+def _start_grid(api: ApiContext, run: str, prompt: str, weights: list[float], epochs: list[int], seed: int | None) -> dict[str, Any]:
     from lora_trainer.api.runs.start_grid import check_grid, new_grid
 
     api.manager.require_idle()

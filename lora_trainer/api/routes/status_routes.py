@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response
 
-from lora_trainer.api.context import Api
+from lora_trainer.api.context import ApiContext
 from lora_trainer.api.options import defaults, options
 from lora_trainer.api.responses import language_of
 from lora_trainer.api.status_cache import FIRST_ANSWER
 from lora_trainer.messages import LANGUAGES, words
 
 
-async def status(api: Api, request: Request) -> dict[str, Any]:
+async def status(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /status[?seen=VERSION][&client=ID]"""
     question = api.live.look()
     if question is not None and not api.live.known:
@@ -27,13 +27,13 @@ async def status(api: Api, request: Request) -> dict[str, Any]:
     return api.live.snapshot(language_of(request), query.get("client", ""), query.get("seen", ""))
 
 
-async def all_options(api: Api, request: Request) -> dict[str, Any]:
+async def all_options(api: ApiContext, request: Request) -> dict[str, Any]:
     """GET /options"""
     language = language_of(request)
     return await api.workers.in_thread(_options, api, language)
 
 
-def _options(api: Api, language: str) -> dict[str, Any]:
+def _options(api: ApiContext, language: str) -> dict[str, Any]:
     return {
         "sections": options(language),
         "defaults": defaults(api.live.model or api.host.model_info()),
@@ -42,19 +42,19 @@ def _options(api: Api, language: str) -> dict[str, Any]:
     }
 
 
-async def all_words(api: Api, request: Request) -> dict[str, str]:
+async def all_words(api: ApiContext, request: Request) -> dict[str, str]:
     """GET /words?lang=zh_CN"""
     language = language_of(request)
     return dict(words(language)) if language in LANGUAGES else {}
 
 
-async def report(api: Api, request: Request) -> Response:
+async def report(api: ApiContext, request: Request) -> Response:
     """GET /report[?run=ID]: versions, config and last events as text, for a bug report."""
     text = await api.workers.in_thread(_report, api, request.query_params.get("run", ""))
     return Response(text, media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
 
 
-def _report(api: Api, run: str) -> str:
+def _report(api: ApiContext, run: str) -> str:
     import json
 
     from lora_trainer.jobs.events_log import last_events

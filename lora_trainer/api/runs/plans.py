@@ -24,7 +24,7 @@ from lora_trainer.jobs.resume_point import changes_of
 
 if TYPE_CHECKING:
     from lora_trainer.models.detection.detect import ModelFacts
-    from lora_trainer.train.inputs.dataset import Pictures
+    from lora_trainer.train.inputs.dataset import TrainingDataset
     from lora_trainer.train.planning.plan import Machine, TrainingPlan
 
 
@@ -47,7 +47,7 @@ EMPTY_PLAN: dict[str, Any] = {
 
 
 def check(
-    config: TrainConfig, host: Host, *, runs_dir: Path | None = None, read: Callable[[TrainConfig], Pictures] | None = None
+    config: TrainConfig, host: Host, *, runs_dir: Path | None = None, read: Callable[[TrainConfig], TrainingDataset] | None = None
 ) -> dict[str, Any]:
     """The `check` shape; its problems are Problem objects. As much of the plan as the pictures and the model allow."""
     from lora_trainer.train.guards import check_disk
@@ -119,11 +119,11 @@ def network_of(config: TrainConfig, facts: ModelFacts | None) -> dict[str, Any]:
     return {**planned_network(config, facts).to_json(), "patterns": pattern_hits(config, facts)}
 
 
-def pictures_of(config: TrainConfig) -> Pictures:
+def pictures_of(config: TrainConfig) -> TrainingDataset:
     """The pictures that the config means. Raises DatasetError."""
-    from lora_trainer.train.inputs.dataset import read_pictures
+    from lora_trainer.train.inputs.dataset import load_dataset
 
-    return read_pictures(config)
+    return load_dataset(config)
 
 
 def machine_of(host: Host) -> Machine:
@@ -133,13 +133,13 @@ def machine_of(host: Host) -> Machine:
     return probe.machine(host, None).for_plan()
 
 
-def _plan(config: TrainConfig, pictures: Pictures, facts: ModelFacts | None, machine: Machine) -> TrainingPlan:
+def _plan(config: TrainConfig, pictures: TrainingDataset, facts: ModelFacts | None, machine: Machine) -> TrainingPlan:
     from lora_trainer.train.planning.plan import make_plan
 
     return make_plan(config, pictures.records, facts, machine, pictures.datasets)
 
 
-def _warnings(config: TrainConfig, pictures: Pictures, host: Host) -> list[Any]:
+def _warnings(config: TrainConfig, pictures: TrainingDataset, host: Host) -> list[Any]:
     from lora_trainer.train.planning.preflight import early_warnings
 
     checkpoint = _try(lambda: model_path(config, host)) or Path()

@@ -15,7 +15,7 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError, HostBusy, Problem
 from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.resume_point import Since
+from lora_trainer.jobs.resume_point import ResumePoint
 from lora_trainer.messages import Message, say
 
 SPARING = ("memory.gradient_checkpointing", "memory.checkpointing_budget_gb", "memory.attention", "memory.pictures_at_once")
@@ -24,7 +24,7 @@ FOREIGN = ("train_state.json", "optimizer.bin", "optimizer.pt", "random_states_0
 """In the state folders of other trainers."""
 
 
-def resuming(folder: RunFolder, wanted: Mapping[str, Any], *, more_epochs: int = 0) -> tuple[TrainConfig, Since]:
+def resuming(folder: RunFolder, wanted: Mapping[str, Any], *, more_epochs: int = 0) -> tuple[TrainConfig, ResumePoint]:
     """What the run began with, and where it goes on with `wanted` changes (path -> value) and so many epochs more.
 
     Raises TrainerError when it has no state, ConfigError when a change is not possible or there is nothing left to do.
@@ -56,7 +56,7 @@ def _sparing(config: TrainConfig, wanted: Mapping[str, Any]) -> TrainConfig:
     return apply_changes(build(mapping), [Change(path, value, say("")) for path, value in wanted.items() if not isinstance(value, str)])
 
 
-def _longer(config: TrainConfig, found: Since, epochs: int) -> dict[str, Any]:
+def _longer(config: TrainConfig, found: ResumePoint, epochs: int) -> dict[str, Any]:
     per_epoch, steps = found.kept.plain["steps_per_epoch"], found.kept.step
     if config.steps.max_train_steps and not config.steps.max_train_epochs:
         return {"steps.max_train_steps": max(steps, found.kept.plain["total_steps"]) + epochs * per_epoch}

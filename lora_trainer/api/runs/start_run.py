@@ -22,8 +22,8 @@ from lora_trainer.events import Event
 from lora_trainer.host.base import Host
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.launcher import OwnProcess
-from lora_trainer.jobs.process_rank import ALONE, Place
-from lora_trainer.jobs.resume_point import Since
+from lora_trainer.jobs.process_rank import SINGLE, Rank
+from lora_trainer.jobs.resume_point import ResumePoint
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
@@ -76,16 +76,16 @@ def problems_before(
     files.
     """
     from lora_trainer.host.devices import device_named
-    from lora_trainer.train.inputs.dataset import read_pictures
-    from lora_trainer.train.outputs.saving import Names, refuse_overwriting
+    from lora_trainer.train.inputs.dataset import load_dataset
+    from lora_trainer.train.outputs.saving import OutputNames, refuse_overwriting
     from lora_trainer.train.setup import check_optimizer
 
-    names = Names(Path(config.save.output_dir), effective.output_name(config))
+    names = OutputNames(Path(config.save.output_dir), effective.output_name(config))
     found: list[Problem] = []
     looks: dict[str, Callable[[], object]] = {
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "model.vae": lambda: check_other_vae(config, host),
-        "data.train_data_dir": lambda: (read or read_pictures)(config),
+        "data.train_data_dir": lambda: (read or load_dataset)(config),
         "network.network_weights": lambda: check_networks([config.network.network_weights]),
         "network.base_weights": lambda: check_networks(config.network.base_weights),
         "optimizer.args": lambda: check_optimizer(config),
@@ -210,7 +210,7 @@ def beginning(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def training(config: TrainConfig, host: Host, folder: RunFolder, place: Place = ALONE, since: Since | None = None) -> Work:
+def training(config: TrainConfig, host: Host, folder: RunFolder, place: Rank = SINGLE, since: ResumePoint | None = None) -> Work:
     """The work of a training run, for a Job; of the first one where several processes train together. `since`: it goes on there."""
 
     def work(control: Control) -> Generator[Event, None, None]:

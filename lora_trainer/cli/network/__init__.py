@@ -6,7 +6,7 @@ import argparse
 import importlib
 
 from lora_trainer.cli.common_args import add_json
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import Console
 from lora_trainer.messages import LANGUAGES, Message, say
 
 PARTS: dict[str, Message] = {
@@ -20,7 +20,7 @@ PARTS: dict[str, Message] = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the parts and their words."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     for name, description in PARTS.items():
@@ -30,6 +30,6 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
         add_json(part, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """The part that was asked for."""
     return int(importlib.import_module(f"lora_trainer.cli.network.{args.part}").run(args, out))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, ready
 from lora_trainer.messages import say
 from lora_trainer.network_tools.naming import NAMINGS
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA file")))
     to = say("whose names: kohya (sd-scripts', which WebUIs read), diffusers or peft")
@@ -19,7 +19,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_out(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes the file under other names."""
     from lora_trainer.network_tools.convert import convert
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from lora_trainer.cli.common_args import wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, pairs, ready
 from lora_trainer.messages import Message, say
 
@@ -20,7 +20,7 @@ WORDS: dict[str, Message] = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
     set_text = say("a key of the header, such as ss_training_comment=...; as often as wanted")
@@ -34,7 +34,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_out(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes a copy whose header says something else."""
     from lora_trainer.network_tools.edit import Editing, edit
 

@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from lora_trainer.cli.common_args import wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, add_precision, ready, steps
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("base", type=Path, metavar="BASE", help=out.worded(say("the checkpoint before training")))
     parser.add_argument("tuned", type=Path, metavar="TUNED", help=out.worded(say("the checkpoint after training")))
@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_out(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes the difference and says how much of it the file holds."""
     from lora_trainer.network_tools.extract import Extracting, extract
 

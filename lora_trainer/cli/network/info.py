@@ -6,18 +6,18 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.messages import say
 
 WIDTH = 40
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Prints what the file is."""
     from lora_trainer.network_tools.info import info
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace, out: Out) -> int:
     return DONE
 
 
-def tell(found: dict[str, Any], out: Out) -> None:
+def tell(found: dict[str, Any], out: Console) -> None:
     """The facts in lines."""
     values = {"kind": found["kind"], "family": found["family_label"], "dtype": found["dtype"], "mb": round(found["bytes"] / 1e6, 1)}
     out.line(say("{kind} for {family}, {dtype}, {mb} MB", **values))

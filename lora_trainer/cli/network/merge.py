@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.cli.common_args import wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, add_precision, ready, steps
 from lora_trainer.cli.sample import split_weight
 from lora_trainer.messages import say
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_trainer.network_tools.merge import Weighted
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     files = say("files with their weights behind a colon: FILE, FILE:0.8, or FILE:0.8:0.5 for the text encoder at 0.8 and the U-Net at 0.5")
     parser.add_argument("files", nargs="+", metavar="FILE[:WEIGHT]", help=out.worded(files))
@@ -28,7 +28,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_out(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes the sum and says what it holds."""
     from lora_trainer.network_tools.merge import merge_into_checkpoint, merge_networks
 

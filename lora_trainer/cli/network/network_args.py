@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_trainer.cli.common_args import wrong
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import Console
 from lora_trainer.messages import say
 
 PRECISIONS = ("float", "fp16", "bf16")
 
 
-def add_out(parser: argparse.ArgumentParser, out: Out) -> None:
+def add_out(parser: argparse.ArgumentParser, out: Console) -> None:
     """--out and --overwrite"""
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help=out.worded(say("the new file; what is read stays as it is"))
@@ -21,7 +21,7 @@ def add_out(parser: argparse.ArgumentParser, out: Out) -> None:
     parser.add_argument("--overwrite", action="store_true", help=out.worded(say("replace the file where it is there already")))
 
 
-def add_precision(parser: argparse.ArgumentParser, out: Out, default: str = "") -> None:
+def add_precision(parser: argparse.ArgumentParser, out: Console, default: str = "") -> None:
     """--precision"""
     text = say("number format of the new file; without: that of the one read") if not default else say("number format of the new file")
     parser.add_argument("--precision", choices=PRECISIONS, default=default, help=out.worded(text))
@@ -48,7 +48,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return found
 
 
-def steps(out: Out, template: str) -> Callable[[int, int], None]:
+def steps(out: Console, template: str) -> Callable[[int, int], None]:
     """Tells of every tenth of a long work."""
 
     def tell(done: int, total: int) -> None:

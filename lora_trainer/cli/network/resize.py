@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 from lora_trainer.cli.common_args import wrong
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, add_precision, pairs, ready
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
     parser.add_argument("--rank", type=int, default=0, metavar="N", help=out.worded(say("the highest rank of a layer")))
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_out(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Writes the file and says what was lost."""
     from lora_trainer.network_tools.resize import Resizing, resize
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.console import DONE, FAILED, Out
+from lora_trainer.cli.console import DONE, FAILED, Console
 from lora_trainer.config.choices.network_hosts import ALL, HOSTS
 from lora_trainer.messages import say
 
 SHOWN = 12
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
     parser.add_argument("--family", default="", metavar="NAME", help=out.worded(say("sd1, sd2 or sdxl; without: the file's own")))
@@ -21,7 +21,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     )
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Prints how many layers fit; 1 where one does not."""
     from lora_trainer.network_tools.verify import verify
 

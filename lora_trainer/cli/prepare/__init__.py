@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.util
 
-from lora_trainer.cli.console import Out
+from lora_trainer.cli.console import Console
 from lora_trainer.messages import LANGUAGES, Message, say
 
 PARTS: dict[str, Message] = {
@@ -15,7 +15,7 @@ PARTS: dict[str, Message] = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the parts and their words."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     for name, description in PARTS.items():
@@ -26,6 +26,6 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
         importlib.import_module(f"lora_trainer.cli.prepare.{name}").arguments(part, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """The part that was asked for."""
     return int(importlib.import_module(f"lora_trainer.cli.prepare.{args.part}").run(args, out))

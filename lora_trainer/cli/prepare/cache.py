@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 
 from lora_trainer.cli.common_args import add_json, host
-from lora_trainer.cli.console import DONE, FAILED, Out
+from lora_trainer.cli.console import DONE, FAILED, Console
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("--clear", action="store_true", help=out.worded(say("delete it; pictures are encoded anew when they are needed")))
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Shows the size of what is kept, or deletes it."""
     from lora_trainer.prep import caches
 

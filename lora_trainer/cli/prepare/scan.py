@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.cli.common_args import add_json, add_sets
-from lora_trainer.cli.console import DONE, Out
+from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_wrong_usage
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import say
@@ -19,7 +19,7 @@ OFTEN = 100
 """Pictures between two lines about progress."""
 
 
-def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
+def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
     """Adds the part's words."""
     parser.add_argument("place", metavar="DIR", help=out.worded(say("the folder of pictures, or a config that names it")))
     parser.add_argument("--trigger", default="", metavar="WORD", help=out.worded(say("the trigger word to look for in captions")))
@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser, out: Out) -> None:
     add_json(parser, out)
 
 
-def run(args: argparse.Namespace, out: Out) -> int:
+def run(args: argparse.Namespace, out: Console) -> int:
     """Prints the report, or with --json the document."""
     import json
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from lora_trainer.control import Control
 from lora_trainer.data.cache.array_store import LatentStore
 from lora_trainer.data.cache.npz import read_npz
-from lora_trainer.data.gc_pause import uncollected
+from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.pictures.image_header import why_unreadable
 from lora_trainer.data.pictures.images import fitted
 from lora_trainer.data.records import ImageRecord
@@ -100,7 +100,7 @@ class LatentCache:
         """
         if self._make_disk is not None and self._disk is None:
             self._disk = self._make_disk()
-        with uncollected():
+        with gc_paused():
             wanted = [(record, flipped) for record in records if self._keep or record.validation for flipped in _ways(record, flip(record))]
             if self._disk is not None:
                 self._disk.contents.look_up(record.path for record, flipped in wanted if not flipped)

@@ -43,7 +43,7 @@ class Look:
     cells: NDArray[np.float32] | None = None
 
 
-def verify(record: ImageRecord) -> ImageRecord:
+def check_decodes(record: ImageRecord) -> ImageRecord:
     """The record after its picture was decoded: "broken" where that fails, without "transparent" where it is opaque all over."""
     if not record.usable:
         return record
@@ -53,7 +53,7 @@ def verify(record: ImageRecord) -> ImageRecord:
     return _without_transparent(record) if seen.opaque else record
 
 
-def verified(records: Sequence[ImageRecord], kept_in: Path | None = None) -> tuple[ImageRecord, ...]:
+def check_all(records: Sequence[ImageRecord], kept_in: Path | None = None) -> tuple[ImageRecord, ...]:
     """Each record verified, in order, several at once.
 
     With `kept_in` a picture that was found whole is not decoded again by a later process while its file is untouched.
@@ -82,8 +82,8 @@ def _seen_now(record: ImageRecord, whole: FileHashes) -> ImageRecord:
     try:
         stamp = stamp_of(record.path)
     except OSError:
-        return verify(record)
-    found = verify(record)
+        return check_decodes(record)
+    found = check_decodes(record)
     if found.usable:
         whole.remember(record.path, stamp, OPAQUE if _look(record.path).opaque else SEE_THROUGH)
     return found
@@ -103,7 +103,7 @@ def look_closer(records: Iterable[ImageRecord]) -> Iterator[ImageRecord]:
     signs = bytearray()
     seen: list[tuple[ImageRecord, NDArray[np.float32]]] = []
     for record in records:
-        record = verify(record)
+        record = check_decodes(record)
         cells = _look(record.path).cells if record.usable else None
         if cells is None:
             yield record

@@ -34,7 +34,7 @@ NAMED = 3
 Rules = Callable[[ImageRecord], "DataConfig"]
 
 
-def asked_for(data: DataConfig) -> bool:
+def masks_wanted(data: DataConfig) -> bool:
     """Whether any kind of mask is to be used."""
     return bool(data.alpha_mask or data.mask_dir.strip() or data.masks_beside)
 
@@ -46,7 +46,7 @@ def with_masks(records: Sequence[ImageRecord], rules_of: Rules) -> tuple[list[Im
     """
     finder = _Finder()
     found = [finder.masked(record, rules_of(record)) if record.usable else record for record in records]
-    wanted = [record for record in found if record.usable and not record.validation and asked_for(rules_of(record))]
+    wanted = [record for record in found if record.usable and not record.validation and masks_wanted(rules_of(record))]
     if not wanted:
         return found, list(_unused(found))
     masked = [record for record in wanted if has_mask(record)]

@@ -9,16 +9,16 @@ import attrs
 
 from lora_trainer.data import batch_sampler, buckets
 from lora_trainer.data.captions import holds
-from lora_trainer.data.gc_pause import uncollected
+from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.pictures.crops import framed
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.blueprint import Description, Source
-from lora_trainer.data.sources.scan import Scan, scan_again, split_validation
+from lora_trainer.data.sources.blueprint import DatasetBlueprint, Source
+from lora_trainer.data.sources.scan import Scan, rescan, split_validation
 from lora_trainer.messages import Message, say
 
 
 @attrs.frozen
-class Gathered:
+class AssembledDataset:
     """All records in the order of the folders, one line of what was understood, and warnings."""
 
     records: tuple[ImageRecord, ...]
@@ -26,8 +26,8 @@ class Gathered:
     warnings: tuple[Message, ...]
 
 
-@uncollected()
-def gather(description: Description, read: Callable[[Source], Scan] = scan_again) -> Gathered:
+@gc_paused()
+def assemble(description: DatasetBlueprint, read: Callable[[Source], Scan] = rescan) -> AssembledDataset:
     """The records of every folder. Raises DatasetError for the first folder that cannot be used."""
     records: list[ImageRecord] = []
     warnings: list[Message] = list(description.warnings)
@@ -48,12 +48,12 @@ def gather(description: Description, read: Callable[[Source], Scan] = scan_again
         warnings.extend(found.warnings if description.simple else (_told(rules.source, message) for message in found.warnings))
         if not rules.validation:
             understood.append(found.understood)
-    return Gathered(tuple(records), _understood(description, understood), tuple(warnings))
+    return AssembledDataset(tuple(records), _understood(description, understood), tuple(warnings))
 
 
-@uncollected()
-def arranged(
-    records: Iterable[ImageRecord], description: Description, *, seed: int, fraction: float = 0.0, prior_weight: float = 1.0
+@gc_paused()
+def into_buckets(
+    records: Iterable[ImageRecord], description: DatasetBlueprint, *, seed: int, fraction: float = 0.0, prior_weight: float = 1.0
 ) -> list[ImageRecord]:
     """The records as a run has them: some held back, each in its dataset's bucket, regularisation pictures balanced.
 
@@ -104,7 +104,7 @@ def about_regularisation(records: Sequence[ImageRecord], trigger: str, prior_wei
     return found
 
 
-def _held_back(records: list[ImageRecord], description: Description, fraction: float, seed: int) -> list[ImageRecord]:
+def _held_back(records: list[ImageRecord], description: DatasetBlueprint, fraction: float, seed: int) -> list[ImageRecord]:
     """Each folder's own share where it has one; of all others together validate.fraction."""
     own = {number for number, rules in enumerate(description.subsets) if rules.validation_split}
     by_key = {}
@@ -121,7 +121,7 @@ def _held_back(records: list[ImageRecord], description: Description, fraction: f
     return [by_key.get(record.key, record) for record in records] if by_key else records
 
 
-def _understood(description: Description, parts: Sequence[Message]) -> Message:
+def _understood(description: DatasetBlueprint, parts: Sequence[Message]) -> Message:
     regular = sum(rules.is_reg for rules in description.subsets)
     if len(parts) == 1:
         return parts[0]

@@ -73,7 +73,7 @@ class SubsetRules:
 
 
 @attrs.frozen
-class Description:
+class DatasetBlueprint:
     """Datasets (their options) and the folders in them; the validation folder is the last of the subsets."""
 
     datasets: tuple[DataConfig, ...]
@@ -83,7 +83,7 @@ class Description:
     warnings: tuple[Message, ...] = ()
 
 
-def describe(data: DataConfig, validation_dir: str = "") -> Description:
+def resolve_dataset(data: DataConfig, validation_dir: str = "") -> DatasetBlueprint:
     """Everything that a config says of pictures. Raises ConfigError for a wrong dataset file."""
     if data.dataset_config.strip():
         found = _of_file(data)
@@ -91,7 +91,7 @@ def describe(data: DataConfig, validation_dir: str = "") -> Description:
         tables = [Table(f"{SUBSETS}[{number}]", dict(table.given)) for number, table in enumerate(data.subsets)]
         found = _of_tables(data, tables)
     else:
-        found = Description((data,), tuple(_of_options(data)))
+        found = DatasetBlueprint((data,), tuple(_of_options(data)))
     if validation_dir.strip():
         endings = _endings(found.subsets[0].data.caption_extension if found.subsets else data.caption_extension)
         source = Source(
@@ -111,7 +111,7 @@ def caption_rules(data: DataConfig, *, is_reg: bool = False) -> CaptionRules:
 def training_size(data: DataConfig) -> tuple[int, int]:
     """Width and height of the largest dataset's training size."""
     several = data.dataset_config.strip() or data.subsets
-    sizes = [size_of(own) for own in describe(data).datasets] if several else [size_of(data)]
+    sizes = [size_of(own) for own in resolve_dataset(data).datasets] if several else [size_of(data)]
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
@@ -172,7 +172,7 @@ def _of_options(data: DataConfig) -> Iterator[SubsetRules]:
         yield SubsetRules(source, data, is_reg=True)
 
 
-def _of_file(data: DataConfig) -> Description:
+def _of_file(data: DataConfig) -> DatasetBlueprint:
     file = read_dataset_file(Path(data.dataset_config), data)
     problems = {found.path: found for tables in file.datasets for table in tables for found in check_given(data, table.given, table.places)}
     if problems:
@@ -187,7 +187,7 @@ def _of_file(data: DataConfig) -> Description:
     return attrs.evolve(found, warnings=tuple(warnings))
 
 
-def _of_tables(data: DataConfig, tables: list[Table], numbers: list[int] | None = None, endings: tuple[str, ...] = ()) -> Description:
+def _of_tables(data: DataConfig, tables: list[Table], numbers: list[int] | None = None, endings: tuple[str, ...] = ()) -> DatasetBlueprint:
     """Tables in the datasets of these numbers, else in one dataset for each set of options that a batch shares."""
     datasets: dict[Any, DataConfig] = {}
     rules = []
@@ -196,7 +196,7 @@ def _of_tables(data: DataConfig, tables: list[Table], numbers: list[int] | None 
         key = numbers[place] if numbers else tuple(getattr(own, name) for name in PER_DATASET)
         datasets.setdefault(key, own)
         rules.append(_of_table(table, own, prefix, list(datasets).index(key), endings))
-    return Description(tuple(datasets.values()), tuple(rules), simple=False)
+    return DatasetBlueprint(tuple(datasets.values()), tuple(rules), simple=False)
 
 
 def _of_table(table: Table, data: DataConfig, prefix: str, dataset: int, endings: tuple[str, ...]) -> SubsetRules:
@@ -235,7 +235,7 @@ def _prefixes(tables: Iterable[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def _free(name: str, description: Description) -> str:
+def _free(name: str, description: DatasetBlueprint) -> str:
     """A prefix of that name that no picture of the description has."""
     if not description.simple:
         return _prefixes([*({"image_dir": rules.source.prefix} for rules in description.subsets), {"image_dir": name}])[-1]

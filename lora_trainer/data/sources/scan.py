@@ -18,7 +18,7 @@ from typing import Any
 import attrs
 
 from lora_trainer.data.captions import first_line, read_caption
-from lora_trainer.data.gc_pause import uncollected
+from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.pictures.image_header import read_header
 from lora_trainer.data.records import ImageRecord, Verdict, natural_key, stable
 from lora_trainer.data.sources.blueprint import Source
@@ -328,9 +328,9 @@ FRESH = 2_000_000_000
 KEPT = 8
 
 
-def scan_again(source: Source) -> Scan:
+def rescan(source: Source) -> Scan:
     """As scan_source; at once where names, sizes and times of all files are as they were. Raises DatasetError."""
-    with uncollected():
+    with gc_paused():
         state = _state(source)
         return scan_source(source) if state is None else _scanned(source, state)
 

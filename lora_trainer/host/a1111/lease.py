@@ -33,7 +33,7 @@ TO_RESUME = "Load {title} in the WebUI again, then press Resume."
 
 
 @attrs.frozen
-class Ways:
+class HostVariant:
     """What differs between WebUIs that load checkpoints and VAEs as A1111 does.
 
     `model` has the functions of host.a1111.model: wipe, weights_of, live_source, same_storages. `why_apart` says why the checkpoint's
@@ -54,7 +54,7 @@ def lend(
     checkpoint: Any,
     vae_file: str | None,
     lets_through: Callable[[], bool],
-    ways: Ways | None = None,
+    ways: HostVariant | None = None,
     flags: detect.Flags | None = None,
 ) -> Iterator[A1111Lease]:
     """Lends the model of `checkpoint` with that VAE; the host's selection when they are None and "". `flags` are the config's.
@@ -64,7 +64,7 @@ def lend(
     """
     from modules import call_queue, sd_models, shared
 
-    ways = ways or Ways()
+    ways = ways or HostVariant()
     _refuse_when(checkpoint is None, ways.refusal(shared.sd_model))
     if checkpoint is None and ways.known is not None:
         ways.known(shared.sd_model).settled(flags)
@@ -86,7 +86,7 @@ def _refuse_when(loaded_is_wanted: bool, problem: TrainerError | None) -> None:
 
 
 def _begin(
-    turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], ways: Ways, flags: detect.Flags | None
+    turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], ways: HostVariant, flags: detect.Flags | None
 ) -> A1111Lease:
     from modules import sd_models, shared
 
@@ -115,7 +115,7 @@ def _begin(
     return lease
 
 
-def shared_source(sd_model: Any, ways: Ways, known: facts.Known | None) -> ModelSource:
+def shared_source(sd_model: Any, ways: HostVariant, known: facts.Known | None) -> ModelSource:
     """The host's own weights, with what is known of them beside."""
     source: LiveSource = ways.model.live_source(sd_model)
     if known is None:
@@ -133,7 +133,7 @@ def file_source(pin: held.Pin, known: facts.Known | None) -> FileSource:
     return FileSource(path, vae, known.found.kind if known.found.sure else None, known.found.zero_terminal_snr)
 
 
-def _give_back(turn: Turn, ways: Ways) -> None:
+def _give_back(turn: Turn, ways: HostVariant) -> None:
     """Leaves a clean model, the one that the user has chosen (perhaps meanwhile), and frees the queue.
 
     A choice that cannot be loaded is told in the host's console: it is no failure of the training.
@@ -162,7 +162,7 @@ class A1111Lease:
         pin: held.Pin,
         source: ModelSource,
         lets_through: Callable[[], bool],
-        ways: Ways,
+        ways: HostVariant,
         known: facts.Known | None = None,
     ) -> None:
         self._ways = ways

@@ -12,7 +12,7 @@ import torch
 from lora_trainer.errors import ModelError
 from lora_trainer.host.a1111 import facts
 from lora_trainer.host.a1111.holding import in_odd_format
-from lora_trainer.host.a1111.lease import A1111Lease, Ways, file_source, shared_source
+from lora_trainer.host.a1111.lease import A1111Lease, HostVariant, file_source, shared_source
 from lora_trainer.host.a1111.preview import Drawing
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.base import MODEL_FIELD
@@ -76,7 +76,7 @@ def _begin(turn: Turn, checkpoint: Any, vae_file: str | None, lets_through: Call
         weights={} if odd else held.weights_of(sd_model),
         parameters=parameters,
     )
-    ways = Ways(held, drawing=ForgeDrawing())
+    ways = HostVariant(held, drawing=ForgeDrawing())
     source = file_source(pin, known) if odd else shared_source(sd_model, ways, known)
     lease = ForgeLease(turn, pin, source, lets_through, ways, known)
     told = _about_the_file(odd, pin) if odd else held.notes(source, lease.device)

@@ -51,7 +51,7 @@ def lend(
     checkpoint: Any, vae_file: str | None, lets_through: Callable[[], bool], flags: detect.Flags | None = None
 ) -> Iterator[a1111.A1111Lease]:
     """As in A1111; from the checkpoint's file where its weights cannot be shared."""
-    ways = a1111.Ways(sys.modules[__name__], refusal, ReForgeDrawing(), why_apart, known)
+    ways = a1111.HostVariant(sys.modules[__name__], refusal, ReForgeDrawing(), why_apart, known)
     with a1111.lend(checkpoint, vae_file, lets_through, ways, flags) as lease:
         lease.notes = (*lease.notes, *notes(lease.source, lease.device))
         yield lease

@@ -22,7 +22,7 @@ READER = 1
 """Counted up whenever a change of this program makes other numbers of a caption."""
 
 
-class TextStore:
+class CaptionCache:
     """Conditionings of single captions, as float32 in a LatentStore in `folder`: which holds every number of a shorter format.
 
     `reader` tells what they depend on besides the caption (`reader_of`), and is asked for when it is first needed.
@@ -53,7 +53,7 @@ class TextStore:
         return hashlib.sha256(f"{self._reader}|{caption}".encode("utf-8", "surrogatepass")).digest()
 
 
-def reader_of(bundle: ModelBundle, precision: Precision, clip_skip: int, max_token_length: int) -> str:
+def encoder_key(bundle: ModelBundle, precision: Precision, clip_skip: int, max_token_length: int) -> str:
     """Family, way of reading, device, and a hash over every bit and the number format of the text encoders."""
     digest = hashlib.sha256()
     for encoder in bundle.text_encoders:

@@ -11,8 +11,8 @@ from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning, together
 from lora_trainer.models.tokenize import tokenize
-from lora_trainer.train.inputs.caption_cache import TextStore
-from lora_trainer.train.step.precision import Precision, computing, ready
+from lora_trainer.train.inputs.caption_cache import CaptionCache
+from lora_trainer.train.step.precision import Precision, cast_for_inference, compute_scope
 
 ROWS = 16
 """Captions of one batch. The shape never changes: with another one a device may add up in another order."""
@@ -21,7 +21,7 @@ MEMORY = 512 * 2**20
 IDS_KEPT = 20_000
 
 
-class Captions:
+class CaptionEncoder:
     """Encodes captions for one run.
 
     A frozen encoder reads each caption once, and what comes out does not depend on when, nor on the captions beside it: one that was
@@ -39,7 +39,7 @@ class Captions:
         trained: bool,
         max_token_length: int = 75,
         *,
-        store: TextStore | None = None,
+        store: CaptionCache | None = None,
         lasting: Collection[str] = (),
     ) -> None:
         self.precision, self.clip_skip, self.trained, self.max_token_length = precision, clip_skip, trained, max_token_length
@@ -139,13 +139,13 @@ class Captions:
     def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
         """What is read of them, in ordinary memory."""
         for encoder in bundle.text_encoders:
-            ready(encoder, bundle.device)
-        with computing(self.precision, bundle.device, grad=False):
+            cast_for_inference(encoder, bundle.device)
+        with compute_scope(self.precision, bundle.device, grad=False):
             ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()
 
 
-def reach(showings: Iterable[Sequence[str]], room: int) -> tuple[list[str], int]:
+def captions_within(showings: Iterable[Sequence[str]], room: int) -> tuple[list[str], int]:
     """The different captions of as many batches as fit into `room` captions, at least one, and how many batches that are."""
     found: dict[str, None] = {}
     count = 0

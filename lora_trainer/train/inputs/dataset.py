@@ -14,8 +14,8 @@ from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import captions
 from lora_trainer.data.pictures import decode_check, masks
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.assemble import about_regularisation, arranged, gather
-from lora_trainer.data.sources.blueprint import SubsetRules, describe
+from lora_trainer.data.sources.assemble import about_regularisation, assemble, into_buckets
+from lora_trainer.data.sources.blueprint import SubsetRules, resolve_dataset
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
@@ -24,7 +24,7 @@ NAMED = 5
 
 
 @attrs.frozen(slots=False)
-class Pictures:
+class TrainingDataset:
     """The pictures of a run: `trained` and `held` (validation), both usable and placed into buckets.
 
     `subsets` are the folders that they come from, `datasets` what batches share; a record holds its places in both.
@@ -58,7 +58,7 @@ class Pictures:
         """The rules of the folder that a picture comes from."""
         return self.subsets[record.subset]
 
-    def without_held(self) -> Pictures:
+    def without_held(self) -> TrainingDataset:
         """For a process that trains along with another one, which validates."""
         return attrs.evolve(self, held=())
 
@@ -74,19 +74,21 @@ class Pictures:
         return self.trained + self.held
 
 
-def read_pictures(config: TrainConfig) -> Pictures:
+def load_dataset(config: TrainConfig) -> TrainingDataset:
     """Scans, decodes, holds back and places the pictures. Raises DatasetError when none can be trained on.
 
     A picture that cannot be decoded to its end is left out here, before steps are counted, as the tab shows it.
     """
-    description = describe(config.data, config.validate.data_dir)
-    found = gather(description)
+    description = resolve_dataset(config.data, config.validate.data_dir)
+    found = assemble(description)
     records, about_masks = masks.with_masks(
-        decode_check.verified(found.records, assets.cache_folder()), lambda record: description.subsets[record.subset].data
+        decode_check.check_all(found.records, assets.cache_folder()), lambda record: description.subsets[record.subset].data
     )
     usable, prior = [record for record in records if record.usable], config.loss.prior_loss_weight
-    placed = arranged(usable, description, seed=effective.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
-    pictures = Pictures(
+    placed = into_buckets(
+        usable, description, seed=effective.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior
+    )
+    pictures = TrainingDataset(
         tuple(record for record in placed if not record.validation and record.repeats),
         tuple(record for record in placed if record.validation),
         description.subsets,

@@ -21,14 +21,14 @@ from lora_trainer.data.pictures.images import fitted
 from lora_trainer.data.pictures.masks import Masks
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.loss.noise import generator_for
-from lora_trainer.train.progress import Course
+from lora_trainer.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
-    from lora_trainer.train.inputs.dataset import Pictures
+    from lora_trainer.train.inputs.dataset import TrainingDataset
 
 
 @attrs.frozen
-class Showing:
+class TrainingExample:
     """`record`: placed, with this time's size and cut; `key`: (seed, epoch, picture, repeat), from which all is drawn."""
 
     record: ImageRecord
@@ -38,18 +38,20 @@ class Showing:
     caption: str
 
 
-def showing(pictures: Pictures, item: batch_sampler.Item, *, seed: int, epoch: int, step: int = 0, total_steps: int = 0) -> Showing:
+def training_example(
+    pictures: TrainingDataset, item: batch_sampler.Item, *, seed: int, epoch: int, step: int = 0, total_steps: int = 0
+) -> TrainingExample:
     """What an item of an epoch's batch is, a pure function of its arguments."""
     record = pictures.trained[item.index]
     rules = pictures.subset_of(record)
     key = (seed, epoch, record.key, item.repeat)
-    text = text_of(pictures, item, seed=seed, epoch=epoch, step=step, total_steps=total_steps)
+    text = caption_for(pictures, item, seed=seed, epoch=epoch, step=step, total_steps=total_steps)
     flipped = mirrored(pictures, record, key)
     cut, colours = augment.drawn(record, rules.data, seed=seed, epoch=epoch, repeat=item.repeat)
-    return Showing(cut, key, colours, flipped, text)
+    return TrainingExample(cut, key, colours, flipped, text)
 
 
-def text_of(pictures: Pictures, item: batch_sampler.Item, *, seed: int, epoch: int, step: int, total_steps: int) -> str:
+def caption_for(pictures: TrainingDataset, item: batch_sampler.Item, *, seed: int, epoch: int, step: int, total_steps: int) -> str:
     """The caption as this showing reads it after `step` steps."""
     record = pictures.trained[item.index]
     return captions.drawn_caption(
@@ -57,12 +59,14 @@ def text_of(pictures: Pictures, item: batch_sampler.Item, *, seed: int, epoch: i
     )
 
 
-def mirrored(pictures: Pictures, record: ImageRecord, key: tuple[object, ...]) -> bool:
+def mirrored(pictures: TrainingDataset, record: ImageRecord, key: tuple[object, ...]) -> bool:
     """Whether the showing of this key is mirrored."""
     return pictures.subset_of(record).flip_aug and bool(torch.randint(0, 2, (1,), generator=generator_for("flip", *key)))
 
 
-def batches(pictures: Pictures, *, seed: int, count: int, accumulation: int = 1, total_steps: int = 0) -> Iterator[list[Showing]]:
+def batches(
+    pictures: TrainingDataset, *, seed: int, count: int, accumulation: int = 1, total_steps: int = 0
+) -> Iterator[list[TrainingExample]]:
     """The first `count` batches of a run, across epochs."""
     done, step, epoch = 0, 0, 0
     while done < count:
@@ -72,46 +76,46 @@ def batches(pictures: Pictures, *, seed: int, count: int, accumulation: int = 1,
             return
         for place, batch in enumerate(found[: count - done]):
             at = step + place // accumulation
-            yield [showing(pictures, item, seed=seed, epoch=epoch, step=at, total_steps=total_steps) for item in batch]
+            yield [training_example(pictures, item, seed=seed, epoch=epoch, step=at, total_steps=total_steps) for item in batch]
         done += len(found)
         step += -(-len(found) // accumulation)
 
 
-def pixels(shown: Showing) -> NDArray[np.uint8]:
+def pixels(shown: TrainingExample) -> NDArray[np.uint8]:
     """uint8 [height, width, 3] as the VAE reads it. Raises DatasetError naming the file."""
     picture = shown.colours.on(fitted(shown.record))
     return np.ascontiguousarray(picture[:, ::-1]) if shown.flipped else picture
 
 
-def learned(shown: Showing, pictures: Pictures) -> NDArray[np.float32] | None:
+def loss_mask(shown: TrainingExample, pictures: TrainingDataset) -> NDArray[np.float32] | None:
     """How much each cell of 8 x 8 pixels counts, float32 [h/8, w/8] from 0 to 1; None where all counts whole."""
     return Masks().get(shown.record, pictures.subset_of(shown.record).data, flipped=shown.flipped, keep=False)
 
 
-class Wording:
+class CaptionSampler:
     """Captions of one run: a pure function of the seed, the epoch, the step and the showing."""
 
-    def __init__(self, pictures: Pictures, seed: int, course: Course) -> None:
+    def __init__(self, pictures: TrainingDataset, seed: int, course: TrainingProgress) -> None:
         self.pictures, self.seed, self.course = pictures, seed, course
 
-    def of(self, item: Item, step: int) -> str:
+    def caption_at(self, item: Item, step: int) -> str:
         """The caption of a showing in this epoch, as it reads after `step` steps."""
         course = self.course
-        return text_of(self.pictures, item, seed=self.seed, epoch=course.epoch, step=step, total_steps=course.plan.total_steps)
+        return caption_for(self.pictures, item, seed=self.seed, epoch=course.epoch, step=step, total_steps=course.plan.total_steps)
 
-    def held(self, record: ImageRecord) -> str:
+    def validation_caption(self, record: ImageRecord) -> str:
         """The caption of a picture that is held back: the same each time."""
         return captions.caption_of(record, self.pictures.rules_of(record))
 
 
-class Views:
+class LatentViews:
     """Pictures through `cache`; `options_of` gives the options of a picture's folder."""
 
     def __init__(self, cache: LatentCache, options_of: Callable[[ImageRecord], DataConfig], seed: int) -> None:
         self._cache, self._options_of, self._seed = cache, options_of, seed
         self._masks = Masks()
 
-    def seen(self, record: ImageRecord, flipped: bool, *, epoch: int, repeat: int) -> tuple[Tensor, Tensor | None]:
+    def latents(self, record: ImageRecord, flipped: bool, *, epoch: int, repeat: int) -> tuple[Tensor, Tensor | None]:
         """Scaled latents [4, h/8, w/8] and weights [h/8, w/8] (None: all is learned) of one showing. Raises DatasetError."""
         data = self._options_of(record)
         varied = bool(varying(data))

@@ -13,7 +13,7 @@ from lora_trainer.models.bundle import ModelBundle
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def hold(bundle: ModelBundle, precision: str) -> None:
+def set_precision(bundle: ModelBundle, precision: str) -> None:
     """Brings the VAE into "fp32" or "bf16" (memory.vae_precision); "auto" leaves it as it is. A host's own numbers are not touched."""
     if precision in FORMATS and next(bundle.vae.parameters()).dtype is not FORMATS[precision]:
         bundle.vae.to(FORMATS[precision])
@@ -47,12 +47,12 @@ def _finite(bundle: ModelBundle, work: Callable[[torch.dtype], Tensor]) -> Tenso
         found = work(held)
         if held is torch.float32 or bool(torch.isfinite(found).all()):
             return found
-        with in_full(bundle.vae):
+        with in_float32(bundle.vae):
             return work(torch.float32)
 
 
 @contextmanager
-def in_full(module: nn.Module) -> Iterator[None]:
+def in_float32(module: nn.Module) -> Iterator[None]:
     """The module in float32 inside; its own tensors (which may be a host's) are untouched and back afterwards."""
     before = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
     try:

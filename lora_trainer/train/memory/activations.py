@@ -20,7 +20,7 @@ WITH_BACKWARD = 2.2
 
 
 @attrs.frozen
-class Shape:
+class UNetShape:
     """What tells U-Nets apart: of each level the channels, transformer blocks in an attention (0: none) and heads; `middle` blocks.
 
     `context`: width of what the text encoders say. `upcast`: attention is summed in float32 where the rest is not.
@@ -37,12 +37,12 @@ class Shape:
         return tuple(width for width, _, _ in self.levels)
 
 
-SD1 = Shape(((320, 1, 8), (640, 1, 8), (1280, 1, 8), (1280, 0, 8)), 1, 768)
+SD1 = UNetShape(((320, 1, 8), (640, 1, 8), (1280, 1, 8), (1280, 0, 8)), 1, 768)
 """Stable Diffusion 1.x."""
 
 
 @attrs.frozen
-class Numbers:
+class DtypeSizes:
     """Bytes of a number: `size` in matrices and convolutions, `fine` where norms read (CUDA's autocast takes 4 there)."""
 
     size: int = 4
@@ -50,7 +50,7 @@ class Numbers:
 
 
 @attrs.frozen
-class Way:
+class KeepOption:
     """One way to treat a block: `kept` bytes until backward, `again` bytes that backward makes anew for a moment, `flop` that costs."""
 
     name: str
@@ -64,15 +64,15 @@ class Block:
     """A block of the U-Net or text encoder by its module's name; the first way keeps all, each next one less. `flop` of its forward."""
 
     name: str
-    ways: tuple[Way, ...]
+    ways: tuple[KeepOption, ...]
     flop: float = 0.0
 
 
 @attrs.frozen
-class Choice:
+class RecomputeChoice:
     """A way for each block, and the rest of the model, which is never computed again. Bytes and FLOP."""
 
-    ways: tuple[tuple[Block, Way], ...]
+    ways: tuple[tuple[Block, KeepOption], ...]
     rest: float
 
     @property
@@ -91,7 +91,7 @@ class Choice:
         return sum(way.flop for _, way in self.ways)
 
 
-def resnet(name: str, inside: int, outside: int, pixels: float, numbers: Numbers) -> Block:
+def resnet(name: str, inside: int, outside: int, pixels: float, numbers: DtypeSizes) -> Block:
     """ResnetBlock2D of `inside` to `outside` channels on so many pixels (of all pictures together)."""
     inputs, middle = inside * pixels, outside * pixels
     norms, folded = (inputs + middle) * numbers.fine, (inputs + middle) * (numbers.fine + numbers.size)
@@ -99,16 +99,25 @@ def resnet(name: str, inside: int, outside: int, pixels: float, numbers: Numbers
     return Block(
         name,
         (
-            Way("keep", norms + folded),
-            Way("light", norms, folded, folded * ELEMENTWISE),
-            Way("whole", inputs * numbers.size, norms + folded, folded * ELEMENTWISE + convolutions),
+            KeepOption("keep", norms + folded),
+            KeepOption("light", norms, folded, folded * ELEMENTWISE),
+            KeepOption("whole", inputs * numbers.size, norms + folded, folded * ELEMENTWISE + convolutions),
         ),
         convolutions,
     )
 
 
 def transformer(
-    name: str, channels: int, tokens: float, pictures: int, context: int, rank: int, numbers: Numbers, *, heads: int, upcast: bool = False
+    name: str,
+    channels: int,
+    tokens: float,
+    pictures: int,
+    context: int,
+    rank: int,
+    numbers: DtypeSizes,
+    *,
+    heads: int,
+    upcast: bool = False,
 ) -> Block:
     """BasicTransformerBlock on so many tokens of all pictures together; `context` is the width of what the text encoder says."""
     stream, words = float(channels * tokens), pictures * TOKENS
@@ -125,23 +134,23 @@ def transformer(
     return Block(
         name,
         (
-            Way("keep", everything),
-            Way("forward", attention + norms, forward, forward_flop),
-            Way("whole", stream * numbers.size, everything, forward_flop + self_flop + cross_flop),
+            KeepOption("keep", everything),
+            KeepOption("forward", attention + norms, forward, forward_flop),
+            KeepOption("whole", stream * numbers.size, everything, forward_flop + self_flop + cross_flop),
         ),
         forward_flop + self_flop + cross_flop,
     )
 
 
-def text_layer(name: str, width: int, pictures: int, rank: int, numbers: Numbers) -> Block:
+def text_layer(name: str, width: int, pictures: int, rank: int, numbers: DtypeSizes) -> Block:
     """CLIPEncoderLayer."""
     stream = float(width * TOKENS * pictures)
     kept = stream * (2 * numbers.fine + 16 * numbers.size) + 6 * rank * TOKENS * pictures * numbers.size
     flop = 24.0 * width * stream
-    return Block(name, (Way("keep", kept), Way("whole", stream * numbers.size, kept, flop)), flop)
+    return Block(name, (KeepOption("keep", kept), KeepOption("whole", stream * numbers.size, kept, flop)), flop)
 
 
-def rest(shape: Shape, pixels: float, rank: int, numbers: Numbers) -> float:
+def rest(shape: UNetShape, pixels: float, rank: int, numbers: DtypeSizes) -> float:
     """Bytes of what stands between the blocks: what goes into and out of transformers, changes of size, the last convolution.
 
     `pixels`: latent cells of all pictures together.
@@ -160,7 +169,7 @@ def rest(shape: Shape, pixels: float, rank: int, numbers: Numbers) -> float:
     return found + channels[0] * pixels * (2 * numbers.fine + numbers.size)
 
 
-def unet(shape: Shape, pixels: float, pictures: int, rank: int, numbers: Numbers) -> Iterator[Block]:
+def unet(shape: UNetShape, pixels: float, pictures: int, rank: int, numbers: DtypeSizes) -> Iterator[Block]:
     """Blocks of a U-Net under diffusers' names, for pictures of `pixels` latent cells each."""
     channels, last = shape.channels, len(shape.levels) - 1
 
@@ -192,30 +201,30 @@ def unet(shape: Shape, pixels: float, pictures: int, rank: int, numbers: Numbers
             width = channels[level]
 
 
-def step_flop(shape: Shape, pixels: float) -> float:
+def step_flop(shape: UNetShape, pixels: float) -> float:
     """FLOP of forward and backward of one picture of so many latent cells, without a network's own."""
     between = sum(20.0 * width**2 * pixels / 4**level for level, (width, depth, _) in enumerate(shape.levels) if depth)
     for level, (wide, narrow) in enumerate(itertools.pairwise(shape.channels)):
         between += 18.0 * (narrow**2 + wide**2 / 4) * pixels / 4**level  # the convolutions that change the size
-    return WITH_BACKWARD * (between + sum(block.flop for block in unet(shape, pixels, 1, 0, Numbers())))
+    return WITH_BACKWARD * (between + sum(block.flop for block in unet(shape, pixels, 1, 0, DtypeSizes())))
 
 
-def keep_all(blocks: Iterable[Block], rest: float) -> Choice:
+def keep_all(blocks: Iterable[Block], rest: float) -> RecomputeChoice:
     """Nothing is computed again."""
-    return Choice(tuple((block, block.ways[0]) for block in blocks), rest)
+    return RecomputeChoice(tuple((block, block.ways[0]) for block in blocks), rest)
 
 
-def all_again(blocks: Iterable[Block], rest: float) -> Choice:
+def all_again(blocks: Iterable[Block], rest: float) -> RecomputeChoice:
     """Every block is computed again as far as that is worth its time."""
-    return Choice(tuple((block, _furthest(block)) for block in blocks), rest)
+    return RecomputeChoice(tuple((block, _furthest(block)) for block in blocks), rest)
 
 
-def _furthest(block: Block) -> Way:
+def _furthest(block: Block) -> KeepOption:
     worth = [way for saved, flop, way in _worthwhile(block) if saved >= WORTH * flop]
     return worth[-1] if worth else block.ways[0]
 
 
-def within(blocks: Iterable[Block], rest: float, budget: float) -> Choice:
+def within(blocks: Iterable[Block], rest: float, budget: float) -> RecomputeChoice:
     """As little computed again as keeps the peak within `budget` bytes: what saves most bytes for a FLOP first.
 
     Everything, where that is not enough.
@@ -226,14 +235,14 @@ def within(blocks: Iterable[Block], rest: float, budget: float) -> Choice:
         (saved / max(flop, 1.0), number, way, block) for block in blocks for number, (saved, flop, way) in enumerate(_worthwhile(block))
     ]
     for _, _, way, block in sorted(steps, key=lambda step: (-step[0], step[1])):
-        found = Choice(tuple((each, chosen[each.name]) for each in blocks), rest)
+        found = RecomputeChoice(tuple((each, chosen[each.name]) for each in blocks), rest)
         if found.peak <= budget:
             return found
         chosen[block.name] = way
-    return Choice(tuple((each, chosen[each.name]) for each in blocks), rest)
+    return RecomputeChoice(tuple((each, chosen[each.name]) for each in blocks), rest)
 
 
-def _worthwhile(block: Block) -> Iterator[tuple[float, float, Way]]:
+def _worthwhile(block: Block) -> Iterator[tuple[float, float, KeepOption]]:
     """(bytes saved, FLOP, way) from one way to the next; a way that another one beats by its share is passed over."""
     here, left = block.ways[0], list(block.ways[1:])
     while left:

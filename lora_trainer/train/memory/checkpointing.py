@@ -13,7 +13,7 @@ from lora_trainer.config.schema import MemoryConfig
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.train.memory import activations
-from lora_trainer.train.memory.activations import Block, Choice, Numbers, Shape
+from lora_trainer.train.memory.activations import Block, DtypeSizes, RecomputeChoice, UNetShape
 from lora_trainer.train.step.attention import wants_upcast
 from lora_trainer.train.step.precision import lies_on
 
@@ -51,7 +51,7 @@ class Checkpointing:
         self._wrapped.append(module)
 
 
-def blocks_of(bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, words: bool, numbers: Numbers) -> tuple[list[Block], float]:
+def blocks_of(bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, words: bool, numbers: DtypeSizes) -> tuple[list[Block], float]:
     """The blocks of a bundle with what each keeps, and the bytes of the rest. `pixels` of one picture; `words`: captions learn too."""
     shape, cells = shape_of(bundle), pixels // 64
     found = list(activations.unet(shape, cells, pictures, rank, numbers))
@@ -65,21 +65,21 @@ def blocks_of(bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, wor
     return [block for block in found if block.name in known], activations.rest(shape, cells * pictures, rank, numbers)
 
 
-def shape_of(bundle: ModelBundle) -> Shape:
+def shape_of(bundle: ModelBundle) -> UNetShape:
     """What the configuration of a bundle's U-Net says of its shape."""
     config: Any = bundle.unet.config
     channels = tuple(config.block_out_channels)
     depths, heads = (_each(value, len(channels)) for value in (config.transformer_layers_per_block, config.attention_head_dim))
     attends = ["CrossAttn" in kind for kind in config.down_block_types]
     levels = tuple(zip(channels, (depth * attend for depth, attend in zip(depths, attends, strict=True)), heads, strict=True))
-    return Shape(levels, depths[-1], int(config.cross_attention_dim), upcast=wants_upcast(bundle))
+    return UNetShape(levels, depths[-1], int(config.cross_attention_dim), upcast=wants_upcast(bundle))
 
 
 def _each(value: Any, count: int) -> tuple[int, ...]:
     return (value,) * count if isinstance(value, int) else tuple(value)
 
 
-def names(choice: Choice) -> dict[str, str]:
+def names(choice: RecomputeChoice) -> dict[str, str]:
     """Block name -> way, for Checkpointing."""
     return {block.name: way.name for block, way in choice.ways}
 
@@ -140,7 +140,7 @@ def checkpointing(memory: MemoryConfig, bundle: ModelBundle, blocks: Sequence[Bl
     return Checkpointing(bundle.unet, texts_of(bundle), names(kept(memory, blocks, rest)))
 
 
-def kept(memory: MemoryConfig, blocks: Sequence[Block], rest: float) -> Choice:
+def kept(memory: MemoryConfig, blocks: Sequence[Block], rest: float) -> RecomputeChoice:
     """What becomes of each block with the settings as they are."""
     if not memory.gradient_checkpointing:
         return activations.keep_all(blocks, rest)
@@ -165,7 +165,7 @@ def largest_batch(records: Iterable[ImageRecord], batch_sizes: Sequence[int], mo
     return pixels, pictures
 
 
-def put_away(parts: Iterable[nn.Module], device: torch.device) -> bool:
+def offload(parts: Iterable[nn.Module], device: torch.device) -> bool:
     """Takes parts off the device; False when none was there. They come back by themselves when they are used (`runtime.ready`)."""
     moved = [part for part in parts if lies_on(part, device)]
     with torch.inference_mode(False):

@@ -19,7 +19,7 @@ from lora_trainer.messages import Message, say
 from lora_trainer.train.memory import checkpointing
 
 if TYPE_CHECKING:
-    from lora_trainer.train.progress import Course
+    from lora_trainer.train.progress import TrainingProgress
     from lora_trainer.train.trainer import Trainer
 
 
@@ -31,21 +31,21 @@ WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_f
 Made = TypeVar("Made")
 
 
-def ran_out(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that an allocation failed: torch's own, Python's, and those of kernels that only say it in words."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
 
 
-def give_back(device: torch.device) -> None:
+def free_cache(device: torch.device) -> None:
     """Frees what nobody needs any more, down to the driver."""
     gc.collect()
     empty(device)
 
 
 @attrs.frozen
-class Rung:
+class OomStep:
     """One way to need less: what is told, which settings change; `helps` names the works that it is for."""
 
     told: Message
@@ -53,24 +53,24 @@ class Rung:
     helps: tuple[str, ...] = (STEP,)
 
 
-class Ladder:
+class OomFallback:
     """The ways of one run. What was once climbed stays so until its end.
 
     Nothing of a step is lost: its gradient is dropped and calculated anew, from the same random numbers, before the optimizer steps.
     """
 
-    def __init__(self, trainer: Trainer, course: Course, cannot_repeat: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, cannot_repeat: Callable[[], bool] = lambda: False) -> None:
         self.trainer, self.course, self._cannot_repeat = trainer, course, cannot_repeat
         self._freed_at: tuple[int, str] | None = None
 
-    def through(self, work: Callable[[], Iterator[Event]], kind: str = STEP) -> Iterator[Event]:
+    def with_fallback(self, work: Callable[[], Iterator[Event]], kind: str = STEP) -> Iterator[Event]:
         """The events of `work`, which is begun anew after each rung. Raises OutOfMemory with the one remedy when no rung is left."""
         while True:
             reason = None
             try:
                 yield from work()
             except (RuntimeError, MemoryError) as error:
-                if not ran_out(error):
+                if not is_out_of_memory(error):
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             if reason is None:
@@ -82,7 +82,7 @@ class Ladder:
         trainer, step = self.trainer, self.course.step
         if kind == STEP:
             self._forget_step()
-        give_back(trainer.device)
+        free_cache(trainer.device)
         if not trainer.config.memory.retry or (kind == STEP and self._cannot_repeat()):
             raise out_of_memory(trainer.config, step, reason, kind, everything_tried=False)
         if self._freed_at != (step, kind):
@@ -104,36 +104,36 @@ class Ladder:
         if self.trainer.scaler is not None:
             self.trainer.scaler._per_optimizer_states.clear()
 
-    def _rungs(self) -> Iterator[Rung]:
+    def _rungs(self) -> Iterator[OomStep]:
         """Those that are left, the cheapest first."""
         trainer = self.trainer
         memory = trainer.config.memory
-        if trainer.spare():
-            yield Rung(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
-        if trainer.replays is not None:
+        if trainer.offload_unused():
+            yield OomStep(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
+        if trainer.cuda_graphs is not None:
             told = say("Memory ran out: steps are not recorded and replayed any more.")
-            yield Rung(told, (Change("memory.cuda_graphs", False, told),), (STEP, ENCODING, LOOKING))
-        if trainer.cache.batch > 1:
+            yield OomStep(told, (Change("memory.cuda_graphs", False, told),), (STEP, ENCODING, LOOKING))
+        if trainer.latent_cache.batch > 1:
             told = say("Memory ran out: pictures are encoded one at a time.")
-            yield Rung(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
+            yield OomStep(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
         if not memory.gradient_checkpointing:
             gigabytes = checkpointing.half_budget_gb(*trainer.blocks())
             told = say("Memory ran out: half of what a step keeps is computed again instead, at most {gb} GB stay.", gb=gigabytes)
-            yield Rung(
+            yield OomStep(
                 told,
                 (Change("memory.gradient_checkpointing", True, told), Change("memory.checkpointing_budget_gb", gigabytes, told)),
             )
         elif memory.checkpointing_budget_gb:
             told = say("Memory ran out: everything that can be is computed again instead of kept.")
-            yield Rung(told, (Change("memory.checkpointing_budget_gb", 0.0, told),))
+            yield OomStep(told, (Change("memory.checkpointing_budget_gb", 0.0, told),))
         if trainer.attention != "sliced":
             told = say("Memory ran out: attention is calculated in slices.")
-            yield Rung(told, (Change("memory.attention", "sliced", told),), (STEP, LOOKING))
-        most = memory.pictures_at_once or max(trainer.pictures.batch_sizes)
+            yield OomStep(told, (Change("memory.attention", "sliced", told),), (STEP, LOOKING))
+        most = memory.pictures_at_once or max(trainer.dataset.batch_sizes)
         if most > 1:
             pieces = (most + 1) // 2
             told = say("Memory ran out: the pictures of a step are calculated {count} at a time, and count as before.", count=pieces)
-            yield Rung(told, (Change("memory.pictures_at_once", pieces, told),))
+            yield OomStep(told, (Change("memory.pictures_at_once", pieces, told),))
 
 
 def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, everything_tried: bool = True) -> OutOfMemory:
@@ -155,25 +155,25 @@ def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, ever
     return OutOfMemory(template, fix=fix, path=path, size=smaller, **values)
 
 
-def twice(make: Callable[[], Made], config: Any, device: torch.device) -> Made:
+def retry_after_free(make: Callable[[], Made], config: Any, device: torch.device) -> Made:
     """What `make` gives; done once more, with unneeded memory given back, when memory ran out. Raises OutOfMemory."""
     try:
         return make()
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
-    give_back(device)
-    with in_words(lambda: config, kind=LOADING):
+    free_cache(device)
+    with raise_as_out_of_memory(lambda: config, kind=LOADING):
         return make()
 
 
 @contextmanager
-def in_words(config: Callable[[], Any], step: Callable[[], int] = lambda: 0, kind: str = STEP) -> Iterator[None]:
+def raise_as_out_of_memory(config: Callable[[], Any], step: Callable[[], int] = lambda: 0, kind: str = STEP) -> Iterator[None]:
     """Whatever runs out of memory inside and is not done again ends with the one thing to change. Raises OutOfMemory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not ran_out(error):
+        if not is_out_of_memory(error):
             raise
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise out_of_memory(config(), step(), reason, kind, everything_tried=False) from error

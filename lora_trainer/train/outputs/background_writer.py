@@ -16,7 +16,7 @@ WAITING = 4
 """Files that may wait; who hands over one more waits instead. Each holds a copy of the network."""
 
 
-class Writer:
+class BackgroundWriter:
     """One thread that does one piece of work after the other.
 
     What a work returns is told in the run's own thread, by `told`; so is what it raises, and nothing more is written after that.
@@ -34,7 +34,7 @@ class Writer:
             waiting[0].exception()
         self._handed.append(self._pool.submit(self._do, work))
 
-    def told(self) -> Iterator[Event]:
+    def notes(self) -> Iterator[Event]:
         """What was written since the last time; raises what went wrong."""
         while self._handed and self._handed[0].done():
             if (event := self._handed.popleft().result()) is not None:
@@ -44,7 +44,7 @@ class Writer:
         """Waits until everything is written; as `told`."""
         while self._handed:
             self._handed[0].exception()
-            yield from self.told()
+            yield from self.notes()
 
     def close(self) -> None:
         """Writes what was handed over, then ends the thread. What went wrong and was not told stays untold."""
@@ -61,7 +61,7 @@ class Writer:
 
 
 @torch.no_grad()
-def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same values on the CPU, in memory that nobody else changes; views of one storage stay views of one copy."""
     copies: dict[tuple[int, torch.dtype], Tensor] = {}
     found = {}

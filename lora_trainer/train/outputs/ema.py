@@ -11,7 +11,7 @@ from torch import Tensor
 from lora_trainer.optim.optimizers import TrainingOptimizer
 
 
-class Average:
+class EmaWeights:
     """kept <- d * kept + (1 - d) * weights after each step, with d = min(decay, (1 + n) / (10 + n)) after n steps.
 
     So the zeros that a network begins with have left the average of a short run too (Polyak & Juditsky 1992; the warm-up is that of
@@ -23,14 +23,14 @@ class Average:
         self.kept = [group.buffer.detach().clone() for group in optimizer.groups]
 
     @torch.no_grad()
-    def follow(self, steps: int) -> None:
+    def update(self, steps: int) -> None:
         """After `steps` steps (1 is the first)."""
         decay = min(self.decay, (1 + steps) / (10 + steps))
         for kept, group in zip(self.kept, self.optimizer.groups, strict=True):
             kept.lerp_(group.buffer.detach(), 1.0 - decay)
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The weights are the average inside, and after it what they were, bit for bit."""
         weights = [group.buffer.detach().clone() for group in self.optimizer.groups]
         self._put(self.kept)
@@ -60,17 +60,17 @@ class Average:
 
 
 @contextmanager
-def shown(optimizer: TrainingOptimizer, average: Average | None) -> Iterator[None]:
+def ema_weights(optimizer: TrainingOptimizer, average: EmaWeights | None) -> Iterator[None]:
     """Inside, the network's weights are those that are shown to somebody."""
     if average is not None:
-        with average.in_place():
+        with average.swapped_in():
             yield
         return
     with optimizer.averaged():
         yield
 
 
-def weights_word(optimizer: TrainingOptimizer, average: Average | None) -> dict[str, str]:
+def weights_word(optimizer: TrainingOptimizer, average: EmaWeights | None) -> dict[str, str]:
     """What a file's header says of which weights it holds; nothing where they are those of the last step."""
     if average is not None:
         return {"ss_weights": f"average, decay {average.decay}"}

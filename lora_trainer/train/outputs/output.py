@@ -15,11 +15,11 @@ from lora_trainer.files import file_sha256
 from lora_trainer.host.base import Lease
 from lora_trainer.train import setup
 from lora_trainer.train.outputs import metadata
-from lora_trainer.train.outputs.background_writer import Writer, copied
+from lora_trainer.train.outputs.background_writer import BackgroundWriter, copy_tensors
 from lora_trainer.train.outputs.ema import weights_word
 from lora_trainer.train.outputs.network_metadata import header_words
-from lora_trainer.train.outputs.saving import Names, sweep, write_side_files
-from lora_trainer.train.progress import Course
+from lora_trainer.train.outputs.saving import OutputNames, sweep, write_side_files
+from lora_trainer.train.progress import TrainingProgress
 
 if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class Output:
     """Writes the network of one run under its names, beside the steps."""
 
-    def __init__(self, trainer: Trainer, course: Course, names: Names, lease: Lease, writer: Writer) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, names: OutputNames, lease: Lease, writer: BackgroundWriter) -> None:
         self.trainer, self.course, self.names, self.writer = trainer, course, names, writer
         course.began = course.began or metadata.now()
         self._shared = self._shared_words(lease)
@@ -39,7 +39,7 @@ class Output:
         if path in course.files:
             return
         yield Phase("saving", 1)
-        yield from self.writer.told()
+        yield from self.writer.notes()
         state, words, precision = self._weights(), self._words(), trainer.config.save.precision
         course.files.append(path)
         course.saves[str(path)] = step, epoch, final, average = course.step, course.epoch, final, course.loss_average
@@ -52,7 +52,7 @@ class Output:
 
         self.writer.put(write)
 
-    def tell_again(self, told: Collection[str]) -> Iterator[Event]:
+    def replay(self, told: Collection[str]) -> Iterator[Event]:
         """The files whose writing a killed process could not tell of any more."""
         for path, (step, epoch, final, average) in self.course.saves.items():
             if path not in told and Path(path).is_file():
@@ -76,11 +76,11 @@ class Output:
 
     def _weights(self) -> dict[str, Tensor]:
         """A copy on the CPU that nobody else changes."""
-        with self.trainer.shown():
-            return copied(self.trainer.adapter.state_dict())
+        with self.trainer.ema_weights():
+            return copy_tensors(self.trainer.adapter.state_dict())
 
     def _words(self) -> dict[str, str]:
-        kind = weights_word(self.trainer.optimizer, self.trainer.average)
+        kind = weights_word(self.trainer.optimizer, self.trainer.ema)
         return {**metadata.moment(self._shared, step=self.course.step, epoch=self.course.epoch), **kind}
 
     def _beside(self, path: Path) -> Callable[[], None]:
@@ -91,7 +91,7 @@ class Output:
         return lambda: write_side_files(path, trigger=trigger, description=text, preview=preview)
 
     def _shared_words(self, lease: Lease) -> dict[str, str]:
-        config, pictures = self.trainer.config, self.trainer.pictures
+        config, pictures = self.trainer.config, self.trainer.dataset
         facts = metadata.RunFacts(
             output_name=self.names.name,
             started_at=self.course.began,
@@ -110,14 +110,14 @@ class Output:
         return metadata.run_metadata(facts, pictures.trained, network)
 
 
-class Silent(Output):
+class NullOutput(Output):
     """Of a process that trains along with another one, which does the writing."""
 
     def save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
         """Nothing happens."""
         return iter(())
 
-    def tell_again(self, told: Collection[str]) -> Iterator[Event]:
+    def replay(self, told: Collection[str]) -> Iterator[Event]:
         """The first process tells."""
         return iter(())
 

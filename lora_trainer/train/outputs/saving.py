@@ -18,7 +18,7 @@ from lora_trainer.messages import say
 
 
 @attrs.frozen
-class Names:
+class OutputNames:
     """File names of one run (sd-scripts' numbering, but the last epoch has its number too)."""
 
     folder: Path
@@ -49,12 +49,12 @@ class Names:
         ]
 
 
-def refuse_overwriting(names: Names, overwrite: bool) -> None:
+def refuse_overwriting(names: OutputNames, overwrite: bool) -> None:
     """Raises ConfigError with a free name when files of an earlier run stand where this run would write."""
     if overwrite or not (taken := names.taken()):
         return
     number = 2
-    while Names(names.folder, f"{names.name}-v{number}").taken():
+    while OutputNames(names.folder, f"{names.name}-v{number}").taken():
         number += 1
     raise ConfigError(
         [
@@ -67,7 +67,7 @@ def refuse_overwriting(names: Names, overwrite: bool) -> None:
     )
 
 
-def sweep(names: Names) -> None:
+def sweep(names: OutputNames) -> None:
     """Deletes what a killed run of these names left half-written in its folder."""
     ours = re.compile(rf"\.{re.escape(names.name)}(-\d{{6}}|-step\d{{8}})?\.(safetensors|json|preview\.png)\.[0-9a-f]+\.part")
     for path in names.folder.glob(".*.part") if names.folder.is_dir() else ():
@@ -77,7 +77,7 @@ def sweep(names: Names) -> None:
 
 
 @contextmanager
-def claimed(names: Names, overwrite: bool) -> Iterator[None]:
+def claimed_names(names: OutputNames, overwrite: bool) -> Iterator[None]:
     """Holds a run's file names, so that no other run of this machine writes them meanwhile.
 
     Raises TrainerError when another run holds them, ConfigError when files of the name came since somebody last looked.

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 
 from lora_trainer.adapters import layer_selection
-from lora_trainer.adapters.layer_selection import Chosen
+from lora_trainer.adapters.layer_selection import SelectedLayer
 from lora_trainer.config import effective
 from lora_trainer.config.choices.networks import NETWORK_KINDS
 from lora_trainer.config.schema import NetworkConfig, TrainConfig
@@ -43,14 +43,14 @@ def layers_of(facts: ModelFacts | None) -> tuple[Layer, ...]:
     return facts.layers if facts is not None and facts.layers else of_family("sd1" if facts is None else facts.family)
 
 
-def chosen_layers(config: TrainConfig, facts: ModelFacts | None) -> tuple[Chosen, ...]:
+def chosen_layers(config: TrainConfig, facts: ModelFacts | None) -> tuple[SelectedLayer, ...]:
     """What the run trains. Raises ConfigError where lists of blocks do not fit the model."""
     return _chosen(layers_of(facts), config.network, effective.parts(config), "sd1" if facts is None else facts.family)
 
 
 @lru_cache(maxsize=8)
-def _chosen(layers: Sequence[Layer], network: NetworkConfig, parts: tuple[str, ...], family: str) -> tuple[Chosen, ...]:
-    found = tuple(layer_selection.choose(layers, network, parts, family))
+def _chosen(layers: Sequence[Layer], network: NetworkConfig, parts: tuple[str, ...], family: str) -> tuple[SelectedLayer, ...]:
+    found = tuple(layer_selection.select_layers(layers, network, parts, family))
     if parts and not found:
         raise layer_selection.nothing_left()
     return found
@@ -95,9 +95,9 @@ def pattern_hits(config: TrainConfig, facts: ModelFacts | None) -> dict[str, dic
     network = config.network
     if not (network.include or network.exclude):
         return {"include": {}, "exclude": {}}
-    return layer_selection.hits(layers_of(facts), network, effective.parts(config), "sd1" if facts is None else facts.family)
+    return layer_selection.pattern_hits(layers_of(facts), network, effective.parts(config), "sd1" if facts is None else facts.family)
 
 
-def _alphas(chosen: Sequence[Chosen]) -> int:
+def _alphas(chosen: Sequence[SelectedLayer]) -> int:
     """A file holds one more number for each layer whose strength is written down."""
     return sum(NETWORK_KINDS[one.plan.kind].always_alpha for one in chosen)

@@ -18,7 +18,7 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.optim.schedules import Schedule, curve, schedule_of
 from lora_trainer.train.memory import activations
-from lora_trainer.train.memory.activations import Choice, Numbers, Shape
+from lora_trainer.train.memory.activations import DtypeSizes, RecomputeChoice, UNetShape
 from lora_trainer.train.planning.network_plan import PlannedNetwork, group_rates, planned_network
 
 BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
@@ -40,13 +40,13 @@ class Machine:
 
 
 @attrs.frozen
-class Marks:
+class Intervals:
     """When something happens between steps; 0 means never. `epochs` and `steps` both count."""
 
     epochs: int
     steps: int
 
-    def hit(self, step: int, epoch: int, epoch_ends: bool) -> bool:
+    def is_due(self, step: int, epoch: int, epoch_ends: bool) -> bool:
         """Whether it happens after this step (1 is the first) of this epoch (1 is the first)."""
         by_step = bool(self.steps) and step % self.steps == 0
         return by_step or (epoch_ends and bool(self.epochs) and epoch % self.epochs == 0)
@@ -64,9 +64,9 @@ class TrainingPlan:
     epochs: int
     total_steps: int
     warmup_steps: int
-    saves: Marks
-    previews: Marks
-    validations: Marks
+    saves: Intervals
+    previews: Intervals
+    validations: Intervals
     files: int
     disk_mb: float
     seconds: float
@@ -147,8 +147,8 @@ def make_plan(
     per_epoch = batch_sampler.steps_per_epoch(trained, together, config.steps.gradient_accumulation_steps)
     epochs, total = effective.train_length(config, per_epoch)
     counts = Counter(record.bucket for record in trained if record.bucket)
-    saves = Marks(effective.interval_epochs(config.save), config.save.every_n_steps)
-    previews = Marks(effective.interval_epochs(config.sample), effective.interval_steps(config.sample))
+    saves = Intervals(effective.interval_epochs(config.save), config.save.every_n_steps)
+    previews = Intervals(effective.interval_epochs(config.sample), effective.interval_steps(config.sample))
     files = _count_files(saves, per_epoch, total)
     network = planned_network(config, facts)
     warmup, scale = (
@@ -166,7 +166,7 @@ def make_plan(
         warmup_steps=warmup,
         saves=saves,
         previews=previews,
-        validations=Marks(effective.interval_epochs(config.validate), config.validate.every_n_steps),
+        validations=Intervals(effective.interval_epochs(config.validate), config.validate.every_n_steps),
         files=files,
         disk_mb=files * network.file_bytes / 2**20,
         seconds=_seconds(config, datasets, facts, machine, total, trained),
@@ -181,7 +181,7 @@ def make_plan(
     )
 
 
-def step_parts(choice: Choice, trained: int, numbers: Numbers, state: float = 8.0) -> dict[str, float]:
+def step_parts(choice: RecomputeChoice, trained: int, numbers: DtypeSizes, state: float = 8.0) -> dict[str, float]:
     """Bytes that training needs besides the model: the network's numbers, the optimizer's (`state` bytes for each), and a step's own.
 
     `choice` is what becomes of each block of the model. The most is needed where backward begins, or where the gradients are whole.
@@ -190,7 +190,7 @@ def step_parts(choice: Choice, trained: int, numbers: Numbers, state: float = 8.
     return {"network": 4.0 * trained + copies, "optimizer": state * trained, "activations": max(choice.peak, 4.0 * trained + copies)}
 
 
-def _count_files(saves: Marks, per_epoch: int, total: int) -> int:
+def _count_files(saves: Intervals, per_epoch: int, total: int) -> int:
     by_epoch = {min(step, total) for step in range(per_epoch, total + per_epoch, max(1, per_epoch))} if saves.epochs else set()
     numbered = [step for number, step in enumerate(sorted(by_epoch), start=1) if number % saves.epochs == 0 or step == total]
     by_step = [step for step in range(saves.steps, total, saves.steps) if step] if saves.steps else []
@@ -201,13 +201,13 @@ def _memory(
     config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, machine: Machine, network: int
 ) -> tuple[tuple[str, float], ...]:
     """Parts in MB: what the model takes, the network with its gradient, the optimizer, a step's own, what kernels want for themselves."""
-    numbers = numbers_of(config, machine.device)
+    numbers = dtype_sizes(config, machine.device)
     unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
     kept_vae = vae * (4 if machine.device == "cpu" else 0)
     own = not machine.lent or config.memory.own_process
     kept_text = 0 if own and effective.keeps_captions(config) and machine.device != "cpu" else text
     of_unet = unet if own and config.memory.fp8_base_unet else unet * numbers.size
-    parts = step_parts(choice_of(config, datasets, facts, numbers), network, numbers, optimizer_named(config.optimizer.type).bytes)
+    parts = step_parts(recompute_choice(config, datasets, facts, numbers), network, numbers, optimizer_named(config.optimizer.type).bytes)
     return (
         ("model", (of_unet + kept_text * numbers.size + kept_vae) / 2**20),
         *((name, taken / 2**20) for name, taken in parts.items()),
@@ -215,15 +215,15 @@ def _memory(
     )
 
 
-def numbers_of(config: TrainConfig, device: str) -> Numbers:
+def dtype_sizes(config: TrainConfig, device: str) -> DtypeSizes:
     """Bytes of a number in a step. "auto" on a GPU is taken for fp16: what most WebUIs hold."""
     precision = config.memory.mixed_precision
     if precision == "auto":
         precision = "no" if device == "cpu" else "fp16"
-    return Numbers(BYTES[precision], BYTES[precision] if device == "cpu" else 4)
+    return DtypeSizes(BYTES[precision], BYTES[precision] if device == "cpu" else 4)
 
 
-def choice_of(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, numbers: Numbers) -> Choice:
+def recompute_choice(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, numbers: DtypeSizes) -> RecomputeChoice:
     """What becomes of each block of the model in the largest step."""
     memory, rank = config.memory, config.network.dim
     most = memory.pictures_at_once
@@ -243,13 +243,13 @@ def choice_of(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelF
     return activations.within(blocks, rest, budget) if budget else activations.all_again(blocks, rest)
 
 
-def shape_of(facts: ModelFacts | None, *, half: bool = False) -> Shape:
+def shape_of(facts: ModelFacts | None, *, half: bool = False) -> UNetShape:
     """The U-Net's shape as far as the facts tell it; Stable Diffusion 1.5's where there are none. `half`: calculated in float16."""
     if facts is None or not facts.unet_levels:
         return activations.SD1
     row = layout.row(facts.family)
     levels = tuple((width, depth, row.unet_heads or max(1, width // 64)) for width, depth in facts.unet_levels)
-    return Shape(levels, facts.middle_depth, facts.context_width, upcast=half and row.v2)
+    return UNetShape(levels, facts.middle_depth, facts.context_width, upcast=half and row.v2)
 
 
 def _seconds(
@@ -269,9 +269,9 @@ def _seconds(
     work = [activations.step_flop(shape, _pixels(data) / 64) / TERA for data in datasets]
     batches = sum(showings[number] / data.batch_size for number, data in enumerate(datasets)) or 1.0
     batch = sum(showings[number] * work[number] for number in range(len(datasets))) / batches
-    numbers = numbers_of(config, machine.device)
+    numbers = dtype_sizes(config, machine.device)
     accumulation, largest = config.steps.gradient_accumulation_steps, max(map(_pixels, datasets))
-    twice = choice_of(attrs.evolve(config, memory=attrs.evolve(config.memory, pictures_at_once=1)), datasets, facts, numbers).flop
+    twice = recompute_choice(attrs.evolve(config, memory=attrs.evolve(config.memory, pictures_at_once=1)), datasets, facts, numbers).flop
     again = 1.0 + twice / activations.step_flop(shape, largest / 64)
     encoding = sum(pictures[number] * work[number] for number in range(len(datasets))) * 0.6
     return total * accumulation * (0.05 + batch * again / machine.tflops) + encoding / machine.tflops

@@ -17,7 +17,7 @@ from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.models.families import family
-from lora_trainer.train.inputs.dataset import Pictures
+from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.planning.network_plan import pattern_hits
 from lora_trainer.train.setup import facts_of, prompts_of
 
@@ -25,7 +25,7 @@ FAR_BELOW = 0.4
 """Share of a model's own area below which its pictures fall apart: it was never shown such sizes."""
 
 
-def early_warnings(config: TrainConfig, pictures: Pictures, checkpoint: Path) -> list[Warned]:
+def early_warnings(config: TrainConfig, pictures: TrainingDataset, checkpoint: Path) -> list[Warned]:
     """What the user should know before the first step."""
     found = [Warned(message) for message in pictures.warnings]
     found += [Warned(note, "sample.prompts") for note in prompts_of(config).notes]

@@ -12,11 +12,11 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Phase, Progress, Sampled, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import say
-from lora_trainer.train.memory.oom import give_back
+from lora_trainer.train.memory.oom import free_cache
 from lora_trainer.train.outputs.output import Output
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest
 from lora_trainer.train.previews.sampling import draw
-from lora_trainer.train.progress import Course
+from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.setup import prompts_of
 from lora_trainer.train.trainer import Trainer
 
@@ -28,7 +28,7 @@ LEFT_OUT = (RuntimeError, MemoryError, OSError, ValueError, TypeError, Arithmeti
 class Previews:
     """Draws the preview prompts of one run into `folder`."""
 
-    def __init__(self, trainer: Trainer, course: Course, output: Output, lease: Lease, control: Control, folder: Path) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, output: Output, lease: Lease, control: Control, folder: Path) -> None:
         self.trainer, self.course, self.output, self.lease, self.control, self.folder = trainer, course, output, lease, control, folder
         self._told = set(map(str, prompts_of(trainer.config).notes))
 
@@ -73,7 +73,7 @@ class Previews:
         except LEFT_OUT as error:
             reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         if reason:  # here the failed picture's tensors are gone with its exception
-            give_back(self.lease.device)
+            free_cache(self.lease.device)
             yield Warned(say("The preview at step {step} was left out: {reason}", step=course.step, reason=reason))
             return
         if course.sampled_at != course.step:
@@ -90,7 +90,7 @@ class Previews:
     def _draw(self, request: SampleRequest) -> Image | None:
         trainer = self.trainer
         if not self.lease.own_previews:
-            with trainer.shown():
+            with trainer.ema_weights():
                 return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping)
         trainer.detach()
         try:
@@ -106,7 +106,7 @@ class Previews:
         return self.folder / f"{self.output.names.name}_{self.course.step:06d}_{index:02d}.png"
 
 
-class Blind(Previews):
+class NullPreviews(Previews):
     """Of a process that trains along with another one, which does the drawing."""
 
     def draw(self, between: Between = lambda: iter(())) -> Iterator[Event]:

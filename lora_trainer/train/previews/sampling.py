@@ -18,7 +18,7 @@ from lora_trainer.models.noise_schedule import alphas_cumprod
 from lora_trainer.registry import Registry
 from lora_trainer.train.inputs import vae
 from lora_trainer.train.previews.preview_prompts import SampleRequest
-from lora_trainer.train.step.precision import Precision, computing, ready
+from lora_trainer.train.step.precision import Precision, cast_for_inference, compute_scope
 
 
 def draw(bundle: ModelBundle, request: SampleRequest, precision: Precision, stopping: Callable[[], bool]) -> Image.Image | None:
@@ -34,11 +34,11 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
     shape = (4, first.height // 8, first.width // 8)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(bundle.device)
     words = [request.negative for request in requests] + [request.prompt for request in requests]
-    with computing(precision, bundle.device, grad=False):
+    with compute_scope(precision, bundle.device, grad=False):
         conditioning = encode_texts(bundle, words, first.clip_skip, first.max_token_length)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        with computing(precision, bundle.device, grad=False):
+        with compute_scope(precision, bundle.device, grad=False):
             both = torch.cat([latents, latents]).to(bundle.dtype)
             steps = timestep.reshape(1).expand(both.shape[0]).to(bundle.device)
             free, told = bundle.family.denoise(bundle, both, steps, conditioning).float().chunk(2)
@@ -52,7 +52,7 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
 def encode_texts(bundle: ModelBundle, texts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
     """What the U-Net reads for some prompts, each encoded once; a `max_token_length` of 0 reads them to their ends."""
     for encoder in bundle.text_encoders:
-        ready(encoder, bundle.device)
+        cast_for_inference(encoder, bundle.device)
     unique = list(dict.fromkeys(texts))
     ids, weights = prompt_weights.read(bundle.tokenizer, unique, max_token_length)
     encoded = bundle.family.encode_text(bundle, ids.to(bundle.device), clip_skip)

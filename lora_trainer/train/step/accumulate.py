@@ -10,31 +10,31 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.rng import Chance
+from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.data.batch_sampler import Item
 from lora_trainer.events import Event, Warned
 from lora_trainer.messages import Message, say
-from lora_trainer.train.distributed import Shares
-from lora_trainer.train.inputs.examples import Wording, mirrored
-from lora_trainer.train.progress import Course
-from lora_trainer.train.step.cuda_graphs import CudaRecorder, Replays, Work, why_not
-from lora_trainer.train.step.objective import Batch, noisy_batch, picture_losses, weighted
-from lora_trainer.train.step.precision import computing
+from lora_trainer.train.distributed import SingleProcess
+from lora_trainer.train.inputs.examples import CaptionSampler, mirrored
+from lora_trainer.train.progress import TrainingProgress
+from lora_trainer.train.step.cuda_graphs import CudaGraphs, CudaRecorder, Work, why_not
+from lora_trainer.train.step.objective import Batch, make_batch, mean_loss, per_image_losses
+from lora_trainer.train.step.precision import compute_scope
 
 if TYPE_CHECKING:
     from lora_trainer.optim.optimizers import TrainingOptimizer
-    from lora_trainer.train.outputs.ema import Average
+    from lora_trainer.train.outputs.ema import EmaWeights
     from lora_trainer.train.trainer import Trainer
 
 
-class Gradient:
+class GradientAccumulator:
     """Adds up the gradients of a group of batches in the optimizer's buffers.
 
     Everything random is drawn from (seed, epoch, picture, repeat), so that a group that failed half-way can be done again, with the
     same bits, after `trainer.optimizer.drop()`.
     """
 
-    def __init__(self, trainer: Trainer, course: Course, words: Wording, shares: Shares) -> None:
+    def __init__(self, trainer: Trainer, course: TrainingProgress, words: CaptionSampler, shares: SingleProcess) -> None:
         self.trainer, self.course, self.words, self.shares = trainer, course, words, shares
         self._told: list[Message] = []
         self._done = 0
@@ -42,9 +42,9 @@ class Gradient:
         if isinstance(replays, Message):
             self._told.append(replays)
         else:
-            trainer.replays = replays
+            trainer.cuda_graphs = replays
 
-    def add_up(self, group: Sequence[Sequence[Item]]) -> Tensor:
+    def accumulate(self, group: Sequence[Sequence[Item]]) -> Tensor:
         """Mean loss of the group's pictures, detached and on the device; its gradient lies in the optimizer's buffers.
 
         Of several processes each adds up its own part of both.
@@ -60,7 +60,7 @@ class Gradient:
     def _added_up(self, group: Sequence[Sequence[Item]]) -> Tensor:
         trainer, pictures, self._done = self.trainer, sum(len(batch) for batch in group), 0
         total = torch.zeros((), device=trainer.bundle.device)
-        for batch in map(self.shares.of, group):
+        for batch in map(self.shares.shard, group):
             if not batch:
                 continue
             for piece in self._pieces(batch):
@@ -70,7 +70,7 @@ class Gradient:
 
     def warnings(self) -> Iterator[Event]:
         """What is to be told of recording and compiling, each once."""
-        for told in (self._told, *(part.told for part in (self.trainer.replays, self.trainer.compiled) if part is not None)):
+        for told in (self._told, *(part.told for part in (self.trainer.cuda_graphs, self.trainer.compiled) if part is not None)):
             yield from map(Warned, told)
             told.clear()
 
@@ -82,55 +82,55 @@ class Gradient:
     def _of_piece(self, piece: Sequence[Item], pictures: int) -> Tensor:
         """Loss of some of a step's `pictures`, detached; its gradient is added up."""
         trainer = self.trainer
-        if trainer.replays is not None:
+        if trainer.cuda_graphs is not None:
             drawn, is_reg = self._drawn(piece)
-            counts = weighted(torch.ones(len(piece), device=trainer.bundle.device), is_reg, trainer.config.loss.prior_loss_weight)
+            counts = mean_loss(torch.ones(len(piece), device=trainer.bundle.device), is_reg, trainer.config.loss.prior_loss_weight)
             whole = torch.full((), float(pictures), device=trainer.bundle.device)
-            if (replayed := trainer.replays((*attrs.astuple(drawn, recurse=False), counts, whole))) is not None:
+            if (replayed := trainer.cuda_graphs((*attrs.astuple(drawn, recurse=False), counts, whole))) is not None:
                 return replayed
-        with trainer.adapter.calculating_with(trainer.optimizer.tensors(trainer.precision.autocast), self._chance()):
+        with trainer.adapter.using_tensors(trainer.optimizer.tensors(trainer.precision.autocast), self._chance()):
             drawn, is_reg = self._drawn(piece)
             with self._computing():
-                losses = picture_losses(trainer.bundle, drawn, trainer.rules)
-                loss = weighted(losses, is_reg, trainer.config.loss.prior_loss_weight).sum() / pictures
+                losses = per_image_losses(trainer.bundle, drawn, trainer.loss_config)
+                loss = mean_loss(losses, is_reg, trainer.config.loss.prior_loss_weight).sum() / pictures
             (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
         return loss.detach()
 
     def _of_tensors(self, *inputs: Tensor) -> Tensor:
         """The same from tensors alone, as a graph holds it: those of a Batch, what each picture counts, how many the step has."""
         trainer, (*batch, counts, pictures) = self.trainer, inputs
-        with trainer.adapter.calculating_with(trainer.optimizer.tensors(trainer.precision.autocast)):
+        with trainer.adapter.using_tensors(trainer.optimizer.tensors(trainer.precision.autocast)):
             with self._computing():
-                loss = (picture_losses(trainer.bundle, Batch(*batch), trainer.rules) * counts).sum() / pictures
+                loss = (per_image_losses(trainer.bundle, Batch(*batch), trainer.loss_config) * counts).sum() / pictures
             (loss if trainer.scaler is None else trainer.scaler.scale(loss)).backward()
         return loss.detach()
 
-    def _chance(self) -> Chance | None:
+    def _chance(self) -> LayerRng | None:
         """What the network draws at random in this piece of a step; None where it draws nothing."""
         trainer = self.trainer
-        return Chance(trainer.config.seed, self.course.step, self._done) if trainer.adapter.draws else None
+        return LayerRng(trainer.config.seed, self.course.step, self._done) if trainer.adapter.is_random else None
 
     def _computing(self) -> AbstractContextManager[None]:
-        return computing(self.trainer.precision, self.trainer.bundle.device, grad=True)
+        return compute_scope(self.trainer.precision, self.trainer.bundle.device, grad=True)
 
     def _drawn(self, batch: Sequence[Item]) -> tuple[Batch, list[bool]]:
         """What the step sees of these pictures, and which of them are of regularisation."""
-        trainer, pictures, seed, epoch = self.trainer, self.trainer.pictures, self.trainer.config.seed, self.course.epoch
+        trainer, pictures, seed, epoch = self.trainer, self.trainer.dataset, self.trainer.config.seed, self.course.epoch
         records = [pictures.trained[item.index] for item in batch]
         keys = [(seed, epoch, record.key, item.repeat) for record, item in zip(records, batch, strict=True)]
         flips = [mirrored(pictures, record, key) for record, key in zip(records, keys, strict=True)]
         shown = [(record, flipped, item.repeat) for record, flipped, item in zip(records, flips, batch, strict=True)]
-        seen = [trainer.views.seen(record, flipped, epoch=epoch, repeat=repeat) for record, flipped, repeat in shown]
+        seen = [trainer.views.latents(record, flipped, epoch=epoch, repeat=repeat) for record, flipped, repeat in shown]
         sizes: list[tuple[int, ...]] = []
         if trainer.bundle.family.reads_sizes:
             sizes = [trainer.views.sizes(record, flipped, epoch=epoch, repeat=repeat) for record, flipped, repeat in shown]
-        texts = [self.words.of(item, self.course.step) for item in batch]
+        texts = [self.words.caption_at(item, self.course.step) for item in batch]
         with self._computing():
-            drawn = noisy_batch(
+            drawn = make_batch(
                 [latent for latent, _ in seen],
                 keys,
-                lambda: trainer.captions.encode(trainer.bundle, texts),
-                trainer.rules,
+                lambda: trainer.caption_encoder.encode(trainer.bundle, texts),
+                trainer.loss_config,
                 trainer.bundle.device,
                 [mask for _, mask in seen],
                 sizes,
@@ -138,27 +138,27 @@ class Gradient:
         return drawn, [record.is_reg for record in records]
 
 
-def replays_for(trainer: Trainer, work: Work) -> Replays | Message | None:
+def replays_for(trainer: Trainer, work: Work) -> CudaGraphs | Message | None:
     """What replays `work` in this run; the reason where that was asked for and cannot be; None where it was not asked for."""
     config = trainer.config
     if not config.memory.cuda_graphs:
         return None
     reason = why_not(
-        device=trainer.device, text_encoder=trainer.captions.trained, compiled=config.memory.compile, draws=trainer.adapter.draws
+        device=trainer.device, text_encoder=trainer.caption_encoder.trained, compiled=config.memory.compile, draws=trainer.adapter.is_random
     )
     if reason is not None:
         return say("Steps are not replayed: {reason}", reason=reason)
-    return Replays(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())
+    return CudaGraphs(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())
 
 
-class Updater:
+class OptimizerStep:
     """Unscales, measures and shortens the gradient, then steps; a gradient that is no number is dropped instead.
 
     `after` is done after each step that was taken, before the average follows.
     """
 
     def __init__(
-        self, optimizer: TrainingOptimizer, scaler: Any, average: Average | None = None, after: Callable[[], object] | None = None
+        self, optimizer: TrainingOptimizer, scaler: Any, average: EmaWeights | None = None, after: Callable[[], object] | None = None
     ) -> None:
         self.optimizer, self.scaler, self.average, self.after = optimizer, scaler, average, after
         self.begun = False
@@ -184,7 +184,7 @@ class Updater:
         if scaler is not None:
             scaler.update()
         if self.average is not None:
-            self.average.follow(steps)
+            self.average.update(steps)
         self.begun = False
         return norm, read
 

@@ -13,7 +13,7 @@ from lora_trainer.messages import Message, say
 BLOCKS = frozenset({"BasicTransformerBlock"})
 
 
-class Compiled:
+class CompiledBlocks:
     """Wraps `forward` of the blocks of a module on the instances, from `put_on` to `remove`.
 
     The first error of the compiler ends it for all blocks: the call is done again without, and `told` says why.

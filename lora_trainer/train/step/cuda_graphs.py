@@ -25,7 +25,7 @@ ROOM = 16
 Work = Callable[..., Tensor]
 
 
-class Recorder(Protocol):
+class GraphRecorder(Protocol):
     """Records what a function launches; `work` takes nothing and returns a tensor that stays in place."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
@@ -62,14 +62,14 @@ class _Recorded:
     result: Tensor
 
 
-class Replays:
+class CudaGraphs:
     """Calls of one `work(*inputs)` that adds to the gradients of `leaves`: recorded at the second call of a shape, then replayed.
 
     `work` may depend on nothing that changes but its inputs and what the leaves and other tensors hold in place. When recording fails
     there is no replay any more, and `told` says why; nothing is lost then, the caller does the call itself.
     """
 
-    def __init__(self, work: Work, leaves: Sequence[Tensor], recorder: Recorder) -> None:
+    def __init__(self, work: Work, leaves: Sequence[Tensor], recorder: GraphRecorder) -> None:
         self.work, self.leaves, self.recorder = work, tuple(leaves), recorder
         self.told: list[Message] = []
         self.count = 0

@@ -34,11 +34,11 @@ class Batch:
     sizes: Tensor | None = None
 
 
-def noisy_batch(
+def make_batch(
     latents: Sequence[Tensor],
     keys: Sequence[tuple[object, ...]],
     captions: Callable[[], Conditioning],
-    rules: LossConfig,
+    loss_config: LossConfig,
     device: torch.device,
     masks: Sequence[Tensor | None] = (),
     sizes: Sequence[Sequence[int]] = (),
@@ -48,14 +48,14 @@ def noisy_batch(
     `masks`: weights [h, w] of each picture, None where all of it counts. `sizes`: six numbers of each picture, for families that read them.
     """
     told = captions()
-    drawn = [noising.draw(latent, rules, *key) for latent, key in zip(latents, keys, strict=False)]
+    drawn = [noising.draw_noise(latent, loss_config, *key) for latent, key in zip(latents, keys, strict=False)]
     return Batch(
         torch.stack(list(latents)).to(device),
         torch.stack([one.noise for one in drawn]).to(device),
         torch.tensor([one.timestep for one in drawn], device=device),
         told.states,
         _stacked(latents, masks, device),
-        torch.stack([one.added for one in drawn]).to(device) if rules.ip_noise_gamma else None,
+        torch.stack([one.added for one in drawn]).to(device) if loss_config.ip_noise_gamma else None,
         told.pooled,
         torch.tensor(sizes, device=device) if sizes else None,
     )
@@ -68,7 +68,7 @@ def _stacked(latents: Sequence[Tensor], masks: Sequence[Tensor | None], device: 
     return torch.stack(whole).unsqueeze(1).to(device)
 
 
-def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossConfig) -> Tensor:
+def per_image_losses(bundle: ModelBundle, batch: Batch, loss_config: LossConfig) -> Tensor:
     """Weighted error of each picture of the batch, float32 [n].
 
     What lies outside a mask adds nothing; the mean is over the whole picture, so that a small masked part does not count more (as in
@@ -79,36 +79,41 @@ def picture_losses(bundle: ModelBundle, batch: Batch, rules: LossConfig) -> Tens
     told = Conditioning(batch.conditioning, batch.pooled, batch.sizes)
     predicted = bundle.family.denoise(bundle, noisy.to(bundle.dtype), batch.timesteps, told)
     wanted = target(bundle.prediction, batch.latents, batch.noise, alphas)
-    found = errors(rules.loss_type, predicted.float(), wanted, _threshold(rules, batch.timesteps, alphas))
+    found = errors(loss_config.loss_type, predicted.float(), wanted, _threshold(loss_config, batch.timesteps, alphas))
     losses = (found if batch.masks is None else found * batch.masks).mean(dim=(1, 2, 3))
-    for weight in step_weights(rules, alphas, bundle.prediction):
+    for weight in timestep_weights(loss_config, alphas, bundle.prediction):
         losses = losses * weight
     return losses
 
 
-def _threshold(rules: LossConfig, timesteps: Tensor, alphas: Tensor) -> Tensor | None:
-    if rules.loss_type not in ("huber", "smooth_l1"):
+def _threshold(loss_config: LossConfig, timesteps: Tensor, alphas: Tensor) -> Tensor | None:
+    if loss_config.loss_type not in ("huber", "smooth_l1"):
         return None
-    return huber_threshold(rules.huber_schedule, timesteps, alphas, rules.huber_c, rules.huber_scale)
+    return huber_threshold(loss_config.huber_schedule, timesteps, alphas, loss_config.huber_c, loss_config.huber_scale)
 
 
-def step_weights(rules: LossConfig, alphas: Tensor, prediction: str) -> list[Tensor]:
+def timestep_weights(loss_config: LossConfig, alphas: Tensor, prediction: str) -> list[Tensor]:
     """Each weight [n] that the amounts of noise give to their pictures; a weight for models of the other prediction is left out."""
-    if not (rules.min_snr_gamma or rules.scale_v_pred_loss_like_noise_pred or rules.v_pred_like_loss or rules.debiased_estimation_loss):
+    if not (
+        loss_config.min_snr_gamma
+        or loss_config.scale_v_pred_loss_like_noise_pred
+        or loss_config.v_pred_like_loss
+        or loss_config.debiased_estimation_loss
+    ):
         return []
     snr, found = weights.signal_to_noise(alphas), []
-    if rules.min_snr_gamma:
-        found.append(weights.min_snr(snr, rules.min_snr_gamma, prediction))
-    if rules.scale_v_pred_loss_like_noise_pred and prediction == "v":
+    if loss_config.min_snr_gamma:
+        found.append(weights.min_snr(snr, loss_config.min_snr_gamma, prediction))
+    if loss_config.scale_v_pred_loss_like_noise_pred and prediction == "v":
         found.append(weights.like_noise(snr))
-    if rules.v_pred_like_loss and prediction == "epsilon":
-        found.append(weights.with_v_like(snr, rules.v_pred_like_loss))
-    if rules.debiased_estimation_loss:
+    if loss_config.v_pred_like_loss and prediction == "epsilon":
+        found.append(weights.with_v_like(snr, loss_config.v_pred_like_loss))
+    if loss_config.debiased_estimation_loss:
         found.append(weights.debiased(snr, prediction))
     return found
 
 
-def weighted(losses: Tensor, is_reg: Sequence[bool], prior_weight: float) -> Tensor:
+def mean_loss(losses: Tensor, is_reg: Sequence[bool], prior_weight: float) -> Tensor:
     """Losses [n] with those of regularisation pictures weighed; untouched where there is none, or the weight is 1."""
     if prior_weight == 1.0 or not any(is_reg):
         return losses

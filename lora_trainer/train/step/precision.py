@@ -66,7 +66,7 @@ def make_scaler(precision: Precision, device: torch.device) -> Any:
 
 
 @contextlib.contextmanager
-def computing(precision: Precision, device: torch.device, *, grad: bool) -> Iterator[None]:
+def compute_scope(precision: Precision, device: torch.device, *, grad: bool) -> Iterator[None]:
     """Gradients on or off and autocast as the precision wants, for one piece of work without a yield inside."""
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         if precision.autocast is None:
@@ -98,7 +98,7 @@ def _by_device(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if major >= 8 else torch.float16
 
 
-def ready(part: nn.Module, device: torch.device) -> None:
+def cast_for_inference(part: nn.Module, device: torch.device) -> None:
     """The part on the device, wherever it was put away."""
     if not lies_on(part, device):
         with torch.inference_mode(False):

@@ -7,7 +7,7 @@ import json
 import pytest
 import tomlkit
 
-from lora_trainer.adapters.layer_selection import choose
+from lora_trainer.adapters.layer_selection import select_layers
 from lora_trainer.config.build import build
 from lora_trainer.config.importing import import_text
 from lora_trainer.config.importing.metadata import import_words
@@ -112,5 +112,5 @@ def test_what_a_header_says_of_our_network_trains_the_same_layers_again(network)
         **header_words(first),
     }
     again = import_words({**words, "ss_learning_rate": "0.0001"}).config.network
-    made = [[one.plan for one in choose(of_family("sd1"), one, ("unet", "text_encoder"), "sd1")] for one in (first, again)]
+    made = [[one.plan for one in select_layers(of_family("sd1"), one, ("unet", "text_encoder"), "sd1")] for one in (first, again)]
     assert made[0] == made[1]
