@@ -1,7 +1,7 @@
-"""Run by the host at every start: adds the packages that are missing and changes none that are there.
+"""Run by the host at every start: installs missing packages and changes no installed one.
 
-Satisfied, it only reads metadata (no pip, no import of the host). It never ends with an error: what could not be
-installed is said with one remedy, and the tab says it again.
+When nothing is missing, it only reads metadata (no pip, no import of the host). It never fails: what could not be
+installed is printed with one remedy, and the tab shows it again.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent
-REFUSED = ROOT / "install_refused.json"  # what pip could not resolve: not tried again until a package changes
+REFUSED = ROOT / "install_refused.json"  # requirements that pip could not resolve: not tried again until a package changes
 PROBE_SECONDS = 0.6
-# requirements.txt says which version is added; one that is there already is left, and serves within these bounds.
+# requirements.txt has the version to install; an installed one is kept when it is within these bounds.
 ACCEPTED = {"diffusers": ">=0.29,<0.36", "tomlkit": ">=0.12"}
 
 
-def wanted() -> dict[str, str]:
+def required_versions() -> dict[str, str]:
     """Package -> version bounds, from requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    found = (re.match(r"([A-Za-z][\w.-]*)(.*)", line) for line in lines)
-    return {match.group(1): match.group(2).strip() for match in found if match}
+    matches = (re.match(r"([A-Za-z][\w.-]*)(.*)", line) for line in lines)
+    return {match.group(1): match.group(2).strip() for match in matches if match}
 
 
 def fits(version: str, bounds: str) -> bool:
@@ -42,15 +42,15 @@ def fits(version: str, bounds: str) -> bool:
         parts = [int(part) for part in re.findall(r"\d+", re.match(r"[\d.]*", text).group())]  # type: ignore[union-attr]
         return (*parts, 0, 0, 0, 0)[:4]
 
-    mine = numbers(version)
-    tests = {"==": mine.__eq__, ">=": mine.__ge__, "<": mine.__lt__}
+    actual = numbers(version)
+    tests = {"==": actual.__eq__, ">=": actual.__ge__, "<": actual.__lt__}
     return all(tests[sign](numbers(bound)) for sign, bound in re.findall(r"(==|>=|<)\s*([\w.]+)", bounds))
 
 
-def look() -> tuple[dict[str, str], list[str]]:
-    """(missing packages with their bounds, what is there in a version that the trainer cannot use)."""
+def check_packages() -> tuple[dict[str, str], list[str]]:
+    """(missing packages with their version bounds, a sentence for each one installed in an unsupported version)."""
     missing, unfit = {}, []
-    for name, bounds in wanted().items():
+    for name, bounds in required_versions().items():
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -62,26 +62,26 @@ def look() -> tuple[dict[str, str], list[str]]:
     return missing, unfit
 
 
-def installed() -> dict[str, str]:
-    """Every distribution of this environment; of two with one name the first on the path counts, as for import."""
-    found: dict[str, str] = {}
+def installed_versions() -> dict[str, str]:
+    """Name -> version of every installed distribution; of two with the same name the first on sys.path counts, as for import."""
+    versions: dict[str, str] = {}
     for distribution in metadata.distributions():
         name = distribution.metadata["Name"]
         if name and distribution.version:
-            found.setdefault(name, distribution.version)
-    return found
+            versions.setdefault(name, distribution.version)
+    return versions
 
 
 def index_address() -> tuple[str, int] | None:
-    """Host and port that pip would ask (a proxy comes first); None when pip needs no network for its index."""
+    """Host and port that pip would connect to (a proxy first); None when its index needs no network."""
     settings: dict[str, str] = {}
-    places = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", Path.home() / ".config" / "pip" / "pip.conf"]
-    places += [Path(os.environ.get("APPDATA", "/")) / "pip" / "pip.ini", Path(sys.prefix) / "pip.conf", Path(sys.prefix) / "pip.ini"]
-    places += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
+    config_files = [Path("/etc/pip.conf"), Path.home() / ".pip" / "pip.conf", Path.home() / ".config" / "pip" / "pip.conf"]
+    config_files += [Path(os.environ.get("APPDATA", "/")) / "pip" / "pip.ini", Path(sys.prefix) / "pip.conf", Path(sys.prefix) / "pip.ini"]
+    config_files += [Path(os.environ["PIP_CONFIG_FILE"])] if os.environ.get("PIP_CONFIG_FILE") else []
     parser = configparser.RawConfigParser(strict=False)
-    for place in places:
+    for config_file in config_files:
         try:
-            parser.read(place, encoding="utf-8")
+            parser.read(config_file, encoding="utf-8")
         except (configparser.Error, OSError, ValueError):
             continue
     for section in ("global", "install"):
@@ -119,22 +119,22 @@ def is_reachable(address: tuple[str, int]) -> bool:
 
 
 def run_pip(arguments: str, what: str) -> None:
-    """The host's own pip call; its twin when this file runs outside of a host. RuntimeError with pip's words."""
+    """The host's own pip call, or an equivalent one outside a host. Raises RuntimeError with pip's output."""
     try:
         from launch import run_pip as host_pip
     except ImportError:
         words = re.findall(r'"([^"]*)"|(\S+)', arguments)
         command = [sys.executable, "-m", "pip", *(quoted or plain for quoted, plain in words), "--prefer-binary"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
-        if done.returncode:
-            raise RuntimeError(done.stdout) from None
+        process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace")
+        if process.returncode:
+            raise RuntimeError(process.stdout) from None
     else:
         host_pip(arguments, what)
 
 
-def add(missing: dict[str, str]) -> None:
-    """Installs them, with every installed package pinned to its version, so that pip can only add."""
-    pins = installed()
+def install_missing(missing: dict[str, str]) -> None:
+    """Installs the packages with every installed one pinned to its version, so that pip can only add."""
+    pins = installed_versions()
     key = hashlib.sha256(json.dumps([missing, sorted(pins.items())]).encode()).hexdigest()
     command = " ".join(f'"{name}{bounds}"' for name, bounds in missing.items())
     remedy = f'"{sys.executable}" -m pip install {command}'
@@ -144,12 +144,12 @@ def add(missing: dict[str, str]) -> None:
     except (OSError, ValueError):
         refused = {}
     if refused.get("key") == key:
-        tell(names, refused["reason"], remedy)
+        report_failure(names, refused["reason"], remedy)
         return
     address = index_address()
     if address and not is_reachable(address):
         reason = f"{address[0]} cannot be reached (no connection within {PROBE_SECONDS} s); it is tried again at the next start."
-        tell(names, reason, remedy)
+        report_failure(names, reason, remedy)
         return
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
@@ -157,25 +157,25 @@ def add(missing: dict[str, str]) -> None:
         try:
             run_pip(f'install --retries 1 --timeout 10 -c "{constraints}" {command}', "the packages of LoRA Trainer")
         except RuntimeError as error:
-            reason = why(str(error))
+            reason = failure_reason(str(error))
             if "ResolutionImpossible" in str(error):
                 REFUSED.write_text(json.dumps({"key": key, "reason": reason}), encoding="utf-8")
-            tell(names, reason, remedy)
+            report_failure(names, reason, remedy)
             return
     REFUSED.unlink(missing_ok=True)
     importlib.invalidate_caches()
-    added = {name: version for name, version in installed().items() if name not in pins}
+    added = {name: version for name, version in installed_versions().items() if name not in pins}
     print("LoRA Trainer: added " + ", ".join(f"{name} {version}" for name, version in added.items()) + "; nothing else was changed.")
 
 
-def why(words: str) -> str:
-    """The lines of pip's answer that name the reason."""
-    lines = [line.strip() for line in words.splitlines()]
-    told = [line for line in lines if re.search(r"depends on|requested|ERROR|No space|Permission|Errno", line)]
-    return " ".join(dict.fromkeys(told[-6:])) or (lines[-1] if lines else "pip gave no reason")
+def failure_reason(output: str) -> str:
+    """The lines of pip's output that give the reason."""
+    lines = [line.strip() for line in output.splitlines()]
+    reasons = [line for line in lines if re.search(r"depends on|requested|ERROR|No space|Permission|Errno", line)]
+    return " ".join(dict.fromkeys(reasons[-6:])) or (lines[-1] if lines else "pip gave no reason")
 
 
-def tell(names: str, reason: str, remedy: str) -> None:
+def report_failure(names: str, reason: str, remedy: str) -> None:
     print(f"LoRA Trainer: {names} could not be added; the WebUI's own packages are as they were. {reason}\nRemedy: {remedy}")
 
 
@@ -183,12 +183,12 @@ def main() -> None:
     flags = [*sys.argv[1:], *os.environ.get("COMMANDLINE_ARGS", "").split()]
     if "--skip-install" in flags or os.environ.get("LORA_TRAINER_SKIP_INSTALL") == "1":
         return
-    missing, unfit = look()
+    missing, unfit = check_packages()
     for line in unfit:
         name = line.split()[0]
-        print(f'LoRA Trainer: {line} It was left as it is.\nRemedy: "{sys.executable}" -m pip install "{name}{wanted()[name]}"')
+        print(f'LoRA Trainer: {line} It was left as it is.\nRemedy: "{sys.executable}" -m pip install "{name}{required_versions()[name]}"')
     if missing:
-        add(missing)
+        install_missing(missing)
 
 
 if __name__ == "__main__":

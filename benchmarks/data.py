@@ -30,13 +30,13 @@ from lora_trainer import file_hashes
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import DataConfig
 from lora_trainer.control import Control
-from lora_trainer.data.buckets import place
-from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
+from lora_trainer.data.buckets import assign_buckets
+from lora_trainer.data.cache.latent_cache import DiskCache, LatentCache
 from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import scan
 from lora_trainer.data.sources.blueprint import Source
-from lora_trainer.data.sources.scan import rescan
+from lora_trainer.data.sources.scan import cached_scan
 
 SMALL = {"resolution": 64, "min_bucket_reso": 32, "bucket_reso_steps": 8}
 LARGE = {"resolution": 512}
@@ -89,8 +89,8 @@ def of_scanning(pictures: Path, count: int) -> Iterator[Row]:
     plain = best(lambda: _plain_scan(pictures), 2)
     yield Row(f"scan and bucket {count} pictures", ours, plain, 0.5 * share, "s")
     with _believed():
-        rescan(source)
-        yield Row(f"scan {count} pictures again", best(lambda: rescan(source)), plain, 0.1 * share, "s")
+        cached_scan(source)
+        yield Row(f"scan {count} pictures again", best(lambda: cached_scan(source)), plain, 0.1 * share, "s")
 
 
 def of_growth(folder: Path, count: int) -> Iterator[Row]:
@@ -122,12 +122,12 @@ def _encoding(pictures: Path, side: int) -> tuple[float, float]:
     for number in range(ENCODED):
         pixels = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((side, side), Image.Resampling.BICUBIC).save(pictures / f"{number}.jpg", quality=92)
-    records = place(rescan(Source("", str(pictures))).records, _options(LARGE))
+    records = assign_buckets(cached_scan(Source("", str(pictures))).records, _options(LARGE))
     ours, plain = [], []
     for number in range(2):
         encode, spent = _encoder()
         begin = time.process_time()
-        _fill(LatentCache(encode, disk=lambda place=pictures / f"kept {number}": OnDisk(place, "stub")), records)
+        _fill(LatentCache(encode, disk=lambda place=pictures / f"kept {number}": DiskCache(place, "stub", 4)), records)
         ours.append((time.process_time() - begin - sum(spent)) / ENCODED)
         encode, spent = _encoder()
         begin = time.process_time()
@@ -138,11 +138,11 @@ def _encoding(pictures: Path, side: int) -> tuple[float, float]:
 
 
 def of_warm_start(folder: Path, pictures: Path, count: int) -> Iterator[Row]:
-    records = place(rescan(Source("", str(pictures))).records, _options(SMALL))
+    records = assign_buckets(cached_scan(Source("", str(pictures))).records, _options(SMALL))
     encode, _ = _encoder()
 
     def start() -> None:
-        cache = LatentCache(encode, disk=lambda: OnDisk(folder / "warm", "stub"))
+        cache = LatentCache(encode, disk=lambda: DiskCache(folder / "warm", "stub", 4))
         _fill(cache, records)
         cache.close()
 
@@ -157,7 +157,7 @@ def of_warm_start(folder: Path, pictures: Path, count: int) -> Iterator[Row]:
 
 def of_batches(folder: Path, count: int) -> Iterator[Row]:
     """A batch of four latents of 512 pixels."""
-    disk = OnDisk(folder / "batches", "stub")
+    disk = DiskCache(folder / "batches", "stub", 4)
     keys = [number.to_bytes(32, "little") for number in range(count)]
     latent = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
     (folder / "npz").mkdir()
@@ -198,7 +198,7 @@ def resident() -> int:
 
 def _placed(source: Source, data: DataConfig) -> list[ImageRecord]:
     with gc_paused():
-        return place(rescan(source).records, data)
+        return assign_buckets(cached_scan(source).records, data)
 
 
 def _fill(cache: LatentCache, records: Sequence[ImageRecord]) -> None:

@@ -38,12 +38,12 @@ from lora_trainer.adapters.lora_file import LoraAdapter
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families import family
-from lora_trainer.models.noise_schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import SCALED_LINEAR
 from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.memory import activations
 from lora_trainer.train.memory.activations import DtypeSizes
-from lora_trainer.train.memory.checkpointing import Checkpointing, blocks_of, names
-from lora_trainer.train.planning.plan import step_parts
+from lora_trainer.train.memory.checkpointing import Checkpointing, activation_blocks, option_names
+from lora_trainer.train.planning.plan import memory_parts
 from lora_trainer.train.step.objective import Batch, per_image_losses
 from lora_trainer.train.step.precision import Precision, compute_scope
 
@@ -195,11 +195,11 @@ class Step:
             pooled=None if widths.text_2 is None else torch.randn(setting.pictures, widths.text_2.width).to(dtype),
             sizes=None if widths.text_2 is None else torch.full((setting.pictures, 6), setting.side),
         )
-        blocks, rest = blocks_of(
-            self.bundle, pixels=setting.side**2, pictures=setting.pictures, rank=setting.rank, words=False, numbers=numbers
+        blocks, rest = activation_blocks(
+            self.bundle, pixels=setting.side**2, pictures=setting.pictures, rank=setting.rank, trains_text=False, sizes=numbers
         )
         self.choice = chosen(blocks, rest, setting.share)
-        self.checkpointing = Checkpointing(self.bundle.unet, self.bundle.text_encoder, names(self.choice))
+        self.checkpointing = Checkpointing(self.bundle.unet, self.bundle.text_encoder, option_names(self.choice))
 
     def __call__(self) -> None:
         tensors = self.optimizer.tensors(None if self.dtype is torch.float32 else self.dtype)
@@ -215,7 +215,7 @@ def chosen(blocks: Sequence[activations.Block], rest: float, share: float) -> ac
     everything = activations.keep_all(blocks, rest)
     if share == 1.0:
         return everything
-    return activations.within(blocks, rest, everything.kept * share) if share else activations.all_again(blocks, rest)
+    return activations.recompute_within(blocks, rest, everything.kept_bytes * share) if share else activations.recompute_all(blocks, rest)
 
 
 def _bundle(widths: Widths, dtype: torch.dtype) -> ModelBundle:
@@ -229,7 +229,7 @@ def _bundle(widths: Widths, dtype: torch.dtype) -> ModelBundle:
         torch.set_default_dtype(before)
     unet.requires_grad_(False).eval()
     none = torch.nn.Identity()
-    return ModelBundle(family(widths.family), unet, none, None, none, alphas_cumprod(), "epsilon", dtype, CPU)
+    return ModelBundle(family(widths.family), unet, none, None, none, SCALED_LINEAR.alphas_cumprod(), "epsilon", dtype, CPU)
 
 
 def count(widths: Widths, setting: Setting, dtype: torch.dtype, *, cuda: bool) -> tuple[Counted, activations.RecomputeChoice]:
@@ -268,12 +268,12 @@ def rows(widths: Widths, settings: Sequence[Setting], dtype: torch.dtype, *, cud
     for setting in settings:
         counted, choice = count(widths, setting, dtype, cuda=cuda)
         trained = round(counted.between / 12)
-        parts = step_parts(choice, trained, numbers)
+        parts = memory_parts(choice, trained, numbers)
         predicted = counted.model + sum(parts.values())
         yield {
             "name": setting.name,
             "held_out": setting.held_out,
-            "kept_mb": round(choice.kept / 2**20, 1),
+            "kept_mb": round(choice.kept_bytes / 2**20, 1),
             "step_predicted_mb": round(sum(parts.values()) / 2**20, 1),
             "step_counted_mb": round((counted.between + counted.within) / 2**20, 1),
             "predicted_mb": round(predicted / 2**20, 1),

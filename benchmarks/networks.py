@@ -31,7 +31,7 @@ from benchmarks.reference_loop import CLIP, RATE, ReferenceLoop
 from benchmarks.step import CPU, RANK, SHAPES, Shape, held_model, machine
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.rng import LayerRng
-from lora_trainer.adapters.targets import planned
+from lora_trainer.adapters.targets import plan_layers
 from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models.conditioning import Conditioning
@@ -103,7 +103,7 @@ def measure(shape: Shape, ways: Sequence[str], turns: int) -> list[Row]:
     reference, found = ReferenceLoop(plain.unet, plain.alphas_cumprod, latents, texts, RANK), []
     for name in ways:
         bundle = load(source, CPU)
-        network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
+        network = NetworkAdapter(bundle, plan_layers(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
         network.attach(bundle)
         step, other, times = stepper(network, source, bundle, latents, texts), reference.step, []
         for turn in range(turns + 1):
@@ -124,7 +124,7 @@ def counted(name: str, side: int) -> int:
 
     unet, *_ = SD15.modules()
     bundle = attrs.evolve(load(held_model(SHAPES["tiny"]), CPU), unet=unet.requires_grad_(False))
-    network = NetworkAdapter(bundle, planned(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
+    network = NetworkAdapter(bundle, plan_layers(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
     network.attach(bundle)
     noisy, texts = torch.empty(1, 4, side // 8, side // 8, device="meta"), torch.empty(1, 77, SD15.text, device="meta")
     with FlopCounterMode(display=False) as counter, network.using_tensors(list(network.parameters().values()), LayerRng(0, 0)):

@@ -27,13 +27,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lora_trainer import assets
 from lora_trainer.config import effective
 from lora_trainer.config.build import build
-from lora_trainer.config.choices.optimizers import FINDS_ITSELF, OPTIMIZER_CHOICES, SCHEDULE_CHOICES, optimizer_named
+from lora_trainer.config.choices.optimizers import ADAPTIVE, OPTIMIZER_CHOICES, SCHEDULE_CHOICES, optimizer_spec
 from lora_trainer.control import Control
 from lora_trainer.errors import MissingPackage
 from lora_trainer.events import Started, Stepped, Validated
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.optim.builders import maker
-from lora_trainer.optim.schedules import schedule_of
+from lora_trainer.optim.builders import optimizer_choice
+from lora_trainer.optim.schedules import make_schedule
 from lora_trainer.train.loop import run
 
 STEPS = 80
@@ -57,7 +57,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "piecewise_constant": {"args": "step_rules=1:60,0.3:90,0.1"},
 }
 CLASS = ("torch.optim.lr_scheduler.OneCycleLR", {"args": f"max_lr=1.0 total_steps={STEPS + 1}"})
-OPTIMIZER_WORDS = ("optimizer", "rate", "highest in effect", "bytes of state a number", "validation loss", "lower by")
+OPTIMIZER_WORDS = ("optimizer", "rate", "highest in effect", "bytes of state per parameter", "validation loss", "lower by")
 SHARES = ("0 %", "10 %", "25 %", "50 %", "75 %", "100 %")
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -100,7 +100,7 @@ def config_of(folder: Path, optimizer: Mapping[str, Any], schedule: Mapping[str,
 
 def measured(name: str, optimizer: Mapping[str, Any], schedule: Mapping[str, Any], steps: int = STEPS) -> Row:
     """One run from the untouched model. Raises MissingPackage."""
-    maker(str(optimizer["type"]))
+    optimizer_choice(str(optimizer["type"]))
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         config = config_of(folder, optimizer, schedule, steps)
@@ -109,14 +109,14 @@ def measured(name: str, optimizer: Mapping[str, Any], schedule: Mapping[str, Any
     total = next(event for event in events if isinstance(event, Started)).plan["total_steps"]
     stepped = [event for event in events if isinstance(event, Stepped)]
     losses = [event.loss for event in events if isinstance(event, Validated)]
-    course = schedule_of(config.schedule, total, effective.warmup_steps(config, total), effective.decay_steps(config, total))
+    course = make_schedule(config.schedule, total, effective.warmup_steps(config, total), effective.decay_steps(config, total))
     return Row(
         name,
         float(optimizer["learning_rate"]),
         max(event.lr for event in stepped),
         losses[0],
         losses[-1],
-        optimizer_named(str(optimizer["type"])).bytes,
+        optimizer_spec(str(optimizer["type"])).state_bytes,
         tuple(round(course.factor(round(share * (total - 1))), 3) for share in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)),
     )
 
@@ -125,9 +125,9 @@ def optimizer_rows(steps: int = STEPS) -> Iterator[tuple[str, dict[str, Any], di
     """(name, optimizer, schedule) of each optimizer: constant where it finds its own way, else a warm-up and a cosine to a tenth."""
     plain = {name: (name, OPTIONS.get(name, {})) for name in OPTIMIZER_CHOICES}
     for name, (kind, options) in (plain | MORE).items():
-        known = optimizer_named(kind)
-        rate = RATES.get(kind, 1.0 if known.family is FINDS_ITSELF else known.family.hint * SMALL)
-        alone = known.free or known.finds
+        known = optimizer_spec(kind)
+        rate = RATES.get(kind, 1.0 if known.rate_range is ADAPTIVE else known.rate_range.hint * SMALL)
+        alone = known.schedule_free or known.adaptive
         schedule = {"type": "constant"} if alone else {"type": "cosine", "warmup_steps": steps // 20, "min_lr_ratio": 0.1}
         yield name, {"type": kind, "learning_rate": rate, **options}, schedule
 

@@ -76,7 +76,7 @@ def _held(file: Path, family: str) -> LiveSource:
     held = {name: tensor.clone() for name, tensor in tensor_file.tensors(file).items()}
     parts = {
         part: {name: held[f"{layout.part_prefixes(family)[part]}{name}"] for name in names}
-        for part, names in layout.split_parts(held, family).items()
+        for part, names in layout.split_keys(held, family).items()
     }
     texts = {"text_state": parts["text"], "text_2_state": parts.get("text_2", {})}
     heads = {"unet_heads": layout.row(family).unet_heads, "text_heads": 0}

@@ -6,57 +6,63 @@
   LT.url = (path) => BASE + path;
 
   /** What went wrong, as the server says it: {status, problems: [{path, message, fix}]}. */
-  class Refused extends Error {
+  class RequestError extends Error {
     constructor(status, problems) {
       super(problems.map((problem) => `${problem.message} ${problem.fix || ""}`).join("\n"));
       this.status = status;
       this.problems = problems;
     }
   }
-  LT.Refused = Refused;
+  LT.RequestError = RequestError;
 
-  const refusal = async (response) => {
+  const readError = async (response) => {
     if (response.status === 401) {
-      return new Refused(401, [{ path: "", message: LT.t("You are not logged in any more."), fix: LT.t("Reload the page and log in.") }]);
+      return new RequestError(401, [
+        { path: "", message: LT.t("You are not logged in any more."), fix: LT.t("Reload the page and log in.") },
+      ]);
     }
-    const answer = await response.json().catch(() => ({}));
-    const problems = answer.problems || [{ path: "", message: LT.t("The server answered {status}.", { status: response.status }), fix: "" }];
-    return new Refused(response.status, problems);
+    const body = await response.json().catch(() => ({}));
+    const problems = body.problems || [
+      { path: "", message: LT.t("The server answered {status}.", { status: response.status }), fix: "" },
+    ];
+    return new RequestError(response.status, problems);
   };
 
-  const ask = async (path, options = {}) => {
+  const request = async (path, options = {}) => {
     let response;
     try {
       response = await fetch(LT.url(path), { ...options, headers: { "X-Language": LT.language, ...(options.headers || {}) } });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refused(0, [{ path: "", message: LT.t("The server does not answer."), fix: LT.t("It may be starting again: wait a moment.") }]);
+      throw new RequestError(0, [
+        { path: "", message: LT.t("The server does not answer."), fix: LT.t("It may be starting again: wait a moment.") },
+      ]);
     }
-    if (!response.ok) throw await refusal(response);
+    if (!response.ok) throw await readError(response);
     return (response.headers.get("Content-Type") || "").includes("json") ? response.json() : response.text();
   };
 
-  LT.getText = (path) => ask(path);
-  LT.get = (path, options) => ask(path, options);
+  LT.getText = (path) => request(path);
+  LT.get = (path, options) => request(path, options);
   LT.post = (path, body, options = {}) =>
-    ask(path, { method: "POST", body: JSON.stringify(body), ...options, headers: { "Content-Type": "application/json" } });
-  LT.remove = (path) => ask(path, { method: "DELETE" });
+    request(path, { method: "POST", body: JSON.stringify(body), ...options, headers: { "Content-Type": "application/json" } });
+  LT.remove = (path) => request(path, { method: "DELETE" });
   /** Sends a file as it is. */
-  LT.send = (path, file) => ask(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
+  LT.send = (path, file) => request(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
 
   /** Only the newest of several calls is answered: an older answer that comes late is dropped (null). */
-  LT.newest = (work) => {
+  LT.latestOnly = (work) => {
     let number = 0;
     return async (...args) => {
-      const mine = ++number;
-      const answer = await work(...args);
-      return mine === number ? answer : null;
+      const own = ++number;
+      const result = await work(...args);
+      return own === number ? result : null;
     };
   };
 
   /** Says what went wrong where there is no field to say it at. */
-  LT.complain = (error) => {
-    if (!(error instanceof Refused)) throw error;
+  LT.showError = (error) => {
+    if (!(error instanceof RequestError)) throw error;
     error.problems.forEach((problem) => LT.toast(`${problem.message} ${problem.fix || ""}`.trim(), { kind: "bad" }));
   };
 

@@ -14,13 +14,20 @@
     border: "1px solid var(--primary-300, #fdba74)", "border-radius": "8px", color: "var(--body-text-color, #1f2937)",
   };
   const button = (label, act, disabled) => {
-    const style = { padding: "4px 12px", border: "1px solid var(--border-color-primary, #d1d5db)", "border-radius": "8px", cursor: "pointer", color: "inherit", background: "none" };
+    const style = {
+      padding: "4px 12px",
+      border: "1px solid var(--border-color-primary, #d1d5db)",
+      "border-radius": "8px",
+      cursor: "pointer",
+      color: "inherit",
+      background: "none",
+    };
     return h("button", { style, onclick: act, disabled }, label);
   };
 
   const paint = () => {
     const tab = place();
-    const run = LT.active();
+    const run = LT.activeRun();
     if (!tab || !run || run.own_process) { // a process of its own leaves the host's model to everybody
       if (banner) banner.remove();
       banner = null;
@@ -30,7 +37,7 @@
       banner = h("div", { id: "lora_trainer_banner", role: "status", style: looks });
       tab.prepend(banner);
     }
-    const waiting = ((LT.seen.status || {}).host || {}).waiting || 0;
+    const waiting = ((LT.cache.status || {}).host || {}).waiting || 0;
     const name = run.name;
     const words =
       run.state === "paused" ? t("The training of {name} is paused; pictures can be drawn.", { name })
@@ -48,9 +55,9 @@
     pausing = true;
     paint();
     await LT.command(run, "pause");
-    for (let second = 0; second < PATIENCE && LT.active() && LT.active().state !== "paused"; second += 1) {
+    for (let second = 0; second < PATIENCE && LT.activeRun() && LT.activeRun().state !== "paused"; second += 1) {
       await new Promise((done) => window.setTimeout(done, 1000));
-      await LT.look();
+      await LT.poll();
     }
     pausing = false;
     paint();

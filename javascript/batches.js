@@ -10,7 +10,7 @@
       const sheet = h("img", { src: `data:image/png;base64,${png}`, alt: t("The first batches as they will be trained") });
       await LT.ask(t("The first batches as they will be trained"), h("div.lt-sheet", {}, sheet), [{ label: t("Close"), kind: "primary" }]);
     } catch (error) {
-      LT.complain(error);
+      LT.showError(error);
     }
   };
 })();

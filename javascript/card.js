@@ -25,7 +25,12 @@
 
   /** What stands in the card of a picture. */
   LT.cardOf = (picture) => [
-    h("div.lt-picture", {}, portrait(picture), verdict(picture), picture.mask && h("img.lt-maskinset", { src: LT.thumbnail(picture.mask, 64), alt: "", loading: "lazy" }), h("span.lt-tick", {}, LT.icon("check"))),
+    h("div.lt-picture", {},
+      portrait(picture),
+      verdict(picture),
+      picture.mask && h("img.lt-maskinset", { src: LT.thumbnail(picture.mask, 64), alt: "", loading: "lazy" }),
+      h("span.lt-tick", {}, LT.icon("check")),
+    ),
     h("div.lt-name", {}, picture.name),
     h("div.lt-belowname", {}, below(picture)),
   ];
@@ -48,9 +53,13 @@
     const wide = (100 * picture.width) / longest;
     const high = (100 * picture.height) / longest;
     const [left, top, right, bottom] = picture.crop;
-    const place = { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` };
-    const frame = h(picture.frame ? "i.lt-kept.lt-own" : "i.lt-kept", { style: place });
-    return h("span.lt-crop", { style: { left: `${(100 - wide) / 2}%`, top: `${(100 - high) / 2}%`, width: `${wide}%`, height: `${high}%` } }, frame);
+    const box = { left: `${100 * left}%`, top: `${100 * top}%`, width: `${100 * (right - left)}%`, height: `${100 * (bottom - top)}%` };
+    const frame = h(picture.frame ? "i.lt-kept.lt-own" : "i.lt-kept", { style: box });
+    return h(
+      "span.lt-crop",
+      { style: { left: `${(100 - wide) / 2}%`, top: `${(100 - high) / 2}%`, width: `${wide}%`, height: `${high}%` } },
+      frame,
+    );
   };
 
   const verdict = (picture) => {
@@ -67,7 +76,9 @@
     if (!picture.usable) return t("left out: {reason}", { reason: picture.reason || "" });
     if (picture.frame) return t("your crop keeps {share}", { share: LT.percent(picture.kept + 0.0005) });
     if (picture.notes.includes("copy") && picture.like) return t("like {name}, used", { name: LT.stem(picture.like) });
-    if (picture.notes.includes("small") && !LT.value("data.bucket_no_upscale")) return t("{size}, enlarged", { size: LT.size(picture.width, picture.height) });
+    if (picture.notes.includes("small") && !LT.value("data.bucket_no_upscale")) {
+      return t("{size}, enlarged", { size: LT.size(picture.width, picture.height) });
+    }
     if (LT.isCropped(picture)) return t("crop keeps {share}", { share: LT.percent(picture.kept + 0.0005) });
     if (picture.regularisation && !picture.repeats) return t("not shown: enough others");
     return LT.size(picture.width, picture.height);

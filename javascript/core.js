@@ -2,11 +2,11 @@
    The truth about runs is the server's; here stands only what the user has entered. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
-  const KEPT = "lora_trainer:1";
+  const STORAGE_KEY = "lora_trainer:1";
 
   LT.STEPS = ["pictures", "captions", "settings", "train", "compare"];
 
-  const fresh = () => ({
+  const defaultState = () => ({
     step: "pictures",
     values: {}, // "network.dim" -> what stands in its field; absent: the default
     typed: {}, // "network.dim" -> true where the user typed it (not the wizard)
@@ -19,39 +19,39 @@
     grid: {}, // run -> {weights, epochs, prompt}
   });
 
-  LT.state = fresh();
+  LT.state = defaultState();
   try {
-    Object.assign(LT.state, JSON.parse(window.localStorage.getItem(KEPT) || "{}"));
+    Object.assign(LT.state, JSON.parse(window.localStorage.getItem(STORAGE_KEY) || "{}"));
   } catch (error) {
-    LT.state = fresh(); // a browser that keeps nothing, or keeps it broken, begins anew
+    LT.state = defaultState(); // a browser that keeps nothing, or keeps it broken, begins anew
   }
 
   const isSecret = (path) => Boolean(LT.options && LT.options.has(path) && LT.options.get(path).kind === "secret");
-  let saving = 0;
+  let saveTimer = 0;
   /** Remembers the state in this browser, a moment later. */
-  LT.keep = () => {
-    window.clearTimeout(saving);
-    saving = window.setTimeout(keepNow, 150);
+  LT.saveState = () => {
+    window.clearTimeout(saveTimer);
+    saveTimer = window.setTimeout(saveNow, 150);
   };
-  const keepNow = () => {
-    window.clearTimeout(saving);
-    saving = 0;
+  const saveNow = () => {
+    window.clearTimeout(saveTimer);
+    saveTimer = 0;
     try {
-      window.localStorage.setItem(KEPT, JSON.stringify(LT.state, (key, value) => (isSecret(key) ? undefined : value)));
+      window.localStorage.setItem(STORAGE_KEY, JSON.stringify(LT.state, (key, value) => (isSecret(key) ? undefined : value)));
     } catch (error) {
       /* storage full or forbidden: the page works without */
     }
   };
 
-  window.addEventListener("pagehide", () => saving && keepNow());
+  window.addEventListener("pagehide", () => saveTimer && saveNow());
 
   const listeners = {};
-  /** Calls `listen(data)` at each `LT.tell(name, data)`. */
-  LT.on = (name, listen) => (listeners[name] = listeners[name] || []).push(listen);
-  LT.tell = (name, data) => (listeners[name] || []).forEach((listen) => listen(data));
+  /** Calls `listen(data)` at each `LT.emit(name, data)`. */
+  LT.on = (name, listener) => (listeners[name] = listeners[name] || []).push(listener);
+  LT.emit = (name, data) => (listeners[name] || []).forEach((listener) => listener(data));
 
   /** Runs `work` once the calls have ceased for `wait` milliseconds. */
-  LT.later = (work, wait) => {
+  LT.debounce = (work, wait) => {
     let timer = 0;
     return (...args) => {
       window.clearTimeout(timer);
@@ -60,7 +60,7 @@
   };
 
   /** What the server said last; `null` until it did. */
-  LT.seen = { status: null, options: null, runs: null, pictures: null, captions: null, plan: null, planned: null, modelSize: 0 };
+  LT.cache = { status: null, options: null, runs: null, pictures: null, captions: null, plan: null, planned: null, modelSize: 0 };
 
   /** The tab's element, or null where the host does not show it. */
   LT.root = () => document.getElementById("lora_trainer_root") || inShadow();
@@ -69,15 +69,15 @@
     return app && app.shadowRoot ? app.shadowRoot.getElementById("lora_trainer_root") : null;
   };
   /** Whether somebody can see the tab just now. */
-  LT.visible = () => {
+  LT.isVisible = () => {
     const root = LT.root();
     return Boolean(root && root.offsetParent !== null && document.visibilityState === "visible");
   };
 
-  LT.go = (step) => {
+  LT.goToStep = (step) => {
     if (LT.state.step === step) return;
     LT.state.step = step;
-    LT.keep();
-    LT.tell("step", step);
+    LT.saveState();
+    LT.emit("step", step);
   };
 })();

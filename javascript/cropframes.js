@@ -5,23 +5,23 @@
   const clamp = (value, low, high) => Math.max(low, Math.min(high, value));
 
   /** The frame moved by shares, kept inside the picture. */
-  const moved = (frame, right, down) => {
+  const moveFrame = (frame, right, down) => {
     const x = clamp(right, -frame.left, 1 - frame.right);
     const y = clamp(down, -frame.top, 1 - frame.bottom);
     return { left: frame.left + x, top: frame.top + y, right: frame.right + x, bottom: frame.bottom + y };
   };
   /** The frame with the sides of `handle` at x, y; `shape` (width / height in shares, 0: free) is kept; `least`: smallest sides. */
-  const sized = (frame, handle, x, y, shape, least) => {
+  const resizeFrame = (frame, handle, x, y, shape, minimum) => {
     const next = { ...frame };
-    if (handle.includes("w")) next.left = clamp(x, 0, frame.right - least.width);
-    if (handle.includes("e")) next.right = clamp(x, frame.left + least.width, 1);
-    if (handle.includes("n")) next.top = clamp(y, 0, frame.bottom - least.height);
-    if (handle.includes("s")) next.bottom = clamp(y, frame.top + least.height, 1);
-    return shape ? inShape(next, handle, shape, least) : next;
+    if (handle.includes("w")) next.left = clamp(x, 0, frame.right - minimum.width);
+    if (handle.includes("e")) next.right = clamp(x, frame.left + minimum.width, 1);
+    if (handle.includes("n")) next.top = clamp(y, 0, frame.bottom - minimum.height);
+    if (handle.includes("s")) next.bottom = clamp(y, frame.top + minimum.height, 1);
+    return shape ? keepShape(next, handle, shape, minimum) : next;
   };
-  const inShape = (frame, handle, shape, least) => {
+  const keepShape = (frame, handle, shape, minimum) => {
     let width = handle === "n" || handle === "s" ? (frame.bottom - frame.top) * shape : frame.right - frame.left;
-    width = Math.max(width, least.width, least.height * shape);
+    width = Math.max(width, minimum.width, minimum.height * shape);
     const middle = { x: (frame.left + frame.right) / 2, y: (frame.top + frame.bottom) / 2 };
     const room = {
       x: handle.includes("w") ? frame.right : handle.includes("e") ? 1 - frame.left : 2 * Math.min(middle.x, 1 - middle.x),
@@ -34,7 +34,7 @@
     return { left, top, right: left + width, bottom: top + height };
   };
   /** The largest frame of that shape inside another, in its middle. */
-  const within = (frame, shape) => {
+  const fitShape = (frame, shape) => {
     const width = Math.min(frame.right - frame.left, (frame.bottom - frame.top) * shape);
     const left = (frame.left + frame.right - width) / 2;
     const top = (frame.top + frame.bottom - width / shape) / 2;
@@ -43,11 +43,11 @@
 
   /** The size that a part of so many pixels is brought to, by the server's rule: its own, else the nearest shape. */
   const sizeFor = (picture, width, height) => {
-    const sizes = ((LT.seen.pictures || {}).shapes || [])[picture.dataset || 0] || [];
+    const sizes = ((LT.cache.pictures || {}).shapes || [])[picture.dataset || 0] || [];
     const own = sizes.find(([wide, high]) => wide === width && high === height);
     const off = ([wide, high]) => Math.abs(wide / high - width / height);
     return own || sizes.reduce((best, size) => (best === null || off(size) < off(best) ? size : best), null);
   };
 
-  LT.frames = { clamp, moved, sized, inShape, within, sizeFor };
+  LT.frames = { clamp, moved: moveFrame, sized: resizeFrame, inShape: keepShape, within: fitShape, sizeFor };
 })();

@@ -3,13 +3,13 @@
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const SVG = "http://www.w3.org/2000/svg";
 
-  const put = (element, child) => {
+  const append = (element, child) => {
     if (child === null || child === undefined || child === false) return;
-    if (Array.isArray(child)) child.forEach((one) => put(element, one));
+    if (Array.isArray(child)) child.forEach((one) => append(element, one));
     else element.append(child instanceof Node ? child : document.createTextNode(String(child)));
   };
 
-  const dress = (element, attributes) => {
+  const setAttributes = (element, attributes) => {
     for (const [name, value] of Object.entries(attributes || {})) {
       if (value === null || value === undefined || value === false) continue;
       if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
@@ -26,21 +26,23 @@
     const element = document.createElement(tag || "div");
     if (classes.length) element.className = classes.join(" ");
     if (element.tagName === "BUTTON") element.type = "button";
-    dress(element, attributes);
-    put(element, children);
+    setAttributes(element, attributes);
+    append(element, children);
     return element;
   };
   LT.svg = (tag, attributes, ...children) => {
-    const element = dress(document.createElementNS(SVG, tag), attributes);
-    put(element, children);
+    const element = setAttributes(document.createElementNS(SVG, tag), attributes);
+    append(element, children);
     return element;
   };
   /** Puts these children in place of what is there. What would look the same stays: a click that has begun and the focus
       of the keyboard must not be lost because a second has passed. (Fields hold what no comparison of elements sees.) */
   LT.fill = (element, ...children) => {
     const fresh = document.createDocumentFragment();
-    put(fresh, children);
-    const same = fresh.childNodes.length === element.childNodes.length && [...fresh.childNodes].every((child, index) => child.isEqualNode(element.childNodes[index]));
+    append(fresh, children);
+    const same =
+      fresh.childNodes.length === element.childNodes.length &&
+      [...fresh.childNodes].every((child, index) => child.isEqualNode(element.childNodes[index]));
     if (!same || fresh.querySelector("input, select, textarea")) element.replaceChildren(fresh);
     return element;
   };
@@ -117,7 +119,14 @@
 
   /** A button: LT.button("Save now", {icon: "save", kind: "primary", onclick}). */
   LT.button = (label, { icon, kind = "", key, after, ...attributes } = {}) =>
-    LT.h(`button.lt-button${kind ? "." + kind : ""}`, attributes, icon && LT.icon(icon), LT.h("span", {}, label), key && LT.key(key), after && LT.icon(after));
+    LT.h(
+      `button.lt-button${kind ? "." + kind : ""}`,
+      attributes,
+      icon && LT.icon(icon),
+      LT.h("span", {}, label),
+      key && LT.key(key),
+      after && LT.icon(after),
+    );
   /** The cap of a key. */
   LT.key = (label) => LT.h("kbd.lt-key", {}, label instanceof Node ? label : label === "⏎" ? LT.icon("enter") : label);
 })();

@@ -1,49 +1,70 @@
-/* The settings as a TOML file: out, and in again, also from other trainers. The server reads and writes it, so that both sides mean the same. */
+/* Exporting the settings as TOML and importing them, also from other trainers. The server reads and writes the files. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
 
-  const written = async () => (await LT.post("config", { config: LT.config() })).toml;
+  const configText = async () => (await LT.post("config", { config: LT.config() })).toml;
 
   LT.openExport = (owner) => {
     const act = (work) => async () => {
       LT.closePanel();
       try {
-        await work(await written());
+        await work(await configText());
       } catch (error) {
-        LT.complain(error);
+        LT.showError(error);
       }
     };
     const download = (toml) => {
-      const link = h("a", { href: URL.createObjectURL(new Blob([toml], { type: "application/toml" })), download: `${LT.resultName() || "lora"}.toml` });
+      const link = h("a", {
+        href: URL.createObjectURL(new Blob([toml], { type: "application/toml" })),
+        download: `${LT.resultName() || "lora"}.toml`,
+      });
       link.click();
       window.setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     };
-    LT.panel(owner, h("div.lt-menu", {}, h("button", { onclick: act(download) }, LT.icon("save"), t("Save as a TOML file")), h("button", { onclick: act(LT.copy) }, LT.icon("copy"), t("Copy as TOML"))));
+    LT.panel(
+      owner,
+      h("div.lt-menu", {},
+        h("button", { onclick: act(download) }, LT.icon("save"), t("Save as a TOML file")),
+        h("button", { onclick: act(LT.copy) }, LT.icon("copy"), t("Copy as TOML")),
+      ),
+    );
   };
 
   /* What became of another trainer's keys: each that was not taken with the reason, each that was with what it is called here. */
-  const brief = (value) => {
+  const shorten = (value) => {
     const text = JSON.stringify(value) || "";
     return text.length > 60 ? `${text.slice(0, 57)}…` : text;
   };
-  const fold = (title, rows, open) => rows.length > 0 && h("details", { open }, h("summary", {}, title), h("ul", {}, rows));
+  const details = (title, rows, open) => rows.length > 0 && h("details", { open }, h("summary", {}, title), h("ul", {}, rows));
   const named = (path) => h("span", { title: path }, LT.labelOf(path));
   const between = (nodes) => nodes.flatMap((node, index) => (index ? [", ", node] : [node]));
-  const told = (imported) => {
-    const left = imported.left.map((one) => h("li", {}, h("code", {}, `${one.key} = ${brief(one.value)}`), h("div.lt-muted", {}, one.why)));
-    const taken = imported.taken.map((one) => h("li", {}, h("code", {}, `${one.key} = ${brief(one.value)}`), h("div.lt-muted", {}, LT.icon("next"), between(one.paths.map(named)))));
-    const filled = imported.filled.map((one) => h("li", {}, named(one.path), " ", h("code", {}, brief(one.value))));
+  const importSummary = (imported) => {
+    const left = imported.left.map((one) =>
+      h("li", {}, h("code", {}, `${one.key} = ${shorten(one.value)}`), h("div.lt-muted", {}, one.why)),
+    );
+    const takenLines = imported.taken.map((one) =>
+      h("li", {},
+        h("code", {}, `${one.key} = ${shorten(one.value)}`),
+        h("div.lt-muted", {}, LT.icon("next"), between(one.paths.map(named))),
+      ),
+    );
+    const filled = imported.filled.map((one) => h("li", {}, named(one.path), " ", h("code", {}, shorten(one.value))));
     return h("div.lt-imported", {},
-      h("p", {}, t("{taken} of {keys} keys of {name} were taken.", { taken: imported.taken.length, keys: imported.keys, name: imported.name })),
+      h("p", {},
+        t("{taken} of {keys} keys of {name} were taken.", { taken: imported.taken.length, keys: imported.keys, name: imported.name }),
+      ),
       imported.notes.map((note) => h("p.lt-warn", {}, note)),
-      fold(t("Not taken ({count})", { count: left.length }), left, true),
-      fold(t("Taken ({count})", { count: taken.length }), taken, false),
-      fold(t("Set as that program does by itself ({count})", { count: filled.length }), filled, false));
+      details(t("Not taken ({count})", { count: left.length }), left, true),
+      details(t("Taken ({count})", { count: takenLines.length }), takenLines, false),
+      details(t("Set as that program does by itself ({count})", { count: filled.length }), filled, false));
   };
   const tell = async (imported, undo) => {
-    const answer = await LT.ask(t("Import settings"), told(imported), [{ label: t("Keep these settings"), kind: "primary" }, { label: t("Undo") }]);
+    const answer = await LT.ask(t("Import settings"), importSummary(imported), [
+      { label: t("Keep these settings"), kind: "primary" },
+      { label: t("Undo") },
+    ]);
     if (answer === 1) undo();
   };
 
@@ -53,34 +74,58 @@
     LT.useConfig(config);
     await tell(imported, () => {
       Object.assign(LT.state, before);
-      LT.keep();
-      LT.tell("form", [...LT.options.keys()]);
+      LT.saveState();
+      LT.emit("form", [...LT.options.keys()]);
     });
   };
 
   LT.openImport = async () => {
-    const area = h("textarea.lt-input.lt-code", { rows: 10, spellcheck: "false", placeholder: "[data]\ntrain_data_dir = \"…\"", "aria-label": t("Text of a settings file") });
-    const file = h("input", { type: "file", accept: ".toml,.json", onchange: async () => file.files[0] && (area.value = await file.files[0].text()) });
+    const area = h("textarea.lt-input.lt-code", {
+      rows: 10,
+      spellcheck: "false",
+      placeholder: '[data]\ntrain_data_dir = "…"',
+      "aria-label": t("Text of a settings file"),
+    });
+    const file = h("input", {
+      type: "file",
+      accept: ".toml,.json",
+      onchange: async () => file.files[0] && (area.value = await file.files[0].text()),
+    });
     const wrong = h("div");
-    const content = h("div", {}, h("div.lt-hint", {}, t("A config of this trainer, of kohya_ss (JSON), sd-scripts or lora-scripts (TOML), or Dreambooth concepts (JSON): choose its file, or paste its text.")), file, area, wrong);
+    const content = h("div", {},
+      h("div.lt-hint", {},
+        t("A config of this trainer, kohya_ss, sd-scripts, lora-scripts or Dreambooth concepts: choose the file, or paste its text."),
+      ),
+      file,
+      area,
+      wrong,
+    );
     for (;;) {
-      const answer = await LT.ask(t("Import settings"), content, [{ label: t("Use these settings"), kind: "primary" }, { label: t("Cancel") }]);
+      const answer = await LT.ask(t("Import settings"), content, [
+        { label: t("Use these settings"), kind: "primary" },
+        { label: t("Cancel") },
+      ]);
       if (answer !== 0) return;
       try {
         const { config, imported } = await LT.post("config", { toml: area.value });
         const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
         const undo = () => {
           Object.assign(LT.state, before);
-          LT.keep();
-          LT.tell("form", [...LT.options.keys()]);
+          LT.saveState();
+          LT.emit("form", [...LT.options.keys()]);
         };
         LT.useConfig(config);
         if (imported) return void (await tell(imported, undo));
         LT.toast(t("The settings of the file stand in the form."), { kind: "good", action: { label: t("Undo"), act: undo } });
         return;
       } catch (error) {
-        if (!(error instanceof LT.Refused)) throw error;
-        LT.fill(wrong, error.problems.map((problem) => LT.problem({ ...problem, message: `${problem.path ? problem.path + ": " : ""}${problem.message}` })));
+        if (!(error instanceof LT.RequestError)) throw error;
+        LT.fill(
+          wrong,
+          error.problems.map((problem) =>
+            LT.problem({ ...problem, message: `${problem.path ? problem.path + ": " : ""}${problem.message}` }),
+          ),
+        );
       }
     }
   };

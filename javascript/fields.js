@@ -21,8 +21,16 @@
     const below = h("div.lt-hint");
     const problem = h("div.lt-below");
     const element = h("div.lt-field", { "data-path": id },
-      h("div.lt-label", {}, h("label", { for: `lora_trainer_f_${id}` }, label), help && LT.help(help, label), dot, toml && h("code.lt-toml", {}, toml)),
-      h("div.lt-control", {}, control, chip), below, problem);
+      h("div.lt-label", {},
+        h("label", { for: `lora_trainer_f_${id}` }, label),
+        help && LT.help(help, label),
+        dot,
+        toml && h("code.lt-toml", {}, toml),
+      ),
+      h("div.lt-control", {}, control, chip),
+      below,
+      problem,
+    );
     const field = {
       element,
       update() {
@@ -35,10 +43,10 @@
         const words = typeof hint === "function" ? hint() : hint;
         LT.fill(below, words);
         below.hidden = !below.textContent;
-        const found = wrong ? wrong() : null;
-        element.classList.toggle("lt-wrong", Boolean(found));
-        LT.fill(problem, found && LT.problem(found));
-        element.hidden = Boolean(shown && !shown() && !found);
+        const fieldProblem = wrong ? wrong() : null;
+        element.classList.toggle("lt-wrong", Boolean(fieldProblem));
+        LT.fill(problem, fieldProblem && LT.problem(fieldProblem));
+        element.hidden = Boolean(shown && !shown() && !fieldProblem);
       },
     };
     fields.add(field);
@@ -49,9 +57,23 @@
 
   const range = (option) => {
     const parts = [];
-    if (option.default !== "" && option.default !== null && !(Array.isArray(option.default) && !option.default.length)) parts.push(t("default {value}", { value: option.type === "choice" ? LT.choiceLabel(option.path, option.default) : option.type === "bool" ? (option.default ? t("on") : t("off")) : LT.shown(option, option.default) }));
-    if (option.low !== null && option.low !== undefined && option.high !== null && option.high !== undefined) parts.push(t("{low} to {high}", { low: option.low, high: option.high }));
-    else if (option.low !== null && option.low !== undefined) parts.push(t("from {low}", { low: option.low }));
+    if (option.default !== "" && option.default !== null && !(Array.isArray(option.default) && !option.default.length)) {
+      parts.push(
+        t("default {value}", {
+          value:
+            option.type === "choice"
+              ? LT.choiceLabel(option.path, option.default)
+              : option.type === "bool"
+                ? option.default
+                  ? t("on")
+                  : t("off")
+                : LT.shown(option, option.default),
+        }),
+      );
+    }
+    if (option.low !== null && option.low !== undefined && option.high !== null && option.high !== undefined) {
+      parts.push(t("{low} to {high}", { low: option.low, high: option.high }));
+    } else if (option.low !== null && option.low !== undefined) parts.push(t("from {low}", { low: option.low }));
     else if (option.above !== null && option.above !== undefined) parts.push(t("above {low}", { low: option.above }));
     return parts.join(" · ");
   };
@@ -69,29 +91,91 @@
       return { element: h("label.lt-switch", {}, box, words), paint };
     },
     choice: (option, id, write) => select(id, choicesOf(option), write),
-    checkpoint: (option, id, write) => orWritten(id, choicesOf(option), write, { label: t("another file, folder or Hub model…"), name: t("Path, or owner/name of a Hub's model"), placeholder: "owner/name", empty: loadedLabel }),
-    vae: (option, id, write) => orWritten(id, choicesOf(option), write, { label: t("another file, folder or Hub model…"), name: t("Path, or owner/name of a Hub's model"), placeholder: "owner/name", empty: () => t("the checkpoint's own") }),
+    checkpoint: (option, id, write) =>
+      orWritten(id, choicesOf(option), write, {
+        label: t("another file, folder or Hub model…"),
+        name: t("Path, or owner/name of a Hub's model"),
+        placeholder: "owner/name",
+        empty: loadedLabel,
+      }),
+    vae: (option, id, write) =>
+      orWritten(id, choicesOf(option), write, {
+        label: t("another file, folder or Hub model…"),
+        name: t("Path, or owner/name of a Hub's model"),
+        placeholder: "owner/name",
+        empty: () => t("the checkpoint's own"),
+      }),
     /** One of the list, or a class of any installed package by its whole name. */
-    class: (option, id, write) => orWritten(id, choicesOf(option), write, { label: t("another class…"), name: t("Whole name of the class"), placeholder: "package.Class" }),
+    class: (option, id, write) =>
+      orWritten(id, choicesOf(option), write, {
+        label: t("another class…"),
+        name: t("Whole name of the class"),
+        placeholder: "package.Class",
+      }),
     /** What nobody shall read over one's shoulder, and no browser keeps. */
     secret: (option, id, write) => {
-      const field = h("input.lt-input", { id, type: "password", spellcheck: "false", autocomplete: "new-password", onchange: () => write(field.value.trim() || undefined) });
-      return { element: field, paint: (value) => { if (field !== document.activeElement) field.value = value || ""; } };
+      const field = h("input.lt-input", {
+        id,
+        type: "password",
+        spellcheck: "false",
+        autocomplete: "new-password",
+        onchange: () => write(field.value.trim() || undefined),
+      });
+      return {
+        element: field,
+        paint: (value) => {
+          if (field !== document.activeElement) field.value = value || "";
+        },
+      };
     },
     lines: (option, id, write) => {
-      const area = h("textarea.lt-input", { id, rows: 1, spellcheck: "false", onchange: () => write(LT.read(option, area.value)), oninput: () => grow(area) });
-      return { element: area, paint: (value) => { if (area !== document.activeElement) area.value = LT.shown(option, value); grow(area); } };
+      const area = h("textarea.lt-input", {
+        id,
+        rows: 1,
+        spellcheck: "false",
+        onchange: () => write(LT.read(option, area.value)),
+        oninput: () => grow(area),
+      });
+      return {
+        element: area,
+        paint: (value) => {
+          if (area !== document.activeElement) area.value = LT.shown(option, value);
+          grow(area);
+        },
+      };
     },
     folder: (option, id, write) => {
       const field = CONTROLS.text(option, id, write);
-      const browse = h("button.lt-button.lt-browse", { "aria-label": t("Choose a folder"), title: t("Choose a folder"), onclick: () => LT.pickFolder(LT.value(option.path)).then((path) => path && write(path)) }, "…");
+      const browse = h(
+        "button.lt-button.lt-browse",
+        {
+          "aria-label": t("Choose a folder"),
+          title: t("Choose a folder"),
+          onclick: () => LT.pickFolder(LT.value(option.path)).then((path) => path && write(path)),
+        },
+        "…",
+      );
       return { element: h("div.lt-withbutton", {}, field.element, browse), paint: field.paint };
     },
     text: (option, id, write) => {
       const plain = option.type === "str" ? undefined : "decimal";
-      const field = h("input.lt-input", { id, type: "text", inputmode: plain, spellcheck: "false", autocomplete: "off", placeholder: placeholder(option), onchange: () => write(LT.read(option, field.value)) });
+      const field = h("input.lt-input", {
+        id,
+        type: "text",
+        inputmode: plain,
+        spellcheck: "false",
+        autocomplete: "off",
+        placeholder: placeholder(option),
+        onchange: () => write(LT.read(option, field.value)),
+      });
       field.addEventListener("keydown", (event) => event.key === "Enter" && field.dispatchEvent(new Event("change")));
-      return { element: field, paint: (value) => { if (field !== document.activeElement) field.value = LT.shown(option, value); field.placeholder = placeholder(option); } };
+      return {
+        element: field,
+        paint: (value) => {
+          if (field !== document.activeElement) field.value = LT.shown(option, value);
+          field.placeholder = placeholder(option);
+        },
+      };
     },
   };
   const grow = (area) => {
@@ -100,15 +184,22 @@
   };
 
   const loadedLabel = () => {
-    const model = LT.seen.status && LT.seen.status.model;
-    return model && model.title ? t("loaded: {title}", { title: String(model.title).replace(/\.(safetensors|ckpt)\b.*$/, "") }) : t("the loaded one");
+    const model = LT.cache.status && LT.cache.status.model;
+    return model && model.title
+      ? t("loaded: {title}", { title: String(model.title).replace(/\.(safetensors|ckpt)\b.*$/, "") })
+      : t("the loaded one");
   };
   const placeholder = (option) => {
     if (option.path === "save.output_name") return LT.resultName();
-    if (option.path === "optimizer.unet_lr" || option.path === "optimizer.text_encoder_lr") return LT.shown(LT.options.get("optimizer.learning_rate"), LT.value("optimizer.learning_rate"));
+    if (option.path === "optimizer.unet_lr" || option.path === "optimizer.text_encoder_lr") {
+      return LT.shown(LT.options.get("optimizer.learning_rate"), LT.value("optimizer.learning_rate"));
+    }
     return option.optional ? t("automatic") : "";
   };
-  const choicesOf = (option) => (option.choices || []).map((choice) => (typeof choice === "object" ? choice : { value: choice, label: LT.choiceLabel(option.path, choice) }));
+  const choicesOf = (option) =>
+    (option.choices || []).map((choice) =>
+      typeof choice === "object" ? choice : { value: choice, label: LT.choiceLabel(option.path, choice) },
+    );
   /** A choice as users write it. */
   LT.choiceLabel = (path, choice) => {
     const { labels = {}, facts = {} } = LT.options.get(path) || {};
@@ -119,11 +210,13 @@
   const select = (id, choices, choose, empty) => {
     const list = h("select.lt-input", { id, onchange: () => choose(list.value) });
     const paint = (value) => {
-      const all = choices.some((choice) => choice.value === value) ? choices : [{ value, label: value === "" && empty ? empty() : String(value) }, ...choices];
-      const wanted = JSON.stringify([all, value === "" && empty ? empty() : ""]);
-      if (list.dataset.drawn !== wanted) {
+      const all = choices.some((choice) => choice.value === value)
+        ? choices
+        : [{ value, label: value === "" && empty ? empty() : String(value) }, ...choices];
+      const key = JSON.stringify([all, value === "" && empty ? empty() : ""]);
+      if (list.dataset.drawn !== key) {
         LT.fill(list, all.map((choice) => h("option", { value: choice.value }, choice.value === "" && empty ? empty() : choice.label)));
-        list.dataset.drawn = wanted;
+        list.dataset.drawn = key;
       }
       list.value = value;
     };
@@ -135,15 +228,25 @@
   /** A list, and a field behind its last choice for what is not in it. */
   const orWritten = (id, choices, write, { label, name, placeholder, empty }) => {
     const other = "\u2026";
-    const known = (value) => choices.some((choice) => choice.value === value);
+    const isListed = (value) => choices.some((choice) => choice.value === value);
     const list = select(id, [...choices, { value: other, label }], (value) => (value === other ? open() : write(value)), empty);
-    const field = h("input.lt-input.lt-written", { type: "text", spellcheck: "false", autocomplete: "off", placeholder, "aria-label": name, onchange: () => field.value.trim() && write(field.value.trim()) });
-    const open = () => { field.hidden = false; field.focus(); };
+    const field = h("input.lt-input.lt-written", {
+      type: "text",
+      spellcheck: "false",
+      autocomplete: "off",
+      placeholder,
+      "aria-label": name,
+      onchange: () => field.value.trim() && write(field.value.trim()),
+    });
+    const open = () => {
+      field.hidden = false;
+      field.focus();
+    };
     const paint = (value) => {
       if (field === document.activeElement) return;
-      list.paint(known(value) ? value : other);
-      field.hidden = known(value);
-      field.value = known(value) ? "" : value;
+      list.paint(isListed(value) ? value : other);
+      field.hidden = isListed(value);
+      field.value = isListed(value) ? "" : value;
     };
     return { element: h("div", {}, list.element, field), paint };
   };
@@ -156,21 +259,31 @@
 
   /** What the chosen model is, and how that was found. */
   const modelWords = (option) => {
-    const model = option.kind === "checkpoint" && LT.seen.plan && LT.seen.plan.model;
-    return model && [[...LT.modelFacts(model), LT.size(model.native_size, model.native_size)].join(" · "), model.because && h("span.lt-because", {}, `: ${model.because}`)];
+    const model = option.kind === "checkpoint" && LT.cache.plan && LT.cache.plan.model;
+    return (
+      model && [
+        [...LT.modelFacts(model), LT.size(model.native_size, model.native_size)].join(" · "),
+        model.because && h("span.lt-because", {}, `: ${model.because}`),
+      ]
+    );
   };
 
   /** What to know of the chosen optimizer: the rate to begin with, what it does by itself, the package that it lacks. */
   const chosenFacts = (option) => {
     const facts = (option.facts || {})[LT.value(option.path)];
     if (!facts) return "";
-    const usual = facts.finds ? t("Finds the size of its steps by itself: learning rates are multiples of it, 1 is usual.") : t("A learning rate of about {rate} is usual.", { rate: LT.rate(facts.hint) });
-    const set = () => LT.set({ "optimizer.learning_rate": facts.hint, "optimizer.unet_lr": undefined, "optimizer.text_encoder_lr": undefined });
-    const others = ["optimizer.learning_rate", "optimizer.unet_lr", "optimizer.text_encoder_lr"].map(LT.value).filter((rate) => rate !== null && rate !== 0);
+    const usual = facts.finds
+      ? t("Finds the size of its steps by itself: learning rates are multiples of it, 1 is usual.")
+      : t("A learning rate of about {rate} is usual.", { rate: LT.rate(facts.hint) });
+    const set = () =>
+      LT.set({ "optimizer.learning_rate": facts.hint, "optimizer.unet_lr": undefined, "optimizer.text_encoder_lr": undefined });
+    const others = ["optimizer.learning_rate", "optimizer.unet_lr", "optimizer.text_encoder_lr"]
+      .map(LT.value)
+      .filter((rate) => rate !== null && rate !== 0);
     return [
       facts.missing && h("span.lt-note", {}, t("Needs the package {package}: pip install {package}", { package: facts.missing }), " "),
       usual, facts.free && [" ", t("It averages the weights by itself: the constant schedule suits it.")],
-      others.some((rate) => rate !== facts.hint) && LT.differs(option.path) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
+      others.some((rate) => rate !== facts.hint) && LT.isChanged(option.path) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
     ];
   };
 
@@ -179,15 +292,19 @@
 
   /** Why an option has no effect now: what another one would have to be. */
   const noEffect = (path) => {
-    const need = LT.unmet(path);
+    const need = LT.unmetCondition(path);
     if (!need) return "";
     const [other, values] = need;
-    const words = values.map((value) => (typeof value === "boolean" ? (value ? t("on") : t("off")) : LT.choiceLabel(other, value))).join(" / ");
-    return values.length ? t("No effect unless {name} is {values}.", { name: LT.labelOf(other), values: words }) : t("No effect while {name} is off.", { name: LT.labelOf(other) });
+    const words = values
+      .map((value) => (typeof value === "boolean" ? (value ? t("on") : t("off")) : LT.choiceLabel(other, value)))
+      .join(" / ");
+    return values.length
+      ? t("No effect unless {name} is {values}.", { name: LT.labelOf(other), values: words })
+      : t("No effect while {name} is off.", { name: LT.labelOf(other) });
   };
 
-  /** The field of an option as the server declares it. It hides while it has no effect, unless somebody changed it or looks for it (`found`). */
-  LT.field = (path, { label, hint, full = false, found = false } = {}) => {
+  /** The field of an option as the server declares it. Hidden without effect, unless it was changed or matches a search (`found`). */
+  LT.field = (path, { label, hint, full = false, isMatch = false } = {}) => {
     const option = LT.options.get(path);
     if (!option || option.kind === "hidden") return null;
     const control = LT.control(option, `lora_trainer_f_${path}`, (value) => LT.set({ [path]: value }));
@@ -198,10 +315,16 @@
       toml: full && path.split(".").pop(),
       control: control.element,
       hint: full
-        ? () => [noEffect(path) && h("span.lt-note", {}, noEffect(path), " "), range(option), modelWords(option), option.facts && chosenFacts(option) && [" · ", chosenFacts(option)], h("div", {}, LT.networkHint(path))]
-        : hint || (() => LT.networkHint(path) || modelWords(option) || (LT.differs(path) && chosenFacts(option))),
-      shown: () => found || LT.relevant(path) || LT.differs(path) || LT.pendingChange(path) !== null,
-      differs: () => LT.differs(path),
+        ? () => [
+            noEffect(path) && h("span.lt-note", {}, noEffect(path), " "),
+            range(option),
+            modelWords(option),
+            option.facts && chosenFacts(option) && [" · ", chosenFacts(option)],
+            h("div", {}, LT.networkHint(path)),
+          ]
+        : hint || (() => LT.networkHint(path) || modelWords(option) || (LT.isChanged(path) && chosenFacts(option))),
+      shown: () => isMatch || LT.relevant(path) || LT.isChanged(path) || LT.pendingChange(path) !== null,
+      differs: () => LT.isChanged(path),
       pending: () => pendingOf(option),
       wrong: () => LT.problemOf(path),
       update: () => control.paint(LT.value(path)),

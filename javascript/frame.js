@@ -39,27 +39,41 @@
     ({ pictures: t("Pictures"), captions: t("Captions"), settings: t("Settings"), train: t("Train"), compare: t("Compare") })[step];
 
   LT.buildFrame = (root) => {
-    parts.pill = h("button.lt-pill.calm", { "aria-live": "polite", onclick: toRun });
+    parts.pill = h("button.lt-pill.calm", { "aria-live": "polite", onclick: openActiveRun });
     parts.model = h("button.lt-model", { "aria-expanded": "false", onclick: explainModel });
     parts.memory = h("div.lt-memory");
     parts.windows = h("div.lt-windows");
     parts.help = h("button.lt-round", { "aria-label": t("Help"), "aria-expanded": "false", onclick: () => LT.openHelp(parts.help) }, "?");
-    parts.tools = h("button.lt-round", { "aria-label": t("Tools for trained files"), title: t("Tools for trained files"), onclick: () => LT.openTools() }, LT.icon("wrench"));
+    parts.tools = h(
+      "button.lt-round",
+      { "aria-label": t("Tools for trained files"), title: t("Tools for trained files"), onclick: () => LT.openTools() },
+      LT.icon("wrench"),
+    );
     parts.steps = {};
     parts.panels = {};
     const stepper = h("div.lt-steps", { role: "tablist", "aria-label": t("Steps") });
     LT.STEPS.forEach((step, index) => {
       if (index) stepper.append(h("span.lt-line"));
-      parts.steps[step] = h("button.lt-step", { role: "tab", id: `lora_trainer_step_${step}`, onclick: () => LT.go(step) });
+      parts.steps[step] = h("button.lt-step", { role: "tab", id: `lora_trainer_step_${step}`, onclick: () => LT.goToStep(step) });
       stepper.append(parts.steps[step]);
-      parts.panels[step] = h(`section.lt-panelstep.lt-${step}`, { role: "tabpanel", "aria-labelledby": `lora_trainer_step_${step}`, id: `lora_trainer_${step}` });
+      parts.panels[step] = h(`section.lt-panelstep.lt-${step}`, {
+        role: "tabpanel",
+        "aria-labelledby": `lora_trainer_step_${step}`,
+        id: `lora_trainer_${step}`,
+      });
     });
     parts.run = h("button.lt-runbutton", { "aria-expanded": "false", onclick: () => LT.openRuns(parts.run) });
     const header = h("div.lt-header", {}, parts.pill, parts.model, h("span.lt-gap"), parts.memory, parts.windows, parts.tools, parts.help);
     parts.silent = h("div.lt-silent", { role: "status" });
     LT.fill(
       root,
-      h("div.lt-app", { lang: LT.language === "zh_CN" ? "zh-CN" : "en" }, header, h("div.lt-stepper", {}, stepper, h("span.lt-gap"), parts.run), parts.silent, LT.buildBroken(), h("div.lt-main", {}, Object.values(parts.panels))),
+      h("div.lt-app", { lang: LT.language === "zh_CN" ? "zh-CN" : "en" },
+        header,
+        h("div.lt-stepper", {}, stepper, h("span.lt-gap"), parts.run),
+        parts.silent,
+        LT.buildBroken(),
+        h("div.lt-main", {}, Object.values(parts.panels)),
+      ),
     );
     LT.panels = parts.panels;
     LT.on("step", showStep);
@@ -83,12 +97,15 @@
     LT.closePanel();
     if (parts.panels[LT.state.step].offsetParent) parts.steps[LT.state.step].scrollIntoView({ block: "nearest", inline: "nearest" });
     LT.paintSteps();
-    LT.tell(`show ${LT.state.step}`);
+    LT.emit(`show ${LT.state.step}`);
   };
 
   const paintSilent = () => {
-    LT.fill(parts.silent, LT.isSilent() && [LT.icon("warning"), t("The server does not answer; a run goes on without this page. Trying again…")]);
-    parts.silent.hidden = !LT.isSilent();
+    LT.fill(
+      parts.silent,
+      LT.isOffline() && [LT.icon("warning"), t("The server does not answer; a run goes on without this page. Trying again…")],
+    );
+    parts.silent.hidden = !LT.isOffline();
   };
 
   /* ---- the pill ---- */
@@ -96,7 +113,7 @@
   const share = (run) => (run.total_steps ? run.step / run.total_steps : 0);
   const left = (run) => (run.seconds_left ? t("{time} left", { time: LT.duration(run.seconds_left) }) : "");
 
-  const took = (run) => {
+  const elapsed = (run) => {
     const data = LT.runData(run.id);
     return data.ended && data.started ? LT.duration(data.ended - data.started) : run.name;
   };
@@ -104,42 +121,55 @@
   LT.pillWords = (run) => {
     if (!run || run.state === "idle") return [t("idle"), ""];
     if (run.kind === "grid" && run.state === "finished") return [t("grid finished"), ""];
-    if (run.kind === "grid" && LT.active()) return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
-    if (run.kind === "rate") return LT.active() ? [t("looking for a rate"), run.total_steps ? LT.percent(share(run)) : ""] : [t("idle"), ""];
+    if (run.kind === "grid" && LT.activeRun()) {
+      return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
+    }
+    if (run.kind === "rate") {
+      return LT.activeRun() ? [t("looking for a rate"), run.total_steps ? LT.percent(share(run)) : ""] : [t("idle"), ""];
+    }
     const word = LT.stateWord(run.state);
     if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run), LT.percent(share(run))];
     if (run.state === "caching") return [word, run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
-    if (["sampling", "saving", "paused", "stopping"].includes(run.state)) return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, run.state === "paused" ? t("GPU is free") : ""];
-    if (run.state === "finished") return [word, took(run)];
+    if (["sampling", "saving", "paused", "stopping"].includes(run.state)) {
+      return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, run.state === "paused" ? t("GPU is free") : ""];
+    }
+    if (run.state === "finished") return [word, elapsed(run)];
     if (run.state === "failed") return [t("failed at {share}", { share: LT.percent(share(run)) }), LT.shortProblem(run)];
     return [word, run.name];
   };
 
   const paintHeader = () => {
-    const status = LT.seen.status;
+    const status = LT.cache.status;
     const run = status && status.run;
     const state = (run && run.state) || "idle";
     const look = LT.STATES[state] || LT.STATES.idle;
     const [strong, behind, short] = LT.pillWords(run);
     parts.pill.className = `lt-pill ${look.look}`;
     parts.pill.title = run ? `${run.name} · ${strong} ${behind}` : t("Nothing is being trained.");
-    LT.fill(parts.pill, LT.icon(look.sign), short ? h("b", {}, h("span.lt-nophone", {}, strong), h("span.lt-phone", {}, short)) : h("b", {}, strong), behind && h("span", {}, "· ", behind));
+    LT.fill(
+      parts.pill,
+      LT.icon(look.sign),
+      short ? h("b", {}, h("span.lt-nophone", {}, strong), h("span.lt-phone", {}, short)) : h("b", {}, strong),
+      behind && h("span", {}, "· ", behind),
+    );
     parts.pill.dataset.state = state;
     paintModel(status && status.model);
     paintMemory(status, run);
     const windows = (status && status.windows) || 1;
     parts.windows.hidden = windows < 2;
-    parts.windows.title = t("{n} browser windows have this tab open. All of them show the same run; each keeps its own form.", { n: windows });
+    parts.windows.title = t("{n} browser windows have this tab open. All of them show the same run; each keeps its own form.", {
+      n: windows,
+    });
     LT.fill(parts.windows, LT.icon("windows"), t("{n} windows", { n: windows }));
   };
 
   /** Where something that goes on is seen. */
   LT.goTo = (run) => {
     if (run && run.kind === "train") LT.openRun(run.id);
-    LT.go((run && { grid: "compare", rate: "settings" }[run.kind]) || "train");
+    LT.goToStep((run && { grid: "compare", rate: "settings" }[run.kind]) || "train");
   };
-  const toRun = () => {
-    const run = LT.seen.status && LT.seen.status.run;
+  const openActiveRun = () => {
+    const run = LT.cache.status && LT.cache.status.run;
     LT.goTo(run);
   };
 
@@ -150,7 +180,8 @@
   const predictionName = (prediction) => ({ v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] || prediction || "";
 
   /** Family, prediction and noise schedule of a model, as the server tells them. */
-  LT.modelFacts = (model) => [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
+  LT.modelFacts = (model) =>
+    [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
 
   const paintModel = (model) => {
     parts.model.hidden = !model;
@@ -169,7 +200,7 @@
   };
 
   const explainModel = () => {
-    const model = LT.seen.status.model;
+    const model = LT.cache.status.model;
     const rows = [
       [t("File"), model.path],
       [t("Family"), LT.familyName(model.family)],
@@ -179,8 +210,22 @@
       [t("Clip skip"), model.clip_skip],
       [t("How it was found"), model.because],
     ].filter(([, value]) => value !== undefined && value !== null && value !== "" && value !== false);
-    const reason = model.reason && h(model.trainable === false ? "div.lt-problem" : "div.lt-muted", {}, model.trainable === false && LT.icon("cross"), h("span", {}, model.reason));
-    LT.panel(parts.model, h("div.lt-facts", {}, reason, rows.map(([name, value]) => h("div.lt-fact", {}, h("span", {}, name), h("span", {}, value)))), { wide: true });
+    const reason =
+      model.reason &&
+      h(
+        model.trainable === false ? "div.lt-problem" : "div.lt-muted",
+        {},
+        model.trainable === false && LT.icon("cross"),
+        h("span", {}, model.reason),
+      );
+    LT.panel(
+      parts.model,
+      h("div.lt-facts", {},
+        reason,
+        rows.map(([name, value]) => h("div.lt-fact", {}, h("span", {}, name), h("span", {}, value))),
+      ),
+      { wide: true },
+    );
   };
 
   /* ---- memory ---- */
@@ -191,13 +236,19 @@
     if (parts.memory.hidden) return;
     const cpu = !LT.onGpu(memory.device);
     const used = memory.total_mb - memory.free_mb;
-    const active = LT.active();
-    const own = active && run.kind !== "grid" && run.state !== "paused" ? Math.min(used, run.vram_mb || used - (memory.host_mb || used)) : 0;
+    const active = LT.activeRun();
+    const own =
+      active && run.kind !== "grid" && run.state !== "paused" ? Math.min(used, run.vram_mb || used - (memory.host_mb || used)) : 0;
     const width = (mb) => `${Math.max(0, (100 * mb) / memory.total_mb)}%`;
     const label = cpu ? t("Memory") : t("GPU memory");
     const words = t("{used} of {total} GB", { used: LT.gigabytes(used), total: LT.gigabytes(memory.total_mb) });
     parts.memory.title = own
-      ? t("{label}: run {own}, everything else {host}, free {free}", { label, own: LT.megabytes(own), host: LT.megabytes(used - own), free: LT.megabytes(memory.free_mb) })
+      ? t("{label}: run {own}, everything else {host}, free {free}", {
+          label,
+          own: LT.megabytes(own),
+          host: LT.megabytes(used - own),
+          free: LT.megabytes(memory.free_mb),
+        })
       : t("{label}: in use {used}, free {free}", { label, used: LT.megabytes(used), free: LT.megabytes(memory.free_mb) });
     LT.fill(
       parts.memory,
@@ -211,13 +262,20 @@
   /* ---- the steps ---- */
 
   const badge = (step) => {
-    const { pictures, plan } = LT.seen;
+    const { pictures, plan } = LT.cache;
     if (step === "pictures" && pictures) {
-      const waiting = LT.toLookAt().length;
-      return waiting ? h("span.lt-badge", { title: LT.tn(waiting, "{n} picture needs a look", "{n} pictures need a look") }, LT.icon("dot"), LT.count(waiting)) : pictures.counts.used > 0 && done();
+      const waiting = LT.picturesToReview().length;
+      return waiting
+        ? h("span.lt-badge", { title: LT.tn(waiting, "{n} picture needs a look", "{n} pictures need a look") },
+            LT.icon("dot"),
+            LT.count(waiting),
+          )
+        : pictures.counts.used > 0 && done();
     }
     if (step === "captions" && pictures && pictures.counts.used) {
-      return LT.captionsMissing() ? h("span.lt-badge", { title: t("No captions, no trigger word, no class word.") }, LT.icon("dot"), "1") : done();
+      return LT.captionsMissing()
+        ? h("span.lt-badge", { title: t("No captions, no trigger word, no class word.") }, LT.icon("dot"), "1")
+        : done();
     }
     if (step === "settings" && plan) {
       const wrong = LT.problems().length;

@@ -21,27 +21,60 @@
         t("What will happen counts steps, time, disk and memory before you start."),
       ],
       train: [
-        t("The loss says little by itself: look at the previews and at the validation loss. Where it rises, the model learns your pictures by heart."),
+        t("The loss says little by itself: look at the previews and at the validation loss. Where it rises, the model overfits."),
         t("You can close this page: training goes on in the server, and the page finds it again."),
       ],
       compare: [
-        t("Each row is a saved file, each column a weight of the LoRA. Look for the picture that shows your subject and still follows the prompt."),
+        t("Rows are saved files, columns are LoRA weights. Look for the picture that shows your subject and still follows the prompt."),
         t("The star is a suggestion. Your own choice is stored with the file."),
       ],
     })[LT.state.step];
 
   const keys = () => {
-    const common = [["1 – 5", t("steps")], ["/", t("search")], ["Esc", t("close, clear")]];
-    const own = { pictures: [["C", t("crop")], ["X", t("leave out")], ["↑ ↓ ← →", t("move")]], train: [["← →", t("previews")]], compare: [["↑ ↓ ← →", t("move in the grid")], ["⏎", t("use this one")]] };
-    return [...common, ...(own[LT.state.step] || [])];
+    const common = [
+      ["1 – 5", t("steps")],
+      ["/", t("search")],
+      ["Esc", t("close, clear")],
+    ];
+    const stepHelp = {
+      pictures: [
+        ["C", t("crop")],
+        ["X", t("leave out")],
+        ["↑ ↓ ← →", t("move")],
+      ],
+      train: [["← →", t("previews")]],
+      compare: [
+        ["↑ ↓ ← →", t("move in the grid")],
+        ["⏎", t("use this one")],
+      ],
+    };
+    return [...common, ...(stepHelp[LT.state.step] || [])];
   };
 
   LT.openHelp = (owner) => {
     const content = h("div.lt-helpbox", {},
       words().map((line) => h("p", {}, line)),
-      h("div.lt-keys", {}, keys().map(([key, what]) => h("div", {}, LT.key(key), h("span", {}, what)))),
-      h("div.lt-answers", {}, LT.button(t("Runs…"), { kind: "lt-phone", onclick: () => { LT.closePanel(); LT.openRuns(owner); } }), LT.button(t("Copy report"), { icon: "copy", onclick: () => { LT.closePanel(); LT.copyReport(); } })),
-      h("div.lt-hint", {}, t("The report holds versions, settings and the last 100 events, without secrets.")));
+      h("div.lt-keys", {},
+        keys().map(([key, what]) => h("div", {}, LT.key(key), h("span", {}, what))),
+      ),
+      h("div.lt-answers", {},
+        LT.button(t("Runs…"), {
+          kind: "lt-phone",
+          onclick: () => {
+            LT.closePanel();
+            LT.openRuns(owner);
+          },
+        }),
+        LT.button(t("Copy report"), {
+          icon: "copy",
+          onclick: () => {
+            LT.closePanel();
+            LT.copyReport();
+          },
+        }),
+      ),
+      h("div.lt-hint", {}, t("The report holds versions, settings and the last 100 events, without secrets.")),
+    );
     LT.panel(owner, content, { right: true, wide: true });
   };
 })();

@@ -6,7 +6,7 @@
   const elsewhere = (element) => element && element !== document.body && !LT.root().contains(element);
 
   const onKey = (event) => {
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !LT.visible()) return;
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !LT.isVisible()) return;
     if (event.key === "Escape" && LT.closePanel()) return event.preventDefault();
     if (elsewhere(document.activeElement)) return;
     if (writes(event.target) && event.target.type !== "checkbox" && event.target.type !== "range") {
@@ -15,7 +15,7 @@
     }
     const digit = "12345".indexOf(event.key);
     const own = { pictures: LT.picturesKey, captions: LT.captionsKey, train: LT.trainKey, compare: LT.compareKey }[LT.state.step];
-    if (event.key.length === 1 && digit >= 0) LT.go(LT.STEPS[digit]);
+    if (event.key.length === 1 && digit >= 0) LT.goToStep(LT.STEPS[digit]);
     else if (event.key === "/") focusSearch();
     else if (!own || !own(event)) return;
     event.preventDefault();
@@ -25,7 +25,7 @@
   const focusSearch = () => {
     let field = LT.panels[LT.state.step].querySelector("[data-search]");
     if (!field) {
-      LT.go("settings");
+      LT.goToStep("settings");
       field = LT.panels.settings.querySelector("[data-search]");
     }
     field.focus();

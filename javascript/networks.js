@@ -4,7 +4,7 @@
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
 
-  const planned = () => (LT.seen.plan && LT.seen.plan.network) || null;
+  const planned = () => (LT.cache.plan && LT.cache.plan.network) || null;
   const partName = (part) => ({ unet: t("U-Net"), text_encoder: t("text encoder") })[part] || part;
 
   /** "192 of the U-Net, 72 of the text encoder". */
@@ -16,14 +16,24 @@
 
   const size = () => {
     const network = planned();
-    return network ? t("{size} a file ({layers} layers)", { size: LT.megabytes(network.file_bytes / 2 ** 20), layers: LT.count(Object.values(network.layers).reduce((sum, count) => sum + count, 0)) }) : "";
+    return network
+      ? t("{size} a file ({layers} layers)", {
+          size: LT.megabytes(network.file_bytes / 2 ** 20),
+          layers: LT.count(Object.values(network.layers).reduce((sum, count) => sum + count, 0)),
+        })
+      : "";
   };
 
   const hits = (option) => {
     const network = planned();
-    const found = (network && network.patterns && network.patterns[option]) || {};
-    return Object.entries(found).map(([pattern, count]) =>
-      h("div", { class: count ? "" : "lt-note" }, h("code", {}, pattern), " ", count ? LT.tn(count, "hits {n} layer", "hits {n} layers") : t("hits no layer")));
+    const patternHits = (network && network.patterns && network.patterns[option]) || {};
+    return Object.entries(patternHits).map(([pattern, count]) =>
+      h("div", { class: count ? "" : "lt-note" },
+        h("code", {}, pattern),
+        " ",
+        count ? LT.tn(count, "hits {n} layer", "hits {n} layers") : t("hits no layer"),
+      ),
+    );
   };
 
   const HINTS = {

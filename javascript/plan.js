@@ -5,43 +5,43 @@
   const t = (...args) => LT.t(...args);
   const parts = {};
   let show = "with"; // with the ticked changes, or as it is now
-  let way = null; // what makes it fit: {changes, label, saves}
+  let fix = null; // what makes it fit: {changes, label, saves}
   let checking = false;
   let starting = false;
-  let newestPlan = null;
-  let newestWay = null;
+  let latestPlan = null;
+  let latestFix = null;
 
   const check = (changes) => LT.post("check", { config: LT.config(changes) });
 
   /** Takes over the size of the model that a plan is for; whether the form's training size has changed by it. */
-  const sizeTaken = (model) => {
+  const takeModelSize = (model) => {
     const before = LT.value("data.resolution");
-    LT.seen.modelSize = (model && model.native_size) || LT.seen.modelSize;
+    LT.cache.modelSize = (model && model.native_size) || LT.cache.modelSize;
     return LT.value("data.resolution") !== before;
   };
 
   /** Asks the server for the plan of the form (and of the form with the ticked suggestions). */
   LT.readPlan = async () => {
     if (!LT.source()) {
-      LT.seen.plan = LT.seen.planned = null;
-      LT.tell("plan");
+      LT.cache.plan = LT.cache.planned = null;
+      LT.emit("plan");
       return;
     }
     checking = true;
-    newestPlan = newestPlan || LT.newest((changes) => Promise.all([check({}), changes ? check(changes) : null]));
+    latestPlan = latestPlan || LT.latestOnly((changes) => Promise.all([check({}), changes ? check(changes) : null]));
     try {
-      const answer = await newestPlan(LT.suggestionsOpen() && LT.tickedCount() ? LT.tickedChanges() : null);
-      if (!answer) return;
-      [LT.seen.plan, LT.seen.planned] = answer;
-      if (sizeTaken(LT.seen.plan.model)) return LT.tell("form", ["data.resolution"]); // planned anew with it
+      const response = await latestPlan(LT.suggestionsOpen() && LT.tickedCount() ? LT.tickedChanges() : null);
+      if (!response) return;
+      [LT.cache.plan, LT.cache.planned] = response;
+      if (takeModelSize(LT.cache.plan.model)) return LT.emit("form", ["data.resolution"]); // planned anew with it
     } catch (error) {
-      if (!(error instanceof LT.Refused)) throw error;
-      LT.seen.plan = { problems: error.problems };
-      LT.seen.planned = null;
+      if (!(error instanceof LT.RequestError)) throw error;
+      LT.cache.plan = { problems: error.problems };
+      LT.cache.planned = null;
     }
     checking = false;
-    LT.tell("plan");
-    findWay();
+    LT.emit("plan");
+    findFix();
   };
 
   LT.buildPlan = () => {
@@ -53,21 +53,21 @@
   };
   LT.buildStart = () => {
     parts.start = h("div.lt-start");
-    const soon = LT.later(LT.readPlan, 350);
-    LT.on("form", soon);
-    LT.on("suggestions", soon);
-    LT.on("subject", soon);
+    const readSoon = LT.debounce(LT.readPlan, 350);
+    LT.on("form", readSoon);
+    LT.on("suggestions", readSoon);
+    LT.on("subject", readSoon);
     ["plan", "suggestions", "status", "pictures", "captions"].forEach((name) => LT.on(name, paint));
     paint();
     return parts.start;
   };
 
   const paint = () => {
-    const now = LT.seen.plan;
-    const planned = LT.seen.planned;
-    const shown = planned && show === "with" ? planned : now;
+    const plan = LT.cache.plan;
+    const planned = LT.cache.planned;
+    const shown = planned && show === "with" ? planned : plan;
     parts.card.hidden = !shown || shown.total_steps === undefined;
-    if (!parts.card.hidden) paintPlan(shown, planned && show === "with" ? now : null, Boolean(planned));
+    if (!parts.card.hidden) paintPlan(shown, planned && show === "with" ? plan : null, Boolean(planned));
     paintNotes();
     paintStart();
   };
@@ -75,130 +75,282 @@
   const about = (plan) => (plan.seconds ? t("about {time}", { time: LT.duration(plan.seconds) }) : "–");
   const epochWords = (plan) => `${LT.count(plan.epochs)} × ${LT.count(plan.steps_per_epoch)}`;
 
-  const paintPlan = (plan, now, both) => {
-    const tile = (name, value, below) => h("div.lt-happen", {}, h("span", {}, name), h("b", {}, value), h("span", {}, below.filter(Boolean).join(" · ")));
-    const was = (value) => now && now.total_steps !== undefined && t("now {value}", { value });
-    const choices = [{ value: "with", label: LT.tn(LT.tickedCount(), "with the change", "with the {n} changes") }, { value: "now", label: t("as it is now") }];
+  const paintPlan = (plan, current, both) => {
+    const tile = (name, value, below) =>
+      h("div.lt-happen", {}, h("span", {}, name), h("b", {}, value), h("span", {}, below.filter(Boolean).join(" · ")));
+    const currentWords = (value) => current && current.total_steps !== undefined && t("now {value}", { value });
+    const choices = [
+      { value: "with", label: LT.tn(LT.tickedCount(), "with the change", "with the {n} changes") },
+      { value: "now", label: t("as it is now") },
+    ];
     LT.fill(
       parts.numbers,
-      h("div.lt-cardhead", {}, h("div.lt-title", {}, t("What will happen")), h("span.lt-gap"), both && LT.segments(choices, show, (value) => { show = value; paint(); }, { label: t("What will happen"), kind: "lt-smallsegments" })),
+      h("div.lt-cardhead", {},
+        h("div.lt-title", {}, t("What will happen")),
+        h("span.lt-gap"),
+        both &&
+          LT.segments(
+            choices,
+            show,
+            (value) => {
+              show = value;
+              paint();
+            },
+            { label: t("What will happen"), kind: "lt-smallsegments" },
+          ),
+      ),
       h("div.lt-happens", {},
-        tile(t("Steps"), LT.count(plan.total_steps), [was(now && LT.count(now.total_steps))]),
-        tile(t("Epochs"), epochWords(plan), [was(now && now.epochs && epochWords(now))]),
-        tile(t("Time"), about(plan), [plan.seconds_measured || plan.measured ? t("measured") : t("estimate"), was(now && LT.duration(now.seconds))]),
-        tile(t("Disk"), LT.megabytes(plan.disk_mb || 0), [LT.tn(plan.files || 0, "{n} file", "{n} files"), plan.network && t("{size} each", { size: LT.megabytes(plan.network.file_bytes / 2 ** 20) }), was(now && LT.megabytes(now.disk_mb || 0))])),
+        tile(t("Steps"), LT.count(plan.total_steps), [currentWords(current && LT.count(current.total_steps))]),
+        tile(t("Epochs"), epochWords(plan), [currentWords(current && current.epochs && epochWords(current))]),
+        tile(t("Time"), about(plan), [
+          plan.seconds_measured || plan.measured ? t("measured") : t("estimate"),
+          currentWords(current && LT.duration(current.seconds)),
+        ]),
+        tile(t("Disk"), LT.megabytes(plan.disk_mb || 0), [
+          LT.tn(plan.files || 0, "{n} file", "{n} files"),
+          plan.network && t("{size} each", { size: LT.megabytes(plan.network.file_bytes / 2 ** 20) }),
+          currentWords(current && LT.megabytes(current.disk_mb || 0)),
+        ]),
+      ),
       plan.memory && memory(plan.memory),
     );
     parts.schedule.paint(plan);
   };
 
-  const LOOKS = ["model", "network", "activations", "workspace", "optimizer"]; // each has its colour, wherever it stands
-  const lookOf = (name) => `part${LOOKS.includes(name) ? LOOKS.indexOf(name) : LOOKS.length - 1}`;
+  const COLOURED_PARTS = ["model", "network", "activations", "workspace", "optimizer"]; // each has its colour, wherever it stands
+  const colourClass = (name) => `part${COLOURED_PARTS.includes(name) ? COLOURED_PARTS.indexOf(name) : COLOURED_PARTS.length - 1}`;
   /** How much of a step may be kept, where the user gave a limit. */
-  const limitOf = (name) => {
-    const limit = name === "activations" && LT.relevant("memory.checkpointing_budget_gb") && Number(LT.value("memory.checkpointing_budget_gb"));
+  const limitWords = (name) => {
+    const limit =
+      name === "activations" && LT.relevant("memory.checkpointing_budget_gb") && Number(LT.value("memory.checkpointing_budget_gb"));
     return limit > 0 ? ` ${t("(at most {n} GB)", { n: limit })}` : "";
   };
   const partName = (name) =>
-    ({ model: t("model"), network: t("network"), optimizer: t("optimizer"), activations: t("activations"), workspace: t("workspace"), latents: t("pictures"), cache: t("pictures"), gradients: t("gradients"), validation: t("validation") })[name] || name;
+    ({
+      model: t("model"),
+      network: t("network"),
+      optimizer: t("optimizer"),
+      activations: t("activations"),
+      workspace: t("workspace"),
+      latents: t("pictures"),
+      cache: t("pictures"),
+      gradients: t("gradients"),
+      validation: t("validation"),
+    })[name] || name;
 
   const memory = (plan) => {
     const split = Object.entries(plan.parts || {}).filter(([, mb]) => mb > 0);
-    const need = needOf({ memory: plan });
-    const machine = LT.seen.status && LT.seen.status.memory;
+    const need = memoryNeeded({ memory: plan });
+    const machine = LT.cache.status && LT.cache.status.memory;
     const total = Math.max(machine ? machine.total_mb : 0, plan.free_mb || 0, need * 1.02);
     const width = (mb) => `${(100 * mb) / total}%`;
     const short = (mb) => (need < 1024 ? LT.megabytes(mb) : LT.gigabytes(mb));
     const free = plan.free_mb || 0;
     const fits = plan.fits !== false;
     const used = free ? t("{used} of {total}", { used: short(need), total: LT.megabytes(free) }) : LT.megabytes(need);
-    const kept = machine ? machine.total_mb - free : 0;
+    const occupied = machine ? machine.total_mb - free : 0;
     return h("div.lt-memoryplan", {},
-      h("div.lt-row", {}, h("span", {}, LT.memoryName(machine && LT.onGpu(machine.device)), " ", h("b", {}, used)), fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")), h("span.lt-gap"), h("span.lt-muted", {}, t("peak, estimate"))),
+      h("div.lt-row", {},
+        h("span", {}, LT.memoryName(machine && LT.onGpu(machine.device)), " ", h("b", {}, used)),
+        fits ? h("b.lt-good", {}, LT.icon("check"), t("fits")) : h("b.lt-bad", {}, LT.icon("cross"), t("will not fit")),
+        h("span.lt-gap"),
+        h("span.lt-muted", {}, t("peak, estimate")),
+      ),
       h("div.lt-parts", {},
-        split.map(([name, mb]) => h(`i.${lookOf(name)}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` })),
+        split.map(([name, mb]) =>
+          h(`i.${colourClass(name)}`, { style: { width: width(mb) }, title: `${partName(name)} ${LT.megabytes(mb)}` }),
+        ),
         total > free && free > 0 && h("i.kept", { style: { left: width(free), width: width(total - free) } }),
-        free > 0 && h("i.line", { style: { left: width(free) } })),
-      h("div.lt-row.lt-partnames", {}, split.map(([name, mb]) => h("span", {}, h(`i.${lookOf(name)}`), `${partName(name)} ${short(mb)}${limitOf(name)}`)), h("span.lt-gap"),
-        free > 0 && h("span", {}, kept > 50 ? t("{free} free · {kept} kept by host and desktop", { free: LT.megabytes(free), kept: LT.megabytes(kept) }) : t("{free} free", { free: LT.megabytes(free) }))),
-      !fits && wayOut(need));
+        free > 0 && h("i.line", { style: { left: width(free) } }),
+      ),
+      h("div.lt-row.lt-partnames", {},
+        split.map(([name, mb]) => h("span", {}, h(`i.${colourClass(name)}`), `${partName(name)} ${short(mb)}${limitWords(name)}`)),
+        h("span.lt-gap"),
+        free > 0 &&
+          h("span", {},
+            occupied > 50
+              ? t("{free} free · {kept} kept by host and desktop", { free: LT.megabytes(free), kept: LT.megabytes(occupied) })
+              : t("{free} free", { free: LT.megabytes(free) }),
+          ),
+      ),
+      !fits && fixHint(need),
+    );
   };
 
   /* ---- when it does not fit: the first change that makes it fit, tried on the server ---- */
 
-  const needOf = (plan) => Object.values((plan && plan.memory && plan.memory.parts) || {}).reduce((sum, mb) => sum + mb, 0);
-  const findWay = async () => {
-    way = null;
-    const plan = LT.seen.plan;
+  const memoryNeeded = (plan) => Object.values((plan && plan.memory && plan.memory.parts) || {}).reduce((sum, mb) => sum + mb, 0);
+  const findFix = async () => {
+    fix = null;
+    const plan = LT.cache.plan;
     if (!plan || !plan.memory || plan.memory.fits !== false) return;
-    const ways = [];
-    if (!LT.value("memory.gradient_checkpointing")) ways.push({ label: t("Turn on gradient checkpointing"), changes: { "memory.gradient_checkpointing": true } });
-    else if (LT.value("memory.checkpointing_budget_gb") > 0) ways.push({ label: t("Recompute everything that can be"), changes: { "memory.checkpointing_budget_gb": 0 } });
+    const fixes = [];
+    if (!LT.value("memory.gradient_checkpointing")) {
+      fixes.push({ label: t("Turn on gradient checkpointing"), changes: { "memory.gradient_checkpointing": true } });
+    } else if (LT.value("memory.checkpointing_budget_gb") > 0) {
+      fixes.push({ label: t("Recompute everything that can be"), changes: { "memory.checkpointing_budget_gb": 0 } });
+    }
     const batch = LT.value("data.batch_size");
     const pieces = Math.ceil((LT.value("memory.pictures_at_once") || batch) / 2);
-    const sparing = { "memory.gradient_checkpointing": true, "memory.checkpointing_budget_gb": 0 };
-    if (pieces < (LT.value("memory.pictures_at_once") || batch)) ways.push({ label: LT.tn(pieces, "Calculate {n} picture at a time", "Calculate {n} pictures at a time"), changes: { ...sparing, "memory.pictures_at_once": pieces } });
-    if (batch > 1) ways.push({ label: LT.tn(Math.floor(batch / 2), "{n} picture per step", "{n} pictures per step"), changes: { "data.batch_size": Math.floor(batch / 2), "memory.gradient_checkpointing": true } });
+    const checkpointingOptions = { "memory.gradient_checkpointing": true, "memory.checkpointing_budget_gb": 0 };
+    if (pieces < (LT.value("memory.pictures_at_once") || batch)) {
+      fixes.push({
+        label: LT.tn(pieces, "Calculate {n} picture at a time", "Calculate {n} pictures at a time"),
+        changes: { ...checkpointingOptions, "memory.pictures_at_once": pieces },
+      });
+    }
+    if (batch > 1) {
+      fixes.push({
+        label: LT.tn(Math.floor(batch / 2), "{n} picture per step", "{n} pictures per step"),
+        changes: { "data.batch_size": Math.floor(batch / 2), "memory.gradient_checkpointing": true },
+      });
+    }
     const size = LT.value("data.resolution");
-    if (typeof size === "number" && size > 256) ways.push({ label: t("Training size {n}", { n: Math.round((size * 0.75) / 64) * 64 }), changes: { "data.resolution": Math.round((size * 0.75) / 64) * 64, "memory.gradient_checkpointing": true, "data.batch_size": 1 } });
-    newestWay = newestWay || LT.newest(async (all) => {
-      for (const one of all) {
-        const tried = await check(one.changes).catch(() => null);
-        if (tried && tried.memory && tried.memory.fits) return { ...one, saves: needOf(plan) - needOf(tried) };
-      }
-      return null;
-    });
-    way = await newestWay(ways);
-    if (way) paint();
+    if (typeof size === "number" && size > 256) {
+      fixes.push({
+        label: t("Training size {n}", { n: Math.round((size * 0.75) / 64) * 64 }),
+        changes: { "data.resolution": Math.round((size * 0.75) / 64) * 64, "memory.gradient_checkpointing": true, "data.batch_size": 1 },
+      });
+    }
+    latestFix =
+      latestFix ||
+      LT.latestOnly(async (all) => {
+        for (const one of all) {
+          const candidate = await check(one.changes).catch(() => null);
+          if (candidate && candidate.memory && candidate.memory.fits) {
+            return { ...one, saves: memoryNeeded(plan) - memoryNeeded(candidate) };
+          }
+        }
+        return null;
+      });
+    fix = await latestFix(fixes);
+    if (fix) paint();
   };
-  const wayOut = () =>
+  const fixHint = () =>
     h("div.lt-wayout", {},
       LT.icon("warning"),
-      h("span", {}, way ? t("{what}: then it fits ({saves}).", { what: way.label, saves: `−${LT.megabytes(way.saves)}` }) : t("A smaller training size or fewer pictures per step need less.")),
-      way && LT.button(t("Do it"), { kind: "small", onclick: () => LT.set(way.changes) }));
+      h("span", {},
+        fix
+          ? t("{what}: then it fits ({saves}).", { what: fix.label, saves: `−${LT.megabytes(fix.saves)}` })
+          : t("A smaller training size or fewer pictures per step need less."),
+      ),
+      fix && LT.button(t("Do it"), { kind: "small", onclick: () => LT.set(fix.changes) }),
+    );
 
   /* ---- what to know before the start ---- */
 
   const paintNotes = () => {
-    const pictures = LT.seen.pictures;
-    const notes = LT.warnings().map((warning) => note(`${warning.message} ${warning.fix || ""}`.trim(), LT.options.has(warning.path) && [t("Show it"), () => LT.showOption(warning.path)]));
+    const pictures = LT.cache.pictures;
+    const notes = LT.warnings().map((warning) =>
+      note(
+        `${warning.message} ${warning.fix || ""}`.trim(),
+        LT.options.has(warning.path) && [t("Show it"), () => LT.showOption(warning.path)],
+      ),
+    );
     if (pictures && pictures.counts.without > 0 && pictures.counts.captions > 0) {
       const words = [LT.value("data.trigger_word"), LT.classWords()].filter(Boolean).join(", ");
       const values = { without: LT.count(pictures.counts.without), used: LT.count(pictures.counts.used), words };
-      notes.push(note(words ? t("{without} of {used} pictures have no caption; they will be read as “{words}”.", values) : t("{without} of {used} pictures have no caption.", values), [t("Show them"), () => LT.go("captions")]));
+      notes.push(
+        note(
+          words
+            ? t("{without} of {used} pictures have no caption; they will be read as “{words}”.", values)
+            : t("{without} of {used} pictures have no caption.", values),
+          [t("Show them"), () => LT.goToStep("captions")],
+        ),
+      );
     }
     LT.fill(parts.notes, notes);
   };
-  const note = (text, action) => h("div.lt-notice", {}, LT.icon("warning"), h("span", {}, text), h("span.lt-gap"), action && LT.button(action[0], { kind: "small", onclick: action[1] }));
+  const note = (text, action) =>
+    h("div.lt-notice", {},
+      LT.icon("warning"),
+      h("span", {}, text),
+      h("span.lt-gap"),
+      action && LT.button(action[0], { kind: "small", onclick: action[1] }),
+    );
 
   /** The one thing that stops a start: {text, label, go}, or null. */
   const blocked = () => {
-    const active = LT.active();
-    if (active && LT.searching(active)) return { text: t("A learning rate is being looked for: wait for it, or stop it."), label: t("Stop"), go: () => LT.command(active, "stop-discard") };
-    if (active) return { text: active.kind === "grid" ? t("A grid is being rendered: wait for it, or stop it.") : t("{name} is being trained: wait for it, or stop it.", { name: active.name }), label: t("Show it"), go: () => LT.goTo(active) };
-    const model = LT.seen.status && LT.seen.status.model;
-    if (!LT.source()) return { text: t("Choose the folder of your pictures first."), label: t("Pictures"), go: () => LT.go("pictures") };
-    const wrong = (LT.seen.picturesProblems || [])[0];
-    if (wrong && LT.source()) return { text: wrong.message, label: t("Show it"), go: () => LT.showOption(wrong.path || "data.train_data_dir") };
-    if (LT.captionsMissing()) return { text: t("No picture has a caption: write a trigger word or a class word."), label: t("Write one"), go: () => LT.showOption("data.trigger_word") };
-    if (model && model.trainable === false && !LT.value("model.pretrained_model_name_or_path")) return { text: model.reason, label: t("Choose another"), go: () => LT.showOption("model.pretrained_model_name_or_path") };
+    const active = LT.activeRun();
+    if (active && LT.isLrSearch(active)) {
+      return {
+        text: t("A learning rate is being looked for: wait for it, or stop it."),
+        label: t("Stop"),
+        go: () => LT.command(active, "stop-discard"),
+      };
+    }
+    if (active) {
+      return {
+        text:
+          active.kind === "grid"
+            ? t("A grid is being rendered: wait for it, or stop it.")
+            : t("{name} is being trained: wait for it, or stop it.", { name: active.name }),
+        label: t("Show it"),
+        go: () => LT.goTo(active),
+      };
+    }
+    const model = LT.cache.status && LT.cache.status.model;
+    if (!LT.source()) {
+      return { text: t("Choose the folder of your pictures first."), label: t("Pictures"), go: () => LT.goToStep("pictures") };
+    }
+    const wrong = (LT.cache.picturesProblems || [])[0];
+    if (wrong && LT.source()) {
+      return { text: wrong.message, label: t("Show it"), go: () => LT.showOption(wrong.path || "data.train_data_dir") };
+    }
+    if (LT.captionsMissing()) {
+      return {
+        text: t("No picture has a caption: write a trigger word or a class word."),
+        label: t("Write one"),
+        go: () => LT.showOption("data.trigger_word"),
+      };
+    }
+    if (model && model.trainable === false && !LT.value("model.pretrained_model_name_or_path")) {
+      return { text: model.reason, label: t("Choose another"), go: () => LT.showOption("model.pretrained_model_name_or_path") };
+    }
     const [problem, ...others] = LT.problems();
-    if (problem && problem.proposal) return { text: problem.message, more: others.length, label: t("Call it {name}", { name: problem.proposal }), go: () => LT.set({ "save.output_name": problem.proposal }) };
+    if (problem && problem.proposal) {
+      return {
+        text: problem.message,
+        more: others.length,
+        label: t("Call it {name}", { name: problem.proposal }),
+        go: () => LT.set({ "save.output_name": problem.proposal }),
+      };
+    }
     const text = problem && `${problem.message} ${problem.fix || ""}`.trim();
     if (problem && !LT.options.has(problem.path)) return { text, label: t("Try again"), go: LT.readPlan };
     if (problem) return { text, more: others.length, label: t("Show it"), go: () => LT.showOption(problem.path) };
-    if (!LT.seen.plan) return { text: checking ? t("Counting the steps…") : t("The plan is not known yet."), label: "", go: null };
+    if (!LT.cache.plan) return { text: checking ? t("Counting the steps…") : t("The plan is not known yet."), label: "", go: null };
     return null;
   };
 
   const paintStart = () => {
     const stop = blocked();
-    const plan = LT.seen.plan;
+    const plan = LT.cache.plan;
     const words = stop
-      ? h("div.lt-blocked", {}, h("span", {}, stop.go && LT.icon("warning"), stop.text, stop.more > 0 && ` ${LT.tn(stop.more, "(and {n} more)", "(and {n} more)")}`), stop.go && LT.button(stop.label, { kind: "small", onclick: stop.go }))
-      : h("div.lt-muted", {}, LT.suggestionsOpen() && h("div", {}, t("Starts with the values on the left:")), h("div", {}, t("{n} steps, {about}", { n: LT.count(plan.total_steps), about: about(plan) })));
+      ? h("div.lt-blocked", {},
+          h("span", {},
+            stop.go && LT.icon("warning"),
+            stop.text,
+            stop.more > 0 && ` ${LT.tn(stop.more, "(and {n} more)", "(and {n} more)")}`,
+          ),
+          stop.go && LT.button(stop.label, { kind: "small", onclick: stop.go }),
+        )
+      : h("div.lt-muted", {},
+          LT.suggestionsOpen() && h("div", {}, t("Starts with the values on the left:")),
+          h("div", {}, t("{n} steps, {about}", { n: LT.count(plan.total_steps), about: about(plan) })),
+        );
     const kind = LT.suggestionsOpen() || stop ? "" : "primary";
-    LT.fill(parts.start, words, LT.button(starting ? t("Starting…") : t("Start training"), { kind, icon: "play", id: "lora_trainer_start", disabled: Boolean(stop) || starting, onclick: start }));
+    LT.fill(
+      parts.start,
+      words,
+      LT.button(starting ? t("Starting…") : t("Start training"), {
+        kind,
+        icon: "play",
+        id: "lora_trainer_start",
+        disabled: Boolean(stop) || starting,
+        onclick: start,
+      }),
+    );
   };
 
   const start = () => LT.start(LT.config());
@@ -210,14 +362,14 @@
       const { run } = await LT.post("runs", { config });
       LT.openRun(run);
       LT.askToNotify();
-      await LT.look();
-      LT.go("train");
+      await LT.poll();
+      LT.goToStep("train");
     } catch (error) {
-      if (!(error instanceof LT.Refused)) throw error;
-      const known = error.problems.filter((problem) => LT.options.has(problem.path));
-      if (known.length && LT.seen.plan) LT.seen.plan = { ...LT.seen.plan, problems: [...known, ...LT.warnings()] };
-      if (!known.length) LT.complain(error);
-      LT.tell("plan");
+      if (!(error instanceof LT.RequestError)) throw error;
+      const optionProblems = error.problems.filter((problem) => LT.options.has(problem.path));
+      if (optionProblems.length && LT.cache.plan) LT.cache.plan = { ...LT.cache.plan, problems: [...optionProblems, ...LT.warnings()] };
+      if (!optionProblems.length) LT.showError(error);
+      LT.emit("plan");
     }
     starting = false;
     paintStart();

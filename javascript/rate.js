@@ -3,56 +3,56 @@
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
-  const USUAL = "AdamW"; // whose rates are found
-  let found = null; // {unet_lr, text_encoder_lr, sure}
-  let asked = "";
+  const REFERENCE_OPTIMIZER = "AdamW"; // whose rates are found
+  let result = null; // {unet_lr, text_encoder_lr, sure}
+  let searchId = "";
 
-  const runNow = () => {
-    const run = LT.seen.status && LT.seen.status.run;
+  const searchRun = () => {
+    const run = LT.cache.status && LT.cache.status.run;
     return run && run.kind === "rate" ? run : null;
   };
   /** Whether the run that goes on only looks for a rate. */
-  LT.searching = (run = LT.active()) => Boolean(run && run.kind === "rate");
+  LT.isLrSearch = (run = LT.activeRun()) => Boolean(run && run.kind === "rate");
 
-  const begin = async () => {
-    found = null;
+  const startSearch = async () => {
+    result = null;
     try {
       await LT.post("rate", { config: LT.config() });
-      asked = ""; // the next search may have the name of the last one
-      await LT.look();
+      searchId = ""; // the next search may have the name of the last one
+      await LT.poll();
     } catch (error) {
-      LT.complain(error);
+      LT.showError(error);
     }
     LT.paintFields();
   };
 
-  const read = async () => {
-    const run = runNow();
-    if (!run || LT.active() || asked === run.id) return;
-    asked = run.id;
-    if (run.state === "finished") found = await LT.get(`runs/${encodeURIComponent(run.id)}/rate`).catch(() => null); // deleted meanwhile
+  const readResult = async () => {
+    const run = searchRun();
+    if (!run || LT.activeRun() || searchId === run.id) return;
+    searchId = run.id;
+    if (run.state === "finished") result = await LT.get(`runs/${encodeURIComponent(run.id)}/rate`).catch(() => null); // deleted meanwhile
     if (run.state === "failed" && run.error) LT.toast(run.error, { kind: "bad" });
     LT.paintFields();
   };
-  LT.on("status", read);
+  LT.on("status", readResult);
 
   const chosenType = () => LT.value("optimizer.type");
   /** What is known of an optimizer; nothing of one that somebody wrote. */
   const factsOf = (type) => ((LT.options.get("optimizer.type") || {}).facts || {})[type] || {};
 
   /** What the found rates are for the chosen optimizer: others than AdamW take larger or smaller steps at the same rate. */
-  const suited = (rate) => {
-    const [chosen, usual] = [factsOf(chosenType()).hint, factsOf(USUAL).hint];
+  const scaledRate = (rate) => {
+    const [chosen, usual] = [factsOf(chosenType()).hint, factsOf(REFERENCE_OPTIMIZER).hint];
     return chosen && usual ? Number(((rate * chosen) / usual).toPrecision(2)) : rate;
   };
 
-  const answer = () => {
-    const rates = { "optimizer.unet_lr": suited(found.unet_lr), "optimizer.text_encoder_lr": suited(found.text_encoder_lr) };
+  const resultLine = () => {
+    const rates = { "optimizer.unet_lr": scaledRate(result.unet_lr), "optimizer.text_encoder_lr": scaledRate(result.text_encoder_lr) };
     const parts = Object.entries(rates).filter(([path, rate]) => rate > 0 && LT.value(path) !== 0);
     const set = () => LT.set(Object.fromEntries(parts));
     return [
       t("Found on these pictures: {rates}.", { rates: parts.map(([, rate]) => LT.rate(rate)).join(" / ") }),
-      !found.sure && [" ", t("It was still growing: take it as the least.")],
+      !result.sure && [" ", t("It was still growing: take it as the least.")],
       parts.some(([path, rate]) => LT.value(path) !== rate) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
       " ",
     ];
@@ -60,14 +60,16 @@
 
   /** The line below the field. */
   LT.rateHint = () => {
-    const run = LT.active();
+    const run = LT.activeRun();
     if (factsOf(chosenType()).finds) return "";
-    if (LT.searching(run)) {
+    if (LT.isLrSearch(run)) {
       const stop = h("button.lt-link", { onclick: () => LT.command(run, "stop-discard") }, t("Stop"));
       return [t("Looking for a rate: step {done} of {all}", { done: run.step, all: run.total_steps || "…" }), " ", stop];
     }
     const why = t("Trains 100 steps on your pictures and throws them away: takes about as long as 100 steps of a run.");
-    const link = h("button.lt-link", { title: why, disabled: Boolean(run) || !LT.source(), onclick: begin }, found ? t("Look again") : t("Find it on these pictures"));
-    return [found && answer(), link];
+    const link = h("button.lt-link", { title: why, disabled: Boolean(run) || !LT.source(), onclick: startSearch },
+      result ? t("Look again") : t("Find it on these pictures"),
+    );
+    return [result && resultLine(), link];
   };
 })();

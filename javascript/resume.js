@@ -5,11 +5,11 @@
   const t = (...args) => LT.t(...args);
 
   /** What the history knows of a run: whether a state of it was kept, and of which step. */
-  LT.knownRun = (id) => (LT.seen.runs || []).find((run) => run.id === id) || null;
+  LT.knownRun = (id) => (LT.cache.runs || []).find((run) => run.id === id) || null;
   /** Step of the state that the run can go on from, or null. */
   LT.stateOf = (run) => {
     const { state_step: step } = LT.knownRun(run.id) || run;
-    return step === undefined || (LT.active() && LT.active().id === run.id) ? null : step;
+    return step === undefined || (LT.activeRun() && LT.activeRun().id === run.id) ? null : step;
   };
   LT.resumable = (run) => LT.stateOf(run) !== null;
 
@@ -18,14 +18,14 @@
     try {
       await LT.post(`runs/${encodeURIComponent(run.id)}/resume`, { ...(epochs ? { epochs } : {}), ...(changes ? { changes } : {}) });
     } catch (error) {
-      LT.complain(error);
+      LT.showError(error);
       return false;
     }
     LT.closePanel();
     LT.openRun(run.id);
     LT.askToNotify();
-    await LT.look();
-    LT.go("train");
+    await LT.poll();
+    LT.goToStep("train");
     return true;
   };
 
@@ -34,8 +34,14 @@
     const field = h("input.lt-input", { value: "5", inputmode: "numeric", autocomplete: "off", "aria-label": t("Further epochs") });
     let asked = "5";
     field.addEventListener("input", () => (asked = field.value.trim()));
-    const words = h("div.lt-hint", {}, t("The run goes on in the same place, from its last state. Its learning rate follows the schedule for the new length."));
-    const answer = await LT.ask(t("Train {name} for longer", { name: run.name }), h("div", {}, h("label.lt-inline.lt-moreepochs", {}, field, t("more epochs")), words), [{ label: t("Go on training"), kind: "primary", icon: "play" }, { label: t("Cancel") }]);
+    const words = h("div.lt-hint", {},
+      t("The run goes on in the same place, from its last state. Its learning rate follows the schedule for the new length."),
+    );
+    const answer = await LT.ask(
+      t("Train {name} for longer", { name: run.name }),
+      h("div", {}, h("label.lt-inline.lt-moreepochs", {}, field, t("more epochs")), words),
+      [{ label: t("Go on training"), kind: "primary", icon: "play" }, { label: t("Cancel") }],
+    );
     const epochs = Math.round(Number(asked));
     return answer === 0 && epochs >= 1 && LT.resumeRun(run, { epochs });
   };
@@ -44,12 +50,12 @@
 
   const leave = (run) => {
     LT.state.left = { ...(LT.state.left || {}), [run.id]: run.step };
-    LT.keep();
-    LT.tell("runs");
+    LT.saveState();
+    LT.emit("runs");
   };
   const broken = () => {
-    const newest = (LT.seen.runs || []).find((run) => run.kind !== "grid");
-    if (!newest || newest.state !== "interrupted" || LT.active()) return null;
+    const newest = (LT.cache.runs || []).find((run) => run.kind !== "grid");
+    if (!newest || newest.state !== "interrupted" || LT.activeRun()) return null;
     if ((LT.state.left || {})[newest.id] === newest.step) return null;
     return LT.state.step === "train" && LT.shownId() === newest.id ? null : newest;
   };
@@ -62,7 +68,7 @@
       LT.fill(strip, run && [
         LT.icon("warning"), h("span", {}, t("The run {name} was interrupted at step {step} of {total}.", values)), h("span.lt-gap"),
         LT.resumable(run) && LT.button(t("Resume"), { kind: "small", icon: "play", onclick: () => LT.resumeRun(run) }),
-        LT.button(t("Show it"), { kind: "small", onclick: () => { LT.openRun(run.id); LT.go("train"); } }),
+        LT.button(t("Show it"), { kind: "small", onclick: () => { LT.openRun(run.id); LT.goToStep("train"); } }),
         LT.button(t("Leave it"), { kind: "small.plain", onclick: () => leave(run) })]);
       LT.root().style.setProperty("--lt-strip", `${strip.offsetHeight}px`); // the steps fill the window below it
     };

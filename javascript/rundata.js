@@ -2,7 +2,7 @@
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const t = (...args) => LT.t(...args);
-  const kept = new Map();
+  const cache = new Map();
   const AT_ONCE = 20000; // events in one answer
   const LIMIT = 4; // runs whose events are remembered
 
@@ -13,11 +13,11 @@
     groups: {}, processes: 1, warned: null, schedule: null, planned: 0, wantsSchedule: true,
   });
   LT.runData = (id) => {
-    if (!kept.has(id)) {
-      if (kept.size >= LIMIT) kept.delete(kept.keys().next().value);
-      kept.set(id, empty(id));
+    if (!cache.has(id)) {
+      if (cache.size >= LIMIT) cache.delete(cache.keys().next().value);
+      cache.set(id, empty(id));
     }
-    return kept.get(id);
+    return cache.get(id);
   };
 
   /** Reads on; resolves to true when something new came. */
@@ -50,23 +50,33 @@
     data.schedule = schedule;
     if (total_steps) data.plan = { ...data.plan, total_steps, epochs };
     data.planned += 1;
-    LT.tell("planned", data.id);
+    LT.emit("planned", data.id);
   };
-  const DECIDES = /^(optimizer|schedule|steps)\./;
+  const RATE_OPTION = /^(optimizer|schedule|steps)\./;
 
   const line = (data, event, words, look = "") => data.log.push({ time: event.time, words, look });
 
-  const TAKES = {
+  const HANDLERS = {
     started(data, event) {
       data.plan = event.plan;
       data.started = data.started || event.time;
       data.device = event.device;
       data.processes = event.processes || 1;
       data.wantsSchedule = true;
-      line(data, event, t("started on {device}, {dtype}: {n} steps", { device: event.device, dtype: event.dtype, n: LT.count(event.plan.total_steps || 0) }));
+      line(
+        data,
+        event,
+        t("started on {device}, {dtype}: {n} steps", {
+          device: event.device,
+          dtype: event.dtype,
+          n: LT.count(event.plan.total_steps || 0),
+        }),
+      );
     },
     phase(data, event) {
-      if (event.name.toLowerCase() !== "training") line(data, event, `${phaseName(event.name)}${event.total ? ` (${LT.count(event.total)})` : ""}`, "quiet");
+      if (event.name.toLowerCase() !== "training") {
+        line(data, event, `${phaseName(event.name)}${event.total ? ` (${LT.count(event.total)})` : ""}`, "quiet");
+      }
     },
     stepped(data, event) {
       data.steps.push(event.step);
@@ -75,7 +85,9 @@
       data.rates.push(event.lr);
       data.seconds.push(event.seconds);
       data.epochs.push(event.epoch);
-      for (const [name, rate] of Object.entries(event.rates || {})) (data.groups[name] = data.groups[name] || [])[data.steps.length - 1] = rate;
+      for (const [name, rate] of Object.entries(event.rates || {})) {
+        (data.groups[name] = data.groups[name] || [])[data.steps.length - 1] = rate;
+      }
       data.last = event;
     },
     validated(data, event) {
@@ -83,7 +95,15 @@
       const best = Math.min(...data.validations.map((one) => one.loss));
       const values = { epoch: event.epoch, step: LT.count(event.step), loss: LT.loss(event.loss) };
       if (event.step === 0) line(data, event, t("before training: validation loss {loss}", values));
-      else line(data, event, event.loss <= best && data.validations.length > 1 ? t("step {step}, epoch {epoch}: validation loss {loss}, best so far", values) : t("step {step}, epoch {epoch}: validation loss {loss}", values));
+      else {
+        line(
+          data,
+          event,
+          event.loss <= best && data.validations.length > 1
+            ? t("step {step}, epoch {epoch}: validation loss {loss}, best so far", values)
+            : t("step {step}, epoch {epoch}: validation loss {loss}", values),
+        );
+      }
     },
     saved(data, event) {
       data.saves.push(event);
@@ -95,30 +115,55 @@
     },
     warned(data, event) {
       data.warnings += 1;
-      if (data.last && !(event.path || "").startsWith("memory.")) data.warned = { words: LT.worded(event.message), step: data.last.step };
-      line(data, event, LT.worded(event.message), "warn");
+      if (data.last && !(event.path || "").startsWith("memory.")) {
+        data.warned = { words: LT.messageText(event.message), step: data.last.step };
+      }
+      line(data, event, LT.messageText(event.message), "warn");
     },
     changed(data, event) {
       data.changes.push(event);
-      data.wantsSchedule = data.wantsSchedule || DECIDES.test(event.path);
+      data.wantsSchedule = data.wantsSchedule || RATE_OPTION.test(event.path);
       line(data, event, t("{setting}: {old} → {new}", LT.changeWords(event)), "change");
     },
-    paused: (data, event) => line(data, event, event.reason === "rest" ? t("rest after step {step}", { step: LT.count(event.step) }) : t("paused at step {step}", { step: LT.count(event.step) })),
+    paused: (data, event) =>
+      line(
+        data,
+        event,
+        event.reason === "rest"
+          ? t("rest after step {step}", { step: LT.count(event.step) })
+          : t("paused at step {step}", { step: LT.count(event.step) }),
+      ),
     resumed(data, event) {
       if (event.reason === "state") back(data, event.step);
-      line(data, event, event.reason === "state" ? t("goes on from the state of step {step}", { step: LT.count(event.step) }) : t("goes on from step {step}", { step: LT.count(event.step) }));
+      line(
+        data,
+        event,
+        event.reason === "state"
+          ? t("goes on from the state of step {step}", { step: LT.count(event.step) })
+          : t("goes on from step {step}", { step: LT.count(event.step) }),
+      );
     },
     finished: (data, event) => end(data, event, "finished", t("finished at step {step}", { step: LT.count(event.step) })),
     stopped: (data, event) => end(data, event, "stopped", t("stopped at step {step}", { step: LT.count(event.step) })),
     failed(data, event) {
       data.problems = event.problems || [];
-      end(data, event, "failed", t("failed at step {step}: {why}", { step: LT.count(event.step), why: LT.worded((data.problems[0] || {}).message) }), "bad");
+      end(
+        data,
+        event,
+        "failed",
+        t("failed at step {step}: {why}", { step: LT.count(event.step), why: LT.messageText((data.problems[0] || {}).message) }),
+        "bad",
+      );
     },
   };
   /** What came after the state that a run goes on from did not happen: the steps are made again. */
   const back = (data, step) => {
-    const keep = data.steps.findIndex((one) => one > step);
-    if (keep >= 0) [data.steps, data.losses, data.smoothed, data.rates, data.seconds, data.epochs, ...Object.values(data.groups)].forEach((list) => list.splice(keep));
+    const firstDropped = data.steps.findIndex((one) => one > step);
+    if (firstDropped >= 0) {
+      [data.steps, data.losses, data.smoothed, data.rates, data.seconds, data.epochs, ...Object.values(data.groups)].forEach((list) =>
+        list.splice(firstDropped),
+      );
+    }
     ["validations", "saves", "samples"].forEach((name) => (data[name] = data[name].filter((one) => one.step <= step)));
     data.changes = data.changes.filter((one) => one.step <= step);
     if (data.last && data.last.step > step) data.last = null;
@@ -130,26 +175,47 @@
     data.endedAt = event.step;
     line(data, event, words, look);
   };
-  const take = (data, event) => TAKES[event.event] && TAKES[event.event](data, event);
+  const take = (data, event) => HANDLERS[event.event] && HANDLERS[event.event](data, event);
 
   const phaseName = (name) =>
-    ({ planning: t("planning"), fetching: t("fetching the model (MB)"), caching: t("encoding the pictures"), encoding: t("encoding the captions"), sampling: t("drawing previews"), saving: t("saving"), validating: t("validating"), rendering: t("rendering the grid"), ranking: t("ranking") })[name.toLowerCase()] || name;
+    ({
+      planning: t("planning"),
+      fetching: t("fetching the model (MB)"),
+      caching: t("encoding the pictures"),
+      encoding: t("encoding the captions"),
+      sampling: t("drawing previews"),
+      saving: t("saving"),
+      validating: t("validating"),
+      rendering: t("rendering the grid"),
+      ranking: t("ranking"),
+    })[name.toLowerCase()] || name;
   LT.phaseName = phaseName;
 
   /** Epoch with the lowest validation loss among those saved: {epoch, step, loss}, or null. */
   LT.bestOf = (data) => {
     const saved = data.saves.filter((save) => !save.final);
-    const at = data.validations.filter((one) => one.step > 0 && (!saved.length || saved.some((save) => save.step === one.step)));
-    return at.length ? at.reduce((best, one) => (one.loss < best.loss ? one : best)) : null;
+    const candidates = data.validations.filter((one) => one.step > 0 && (!saved.length || saved.some((save) => save.step === one.step)));
+    return candidates.length ? candidates.reduce((best, one) => (one.loss < best.loss ? one : best)) : null;
   };
   /** Files of numbered epochs (or steps): without the one for the end. */
   LT.numbered = (data) => data.saves.filter((save) => !save.final);
 
   /** {setting, old, new} of a changed event, as the form writes them. */
-  LT.changeWords = ({ path, old, new: value }) => {
+  LT.changeWords = ({ path, previous, new: value }) => {
     const option = LT.options.get(path);
-    const words = (one) => (!option ? String(one) : one === null || one === "" ? t("automatic") : option.type === "bool" ? (one ? t("on") : t("off")) : option.type === "choice" ? LT.choiceLabel(path, one) : LT.shown(option, one).replace(/\n/g, " / "));
-    return { setting: LT.labelOf(path), old: words(old), new: words(value) };
+    const words = (one) =>
+      !option
+        ? String(one)
+        : one === null || one === ""
+          ? t("automatic")
+          : option.type === "bool"
+            ? one
+              ? t("on")
+              : t("off")
+            : option.type === "choice"
+              ? LT.choiceLabel(path, one)
+              : LT.shown(option, one).replace(/\n/g, " / ");
+    return { setting: LT.labelOf(path), old: words(previous), new: words(value) };
   };
 
   /** Learning rate that is planned for a step (1 is the first): the U-Net's, or the first group's where only others are trained.

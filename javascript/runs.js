@@ -8,35 +8,40 @@
   LT.shownId = () => {
     if (LT.state.run === "new") return null;
     if (LT.state.run) return LT.state.run;
-    const run = LT.seen.status && LT.seen.status.run;
-    if (run && run.kind === "rate") return ((LT.seen.runs || [])[0] || {}).id || null;
+    const run = LT.cache.status && LT.cache.status.run;
+    if (run && run.kind === "rate") return ((LT.cache.runs || [])[0] || {}).id || null;
     return run ? run.of || run.id : null;
   };
   /** What is known of that run: the live status, else its line in the list. */
   LT.shownRun = () => {
     const id = LT.shownId();
     if (!id) return null;
-    const live = LT.seen.status && LT.seen.status.run;
+    const live = LT.cache.status && LT.cache.status.run;
     if (live && live.id === id) return live;
-    return (LT.seen.runs || []).find((run) => run.id === id) || { id, name: id, state: "idle" };
+    return (LT.cache.runs || []).find((run) => run.id === id) || { id, name: id, state: "idle" };
   };
 
   LT.openRun = (id) => {
     LT.state.run = id;
-    LT.keep();
-    LT.tell("run", id);
+    LT.saveState();
+    LT.emit("run", id);
   };
 
   LT.loadRuns = async () => {
     try {
-      LT.seen.runs = await LT.get("runs");
+      LT.cache.runs = await LT.get("runs");
     } catch (error) {
-      LT.seen.runs = LT.seen.runs || [];
+      LT.cache.runs = LT.cache.runs || [];
     }
-    if (LT.state.run && LT.state.run !== "new" && !LT.seen.runs.some((run) => run.id === LT.state.run) && !(LT.active() && LT.active().id === LT.state.run)) {
+    if (
+      LT.state.run &&
+      LT.state.run !== "new" &&
+      !LT.cache.runs.some((run) => run.id === LT.state.run) &&
+      !(LT.activeRun() && LT.activeRun().id === LT.state.run)
+    ) {
       LT.openRun(null); // deleted elsewhere
     }
-    LT.tell("runs");
+    LT.emit("runs");
   };
 
   LT.openRuns = async (owner) => {
@@ -50,11 +55,27 @@
 
   const paintRuns = (list) => {
     const shown = LT.shownId();
-    const runs = (LT.seen.runs || []).filter((run) => run.kind !== "grid");
-    const fresh = h("button.lt-run", { "aria-current": shown === null, onclick: () => { LT.closePanel(); LT.openRun("new"); LT.go("pictures"); } },
-      LT.icon("idle"), h("span.lt-runname", {}, h("b", {}, t("New run")), h("span.lt-muted", {}, t("with the pictures and settings of this page"))));
-    LT.fill(list, fresh, runs.length > 0 && h("div.lt-runhead", {}, t("Runs, newest first")), runs.map((run) => runLine(run, shown, list)));
-    if (LT.seen.runs === null) list.append(h("div.lt-muted.lt-pad", {}, t("Looking…")));
+    const runs = (LT.cache.runs || []).filter((run) => run.kind !== "grid");
+    const fresh = h(
+      "button.lt-run",
+      {
+        "aria-current": shown === null,
+        onclick: () => {
+          LT.closePanel();
+          LT.openRun("new");
+          LT.goToStep("pictures");
+        },
+      },
+      LT.icon("idle"),
+      h("span.lt-runname", {}, h("b", {}, t("New run")), h("span.lt-muted", {}, t("with the pictures and settings of this page"))),
+    );
+    LT.fill(
+      list,
+      fresh,
+      runs.length > 0 && h("div.lt-runhead", {}, t("Runs, newest first")),
+      runs.map((run) => runLine(run, shown, list)),
+    );
+    if (LT.cache.runs === null) list.append(h("div.lt-muted.lt-pad", {}, t("Looking…")));
   };
 
   const runLine = (run, shown, list) => {
@@ -65,14 +86,27 @@
       run.total_steps && t("step {step} of {total}", { step: LT.count(run.step), total: LT.count(run.total_steps) }),
       run.best_epoch && t("best: epoch {n}", { n: run.best_epoch }),
     ].filter(Boolean);
-    const open = () => { LT.closePanel(); LT.openRun(run.id); LT.go(["pictures", "captions", "settings"].includes(LT.state.step) ? "train" : LT.state.step); };
-    const live = LT.active() && LT.active().id === run.id;
+    const open = () => {
+      LT.closePanel();
+      LT.openRun(run.id);
+      LT.goToStep(["pictures", "captions", "settings"].includes(LT.state.step) ? "train" : LT.state.step);
+    };
+    const live = LT.activeRun() && LT.activeRun().id === run.id;
     const act = (label, work, kind = "small") => LT.button(label, { kind, onclick: work });
     return h("div.lt-runline", { "aria-current": run.id === shown, "data-run": run.id },
-      h("button.lt-run", { onclick: open }, LT.icon(look.sign, `lt-${look.look}`), h("span.lt-runname", {}, h("b", {}, run.name), h("span.lt-muted", {}, facts.join(" · ")))),
+      h("button.lt-run", { onclick: open },
+        LT.icon(look.sign, `lt-${look.look}`),
+        h("span.lt-runname", {}, h("b", {}, run.name), h("span.lt-muted", {}, facts.join(" · "))),
+      ),
       h("span.lt-runacts", {},
-        !LT.active() && LT.resumable(run) && (run.state === "finished" ? act(t("More epochs…"), () => LT.askMoreEpochs(run)) : act(t("Resume"), () => LT.resumeRun(run))),
-        act(t("Clone settings"), () => LT.cloneRun(run)), act(t("Rename…"), () => rename(run, list)), !live && act(t("Delete…"), () => remove(run, list), "small.bad")));
+        !LT.activeRun() &&
+          LT.resumable(run) &&
+          (run.state === "finished" ? act(t("More epochs…"), () => LT.askMoreEpochs(run)) : act(t("Resume"), () => LT.resumeRun(run))),
+        act(t("Clone settings"), () => LT.cloneRun(run)),
+        act(t("Rename…"), () => rename(run, list)),
+        !live && act(t("Delete…"), () => remove(run, list), "small.bad"),
+      ),
+    );
   };
 
   /** Takes a run's settings into the form. */
@@ -82,12 +116,12 @@
       LT.useConfig(config, changes);
       notes.forEach((note) => LT.toast(note));
     } catch (error) {
-      LT.complain(error);
+      LT.showError(error);
       return false;
     }
     LT.closePanel();
     LT.openRun("new");
-    LT.go("settings");
+    LT.goToStep("settings");
     LT.toast(t("The settings of {name} stand in the form.", { name: run.name }), { kind: "good" });
     return true;
   };
@@ -96,12 +130,16 @@
     const field = h("input.lt-input", { value: run.name, "aria-label": t("New name") });
     let typed = run.name;
     field.addEventListener("input", () => (typed = field.value.trim()));
-    const answer = await LT.ask(t("Rename {name}", { name: run.name }), h("div", {}, field, h("div.lt-hint", {}, t("The LoRA files keep their names."))), [{ label: t("Rename"), kind: "primary" }, { label: t("Cancel") }]);
+    const answer = await LT.ask(
+      t("Rename {name}", { name: run.name }),
+      h("div", {}, field, h("div.lt-hint", {}, t("The LoRA files keep their names."))),
+      [{ label: t("Rename"), kind: "primary" }, { label: t("Cancel") }],
+    );
     if (answer !== 0 || !typed || typed === run.name) return;
     try {
       await LT.post(`runs/${encodeURIComponent(run.id)}/name`, { name: typed });
     } catch (error) {
-      LT.complain(error);
+      LT.showError(error);
     }
     await LT.loadRuns();
     paintRuns(list);
@@ -110,7 +148,12 @@
   const remove = async (run, list) => {
     const what = [
       t("Deletes the run's folder: its settings, log, previews and grid ({size}).", { size: LT.megabytes(run.mb || 0) }),
-      run.files > 0 && LT.tn(run.files, "Its {n} LoRA file stays where it is, unless you delete it too.", "Its {n} LoRA files stay where they are, unless you delete them too."),
+      run.files > 0 &&
+        LT.tn(
+          run.files,
+          "Its {n} LoRA file stays where it is, unless you delete it too.",
+          "Its {n} LoRA files stay where they are, unless you delete them too.",
+        ),
     ];
     const answers = [{ label: t("Delete the run"), kind: "bad" }, { label: t("Keep it") }];
     if (run.files) answers.splice(1, 0, { label: t("Delete it and its files"), kind: "bad" });
@@ -120,7 +163,7 @@
       await LT.remove(`runs/${encodeURIComponent(run.id)}${answer === 1 ? "?weights=1" : ""}`);
       if (LT.state.run === run.id) LT.openRun(null);
     } catch (error) {
-      LT.complain(error);
+      LT.showError(error);
     }
     await LT.loadRuns();
     paintRuns(list);

@@ -1,20 +1,26 @@
-/* How the learning rates will go: the server's own curve of each group of weights, drawn small, before the start and for what is still ahead. */
+/* The planned learning rates: the server's curve of each parameter group, drawn small, before the start and for the steps ahead. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const s = (...args) => LT.svg(...args);
   const t = (...args) => LT.t(...args);
-  const EDGE = { left: 44, right: 6, top: 8, bottom: 20 };
+  const MARGIN = { left: 44, right: 6, top: 8, bottom: 20 };
   const HEIGHT = 112;
 
   /** The name of a group of weights that has a rate of its own: "unet", "text_encoder", "text_encoder_2", "unet plus". */
   LT.groupName = (name) => {
-    const [bare, ...more] = name.split(" ");
-    const plus = more.includes("plus");
-    const share = more.find((word) => /^x[\d.e+-]+$/.test(word));
+    const [bare, ...rest] = name.split(" ");
+    const plus = rest.includes("plus");
+    const share = rest.find((word) => /^x[\d.e+-]+$/.test(word));
     const number = (bare.match(/\d+$/) || [""])[0];
-    const known = /^unet/.test(bare) ? t("U-Net") : /^text/.test(bare) ? (number ? t("text encoder {n}", { n: number }) : t("text encoder")) : bare;
-    const whole = plus ? t("{name}, LoRA+", { name: known }) : known;
+    const label = /^unet/.test(bare)
+      ? t("U-Net")
+      : /^text/.test(bare)
+        ? number
+          ? t("text encoder {n}", { n: number })
+          : t("text encoder")
+        : bare;
+    const whole = plus ? t("{name}, LoRA+", { name: label }) : label;
     return share ? `${whole} × ${share.slice(1)}` : whole;
   };
 
@@ -30,12 +36,12 @@
   const peak = (points) => points.reduce((high, [, rate]) => Math.max(high, rate), 0);
   /** Groups whose curves are the same are one line with several names. */
   const merged = (schedule) => {
-    const found = new Map();
+    const curves = new Map();
     Object.entries(schedule).forEach(([name, points]) => {
       const key = JSON.stringify(points);
-      found.set(key, { names: [...((found.get(key) || {}).names || []), name], points });
+      curves.set(key, { names: [...((curves.get(key) || {}).names || []), name], points });
     });
-    return [...found.values()];
+    return [...curves.values()];
   };
 
   LT.makeSchedule = () => {
@@ -56,37 +62,65 @@
       const high = Math.max(...lines.map(({ points }) => peak(points))) || 1;
       const ticks = LT.ticks(0, high, 2);
       const top = ticks[ticks.length - 1] < high * 0.999 ? high : ticks[ticks.length - 1];
-      const plot = { left: EDGE.left, right: width - EDGE.right, top: EDGE.top, bottom: HEIGHT - EDGE.bottom };
+      const plot = { left: MARGIN.left, right: width - MARGIN.right, top: MARGIN.top, bottom: HEIGHT - MARGIN.bottom };
       const x = (step) => plot.left + (step / last) * (plot.right - plot.left);
       const y = (rate) => plot.bottom - (rate / top) * (plot.bottom - plot.top);
       scale = { x, plot, last };
-      const text = (words, at, down, anchor) => s("text", { x: at, y: down, "text-anchor": anchor }, words);
-      const path = (points) => points.map(([step, rate], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(rate).toFixed(1)}`).join("");
+      const text = (words, x, down, anchor) => s("text", { x: x, y: down, "text-anchor": anchor }, words);
+      const path = (points) =>
+        points.map(([step, rate], index) => `${index ? "L" : "M"}${x(step).toFixed(1)} ${y(rate).toFixed(1)}`).join("");
       picture.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
-      LT.fill(picture,
-        ticks.map((tick) => [s("line", { x1: plot.left, x2: plot.right, y1: y(tick), y2: y(tick), class: "lt-gridline" }), text(LT.rate(tick), plot.left - 6, y(tick) + 4, "end")]),
-        LT.ticks(0, last, Math.max(2, Math.floor(width / 110))).filter(Number.isInteger).map((tick) => text(LT.count(tick), x(tick), HEIGHT - 4, x(tick) > plot.right - 16 ? "end" : "middle")),
-        lines.map(({ points }, index) => s("path", { d: path(points), class: `lt-curve line${index % 4}` })));
+      LT.fill(
+        picture,
+        ticks.map((tick) => [
+          s("line", { x1: plot.left, x2: plot.right, y1: y(tick), y2: y(tick), class: "lt-gridline" }),
+          text(LT.rate(tick), plot.left - 6, y(tick) + 4, "end"),
+        ]),
+        LT.ticks(0, last, Math.max(2, Math.floor(width / 110)))
+          .filter(Number.isInteger)
+          .map((tick) => text(LT.count(tick), x(tick), HEIGHT - 4, x(tick) > plot.right - 16 ? "end" : "middle")),
+        lines.map(({ points }, index) => s("path", { d: path(points), class: `lt-curve line${index % 4}` })),
+      );
     };
     new ResizeObserver(draw).observe(box);
 
     const read = (event) => {
       if (!scale) return;
-      const step = Math.round(Math.max(0, Math.min(scale.last, ((event.clientX - box.getBoundingClientRect().left - scale.plot.left) / (scale.plot.right - scale.plot.left)) * scale.last)));
+      const step = Math.round(
+        Math.max(
+          0,
+          Math.min(
+            scale.last,
+            ((event.clientX - box.getBoundingClientRect().left - scale.plot.left) / (scale.plot.right - scale.plot.left)) * scale.last,
+          ),
+        ),
+      );
       tip.hidden = false;
-      LT.fill(tip, h("b", {}, t("Step {n}", { n: LT.count(step) })), lines.map((line, index) => h("div.lt-tiprow", {}, h(`i.lt-swatch.line${index % 4}`), h("span", {}, line.names.map(LT.groupName).join(", ")), h("b", {}, LT.rate(LT.curveAt(line.points, step))))));
-      const at = scale.x(step);
-      tip.style.left = `${at + 12 + tip.offsetWidth > box.clientWidth ? at - 12 - tip.offsetWidth : at + 12}px`;
+      LT.fill(
+        tip,
+        h("b", {}, t("Step {n}", { n: LT.count(step) })),
+        lines.map((line, index) =>
+          h("div.lt-tiprow", {},
+            h(`i.lt-swatch.line${index % 4}`),
+            h("span", {}, line.names.map(LT.groupName).join(", ")),
+            h("b", {}, LT.rate(LT.curveAt(line.points, step))),
+          ),
+        ),
+      );
+      const x = scale.x(step);
+      tip.style.left = `${x + 12 + tip.offsetWidth > box.clientWidth ? x - 12 - tip.offsetWidth : x + 12}px`;
     };
     box.addEventListener("pointermove", read);
     box.addEventListener("pointerleave", () => (tip.hidden = true));
 
     const effective = () => {
       if (LT.findsRate({ type: LT.value("optimizer.type") })) return h("span.lt-muted", {}, t("multiples of what the optimizer finds"));
-      const told = Object.values(plan.effective || {});
-      const rates = [...new Set(told.map((one) => LT.rate(one.with_network)))];
-      if (!rates.length || told.every((one) => one.with_network === one.rate)) return null;
-      return h("span.lt-muted", { title: t("The network's strength is alpha / rank: with it a change of the weights counts this much.") }, t("effective with alpha / rank: {rates}", { rates: rates.join(" / ") }));
+      const effective = Object.values(plan.effective || {});
+      const rates = [...new Set(effective.map((one) => LT.rate(one.with_network)))];
+      if (!rates.length || effective.every((one) => one.with_network === one.rate)) return null;
+      return h("span.lt-muted", { title: t("The network's strength is alpha / rank: with it a change of the weights counts this much.") },
+        t("effective with alpha / rank: {rates}", { rates: rates.join(" / ") }),
+      );
     };
     const paint = (shown) => {
       plan = shown;
@@ -95,7 +129,12 @@
       if (element.hidden) return;
       LT.fill(head, h("b", {}, t("Learning rate")), h("span.lt-gap"), effective());
       const ends = ({ points }) => `${LT.rate(peak(points))} → ${LT.rate(points[points.length - 1][1])}`;
-      LT.fill(names, lines.map((line, index) => h("span", {}, h(`i.lt-swatch.line${index % 4}`), `${line.names.map(LT.groupName).join(", ")} ${ends(line)}`)));
+      LT.fill(
+        names,
+        lines.map((line, index) =>
+          h("span", {}, h(`i.lt-swatch.line${index % 4}`), `${line.names.map(LT.groupName).join(", ")} ${ends(line)}`),
+        ),
+      );
       draw();
     };
     return { element, paint };

@@ -11,9 +11,9 @@
     root.textContent = "";
     try {
       await LT.loadWords();
-      await Promise.all([LT.loadOptions(), LT.look()]);
+      await Promise.all([LT.loadOptions(), LT.poll()]);
     } catch (error) {
-      if (!(error instanceof LT.Refused)) throw error;
+      if (!(error instanceof LT.RequestError)) throw error;
       begun = false;
       root.textContent = error.message;
       window.setTimeout(() => window.requestAnimationFrame(begin), 3000); // the server is still starting
@@ -35,7 +35,7 @@
     await LT.readPictures();
     LT.readPlan();
     LT.loadRuns();
-    LT.tell(`show ${LT.state.step}`);
+    LT.emit(`show ${LT.state.step}`);
     root.dataset.ready = "true";
   };
 

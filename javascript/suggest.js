@@ -8,13 +8,13 @@
   let lines = null; // open suggestions: [{path, label, old, value, because, typed, ticked, changes}]
   let before = null; // the form as it was before the last list was used
   let notes = []; // what the wizard says besides
-  let said = "";
+  let note = "";
   let busy = false;
 
   LT.buildSuggestions = (right) => {
     parts.card = h("div.lt-card.lt-suggest");
     LT.fill(right, h("div.lt-scroll", {}, parts.card, LT.buildPlan()), LT.buildStart());
-    LT.on("form", () => { said = ""; paint(); });
+    LT.on("form", () => { note = ""; paint(); });
     LT.on("pictures", () => lines || paint());
     paint();
   };
@@ -27,56 +27,71 @@
   /** "path" -> value of everything that is ticked. */
   LT.tickedChanges = () => Object.assign({}, ...ticked().map((line) => line.changes));
 
-  const told = () => {
+  const noteLine = () => {
     paint();
-    LT.tell("suggestions");
+    LT.emit("suggestions");
   };
 
   LT.suggest = async () => {
     if (busy) return;
     busy = true;
-    said = t("Thinking…");
+    note = t("Thinking…");
     paint();
     try {
-      const answer = await LT.post("wizard", { config: LT.config(), subject: LT.state.subject, typed: Object.keys(LT.state.typed) });
-      lines = order(answer.changes);
-      notes = answer.notes || [];
-      said = "";
+      const response = await LT.post("wizard", { config: LT.config(), subject: LT.state.subject, typed: Object.keys(LT.state.typed) });
+      lines = order(response.changes);
+      notes = response.notes || [];
+      note = "";
       if (!lines.length) {
         lines = null;
-        said = t("Nothing to change: the settings are as they should be.");
+        note = t("Nothing to change: the settings are as they should be.");
       }
     } catch (error) {
-      if (!(error instanceof LT.Refused)) throw error;
-      said = "";
-      LT.complain(error);
+      if (!(error instanceof LT.RequestError)) throw error;
+      note = "";
+      LT.showError(error);
     }
     busy = false;
-    told();
+    noteLine();
   };
 
   /** Repeats and epochs in one line; what the user typed comes last and unticked. */
   const order = (changes) => {
-    const all = changes.filter((change) => !AMOUNT.includes(change.path)).map((change) => ({ ...change, changes: { [change.path]: change.value } }));
+    const all = changes
+      .filter((change) => !AMOUNT.includes(change.path))
+      .map((change) => ({ ...change, changes: { [change.path]: change.value } }));
     const amounts = changes.filter((change) => AMOUNT.includes(change.path));
     if (amounts.length) {
-      const laid = Object.assign({}, ...amounts.map((change) => ({ [change.path]: change.value })));
-      const value = LT.epochs(laid) * LT.repeats(laid);
-      const old = LT.epochs() * LT.repeats();
+      const amountValues = Object.assign({}, ...amounts.map((change) => ({ [change.path]: change.value })));
+      const value = LT.epochs(amountValues) * LT.repeats(amountValues);
+      const previous = LT.epochs() * LT.repeats();
       const typed = amounts.some((change) => LT.state.typed[change.path]);
-      const because = [...new Set(amounts.map((change) => LT.worded(change.because)))].join(" ");
-      const how = t("{epochs} epochs × {repeats}", { epochs: LT.epochs(laid), repeats: LT.repeats(laid) });
-      all.splice(0, 0, { path: "times", label: LT.labelOf("times"), value: value === old ? how : value, old, because, changes: laid, typed });
+      const because = [...new Set(amounts.map((change) => LT.messageText(change.because)))].join(" ");
+      const how = t("{epochs} epochs × {repeats}", { epochs: LT.epochs(amountValues), repeats: LT.repeats(amountValues) });
+      all.splice(0, 0, {
+        path: "times",
+        label: LT.labelOf("times"),
+        value: value === previous ? how : value,
+        old: previous,
+        because,
+        changes: amountValues,
+        typed,
+      });
     }
-    const marked = all.map((line) => ({ ...line, typed: Boolean(line.typed || LT.state.typed[line.path]) }));
-    return [...marked.filter((line) => !line.typed), ...marked.filter((line) => line.typed)].map((line) => ({ ...line, ticked: !line.typed }));
+    const lines = all.map((line) => ({ ...line, typed: Boolean(line.typed || LT.state.typed[line.path]) }));
+    return [...lines.filter((line) => !line.typed), ...lines.filter((line) => line.typed)].map((line) => ({
+      ...line,
+      ticked: !line.typed,
+    }));
   };
 
   const valueWords = (line, value) => {
     if (line.path === "times") return typeof value === "number" ? LT.count(value) : value;
     const option = LT.options.get(line.path);
     if (!option) return String(value);
-    if (value === null && /^optimizer\.(unet|text_encoder)_lr$/.test(line.path)) return LT.shown(option, LT.value("optimizer.learning_rate"));
+    if (value === null && /^optimizer\.(unet|text_encoder)_lr$/.test(line.path)) {
+      return LT.shown(option, LT.value("optimizer.learning_rate"));
+    }
     if (value === null || value === "" || value === undefined) return t("automatic");
     if (option.type === "bool") return value ? t("on") : t("off");
     return option.type === "choice" ? LT.choiceLabel(line.path, value) : LT.shown(option, value).replace(/\n/g, " / ");
@@ -88,28 +103,45 @@
     const changes = LT.tickedChanges();
     lines = null;
     LT.set(changes, "wizard");
-    said = LT.tn(count, "{n} setting changed.", "{n} settings changed.");
-    told();
+    note = LT.tn(count, "{n} setting changed.", "{n} settings changed.");
+    noteLine();
   };
   const undo = () => {
     LT.state.values = before.values;
     LT.state.typed = before.typed;
     before = null;
-    LT.keep();
-    LT.tell("form", [...LT.options.keys()]);
-    said = t("The settings are as before.");
-    told();
+    LT.saveState();
+    LT.emit("form", [...LT.options.keys()]);
+    note = t("The settings are as before.");
+    noteLine();
   };
 
   const paint = () => {
     const count = lines ? lines.length : 0;
     const on = ticked().length;
-    const words = lines ? LT.tn(count, "{n} change, {ticked} ticked", "{n} changes, {ticked} ticked", { ticked: on }) : said || t("Fills in what suits your pictures and this machine, each with its reason.");
-    const all = h("input", { type: "checkbox", checked: lines && on === count, indeterminate: lines && on > 0 && on < count, onchange: () => { const set = on < count; lines.forEach((line) => (line.ticked = set)); told(); } });
+    const words = lines
+      ? LT.tn(count, "{n} change, {ticked} ticked", "{n} changes, {ticked} ticked", { ticked: on })
+      : note || t("Fills in what suits your pictures and this machine, each with its reason.");
+    const all = h("input", {
+      type: "checkbox",
+      checked: lines && on === count,
+      indeterminate: lines && on > 0 && on < count,
+      onchange: () => {
+        const set = on < count;
+        lines.forEach((line) => (line.ticked = set));
+        noteLine();
+      },
+    });
     LT.fill(
       parts.card,
       h("div.lt-suggesthead", {},
-        LT.button(t("Suggest settings"), { kind: "accent", icon: "wand", disabled: busy || !LT.source(), title: LT.source() ? "" : t("Choose the folder of your pictures first."), onclick: LT.suggest }),
+        LT.button(t("Suggest settings"), {
+          kind: "accent",
+          icon: "wand",
+          disabled: busy || !LT.source(),
+          title: LT.source() ? "" : t("Choose the folder of your pictures first."),
+          onclick: LT.suggest,
+        }),
         h("span.lt-muted.lt-grow", {}, words),
         lines && h("label.lt-inline", {}, all, t("all")),
         LT.button(t("Undo"), { icon: "undo", disabled: !before, title: t("Takes the whole list back"), onclick: undo })),
@@ -119,30 +151,66 @@
 
   const list = () => {
     const line = (one) => {
-      const box = h("input", { type: "checkbox", checked: one.ticked, onchange: () => { one.ticked = box.checked; told(); } });
-      const hidden = LT.options.get(one.path) && !LT.options.get(one.path).basic && one.path !== "times" && one.path !== "save.every_n_epochs";
-      const because = [one.because && LT.worded(one.because), one.typed && t("but you typed {value}", { value: valueWords(one, one.old) }), hidden && t("in “All”")].filter(Boolean);
-      return h(`label.lt-change${one.typed ? ".lt-typed" : ""}`, {}, box, h("span.lt-changename", {}, one.label || LT.labelOf(one.path)),
-        h("span.lt-values", {}, h("span", {}, valueWords(one, one.old)), LT.icon("next"), h("b", {}, valueWords(one, one.value))), h("span.lt-muted", {}, because.join(" · ")));
+      const box = h("input", {
+        type: "checkbox",
+        checked: one.ticked,
+        onchange: () => {
+          one.ticked = box.checked;
+          noteLine();
+        },
+      });
+      const hidden =
+        LT.options.get(one.path) && !LT.options.get(one.path).basic && one.path !== "times" && one.path !== "save.every_n_epochs";
+      const because = [
+        one.because && LT.messageText(one.because),
+        one.typed && t("but you typed {value}", { value: valueWords(one, one.old) }),
+        hidden && t("in “All”"),
+      ].filter(Boolean);
+      return h(`label.lt-change${one.typed ? ".lt-typed" : ""}`, {},
+        box,
+        h("span.lt-changename", {}, one.label || LT.labelOf(one.path)),
+        h("span.lt-values", {}, h("span", {}, valueWords(one, one.old)), LT.icon("next"), h("b", {}, valueWords(one, one.value))),
+        h("span.lt-muted", {}, because.join(" · ")),
+      );
     };
     const typed = lines.filter((one) => one.typed);
     const count = ticked().length;
     return [
-      h("div.lt-changes", {}, lines.filter((one) => !one.typed).map(line), typed.length > 0 && typed.length < lines.length && h("i.lt-rule"), typed.map(line)),
-      notes.length > 0 && h("div.lt-wizardnotes", {}, notes.map((note) => h("div.lt-hint", {}, note))),
-      h("div.lt-answers", {}, LT.button(LT.tn(count, "Use this one", "Use these {n}"), { kind: "primary", disabled: !count, onclick: use }), LT.button(t("Keep mine"), { onclick: () => { lines = null; told(); } })),
+      h("div.lt-changes", {},
+        lines.filter((one) => !one.typed).map(line),
+        typed.length > 0 && typed.length < lines.length && h("i.lt-rule"),
+        typed.map(line),
+      ),
+      notes.length > 0 &&
+        h("div.lt-wizardnotes", {},
+          notes.map((note) => h("div.lt-hint", {}, note)),
+        ),
+      h("div.lt-answers", {},
+        LT.button(LT.tn(count, "Use this one", "Use these {n}"), { kind: "primary", disabled: !count, onclick: use }),
+        LT.button(t("Keep mine"), {
+          onclick: () => {
+            lines = null;
+            noteLine();
+          },
+        }),
+      ),
     ];
   };
 
   LT.backToDefaults = () => {
     before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
-    const kept = /^(data\.(train_data_dir|reg_data_dir|in_json|dataset_config|subsets|trigger_word|class_tokens|leave_out|crops)|validate\.(data_dir|fraction)|model\.pretrained)/;
-    LT.state.values = Object.fromEntries(Object.entries(LT.state.values).filter(([path]) => kept.test(path)));
+    const kept = [
+      /^data\.(train_data_dir|reg_data_dir|in_json|dataset_config|subsets|trigger_word|class_tokens|leave_out|crops)/,
+      /^validate\.(data_dir|fraction)/,
+      /^model\.pretrained/,
+    ];
+    const isKept = (path) => kept.some((pattern) => pattern.test(path));
+    LT.state.values = Object.fromEntries(Object.entries(LT.state.values).filter(([path]) => isKept(path)));
     LT.state.typed = {};
     lines = null;
-    LT.keep();
-    LT.tell("form", [...LT.options.keys()]);
-    said = t("All settings are at their defaults; pictures and words are kept.");
-    told();
+    LT.saveState();
+    LT.emit("form", [...LT.options.keys()]);
+    note = t("All settings are at their defaults; pictures and words are kept.");
+    noteLine();
   };
 })();

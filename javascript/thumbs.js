@@ -9,13 +9,13 @@
   const heads = new Map(); // of folders, where there are several
   let chosen = new Set();
   let anchor = null;
-  let drawn = "";
+  let lastKey = "";
 
-  LT.seen.filter = "all";
+  LT.cache.filter = "all";
   LT.filter = (filter) => {
-    LT.seen.filter = filter;
+    LT.cache.filter = filter;
     paint();
-    LT.tell("filter");
+    LT.emit("filter");
   };
 
   const FILTERS = {
@@ -28,13 +28,21 @@
     validation: (picture) => picture.validation,
   };
   /** One verdict alone, as the lines of the summary ask for it. */
-  const ofNote = (note) => (picture) => picture.notes.includes(note) && (note === "left-out" || !LT.leftOut().includes(picture.key));
-  const test = (filter) => FILTERS[filter] || ofNote(filter);
-  const pictures = () => (LT.seen.pictures ? LT.seen.pictures.pictures : []);
-  const shown = () => pictures().filter(test(LT.seen.filter));
+  const hasNote = (note) => (picture) => picture.notes.includes(note) && (note === "left-out" || !LT.leftOut().includes(picture.key));
+  const test = (filter) => FILTERS[filter] || hasNote(filter);
+  const pictures = () => (LT.cache.pictures ? LT.cache.pictures.pictures : []);
+  const shown = () => pictures().filter(test(LT.cache.filter));
 
   LT.buildThumbs = (right) => {
-    const slider = h("input.lt-slider", { type: "range", min: 80, max: 260, step: 4, value: LT.state.thumbs, "aria-label": t("Size of the pictures"), oninput: () => resize(Number(slider.value)) });
+    const slider = h("input.lt-slider", {
+      type: "range",
+      min: 80,
+      max: 260,
+      step: 4,
+      value: LT.state.thumbs,
+      "aria-label": t("Size of the pictures"),
+      oninput: () => resize(Number(slider.value)),
+    });
     parts.filters = h("div.lt-filters");
     parts.grid = h("div.lt-thumbs", { role: "listbox", "aria-multiselectable": "true", "aria-label": t("Pictures") });
     parts.empty = h("div.lt-empty");
@@ -43,7 +51,7 @@
     parts.size = h("label.lt-size", {}, t("Size"), slider);
     LT.fill(right, h("div.lt-toolbar", {}, parts.filters, h("span.lt-gap"), parts.size), parts.scroll, parts.bar);
     resize(LT.state.thumbs);
-    new ResizeObserver(() => LT.root().style.setProperty("--lt-above", `${parts.bar.offsetHeight}px`)).observe(parts.bar); // notes stand above it
+    new ResizeObserver(() => LT.root().style.setProperty("--lt-above", `${parts.bar.offsetHeight}px`)).observe(parts.bar);
     parts.grid.addEventListener("click", onClick);
     parts.grid.addEventListener("keydown", onKey);
     LT.takeDrops(right);
@@ -53,16 +61,16 @@
 
   const resize = (size) => {
     LT.state.thumbs = size;
-    LT.keep();
+    LT.saveState();
     parts.grid.style.setProperty("--thumb", `${size}px`);
   };
 
   const paint = () => {
     const all = pictures();
     const counts = Object.fromEntries(Object.entries(FILTERS).map(([name, test]) => [name, all.filter(test).length]));
-    const alone = LT.seen.filter in LT.NOTES ? LT.seen.filter : "";
+    const alone = LT.cache.filter in LT.NOTES ? LT.cache.filter : "";
     if (alone) counts[alone] = all.filter(test(alone)).length;
-    if (LT.seen.filter !== "all" && !counts[LT.seen.filter]) LT.seen.filter = "all";
+    if (LT.cache.filter !== "all" && !counts[LT.cache.filter]) LT.cache.filter = "all";
     const choices = [
       { value: "all", label: t("All {n}", { n: LT.count(counts.all) }) },
       counts.look && { value: "look", icon: "warning", label: t("Needs a look {n}", { n: LT.count(counts.look) }) },
@@ -71,9 +79,13 @@
       counts.masked && { value: "masked", label: t("Masked {n}", { n: LT.count(counts.masked) }) },
       counts.regularisation && { value: "regularisation", label: t("Regularisation {n}", { n: LT.count(counts.regularisation) }) },
       counts.validation && { value: "validation", label: t("Validation {n}", { n: LT.count(counts.validation) }) },
-      counts[alone] && { value: alone, icon: LT.NOTES[alone].icon, label: t("{what} {n}", { what: LT.NOTES[alone].word(), n: LT.count(counts[alone]) }) },
+      counts[alone] && {
+        value: alone,
+        icon: LT.NOTES[alone].icon,
+        label: t("{what} {n}", { what: LT.NOTES[alone].word(), n: LT.count(counts[alone]) }),
+      },
     ].filter(Boolean);
-    LT.fill(parts.filters, all.length > 0 && LT.segments(choices, LT.seen.filter, LT.filter, { label: t("Which pictures") }));
+    LT.fill(parts.filters, all.length > 0 && LT.segments(choices, LT.cache.filter, LT.filter, { label: t("Which pictures") }));
     paintCards();
     paintEmpty();
     paintBar();
@@ -83,27 +95,33 @@
     parts.empty.hidden = pictures().length > 0;
     parts.size.hidden = !parts.empty.hidden;
     if (!parts.empty.hidden) {
-      const reading = LT.source() && !(LT.seen.picturesProblems || []).length;
-      LT.fill(parts.empty, LT.icon(reading ? "search" : "folder"), h("b", {}, reading ? t("Reading the folder…") : t("Choose the folder of your pictures")), !reading && h("span", {}, t("Or drop pictures here. 15 to 40 pictures of one subject are a good beginning.")), !reading && LT.button(t("Choose a folder"), { icon: "folder", kind: "primary", onclick: LT.chooseFolder }));
+      const reading = LT.source() && !(LT.cache.picturesProblems || []).length;
+      LT.fill(
+        parts.empty,
+        LT.icon(reading ? "search" : "folder"),
+        h("b", {}, reading ? t("Reading the folder…") : t("Choose the folder of your pictures")),
+        !reading && h("span", {}, t("Or drop pictures here. 15 to 40 pictures of one subject are a good beginning.")),
+        !reading && LT.button(t("Choose a folder"), { icon: "folder", kind: "primary", onclick: LT.chooseFolder }),
+      );
     }
   };
 
   const paintCards = () => {
     const list = shown();
-    const wanted = list.map((picture) => `${picture.group}|${picture.key}`).join("\n");
+    const key = list.map((picture) => `${picture.group}|${picture.key}`).join("\n");
     chosen = new Set([...chosen].filter((key) => list.some((picture) => picture.key === key)));
-    if (wanted !== drawn) {
-      drawn = wanted;
+    if (key !== lastKey) {
+      lastKey = key;
       cards.clear();
       heads.clear();
       LT.fill(parts.grid);
-      more(list, 0, wanted);
+      addCards(list, 0, key);
     } else {
       list.forEach((picture) => cards.has(picture.key) && refresh(picture));
       heads.forEach((head, group) => groups()[group] && LT.fill(head, ...LT.groupHead(groups()[group]).childNodes));
     }
   };
-  const groups = () => (LT.seen.pictures && LT.seen.pictures.groups) || [];
+  const groups = () => (LT.cache.pictures && LT.cache.pictures.groups) || [];
   const headFor = (picture) => {
     if (groups().length < 2 || heads.has(picture.group)) return;
     heads.set(picture.group, LT.groupHead(groups()[picture.group]));
@@ -114,8 +132,8 @@
     LT.filter("all");
     window.setTimeout(() => heads.has(group) && heads.get(group).scrollIntoView({ block: "start" }), 50);
   };
-  const more = (list, from, wanted) => {
-    if (wanted !== drawn) return;
+  const addCards = (list, from, key) => {
+    if (key !== lastKey) return;
     list.slice(from, from + AT_ONCE).forEach((picture, index) => {
       const card = h("div.lt-thumb", { role: "option", tabindex: from + index === 0 ? 0 : -1, "data-key": picture.key });
       cards.set(picture.key, card);
@@ -123,7 +141,7 @@
       parts.grid.append(card);
       refresh(picture);
     });
-    if (from + AT_ONCE < list.length) window.requestAnimationFrame(() => more(list, from + AT_ONCE, wanted));
+    if (from + AT_ONCE < list.length) window.requestAnimationFrame(() => addCards(list, from + AT_ONCE, key));
   };
 
   const refresh = (picture) => {
@@ -142,7 +160,7 @@
   const choose = (key, range) => {
     const keys = shown().map((picture) => picture.key);
     if (range && anchor !== null && keys.includes(anchor)) {
-      const [from, to] = [keys.indexOf(anchor), keys.indexOf(key)].sort((one, other) => one - other);
+      const [from, to] = [keys.indexOf(anchor), keys.indexOf(key)].sort((a, b) => a - b);
       keys.slice(from, to + 1).forEach((one) => chosen.add(one));
     } else {
       chosen.has(key) ? chosen.delete(key) : chosen.add(key);
@@ -178,9 +196,9 @@
     if (!card) return;
     const all = [...parts.grid.querySelectorAll(".lt-thumb")];
     const across = Math.max(1, all.filter((other) => other.offsetTop === all[0].offsetTop).length);
-    const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
-    if (by) {
-      const next = all[Math.max(0, Math.min(all.length - 1, all.indexOf(card) + by))];
+    const offset = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: across, ArrowUp: -across }[event.key];
+    if (offset) {
+      const next = all[Math.max(0, Math.min(all.length - 1, all.indexOf(card) + offset))];
       focusCard(next);
       event.preventDefault();
     } else if (event.key === "Enter" || event.key === " ") {
@@ -196,7 +214,7 @@
     parts.scroll.classList.toggle("lt-under", list.length > 0);
     if (!list.length) return;
     const canLeave = list.some((picture) => !LT.leftOut().includes(picture.key));
-    const canOk = list.some((picture) => LT.toLookAt().includes(picture));
+    const canOk = list.some((picture) => LT.picturesToReview().includes(picture));
     const names = list.map((picture) => LT.stem(picture.name)).join(", ");
     LT.fill(
       parts.bar,
@@ -205,10 +223,22 @@
         h("b", {}, t("{n} selected", { n: LT.count(list.length) })),
         h("span.lt-muted.lt-clip", {}, names),
         h("span.lt-gap"),
-        canOk && LT.button(t("OK as it is"), { icon: "check", onclick: () => { LT.isOk(list.filter((picture) => LT.needsLook(picture))); clear(); } }),
+        canOk &&
+          LT.button(t("OK as it is"), {
+            icon: "check",
+            onclick: () => {
+              LT.markReviewed(list.filter((picture) => LT.needsLook(picture)));
+              clear();
+            },
+          }),
         LT.button(t("Crop"), { icon: "crop", key: "C", onclick: () => LT.openCrop(list) }),
-        list.some((picture) => picture.frame) && LT.button(t("Remove crop"), { onclick: () => LT.crop(list.filter((picture) => picture.frame).map((picture) => [picture.key, null])) }),
-        canLeave ? LT.button(t("Leave out"), { key: "X", onclick: () => leave(true) }) : LT.button(t("Use again"), { key: "X", onclick: () => leave(false) }),
+        list.some((picture) => picture.frame) &&
+          LT.button(t("Remove crop"), {
+            onclick: () => LT.crop(list.filter((picture) => picture.frame).map((picture) => [picture.key, null])),
+          }),
+        canLeave
+          ? LT.button(t("Leave out"), { key: "X", onclick: () => leave(true) })
+          : LT.button(t("Use again"), { key: "X", onclick: () => leave(false) }),
         LT.button(t("Clear"), { kind: "plain", key: "Esc", onclick: clear }),
       ),
     );

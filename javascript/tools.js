@@ -6,34 +6,45 @@
   const POLL = 700;
   const [FILES, CHECKPOINTS] = ["lora_trainer_files", "lora_trainer_checkpoints"]; // what is offered while a path is written
 
-  const field = (label, input, hint) => h("label.lt-toolfield", {}, h("span.lt-muted", {}, label), input, hint && h("span.lt-hint", {}, hint));
-  const text = (label, value = "", more = {}) => h("input.lt-input", { type: "text", value, "aria-label": label, spellcheck: "false", ...more });
-  const chosen = (label, choices) => h("select.lt-input", { "aria-label": label }, choices.map(([value, words]) => h("option", { value }, words)));
+  const field = (label, input, hint) =>
+    h("label.lt-toolfield", {}, h("span.lt-muted", {}, label), input, hint && h("span.lt-hint", {}, hint));
+  const text = (label, value = "", more = {}) =>
+    h("input.lt-input", { type: "text", value, "aria-label": label, spellcheck: "false", ...more });
+  const chosen = (label, choices) =>
+    h("select.lt-input", { "aria-label": label },
+      choices.map(([value, words]) => h("option", { value }, words)),
+    );
   const fact = (name, value) => h("div.lt-fact", {}, h("span", {}, name), h("span", {}, value));
   const numbers = (rows) => rows.map((row) => `${row.value} × ${row.modules}`).join(", ");
 
   /* ---- what a file is ---- */
 
   const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
-  const loads = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
+  const loadLine = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
   const about = ({ info, verify }) => {
     const most = Math.max(...info.blocks.map((row) => row.norm), 1e-12);
-    const known = info.trained_on;
+    const trainedOn = info.trained_on;
     const rows = [
       [t("What it is"), `${info.kind} · ${info.family_label} · ${info.dtype} · ${(info.bytes / 1e6).toFixed(1)} MB`],
       [t("Layers"), t("{matched} fit the model, {unmatched} do not", verify)],
       info.ranks.length && [t("Rank"), numbers(info.ranks)],
       info.alphas.length && [t("Alpha"), numbers(info.alphas)],
-      known.base_model && [t("Base model"), known.base_model],
-      known.trigger && [t("Trigger word"), known.trigger],
-      known.pictures && [t("Pictures"), known.pictures],
-      known.steps && [t("Steps"), known.steps],
+      trainedOn.base_model && [t("Base model"), trainedOn.base_model],
+      trainedOn.trigger && [t("Trigger word"), trainedOn.trigger],
+      trainedOn.pictures && [t("Pictures"), trainedOn.pictures],
+      trainedOn.steps && [t("Steps"), trainedOn.steps],
       [t("Hash in the WebUI"), info.hashes.webui],
     ];
-    const bars = info.blocks.map((row) => h("div.lt-strength", {}, h("span", {}, row.block), h("i", { style: { width: `${(100 * row.norm) / most}%` } }), h("span.lt-number", {}, row.norm.toPrecision(3))));
+    const bars = info.blocks.map((row) =>
+      h("div.lt-strength", {},
+        h("span", {}, row.block),
+        h("i", { style: { width: `${(100 * row.norm) / most}%` } }),
+        h("span.lt-number", {}, row.norm.toPrecision(3)),
+      ),
+    );
     return h("div.lt-facts", {},
       rows.filter(Boolean).map(([name, value]) => fact(name, value)),
-      verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loads(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
+      verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loadLine(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
       verify.names.slice(0, 8).map((row) => h("div.lt-hint", {}, `${row.name}: ${row.why}`)),
       bars.length > 0 && h("details", {}, h("summary", {}, t("Strength by block")), bars));
   };
@@ -46,27 +57,61 @@
       const cut = h("input", { type: "checkbox" });
       return {
         label: t("Another rank"),
-        fields: [field(t("Rank"), rank), field(t("Rank of convolutions"), conv, t("Empty: the same.")), field(t("Energy to keep"), energy, t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")), field(t("Take the first ranks as they are (DyLoRA)"), cut)],
-        body: () => ({ rank: Number(rank.value) || 0, conv_rank: Number(conv.value) || 0, energy: Number(energy.value) || 1, cut: cut.checked }),
+        fields: [
+          field(t("Rank"), rank),
+          field(t("Rank of convolutions"), conv, t("Empty: the same.")),
+          field(t("Energy to keep"), energy, t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")),
+          field(t("Take the first ranks as they are (DyLoRA)"), cut),
+        ],
+        body: () => ({
+          rank: Number(rank.value) || 0,
+          conv_rank: Number(conv.value) || 0,
+          energy: Number(energy.value) || 1,
+          cut: cut.checked,
+        }),
         suffix: () => `-r${rank.value}`,
       };
     },
     merge: () => {
-      const [weight, other, second, rank] = [text(t("Weight"), "1"), text(t("Second file"), "", { list: FILES }), text(t("Its weight"), "1"), text(t("Rank"))];
+      const [weight, other, second, rank] = [
+        text(t("Weight"), "1"),
+        text(t("Second file"), "", { list: FILES }),
+        text(t("Its weight"), "1"),
+        text(t("Rank")),
+      ];
       const into = text(t("Into a checkpoint"), "", { list: CHECKPOINTS });
       return {
         label: t("Merge"),
-        fields: [field(t("Weight"), weight), field(t("Second file"), other, t("Empty: only the first one.")), field(t("Its weight"), second), field(t("Into a checkpoint"), into, t("Its path; empty: into one LoRA.")), field(t("Rank"), rank, t("Empty: nothing is lost."))],
-        body: (file) => ({ files: [file, other.value.trim()].filter(Boolean), weights: [Number(weight.value), ...(other.value.trim() ? [Number(second.value)] : [])], into: into.value.trim(), rank: Number(rank.value) || 0 }),
+        fields: [
+          field(t("Weight"), weight),
+          field(t("Second file"), other, t("Empty: only the first one.")),
+          field(t("Its weight"), second),
+          field(t("Into a checkpoint"), into, t("Its path; empty: into one LoRA.")),
+          field(t("Rank"), rank, t("Empty: nothing is lost.")),
+        ],
+        body: (file) => ({
+          files: [file, other.value.trim()].filter(Boolean),
+          weights: [Number(weight.value), ...(other.value.trim() ? [Number(second.value)] : [])],
+          into: into.value.trim(),
+          rank: Number(rank.value) || 0,
+        }),
         suffix: () => "-merged",
       };
     },
     extract: () => {
-      const [tuned, rank, conv] = [text(t("Checkpoint after training"), "", { list: CHECKPOINTS }), text(t("Rank"), "32"), text(t("Rank of convolutions"))];
+      const [tuned, rank, conv] = [
+        text(t("Checkpoint after training"), "", { list: CHECKPOINTS }),
+        text(t("Rank"), "32"),
+        text(t("Rank of convolutions")),
+      ];
       return {
         label: t("Extract"),
         hint: t("The first file is the checkpoint before training."),
-        fields: [field(t("Checkpoint after training"), tuned), field(t("Rank"), rank), field(t("Rank of convolutions"), conv, t("Empty: only attention layers."))],
+        fields: [
+          field(t("Checkpoint after training"), tuned),
+          field(t("Rank"), rank),
+          field(t("Rank of convolutions"), conv, t("Empty: only attention layers.")),
+        ],
         body: (file) => ({ file, tuned: tuned.value.trim(), rank: Number(rank.value) || 32, conv_rank: Number(conv.value) || 0 }),
         suffix: () => "-extracted",
       };
@@ -76,11 +121,28 @@
       return { label: t("Other names"), fields: [field(t("Names"), to)], body: () => ({ to: to.value }), suffix: () => `-${to.value}` };
     },
     edit: () => {
-      const [title, trigger, words, preview] = [text(t("Title")), text(t("Trigger word")), text(t("Description")), text(t("Preview picture"))];
-      const named = () => Object.fromEntries([["title", title.value], ["trigger", trigger.value], ["description", words.value]].filter(([, value]) => value.trim()));
+      const [title, trigger, words, preview] = [
+        text(t("Title")),
+        text(t("Trigger word")),
+        text(t("Description")),
+        text(t("Preview picture")),
+      ];
+      const named = () =>
+        Object.fromEntries(
+          [
+            ["title", title.value],
+            ["trigger", trigger.value],
+            ["description", words.value],
+          ].filter(([, value]) => value.trim()),
+        );
       return {
         label: t("Label"),
-        fields: [field(t("Title"), title), field(t("Trigger word"), trigger), field(t("Description"), words), field(t("Preview picture"), preview, t("Path of a picture on the server."))],
+        fields: [
+          field(t("Title"), title),
+          field(t("Trigger word"), trigger),
+          field(t("Description"), words),
+          field(t("Preview picture"), preview, t("Path of a picture on the server.")),
+        ],
         body: () => ({ named: named(), preview: preview.value.trim() }),
         suffix: () => "-labelled",
       };
@@ -90,28 +152,36 @@
   /* ---- the dialog ---- */
 
   const wait = (time) => new Promise((resolve) => window.setTimeout(resolve, time));
-  const result = (found) => {
-    const kept = found.energy === undefined ? "" : t("{share} of the squares of the singular values are kept.", { share: LT.percent(found.energy) });
-    return h("div.lt-good", {}, LT.icon("check"), h("span", {}, t("Written to {path}", { path: found.out }), " ", kept));
+  const result = (resultLine) => {
+    const kept =
+      resultLine.energy === undefined
+        ? ""
+        : t("{share} of the squares of the singular values are kept.", { share: LT.percent(resultLine.energy) });
+    return h("div.lt-good", {}, LT.icon("check"), h("span", {}, t("Written to {path}", { path: resultLine.out }), " ", kept));
   };
-  const run = async (tool, body, told) => {
+  const run = async (tool, body, output) => {
     const { work } = await LT.post(`network/${tool}`, body);
     for (;;) {
-      const now = await LT.get(`network/works/${work}`);
-      if (now.state === "done") return result(now.result);
-      if (now.state === "failed") return now.problems.map((problem) => LT.problem(problem));
-      LT.fill(told, h("div.lt-muted", {}, now.total ? t("{done} of {total}", now) : t("working…")));
+      const job = await LT.get(`network/works/${work}`);
+      if (job.state === "done") return result(job.result);
+      if (job.state === "failed") return job.problems.map((problem) => LT.problem(problem));
+      LT.fill(output, h("div.lt-muted", {}, job.total ? t("{done} of {total}", job) : t("working…")));
       await wait(POLL);
     }
   };
 
   LT.openTools = async () => {
-    const known = await LT.get("network/files").catch(() => ({ files: [], folder: "" }));
-    const checkpoints = ((LT.seen.options || {}).checkpoints || []).map((one) => h("option", { value: one.path }, one.title));
-    const lists = [h("datalist", { id: FILES }, known.files.map((file) => h("option", { value: file.path }, `${file.name} · ${file.mb} MB`))), h("datalist", { id: CHECKPOINTS }, checkpoints)];
-    const file = text(t("File"), known.files.length ? known.files[0].path : "", { list: FILES });
+    const networks = await LT.get("network/files").catch(() => ({ files: [], folder: "" }));
+    const checkpoints = ((LT.cache.options || {}).checkpoints || []).map((one) => h("option", { value: one.path }, one.title));
+    const lists = [
+      h("datalist", { id: FILES },
+        networks.files.map((file) => h("option", { value: file.path }, `${file.name} · ${file.mb} MB`)),
+      ),
+      h("datalist", { id: CHECKPOINTS }, checkpoints),
+    ];
+    const file = text(t("File"), networks.files.length ? networks.files[0].path : "", { list: FILES });
     const out = text(t("Name of the new file"), "", { placeholder: "name.safetensors" });
-    const [seen, told] = [h("div.lt-tooltold", { "aria-live": "polite" }), h("div.lt-tooltold", { "aria-live": "polite" })];
+    const [infoOutput, toolOutput] = [h("div.lt-tooltold", { "aria-live": "polite" }), h("div.lt-tooltold", { "aria-live": "polite" })];
     const fields = h("div.lt-toolfields");
     let tool = "resize";
     let form = null;
@@ -119,41 +189,49 @@
       tool = name;
       form = forms[name]();
       file.setAttribute("list", name === "extract" ? CHECKPOINTS : FILES);
-      LT.fill(fields, form.hint && h("div.lt-hint", {}, form.hint), form.fields, field(t("Name of the new file"), out, t("Beside the first file, unless a path is given. What is there is never replaced.")));
+      LT.fill(
+        fields,
+        form.hint && h("div.lt-hint", {}, form.hint),
+        form.fields,
+        field(t("Name of the new file"), out, t("Beside the first file, unless a path is given. What is there is never replaced.")),
+      );
     };
-    const act = (work, place) => async (event) => {
+    const act = (work, output) => async (event) => {
       const button = event.currentTarget;
       button.disabled = true;
-      LT.fill(place, h("div.lt-muted", {}, t("working…")));
+      LT.fill(output, h("div.lt-muted", {}, t("working…")));
       try {
-        LT.fill(place, await work(file.value.trim()));
+        LT.fill(output, await work(file.value.trim()));
       } catch (error) {
-        if (!(error instanceof LT.Refused)) throw error;
-        LT.fill(place, error.problems.map((problem) => LT.problem(problem)));
+        if (!(error instanceof LT.RequestError)) throw error;
+        LT.fill(output, error.problems.map((problem) => LT.problem(problem)));
       } finally {
         button.disabled = false;
       }
     };
-    const look = act(async (path) => about(await LT.post("network/info", { file: path })), seen);
+    const showInfo = act(async (path) => about(await LT.post("network/info", { file: path })), infoOutput);
     const make = act((path) => {
       const stem = path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
-      return run(tool, { file: path, out: out.value.trim() || `${stem}${form.suffix()}.safetensors`, ...form.body(path) }, told);
-    }, told);
-    const again = act(async (path) => {
+      return run(tool, { file: path, out: out.value.trim() || `${stem}${form.suffix()}.safetensors`, ...form.body(path) }, toolOutput);
+    }, toolOutput);
+    const useSettings = act(async (path) => {
       const { config, imported } = await LT.post("network/settings", { file: path });
       LT.takeSettings(config, imported);
       return h("div.lt-good", {}, LT.icon("check"), t("The settings of the file stand in the form."));
-    }, seen);
+    }, infoOutput);
     show("resize");
     const choices = Object.keys(forms).map((name) => ({ value: name, label: forms[name]().label }));
     const content = h("div.lt-tools", {}, lists,
       field(t("File"), file, t("A trained file on the server: choose from the list, or write its path.")),
-      h("div.lt-answers", {}, LT.button(t("Look at it"), { icon: "eye", onclick: look }), LT.button(t("Train again like this file"), { icon: "undo", onclick: again })),
-      seen,
+      h("div.lt-answers", {},
+        LT.button(t("Look at it"), { icon: "eye", onclick: showInfo }),
+        LT.button(t("Train again like this file"), { icon: "undo", onclick: useSettings }),
+      ),
+      infoOutput,
       LT.segments(choices, tool, show, { label: t("Make another file of it") }),
       fields,
       h("div.lt-answers", {}, LT.button(t("Make the new file"), { icon: "save", kind: "primary", onclick: make })),
-      told);
+      toolOutput);
     await LT.ask(t("Tools for trained files"), content, [{ label: t("Close") }]);
   };
 })();

@@ -16,14 +16,22 @@
       });
     };
     choices.forEach((choice) => {
-      const attributes = { role: "radio", "data-value": choice.value, title: choice.title, onclick: () => { pick(choice.value); choose(choice.value); } };
+      const attributes = {
+        role: "radio",
+        "data-value": choice.value,
+        title: choice.title,
+        onclick: () => {
+          pick(choice.value);
+          choose(choice.value);
+        },
+      };
       row.append(h("button", attributes, choice.icon && LT.icon(choice.icon), choice.label));
     });
     row.addEventListener("keydown", (event) => {
-      const by = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      if (!by) return;
-      const now = choices.findIndex((choice) => String(choice.value) === event.target.dataset.value);
-      const next = choices[(now + by + choices.length) % choices.length];
+      const offset = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!offset) return;
+      const index = choices.findIndex((choice) => String(choice.value) === event.target.dataset.value);
+      const next = choices[(index + offset + choices.length) % choices.length];
       event.preventDefault();
       event.stopPropagation();
       pick(next.value, true);
@@ -47,18 +55,18 @@
   };
   /** Opens `content` below `owner`; the same owner closes it again, as does Esc or a click elsewhere. */
   LT.panel = (owner, content, { right = false, wide = false } = {}) => {
-    const again = open && open.owner === owner;
+    const isSameOwner = open && open.owner === owner;
     LT.closePanel();
-    if (again) return null;
+    if (isSameOwner) return null;
     const panel = h(`div.lt-panel${wide ? ".lt-wide" : ""}`, { role: "dialog" }, content);
     const app = LT.root().querySelector(".lt-app");
     app.append(panel);
-    const place = owner.getBoundingClientRect();
+    const bounds = owner.getBoundingClientRect();
     const frame = app.getBoundingClientRect();
     const width = panel.offsetWidth;
-    const wanted = right ? place.right - frame.left - width : place.left - frame.left;
-    panel.style.left = `${Math.max(8, Math.min(wanted, frame.width - width - 8))}px`;
-    panel.style.top = `${place.bottom - frame.top + 6}px`;
+    const left = right ? bounds.right - frame.left - width : bounds.left - frame.left;
+    panel.style.left = `${Math.max(8, Math.min(left, frame.width - width - 8))}px`;
+    panel.style.top = `${bounds.bottom - frame.top + 6}px`;
     owner.setAttribute("aria-expanded", "true");
     open = { owner, panel };
     const first = panel.querySelector("input, button, select, [tabindex]");
@@ -75,7 +83,11 @@
       event.preventDefault();
       LT.panel(button, h("div.lt-helptext", {}, title && h("b", {}, title), h("div", {}, text)));
     };
-    const button = h("button.lt-help", { "aria-label": t("What is {name}?", { name: title || "" }), title: text, "aria-expanded": "false", onclick: show }, "?");
+    const button = h(
+      "button.lt-help",
+      { "aria-label": t("What is {name}?", { name: title || "" }), title: text, "aria-expanded": "false", onclick: show },
+      "?",
+    );
     return button;
   };
 
@@ -88,8 +100,14 @@
         if (before && before.focus) before.focus();
         resolve(answer);
       };
-      const buttons = answers.map((answer, index) => LT.button(answer.label, { kind: answer.kind, icon: answer.icon, onclick: () => done(index) }));
-      const box = h("div.lt-dialog", { role: "dialog", "aria-modal": "true", "aria-label": title }, h("div.lt-title", {}, title), content, h("div.lt-answers", {}, buttons));
+      const buttons = answers.map((answer, index) =>
+        LT.button(answer.label, { kind: answer.kind, icon: answer.icon, onclick: () => done(index) }),
+      );
+      const box = h("div.lt-dialog", { role: "dialog", "aria-modal": "true", "aria-label": title },
+        h("div.lt-title", {}, title),
+        content,
+        h("div.lt-answers", {}, buttons),
+      );
       const cover = h("div.lt-cover", { onclick: (event) => event.target === cover && done(null) }, box);
       cover.addEventListener("keydown", (event) => {
         event.stopPropagation();
@@ -118,7 +136,11 @@
     if (!app) return;
     let shelf = app.querySelector(".lt-toasts");
     if (!shelf) app.append((shelf = h("div.lt-toasts", { "aria-live": "polite" })));
-    const note = h(`div.lt-toast${kind ? "." + kind : ""}`, {}, kind === "bad" && LT.icon("cross"), kind === "good" && LT.icon("check"), h("span", {}, text));
+    const note = h(`div.lt-toast${kind ? "." + kind : ""}`, {},
+      kind === "bad" && LT.icon("cross"),
+      kind === "good" && LT.icon("check"),
+      h("span", {}, text),
+    );
     const go = () => note.remove();
     if (action) note.append(LT.button(action.label, { kind: "small", onclick: () => { go(); action.act(); } }));
     note.append(h("button.lt-plain", { "aria-label": t("Close"), onclick: go }, LT.icon("cross")));

@@ -7,7 +7,7 @@
 
   LT.language = "en";
 
-  const asked = () => {
+  const browserLanguage = () => {
     const inUrl = new URLSearchParams(window.location.search).get("__lang");
     if (inUrl) return inUrl;
     const options = window.opts || {};
@@ -19,7 +19,7 @@
 
   /** Chooses the language (the address, the host, the browser) and fetches its words. */
   LT.loadWords = async () => {
-    LT.language = /^(zh|chinese|简|中)/i.test(asked()) ? "zh_CN" : "en";
+    LT.language = /^(zh|chinese|简|中)/i.test(browserLanguage()) ? "zh_CN" : "en";
     if (LT.language === "en") return;
     table = await LT.get(`words?lang=${LT.language}`);
     LT.words = table;
@@ -30,13 +30,13 @@
   LT.t = (template, values = {}) => {
     if (missing && LT.language !== "en" && !(template in table)) missing.add(template);
     const words = table[template] || template;
-    return words.replace(/\{(\w+)(?::[^}]*)?\}/g, (place, name) => (name in values ? LT.worded(values[name]) : place));
+    return words.replace(/\{(\w+)(?::[^}]*)?\}/g, (placeholder, name) => (name in values ? LT.messageText(values[name]) : placeholder));
   };
   /** One template for exactly one thing, another for any other count; the count is {n}. */
   LT.tn = (count, one, many, values = {}) => LT.t(count === 1 ? one : many, { n: LT.count(count), ...values });
 
   /** A message of the server ({"template", "values", "text"}), or a plain value, in words. */
-  LT.worded = (value) => {
+  LT.messageText = (value) => {
     if (value === null || value === undefined) return "";
     if (typeof value === "object" && "template" in value) return LT.t(value.template, value.values);
     return String(value);
@@ -47,7 +47,14 @@
   /** 1320 -> "1 320". */
   LT.count = (value) => grouped(String(Math.round(value)));
   /** A loss: three digits that say something. */
-  LT.loss = (value) => (value === null || value === undefined || !isFinite(value) ? "–" : value >= 10 ? value.toPrecision(3) : value >= 0.1 || value === 0 ? value.toFixed(3) : value.toFixed(4));
+  LT.loss = (value) =>
+    value === null || value === undefined || !isFinite(value)
+      ? "–"
+      : value >= 10
+        ? value.toPrecision(3)
+        : value >= 0.1 || value === 0
+          ? value.toFixed(3)
+          : value.toFixed(4);
   /** A learning rate: 1.4e-4. */
   LT.rate = (value, places = 2) => {
     if (value === null || value === undefined || !isFinite(value)) return "–";

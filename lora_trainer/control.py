@@ -1,4 +1,4 @@
-"""How a user steers a running work: commands go in from any thread or process, the work looks between two steps."""
+"""How a user controls a run: commands come from any thread or process, the run reads them between two steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 COMMANDS = ("stop", "stop-discard", "pause", "resume", "save", "sample")
 CHANGE = "change"
-"""Stands in front of `section.name=value`, or of a JSON object of options and values."""
+"""The command that precedes `section.name=value`, or a JSON object of options and values."""
 
 
 class Control:
     """Commands of one run. `inbox` is the file that another process writes a command into (RUN/control).
 
-    The work asks `stopping` and `pausing` between steps, pictures and sampler steps, and takes "save" and "sample"
+    The run reads `stopping` and `pausing` between steps, pictures and sampler steps, and takes "save" and "sample"
     with `take`. Thread-safe.
     """
 
@@ -25,43 +25,43 @@ class Control:
         self.inbox = inbox
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._asked: set[str] = set()
+        self._requests: set[str] = set()
         self._changes: list[dict[str, Any]] = []
-        self._rested = False
+        self._resume = False
         self._stop = False
         self._save_on_stop = True
         self._pause = False
 
-    def command(self, word: str) -> None:
-        """Takes one of COMMANDS. Raises ValueError for another word."""
-        if word not in COMMANDS:
-            raise ValueError(f"unknown command {word!r}; known: {', '.join(COMMANDS)}")
+    def command(self, command: str) -> None:
+        """Accepts one of COMMANDS. Raises ValueError for anything else."""
+        if command not in COMMANDS:
+            raise ValueError(f"unknown command {command!r}; known: {', '.join(COMMANDS)}")
         with self._wake:
-            if word in ("stop", "stop-discard"):
-                self._stop, self._save_on_stop, self._pause = True, word == "stop", False
-            elif word in ("pause", "resume"):
-                self._pause = word == "pause" and not self._stop
-                self._rested = word == "resume"
+            if command in ("stop", "stop-discard"):
+                self._stop, self._save_on_stop, self._pause = True, command == "stop", False
+            elif command in ("pause", "resume"):
+                self._pause = command == "pause" and not self._stop
+                self._resume = command == "resume"
             else:
-                self._asked.add(word)
+                self._requests.add(command)
             self._wake.notify_all()
 
-    def change(self, wanted: Mapping[str, Any]) -> None:
-        """Options (dotted path -> value; a text is read as after --set) that are to have these values from the next step on."""
+    def change(self, values: Mapping[str, Any]) -> None:
+        """Sets options (dotted path -> value; text is parsed as after --set) from the next step on."""
         with self._wake:
-            self._changes.append(dict(wanted))
+            self._changes.append(dict(values))
             self._wake.notify_all()
 
     def take_changes(self) -> list[dict[str, Any]]:
-        """What was asked to be changed since the last call."""
+        """The changes requested since the last call."""
         self._read_inbox()
         with self._lock:
-            asked, self._changes = self._changes, []
-        return asked
+            changes, self._changes = self._changes, []
+        return changes
 
     @property
     def stopping(self) -> bool:
-        """Whether the user asked to stop."""
+        """Whether a stop was requested."""
         self._read_inbox()
         return self._stop
 
@@ -72,36 +72,36 @@ class Control:
 
     @property
     def pausing(self) -> bool:
-        """Whether the user asked to pause."""
+        """Whether a pause was requested."""
         self._read_inbox()
         return self._pause and not self._stop
 
-    def take(self, word: str) -> bool:
-        """Whether "save" or "sample" was asked since the last call."""
+    def take(self, command: str) -> bool:
+        """Whether "save" or "sample" was requested since the last call; clears the request."""
         self._read_inbox()
         with self._lock:
-            asked = word in self._asked
-            self._asked.discard(word)
-            return asked
+            is_requested = command in self._requests
+            self._requests.discard(command)
+            return is_requested
 
     @property
-    def now(self) -> Control:
-        """What a work of this process alone asks while it goes on; another only where several processes agree on commands."""
+    def local(self) -> Control:
+        """The control of this process alone: itself, except where several processes synchronise their commands."""
         return self
 
-    def agree(self) -> None:
-        """The place between two steps where several processes take over what was asked by then; nothing to do for one."""
+    def sync(self) -> None:
+        """Called between two steps: several processes take over the commands given so far. A single process has nothing to do."""
 
     def wait_while_paused(self, poll: float = 0.2) -> None:
-        """Blocks until resumed or stopped; call it with lock and device given back."""
+        """Blocks until resumed or stopped; give back lock and device before the call."""
         while self.pausing:
             with self._wake:
                 self._wake.wait(poll)
 
     def rest(self, seconds: float) -> bool:
-        """Blocks for so long; True as soon as "resume" or "stop" is asked. A pause that is asked meanwhile goes on after it."""
-        end, self._rested = time.monotonic() + seconds, False
-        while not (self.stopping or self._rested):
+        """Blocks for `seconds`; returns True as soon as "resume" or "stop" is requested. A pause requested meanwhile starts afterwards."""
+        end, self._resume = time.monotonic() + seconds, False
+        while not (self.stopping or self._resume):
             if (left := end - time.monotonic()) <= 0:
                 return False
             with self._wake:
@@ -109,36 +109,36 @@ class Control:
         return True
 
     def keep_going(self) -> bool:
-        """For a work that has nothing to give back: waits while paused, False when stopped."""
+        """For a generator that holds nothing to give back: waits while paused, False when stopped."""
         self.wait_while_paused()
         return not self.stopping
 
     def _read_inbox(self) -> None:
         if self.inbox is None or not self.inbox.exists():
             return
-        taken = self.inbox.with_name(f".{self.inbox.name}.taken")
+        claimed = self.inbox.with_name(f".{self.inbox.name}.taken")
         try:
-            self.inbox.replace(taken)  # what is written from now on is the next letter
-            lines = taken.read_text(encoding="utf-8").splitlines()
-            taken.unlink()
+            self.inbox.replace(claimed)  # later commands go to a new file
+            lines = claimed.read_text(encoding="utf-8").splitlines()
+            claimed.unlink()
         except OSError:  # another process is just writing it: next time
             time.sleep(0.01)
             return
         for line in lines:
-            word, _, rest = line.strip().partition(" ")
-            if word in COMMANDS:
-                self.command(word)
-            elif word == CHANGE and (wanted := change_of(rest)):
-                self.change(wanted)
+            command, _, rest = line.strip().partition(" ")
+            if command in COMMANDS:
+                self.command(command)
+            elif command == CHANGE and (values := parse_change(rest)):
+                self.change(values)
 
 
-def change_of(text: str) -> dict[str, Any]:
-    """`section.name=value`, or a JSON object, as {path: value}; {} where it is neither."""
+def parse_change(text: str) -> dict[str, Any]:
+    """`section.name=value`, or a JSON object, as {path: value}; {} if it is neither."""
     if text.startswith("{"):
         try:
-            found = json.loads(text)
+            values = json.loads(text)
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return values if isinstance(values, dict) else {}
     path, equals, value = text.partition("=")
     return {path.strip(): value.strip()} if equals and path.strip() else {}

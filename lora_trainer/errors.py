@@ -1,4 +1,4 @@
-"""The errors that a user can do something about: each says what is wrong, where, and the remedy."""
+"""The errors that a user can act on: each says what is wrong, where, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lora_trainer.messages import Message
 
 @attrs.frozen
 class Problem:
-    """One thing that is wrong: `path` is the config field ("network.dim") or the file that it concerns."""
+    """One thing that is wrong: `path` is the config field ("network.dim") or the file concerned."""
 
     path: str
     message: Message
     fix: Message
 
     def text(self, language: str = "en") -> str:
-        """The problem and its remedy in one line."""
+        """The problem and its remedy on one line."""
         where = f"{self.path}: " if self.path else ""
         return f"{where}{self.message.text(language)} {self.fix.text(language)}".rstrip()
 
@@ -29,10 +29,10 @@ class Problem:
 
 
 class TrainerError(Exception):
-    """Base of all: a template with its values and a remedy.
+    """Base class: a message template with its values, and a remedy.
 
     `raise DatasetError("{folder} holds no pictures", folder=folder, fix="Choose the folder that holds the pictures.")`
-    `path` names the config field or file; it and the values fill both the message and the fix.
+    `path` is the config field or file; `path` and the values fill both the message and the fix.
     """
 
     def __init__(self, template: str, /, *, fix: str = "", path: str = "", **values: Any) -> None:
@@ -41,7 +41,7 @@ class TrainerError(Exception):
         super().__init__(self.problems[0].text())
 
     def text(self, language: str = "en") -> str:
-        """All problems, a line each."""
+        """All problems, one per line."""
         return "\n".join(problem.text(language) for problem in self.problems)
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class ModelError(TrainerError):
 
 
 class HostBusy(TrainerError):
-    """The host or another run holds what this needs."""
+    """The host or another run holds a resource that this needs."""
 
 
 class MissingPackage(TrainerError):
@@ -80,4 +80,4 @@ class OutOfMemory(TrainerError):
 
 
 class TrainingError(TrainerError):
-    """Training cannot go on: a loss that is not finite, a module that does not move, a file that was not written."""
+    """Training cannot continue: a loss that is not finite, a module that does not learn, a file that was not written."""

@@ -1,4 +1,4 @@
-"""What a long work reports while it runs: small frozen records, one line each in events.jsonl."""
+"""The events that a run reports: small frozen records, one line each in events.jsonl."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lora_trainer.messages import Message
 
 @attrs.frozen
 class Started:
-    """The run begins; `plan` is the same as check's JSON, `processes` how many train together."""
+    """The run starts; `plan` is the JSON of `check`, `processes` the world size."""
 
     plan: Mapping[str, Any]
     device: str = "cpu"
@@ -22,7 +22,7 @@ class Started:
 
 @attrs.frozen
 class Phase:
-    """A part of the work begins: planning, caching, encoding, training, sampling, saving, validating, rendering, ranking."""
+    """A phase starts: planning, caching, encoding, training, sampling, saving, validating, rendering, ranking."""
 
     name: str
     total: int = 0
@@ -30,17 +30,17 @@ class Phase:
 
 @attrs.frozen
 class Progress:
-    """`done` of the current phase's total."""
+    """`done` items of the current phase's total."""
 
     done: int
 
 
 @attrs.frozen
 class Stepped:
-    """One optimizer step is done. `lr` is the U-Net's rate (or the text encoder's where only that is trained).
+    """One optimizer step is done. `lr` is the U-Net's rate (or the text encoder's if only that is trained).
 
-    `rates`: each group's rate where there are several. `skipped`: steps of the run so far whose gradient was no number and was
-    dropped. `loss_scale`: what a GradScaler multiplies the loss with, 0 without one.
+    `rates`: each parameter group's rate if there are several. `skipped`: steps of the run so far that were skipped because their
+    gradient was not finite. `loss_scale`: the GradScaler's scale, 0 without one.
     """
 
     step: int
@@ -83,9 +83,9 @@ class Validated:
 
 @attrs.frozen
 class Saved:
-    """A file of weights was written, opened again and found whole. `final` marks NAME.safetensors.
+    """A weights file was written, reopened and verified. `final` marks NAME.safetensors.
 
-    Files are written beside the steps, so this may come some steps after `step`; `loss_average` is that of `step`.
+    Files are written in the background, so this may come some steps after `step`; `loss_average` is that of `step`.
     """
 
     step: int
@@ -109,7 +109,7 @@ class Rendered:
 
 @attrs.frozen
 class Warned:
-    """Something that the user should know; the work goes on."""
+    """Something that the user should know; the run continues."""
 
     message: Message
     path: str = ""
@@ -127,7 +127,7 @@ class Changed:
 
 @attrs.frozen
 class Paused:
-    """The run waits; lock and device are free. `reason`: user, rest (between epochs) or disk (no room for a file)."""
+    """The run is paused; lock and device are free. `reason`: user, rest (between epochs) or disk (no space for a file)."""
 
     step: int
     reason: str = "user"
@@ -135,7 +135,7 @@ class Paused:
 
 @attrs.frozen
 class Resumed:
-    """The run goes on after a pause; with reason "state" from what it kept on disk, and what came after `step` counts no more."""
+    """The run continues after a pause; with reason "state" from a saved state, and everything after `step` is discarded."""
 
     step: int
     reason: str = "user"
@@ -144,7 +144,7 @@ class Resumed:
 
 @attrs.frozen
 class Finished:
-    """The work ended as planned."""
+    """The run ended as planned."""
 
     step: int
     files: Sequence[str] = ()
@@ -152,7 +152,7 @@ class Finished:
 
 @attrs.frozen
 class Stopped:
-    """The user ended the work before its plan did."""
+    """The user ended the run early."""
 
     step: int
     files: Sequence[str] = ()
@@ -160,7 +160,7 @@ class Stopped:
 
 @attrs.frozen
 class Failed:
-    """The work ended by an error; `problems` as [{"path", "message", "fix"}] of Messages in words."""
+    """The run ended with an error; `problems` as [{"path", "message", "fix"}] of texts."""
 
     step: int
     problems: Sequence[Mapping[str, Any]]
@@ -186,7 +186,7 @@ Event = (
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """{"event": "stepped", ...}: the line of events.jsonl, without the time."""
+    """{"event": "stepped", ...}: the line of events.jsonl, without number and time."""
     plain = {field.name: _plain(getattr(event, field.name)) for field in attrs.fields(type(event))}
     return {"event": type(event).__name__.lower(), **plain}
 

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one: a temporary name beside it, then one replace."""
+"""Atomic file writes: a temporary file in the same folder, then one replace."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from lora_trainer.errors import TrainerError
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes `path` in one go. Raises TrainerError naming the file when the disk is full or the folder cannot be written."""
+    """Writes `path` atomically. Raises TrainerError naming the file if the disk is full or the folder is not writable."""
     _write(path, content, lambda file: None)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """As `write_atomically`, and on the disk itself when it returns: a power cut leaves the old file or the new one, whole."""
-    _write(path, content, _to_disk)
+    """As `write_atomically`, and flushed to the disk on return: a power cut leaves either the old or the new file."""
+    _write(path, content, _fsync)
     sync_folder(path.parent)
 
 
-def _write(path: Path, content: bytes, settle: Callable[[IO[bytes]], None]) -> None:
-    with _in_place_of(path) as file:
+def _write(path: Path, content: bytes, flush: Callable[[IO[bytes]], None]) -> None:
+    with _replacing(path) as file:
         file.write(content)
-        settle(file)
+        flush(file)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to be filled bit by bit, which takes `path`'s place when the block ends: whole, or not at all. Raises TrainerError."""
-    with _in_place_of(path) as file:
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in pieces; it replaces `path` when the block ends without an error. Raises TrainerError."""
+    with _replacing(path) as file:
         yield file
-        _to_disk(file)
+        _fsync(file)
     sync_folder(path.parent)
 
 
 @contextmanager
-def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
@@ -71,13 +71,13 @@ def _in_place_of(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _to_disk(file: IO[bytes]) -> None:
+def _fsync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the system knows of that."""
+    """Flushes a folder's entries to the disk, where the system supports it."""
     if sys.platform == "win32":
         return
     with suppress(OSError):  # some network file systems refuse
@@ -89,7 +89,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def replace_file(source: Path, target: Path) -> None:
-    """os.replace that waits up to 2 s: on Windows a virus scanner or a reader may hold the target for a moment."""
+    """os.replace that retries for up to 2 s: on Windows a virus scanner or a reader may hold the target for a moment."""
     end = time.monotonic() + 2.0
     while True:
         try:
@@ -111,10 +111,10 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process is inside for `path`, a file that stays. The system lets go when a process dies.
+def file_lock(path: Path) -> Iterator[None]:
+    """Holds an exclusive lock on `path` between processes; the file stays. The system releases it when a process dies.
 
-    Raises OSError where the file system knows no locks.
+    Raises OSError if the file system does not support locks.
     """
     with path.open("a+b") as file:
         if sys.platform == "win32":
@@ -136,5 +136,5 @@ def locked(path: Path) -> Iterator[None]:
         else:
             import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             yield

@@ -1,4 +1,4 @@
-"""One table per kind of choice: names, labels and needs are known without importing what they need."""
+"""One table per kind of choice: names, labels and required packages are known without importing them."""
 
 from __future__ import annotations
 
@@ -11,48 +11,52 @@ import attrs
 
 from lora_trainer.errors import MissingPackage, TrainerError
 
-Made = TypeVar("Made", bound=Callable[..., Any])
+Builder = TypeVar("Builder", bound=Callable[..., Any])
 
 
 @attrs.frozen
-class Choice(Generic[Made]):
-    """One registered way: `make` builds it, `requires` is the package that it needs, `facts` what UI and wizard want to know."""
+class Choice(Generic[Builder]):
+    """One registered choice: `build` makes it, `requires` is the package it needs, `facts` are for UI and wizard."""
 
     name: str
     label: str
-    make: Made
+    build: Builder
     requires: str = ""
     facts: Mapping[str, Any] = attrs.field(factory=dict)
 
     @property
     def available(self) -> bool:
-        """Whether the package that it needs can be imported here."""
+        """Whether the required package can be imported."""
         return not self.requires or find_spec(self.requires) is not None
 
 
-class Registry(Generic[Made]):
+class Registry(Generic[Builder]):
     """Choices of one kind by name; lookups ignore case."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._choices: dict[str, Choice[Made]] = {}
+        self._choices: dict[str, Choice[Builder]] = {}
 
-    def add(self, name: str, label: str, *, requires: str = "", **facts: Any) -> Callable[[Made], Made]:
+    def add(self, name: str, label: str, *, requires: str = "", **facts: Any) -> Callable[[Builder], Builder]:
         """Decorator: registers the builder under `name`."""
 
-        def register(make: Made) -> Made:
-            self._choices[name.lower()] = Choice(name, label, make, requires, facts)
-            return make
+        def register(build: Builder) -> Builder:
+            self._choices[name.lower()] = Choice(name, label, build, requires, facts)
+            return build
 
         return register
 
-    def __getitem__(self, name: str) -> Choice[Made]:
-        """The choice of that name. Raises TrainerError with the nearest name, MissingPackage when its package is absent."""
+    def __getitem__(self, name: str) -> Choice[Builder]:
+        """The choice of that name. Raises TrainerError with the nearest name, MissingPackage if its package is not installed."""
         choice = self._choices.get(name.lower())
         if choice is None:
-            near = get_close_matches(name.lower(), self._choices, 1) or list(self._choices)[:1]
+            nearest = get_close_matches(name.lower(), self._choices, 1) or list(self._choices)[:1]
             raise TrainerError(
-                "there is no {kind} called {name}.", kind=self.kind, name=name, near=self._choices[near[0]].name, fix="Did you mean {near}?"
+                "there is no {kind} called {name}.",
+                kind=self.kind,
+                name=name,
+                near=self._choices[nearest[0]].name,
+                fix="Did you mean {near}?",
             )
         if not choice.available:
             raise MissingPackage(
@@ -60,9 +64,9 @@ class Registry(Generic[Made]):
             )
         return choice
 
-    def __iter__(self) -> Iterator[Choice[Made]]:
+    def __iter__(self) -> Iterator[Choice[Builder]]:
         return iter(self._choices.values())
 
     def names(self) -> tuple[str, ...]:
-        """All names, in the order of registration."""
+        """All names, in registration order."""
         return tuple(choice.name for choice in self._choices.values())

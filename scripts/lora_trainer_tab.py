@@ -1,6 +1,6 @@
 """The only file that the host executes: tab, routes, settings and X/Y/Z axes. A tab appears whatever is missing.
 
-Executed anew at every "Reload UI", while the package stays as it was first imported; its folder is on the path only now.
+Executed again at every "Reload UI", while the package stays as first imported; its folder is on sys.path only now.
 """
 
 import contextlib
@@ -21,29 +21,29 @@ ROOT = Path(scripts.basedir())
 TITLE, ELEMENT = "LoRA Trainer", "lora_trainer"
 STAMP = "stamp_when_loaded"
 BANNER = "padding: 0.75em 1em; border: 2px solid #d97706; border-radius: 6px; font-weight: 600"
-problem = ""  # why the real tab cannot be shown, in the user's words
-details = ""  # what whoever reads the report needs
+problem = ""  # why the real tab cannot be shown, in the user's language
+details = ""  # for the report
 
 with contextlib.suppress(ImportError):
     importlib.import_module("lora_trainer")  # the other functions need no path once it is loaded
 
 
 def stamp() -> str:
-    """Changes with every file of the package on disk."""
+    """A hash that changes with every file of the package on disk."""
     files = sorted((ROOT / "lora_trainer").rglob("*.py"))
-    seen = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()
+    states = [(file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()]]
+    return hashlib.sha256(repr(states).encode()).hexdigest()
 
 
 def version_on_disk() -> str:
-    """Read, not imported."""
+    """The version in the source file, which may be newer than the imported one."""
     text = (ROOT / "lora_trainer" / "__init__.py").read_text(encoding="utf-8")
-    found = re.search(r'__version__ = "([^"]+)"', text)
-    return found.group(1) if found else "?"
+    match = re.search(r'__version__ = "([^"]+)"', text)
+    return match.group(1) if match else "?"
 
 
-def in_words(template: str, **values: object) -> str:
-    """In the user's language, or in English when not even that part works."""
+def translate(template: str, **values: object) -> str:
+    """The message in the user's language, or in English when the translation cannot be loaded."""
     try:
         from lora_trainer.host.a1111 import A1111Host
         from lora_trainer.messages import say
@@ -54,18 +54,19 @@ def in_words(template: str, **values: object) -> str:
 
 
 def missing_packages() -> str:
-    """What install.py finds missing or unfit, as one sentence each; "" when all is there."""
+    """What to do about packages that install.py finds missing or unsupported; "" when there are none."""
     spec = importlib.util.spec_from_file_location("lora_trainer_install", ROOT / "install.py")
     install = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(install)
-    absent, unfit = install.look()
+    absent, unfit = install.check_packages()
     if not absent and not unfit:
         return ""
     command = " ".join(
-        f'"{name}{bounds}"' for name, bounds in {**absent, **{line.split()[0]: install.wanted()[line.split()[0]] for line in unfit}}.items()
+        f'"{name}{bounds}"'
+        for name, bounds in {**absent, **{line.split()[0]: install.required_versions()[line.split()[0]] for line in unfit}}.items()
     )
     return (
-        in_words(
+        translate(
             "Packages are missing: {names}. Close the WebUI, run the following line, and start it again:",
             names=", ".join([*absent, *(line.split()[0] for line in unfit)]),
         )
@@ -76,13 +77,13 @@ def missing_packages() -> str:
 def find_problem() -> str:
     """Why this version cannot work in this process; "" when it can."""
     if "lora_trainer" not in sys.modules:
-        return missing_packages() or in_words("The package lora_trainer is not in {folder}.", folder=ROOT)
+        return missing_packages() or translate("The package lora_trainer is not in {folder}.", folder=ROOT)
     loaded = sys.modules["lora_trainer"]
     if Path(loaded.__file__).resolve().parent != (ROOT / "lora_trainer").resolve():
-        return in_words("Another extension has a package of the same name: {file}. Disable one of the two.", file=loaded.__file__)
+        return translate("Another extension has a package of the same name: {file}. Disable one of the two.", file=loaded.__file__)
     now = stamp()
     if loaded.__dict__.setdefault(STAMP, now) != now:
-        return in_words(
+        return translate(
             "LoRA Trainer was updated from {old} to {new}. Close the WebUI and start it again: reloading the page's UI is not enough.",
             old=loaded.__version__,
             new=version_on_disk(),
@@ -91,7 +92,7 @@ def find_problem() -> str:
 
 
 def report() -> str:
-    """For an issue: versions, and what went wrong."""
+    """A bug report: versions, and what went wrong."""
     names = ("torch", "gradio", "fastapi", "transformers", "diffusers", "attrs", "cattrs", "tomlkit", "safetensors", "accelerate")
     lines = [f"LoRA Trainer {version_on_disk()}", f"Python {platform.python_version()} on {platform.platform()}", f"folder {ROOT}"]
     for name in names:
@@ -106,23 +107,23 @@ def fallback_tab():
     """A banner and a report to copy."""
     import gradio as gr
 
-    banner = html.escape(in_words("LoRA Trainer cannot work yet."))
+    banner = html.escape(translate("LoRA Trainer cannot work yet."))
     with gr.Blocks(analytics_enabled=False) as blocks:
         gr.HTML(f'<div id="lora_trainer_fallback" style="{BANNER}" role="alert">{banner}</div>')
         gr.Markdown(problem)
         text = gr.Textbox(
-            value=report(), label=in_words("Report"), lines=14, interactive=False, show_copy_button=True, elem_id="lora_trainer_report"
+            value=report(), label=translate("Report"), lines=14, interactive=False, show_copy_button=True, elem_id="lora_trainer_report"
         )
         text.do_not_save_to_config = True
     return blocks
 
 
-def fail(what: str) -> None:
-    """Keeps the exception for the report, and says it in the console."""
+def fail(task: str) -> None:
+    """Stores the exception for the report, and prints it to the console."""
     global problem, details
-    problem = in_words("LoRA Trainer could not {what}. Please report this with the text below.", what=in_words(what))
+    problem = translate("LoRA Trainer could not {what}. Please report this with the text below.", what=translate(task))
     details = traceback.format_exc()
-    print(f"LoRA Trainer: could not {what}\n{details}", file=sys.stderr)
+    print(f"LoRA Trainer: could not {task}\n{details}", file=sys.stderr)
 
 
 def tabs():
@@ -139,7 +140,7 @@ def tabs():
 
 
 def app_started(_demo, app) -> None:
-    """Adds the routes; they work without the tab, so that a run that goes on can still be watched and stopped."""
+    """Adds the routes; they work without the tab, so that an active run can still be watched and stopped."""
     if host is None:
         return
     try:
@@ -155,10 +156,10 @@ def app_started(_demo, app) -> None:
 
 
 def settings() -> None:
-    """One question: what happens when somebody generates during training."""
+    """One setting: what happens when the user generates during training."""
     from lora_trainer.host.a1111 import LET_THROUGH
 
-    label = in_words("While training runs, let each generation through between two steps (off: it waits until training pauses or ends)")
+    label = translate("While training runs, let each generation through between two steps (off: it waits until training pauses or ends)")
     shared.opts.add_option(LET_THROUGH, shared.OptionInfo(True, label, section=(ELEMENT, TITLE)))
 
 
@@ -179,7 +180,7 @@ try:
 except Exception:
     fail("start")
 if not problem:
-    try:  # what the tab lives on: read now, because once the host loads its model in a second thread all imports take much longer
+    try:  # import the routes now: once the host loads its model in a second thread, imports take much longer
         importlib.import_module("lora_trainer.api.routes.mount")
     except Exception:
         fail("build its tab")

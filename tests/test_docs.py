@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config.param import declared
+from lora_trainer.config.param import declared_options
 from lora_trainer.config.reference import reference
 from lora_trainer.config.schema import TrainConfig
 
@@ -30,7 +30,7 @@ def test_every_feature_has_one_line():
 
 
 def test_the_tests_and_options_that_features_name_exist():
-    known = {option.path for option in declared(TrainConfig)}
+    known = {option.path for option in declared_options(TrainConfig)}
     missing = []
     for number, _, _, words, test in features():
         missing += [f"{number}: {path}" for path in re.findall(r"`([a-z_]+\.[a-z_]+)`", words) if path not in known]

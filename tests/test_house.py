@@ -175,3 +175,10 @@ def test_only_the_job_and_the_command_line_swallow_any_error():
                 if not raised and not place.startswith(("jobs/job.py", "cli/")):
                     broad.append(f"{place}:{node.lineno}")
     assert broad == []
+
+
+def test_no_line_of_javascript_is_too_long():
+    """ruff measures Python's only."""
+    files = sorted((ROOT / "javascript").glob("*.js"))
+    lines = [(f"{file.name}:{number}", line) for file in files for number, line in enumerate(file.read_text("utf-8").splitlines(), 1)]
+    assert files and [place for place, line in lines if len(line) > 140] == []

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config.param import declared
+from lora_trainer.config.param import declared_options
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.messages import words
+from lora_trainer.messages import translations
 
 PACKAGE = Path(__file__).parent.parent / "lora_trainer"
 RAISED = {
@@ -52,7 +52,7 @@ def templates() -> Iterator[tuple[str, str]]:
                 for constant in ast.walk(value):
                     if isinstance(constant, ast.Constant) and isinstance(constant.value, str) and " " in constant.value:
                         yield constant.value, f"{path.relative_to(PACKAGE)}:{node.lineno}"
-    for option in declared(TrainConfig):
+    for option in declared_options(TrainConfig):
         yield option.option.label, f"config: {option.path}"
         yield option.option.help, f"config: {option.path}"
         for text in filter(None, [option.option.group, *(label for _, label in option.option.labels)]):
@@ -60,20 +60,22 @@ def templates() -> Iterator[tuple[str, str]]:
 
 
 def test_every_message_has_its_chinese():
-    known = words("zh_CN")
+    known = translations("zh_CN")
     missing = sorted({f"{place}: {template}" for template, place in templates() if template not in known})
     assert missing == []
 
 
 def test_no_place_to_fill_is_lost_in_translation():
     places = re.compile(r"\{([a-z_]+)")
-    lost = [english for english, chinese in words("zh_CN").items() if set(places.findall(english)) != set(places.findall(chinese))]
+    lost = [english for english, chinese in translations("zh_CN").items() if set(places.findall(english)) != set(places.findall(chinese))]
     assert lost == []
 
 
 @pytest.mark.parametrize("language", ["zh_CN"])
 def test_nothing_but_terms_stands_in_latin_letters_alone(language: str):
     latin = [
-        f"{english} = {chinese}" for english, chinese in words(language).items() if chinese.isascii() and TERMS.sub("", chinese).strip()
+        f"{english} = {chinese}"
+        for english, chinese in translations(language).items()
+        if chinese.isascii() and TERMS.sub("", chinese).strip()
     ]
     assert latin == []

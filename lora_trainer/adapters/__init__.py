@@ -1,1 +1,1 @@
-"""What is trained: small additions to a frozen model, their names in files, and the way on and off."""
+"""Adapters on a frozen model: what is trained, how it is attached and detached, and its names in files."""

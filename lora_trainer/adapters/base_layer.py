@@ -1,4 +1,4 @@
-"""Where an addition is calculated: a layer's frozen weight and bias, and the operation that reads them."""
+"""A frozen layer as adapters see it: its weight, its bias, and the operation that uses them."""
 
 from __future__ import annotations
 
@@ -13,59 +13,63 @@ from torch.nn import functional
 from lora_trainer.config.choices.networks import LayerShape
 
 Operation = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""(x, weight, bias) -> output."""
 
 
 @attrs.frozen(eq=False)
 class BaseLayer:
-    """`call(x, weight, bias)` is the layer's operation with any weight of the same kind: its stride, padding, groups, epsilon."""
+    """A frozen layer. `operation(x, weight, bias)` runs it with any weight and bias, at its own stride, padding, groups or epsilon."""
 
     weight: Tensor
     bias: Tensor | None
-    call: Operation
-    linear: bool
+    operation: Operation
+    is_linear: bool
 
     @property
     def shape(self) -> LayerShape:
-        """Of weight and bias."""
+        """The shape of the weight, and whether there is a bias."""
         return LayerShape(tuple(self.weight.shape), self.bias is not None)
 
-    def base(self, x: Tensor) -> Tensor:
-        """What the layer says without any addition."""
-        return self.call(x, self.weight, self.bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """The output without any adapter."""
+        return self.operation(x, self.weight, self.bias)
 
-    def channels_last(self, values: Tensor) -> Tensor:
-        """[channels] in the shape that multiplies an input or output of the layer."""
-        return values if self.linear else values.reshape(1, -1, *(1,) * (self.weight.dim() - 2))
+    def broadcast_channels(self, values: Tensor) -> Tensor:
+        """[channels] in the shape that broadcasts over an input or output of the layer."""
+        return values if self.is_linear else values.reshape(1, -1, *(1,) * (self.weight.dim() - 2))
 
 
 def base_layer(module: nn.Module, weight: Tensor | None = None, bias: Tensor | None = None) -> BaseLayer:
-    """The site of a linear, convolution, layer norm or group norm; `weight` and `bias` stand in for the module's own where given."""
-    held = module.weight if weight is None else weight
-    given = module.bias if bias is None else bias
-    return BaseLayer(held, given, operation(module), isinstance(module, nn.Linear))  # type: ignore[arg-type]
+    """The base layer of a linear, convolution, layer norm or group norm; `weight` and `bias` replace the module's own.
+
+    Raises TypeError for any other module.
+    """
+    weight = module.weight if weight is None else weight  # type: ignore[assignment]
+    bias = module.bias if bias is None else bias  # type: ignore[assignment]
+    return BaseLayer(weight, bias, operation(module), isinstance(module, nn.Linear))  # type: ignore[arg-type]
 
 
 def operation(module: nn.Module) -> Operation:
-    """The layer's operation on another weight. Raises TypeError for a module that networks cannot stand on."""
+    """The layer's operation with weight and bias as arguments. Raises TypeError for a module that adapters do not support."""
     if isinstance(module, nn.Linear):
         return functional.linear
     if isinstance(module, nn.Conv2d):
         stride, padding, dilation, groups = module.stride, module.padding, module.dilation, module.groups
         return lambda x, weight, bias: functional.conv2d(x, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
     if isinstance(module, nn.LayerNorm):
-        shape, small = list(module.normalized_shape), module.eps
-        return lambda x, weight, bias: functional.layer_norm(x, shape, weight, bias, small)
+        shape, eps = list(module.normalized_shape), module.eps
+        return lambda x, weight, bias: functional.layer_norm(x, shape, weight, bias, eps)
     if isinstance(module, nn.GroupNorm):
         return partial(_group_norm, module.num_groups, module.eps)
-    raise TypeError(f"{type(module).__name__} is no layer that a network can stand on")
+    raise TypeError(f"{type(module).__name__} is not supported by networks")
 
 
-def _group_norm(groups: int, small: float, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return functional.group_norm(x, groups, weight, bias, small)
+def _group_norm(groups: int, eps: float, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return functional.group_norm(x, groups, weight, bias, eps)
 
 
-def add_delta(weight: Tensor, delta: Tensor, strength: float) -> Tensor:
-    """weight + strength * delta in the weight's format; added up in float32 where either is shorter."""
+def add_delta(weight: Tensor, delta: Tensor, scale: float) -> Tensor:
+    """weight + scale * delta in the weight's dtype; summed in float32 unless both are."""
     if weight.dtype == delta.dtype == torch.float32:
-        return torch.add(weight, delta, alpha=strength)
-    return torch.add(weight.float(), delta.float(), alpha=strength).to(weight.dtype)
+        return torch.add(weight, delta, alpha=scale)
+    return torch.add(weight.float(), delta.float(), alpha=scale).to(weight.dtype)

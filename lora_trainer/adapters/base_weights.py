@@ -1,4 +1,4 @@
-"""Networks' files that count as part of the model: weights of its layers with what the files add, the layers' own left as they are."""
+"""Networks merged into a model's weights as part of the model: changed copies of the layers' weights, the layers' own left untouched."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from lora_trainer.adapters.base_layer import BaseLayer, add_delta, base_layer
 from lora_trainer.adapters.network_file import ModuleState, bias_delta_of, delta_of
-from lora_trainer.adapters.targets import layers_of, module_at
+from lora_trainer.adapters.targets import module_at, trainable_layers
 from lora_trainer.errors import ModelError
 from lora_trainer.models.bundle import ModelBundle
 
 
 @attrs.frozen(eq=False)
 class MergedNetwork:
-    """A file's modules by name, how strongly they count, and what an error calls it."""
+    """A file's modules by name, the strength that they are merged with, and the file's name for errors."""
 
     modules: Mapping[str, ModuleState]
     strength: float
@@ -25,29 +25,35 @@ class MergedNetwork:
 
 
 class MergedModel:
-    """Sites of a bundle's layers by path with the files added, one after the other as hosts do; copies of the layers that they touch."""
+    """A bundle's layers, by path, with networks merged one after the other as hosts do it; holds copies of the layers that they touch.
 
-    def __init__(self, bundle: ModelBundle, sources: Sequence[MergedNetwork]) -> None:
-        paths = {layer.name: layer.path for layer in layers_of(bundle)} if sources else {}
-        self.sites: dict[str, BaseLayer] = {}
+    Raises ModelError for a network that names a layer which the model does not have, or whose shapes do not fit.
+    """
+
+    def __init__(self, bundle: ModelBundle, networks: Sequence[MergedNetwork]) -> None:
+        paths = {layer.name: layer.path for layer in trainable_layers(bundle)} if networks else {}
+        self.layers: dict[str, BaseLayer] = {}
         self._attached: list[nn.Module] = []
         with torch.no_grad():
-            for source, name, state in _every(sources):
+            for network, name, state in _iter_modules(networks):
                 if name not in paths:
                     raise ModelError(
-                        "{path} holds {name}, which this model has not.", path=source.name, name=name, fix="Use a file of the same family."
+                        "{path} holds {name}, which this model does not have.",
+                        path=network.name,
+                        name=name,
+                        fix="Use a file of the same family.",
                     )
-                self.sites[paths[name]] = _added(self.site(bundle, paths[name]), state, source, name)
+                self.layers[paths[name]] = _merge(self.layer_at(bundle, paths[name]), state, network, name)
 
-    def site(self, bundle: ModelBundle, path: str) -> BaseLayer:
-        """The layer's site, changed or its own."""
-        return self.sites.get(path) or base_layer(module_at(bundle, path))
+    def layer_at(self, bundle: ModelBundle, path: str) -> BaseLayer:
+        """The merged layer, or the model's own where no network touches it."""
+        return self.layers.get(path) or base_layer(module_at(bundle, path))
 
-    def attach(self, bundle: ModelBundle, besides: frozenset[str] = frozenset()) -> None:
-        """The touched layers work with the changed weights, but for those of `besides`, whose own network reads the site."""
-        for path in self.sites.keys() - besides:
+    def attach(self, bundle: ModelBundle, except_paths: frozenset[str] = frozenset()) -> None:
+        """Makes the touched layers use the merged weights, but for `except_paths`, whose own adapter reads `layer_at`."""
+        for path in self.layers.keys() - except_paths:
             module = module_at(bundle, path)
-            module.forward = self.sites[path].base  # type: ignore[method-assign]
+            module.forward = self.layers[path].forward  # type: ignore[method-assign]
             self._attached.append(module)
 
     def detach(self) -> None:
@@ -57,26 +63,26 @@ class MergedModel:
         self._attached.clear()
 
 
-def _every(sources: Sequence[MergedNetwork]) -> Iterator[tuple[MergedNetwork, str, ModuleState]]:
-    for source in sources:
-        for name, state in source.modules.items():
-            yield source, name, state
+def _iter_modules(networks: Sequence[MergedNetwork]) -> Iterator[tuple[MergedNetwork, str, ModuleState]]:
+    for network in networks:
+        for name, state in network.modules.items():
+            yield network, name, state
 
 
-def _added(site: BaseLayer, state: ModuleState, source: MergedNetwork, name: str) -> BaseLayer:
+def _merge(base: BaseLayer, state: ModuleState, network: MergedNetwork, name: str) -> BaseLayer:
     try:
-        delta = delta_of(on(state, site.weight.device), site.weight)
+        delta = delta_of(to_device(state, base.weight.device), base.weight)
     except ModelError as error:
         raise ModelError(
-            "{path}: {name} has another shape than the model.", path=source.name, name=name, fix="Use a file of the same family."
+            "{path}: {name} has another shape than the model.", path=network.name, name=name, fix="Use a file of the same family."
         ) from error
-    bias, more = site.bias, bias_delta_of(state)
-    if more is not None and bias is not None:
-        bias = add_delta(bias, more.to(bias.device), source.strength)
-    return attrs.evolve(site, weight=add_delta(site.weight, delta, source.strength), bias=bias)
+    bias, bias_delta = base.bias, bias_delta_of(state)
+    if bias_delta is not None and bias is not None:
+        bias = add_delta(bias, bias_delta.to(bias.device), network.strength)
+    return attrs.evolve(base, weight=add_delta(base.weight, delta, network.strength), bias=bias)
 
 
-def on(state: ModuleState, device: torch.device) -> ModuleState:
-    """A module's tensors on a device, float32."""
+def to_device(state: ModuleState, device: torch.device) -> ModuleState:
+    """A module with its tensors on a device, float32."""
     tensors: dict[str, Tensor] = {suffix: tensor.to(device, torch.float32) for suffix, tensor in state.tensors.items()}
     return attrs.evolve(state, tensors=tensors)

@@ -1,4 +1,4 @@
-"""One row of what is trained: a layer with the kind, rank and alpha of what is put on it (no torch)."""
+"""One row of a network's plan: a layer with the kind, rank and alpha of its adapter (no torch)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import attrs
 
 @attrs.frozen
 class LayerPlan:
-    """One layer: `name` in a file, `path` in the bundle ("unet.mid_block..."); `options` are the kind's.
+    """One layer: its `name` in a file and `path` in the bundle ("unet.mid_block..."); `options` are the kind's.
 
-    `alpha` is the user's: a rank-stabilised layer writes another one into its file. `rate` is its share of the part's learning rate.
+    `alpha` is the config's: a rank-stabilised layer saves another one (config.choices.networks.alpha_in_file). `lr_weight` multiplies
+    the learning rate of its part.
     """
 
     part: str
@@ -22,4 +23,4 @@ class LayerPlan:
     rank: int
     alpha: float
     options: Mapping[str, Any] = attrs.field(factory=dict)
-    rate: float = 1.0
+    lr_weight: float = 1.0

@@ -1,4 +1,4 @@
-"""From settings to the list of layers that are trained, each with its kind, rank, alpha and share of the rate (no torch)."""
+"""Which layers are trained with the given settings, each with its kind, rank, alpha and learning rate weight (no torch)."""
 
 from __future__ import annotations
 
@@ -15,57 +15,60 @@ from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.messages import say
 from lora_trainer.models import layout
-from lora_trainer.models.layers import Layer, packed
+from lora_trainer.models.layers import Layer, open_clip_roots
 
-ATTENDING = r"\.attentions\.\d+\."
-CONVOLVING = r"\.(resnets|downsamplers|upsamplers)\.\d+\."
-ENDS = r"unet\.(conv_in|conv_out|time_embedding\.linear_[12]|add_embedding\.linear_[12])$"
-TEXT = r"\.(self_attn|mlp)\."
-LAYERS = {
+ATTENTION = r"\.attentions\.\d+\."
+CONV_BLOCKS = r"\.(resnets|downsamplers|upsamplers)\.\d+\."
+IN_OUT = r"unet\.(conv_in|conv_out|time_embedding\.linear_[12]|add_embedding\.linear_[12])$"
+TEXT_ENCODER = r"\.(self_attn|mlp)\."
+PRESET_PATTERNS = {
     "attn-only": r"\.attn[12]\.|\.self_attn\.",
-    "attn-mlp": f"{ATTENDING}|{TEXT}",
-    "blocks": f"{ATTENDING}|{CONVOLVING}|{TEXT}",
-    "full": f"{ATTENDING}|{CONVOLVING}|{ENDS}|{TEXT}",
-    "full-lin": f"{ATTENDING}|{CONVOLVING}|{ENDS}|{TEXT}",
-    "unet-transformer-only": ATTENDING,
-    "unet-convblock-only": CONVOLVING,
+    "attn-mlp": f"{ATTENTION}|{TEXT_ENCODER}",
+    "blocks": f"{ATTENTION}|{CONV_BLOCKS}|{TEXT_ENCODER}",
+    "full": f"{ATTENTION}|{CONV_BLOCKS}|{IN_OUT}|{TEXT_ENCODER}",
+    "full-lin": f"{ATTENTION}|{CONV_BLOCKS}|{IN_OUT}|{TEXT_ENCODER}",
+    "unet-transformer-only": ATTENTION,
+    "unet-convblock-only": CONV_BLOCKS,
 }
-"""What the path of a layer holds, by preset."""
+"""Preset -> pattern that the path of a layer matches."""
 BLOCK_LISTS = ("block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas")
 
 
 @attrs.frozen
 class SelectedLayer:
-    """A layer that is trained: what is put on it, and its shape, which tells the size of a file."""
+    """A layer that is trained: its plan, and its shape, from which the size of the file is computed."""
 
     plan: LayerPlan
     shape: LayerShape
 
     @property
-    def numbers(self) -> int:
-        """Numbers of it in a file."""
-        return NETWORK_KINDS[self.plan.kind].numbers(self.shape, self.plan.rank, self.plan.options)
+    def parameter_count(self) -> int:
+        """How many values a file holds for it."""
+        return NETWORK_KINDS[self.plan.kind].parameter_count(self.shape, self.plan.rank, self.plan.options)
 
 
 def select_layers(layers: Iterable[Layer], network: NetworkConfig, parts: Sequence[str], family: str) -> list[SelectedLayer]:
-    """What a network with these settings is put on, in the layers' order. Raises ConfigError where block lists do not fit the family."""
+    """The layers that a network with these settings trains, in their order. `parts`: "unet", "text_encoder".
+
+    Raises ConfigError where lists of blocks do not fit the family, or a pattern is not a regular expression.
+    """
     rules = _Rules.of(network, family)
-    return [chosen for layer in layers if layer.part in parts and (chosen := rules.chosen(layer)) is not None]
+    return [selected for layer in layers if layer.part in parts and (selected := rules.select(layer)) is not None]
 
 
-def preset_of(network: NetworkConfig) -> str:
-    """The preset that "auto" means: with the convolution blocks where the type trains them, or a rank is given for them."""
+def resolve_preset(network: NetworkConfig) -> str:
+    """The preset; for "auto" that with convolution blocks where the type trains them, or where a rank is set for them."""
     if network.preset != "auto":
         return network.preset
-    wide = NETWORK_TYPES[network.type].conv and network.conv_dim != 0
-    return "blocks" if wide or network.conv_dim or network.conv_block_dims.strip() else "attn-mlp"
+    trains_conv = NETWORK_TYPES[network.type].conv and network.conv_dim != 0
+    return "blocks" if trains_conv or network.conv_dim or network.conv_block_dims.strip() else "attn-mlp"
 
 
-def options_of(network: NetworkConfig) -> dict[str, Any]:
-    """What the kind of this type is to do, without what it does by itself."""
+def kind_options(network: NetworkConfig) -> dict[str, Any]:
+    """The options of the type's kind that differ from its defaults."""
     row = NETWORK_TYPES[network.type]
-    known = NETWORK_KINDS[row.kind].options
-    wanted = {
+    defaults = NETWORK_KINDS[row.kind].options
+    options = {
         "rs_lora": network.rs_lora,
         "dora": network.dora_axis if network.dora_wd or row.fixed.get("dora") else "",
         "tucker": network.use_tucker,
@@ -80,49 +83,53 @@ def options_of(network: NetworkConfig) -> dict[str, Any]:
         "rank_dropout": network.rank_dropout,
         "module_dropout": network.module_dropout,
     }
-    wanted |= {name: value for name, value in row.fixed.items() if name != "dora"}
-    return {name: value for name, value in wanted.items() if name in known and value != known[name]}
+    options |= {name: value for name, value in row.fixed.items() if name != "dora"}
+    return {name: value for name, value in options.items() if name in defaults and value != defaults[name]}
 
 
 def pattern_hits(layers: Iterable[Layer], network: NetworkConfig, parts: Sequence[str], family: str) -> dict[str, dict[str, int]]:
-    """{"include": {pattern: layers}, "exclude": {...}}: how many layers each pattern hits of those that the preset holds."""
+    """{"include": {pattern: count}, "exclude": {...}}: how many of the preset's layers each pattern matches."""
     plain = attrs.evolve(network, include=(), exclude=())
-    names = [(one.plan.name, one.plan.path) for one in select_layers(layers, plain, parts, family)]
-    found = {}
+    names = [(selected.plan.name, selected.plan.path) for selected in select_layers(layers, plain, parts, family)]
+    hits = {}
     for option in ("include", "exclude"):
-        patterns = {text: pattern(text) for text in getattr(network, option)}
-        found[option] = {text: sum(_holds(one, name, path) for name, path in names) for text, one in patterns.items()}
-    return found
+        patterns = {text: compile_pattern(text) for text in getattr(network, option)}
+        hits[option] = {text: sum(_matches(pattern, name, path) for name, path in names) for text, pattern in patterns.items()}
+    return hits
 
 
-def nothing_left() -> ConfigError:
-    """What to raise where the settings leave no layer."""
-    why = say("no layer of the model is trained with these settings.")
-    return ConfigError([Problem("network.preset", why, say("Choose other layers, or take patterns and zeros for blocks out."))])
+def no_layers_error() -> ConfigError:
+    """The error for settings with which no layer is trained."""
+    message = say("no layer of the model is trained with these settings.")
+    return ConfigError([Problem("network.preset", message, say("Choose other layers, or take patterns and zeros for blocks out."))])
 
 
-def pattern(text: str) -> re.Pattern[str]:
-    """A pattern that names are searched with. Raises ConfigError for what is none."""
+def compile_pattern(text: str) -> re.Pattern[str]:
+    """A regular expression that names are searched with. Raises ConfigError for one that is invalid."""
     try:
         return re.compile(text)
     except re.error as error:
         values = {"pattern": text, "why": str(error)}
         raise ConfigError(
-            [Problem("network.include", say("{pattern} is no pattern: {why}.", **values), say("Write a part of the layers' names."))]
+            [
+                Problem(
+                    "network.include", say("{pattern} is not a valid pattern: {why}.", **values), say("Write a part of the layers' names.")
+                )
+            ]
         ) from error
 
 
-def _holds(one: re.Pattern[str], name: str, path: str) -> bool:
-    return bool(one.search(name) or one.search(path))
+def _matches(pattern: re.Pattern[str], name: str, path: str) -> bool:
+    return bool(pattern.search(name) or pattern.search(path))
 
 
 @attrs.frozen(eq=False)
 class _Rules:
-    """The settings, read once."""
+    """The settings, parsed once."""
 
     network: NetworkConfig
-    blocks: unet_blocks.Blocks
-    rates: tuple[float, ...] | None
+    blocks: unet_blocks.BlockLayout
+    lr_weights: tuple[float, ...] | None
     lists: dict[str, tuple[float, ...]]
     preset: re.Pattern[str]
     include: tuple[re.Pattern[str], ...]
@@ -133,84 +140,84 @@ class _Rules:
 
     @classmethod
     def of(cls, network: NetworkConfig, family: str) -> _Rules:
-        there = unet_blocks.blocks_of(family)
+        blocks = unet_blocks.block_layout(family)
         sides = (network.down_lr_weight, network.mid_lr_weight, network.up_lr_weight)
         return cls(
             network,
-            there,
-            unet_blocks.rate_weights(*sides, network.block_lr_zero_threshold, there),
-            {name: _whole(name, getattr(network, name), there) for name in BLOCK_LISTS},
-            re.compile(LAYERS[preset_of(network)]),
-            tuple(map(pattern, network.include)),
-            tuple(map(pattern, network.exclude)),
+            blocks,
+            unet_blocks.lr_weights(*sides, network.block_lr_zero_threshold, blocks),
+            {name: _per_block(name, getattr(network, name), blocks) for name in BLOCK_LISTS},
+            re.compile(PRESET_PATTERNS[resolve_preset(network)]),
+            tuple(map(compile_pattern, network.include)),
+            tuple(map(compile_pattern, network.exclude)),
             NETWORK_TYPES[network.type].kind,
-            options_of(network),
-            packed(family),
+            kind_options(network),
+            open_clip_roots(family),
         )
 
-    def chosen(self, layer: Layer) -> SelectedLayer | None:
-        """What is put on a layer; None where nothing is."""
-        if not self._meant(layer):
+    def select(self, layer: Layer) -> SelectedLayer | None:
+        """The layer with its plan; None where it is not trained."""
+        if not self._is_selected(layer):
             return None
-        block = self.blocks.place(layer.name) if layer.part == "unet" else None
-        rate = self.rates[block] if self.rates and block is not None else 1.0
-        rank, alpha = self._rank(layer, block)
-        if not rank or not rate:
+        block = self.blocks.block_index(layer.name) if layer.part == "unet" else None
+        lr_weight = self.lr_weights[block] if self.lr_weights and block is not None else 1.0
+        rank, alpha = self._rank_and_alpha(layer, block)
+        if not rank or not lr_weight:
             return None
         kind, options = ("norm", {}) if len(layer.shape) == 1 else (self.kind, self.options)
         if kind == "full" and layer.path.startswith(self.packed) and layer.path.endswith(layout.PACKED):
-            options = {**options, "bias": False}  # A1111 reads no bias of a matrix that it holds as a part of another
-        plan = LayerPlan(layer.part, layer.name, layer.path, kind, rank, alpha, options, rate)
+            options = {**options, "bias": False}  # A1111 ignores the bias of a matrix that it stores packed with others
+        plan = LayerPlan(layer.part, layer.name, layer.path, kind, rank, alpha, options, lr_weight)
         return SelectedLayer(plan, LayerShape(layer.shape, layer.bias))
 
-    def _meant(self, layer: Layer) -> bool:
+    def _is_selected(self, layer: Layer) -> bool:
         network = self.network
         if len(layer.shape) == 1 and not network.train_norm:
             return False
-        if _is_wide(layer) and preset_of(network) == "full-lin":
+        if _is_spatial(layer) and resolve_preset(network) == "full-lin":
             return False
         if not self.preset.search(layer.path):
             return False
-        if self.include and not any(_holds(one, layer.name, layer.path) for one in self.include):
+        if self.include and not any(_matches(pattern, layer.name, layer.path) for pattern in self.include):
             return False
-        return not any(_holds(one, layer.name, layer.path) for one in self.exclude)
+        return not any(_matches(pattern, layer.name, layer.path) for pattern in self.exclude)
 
-    def _rank(self, layer: Layer, block: int | None) -> tuple[int, float]:
-        """Rank and alpha; rank 0 where the layer is not trained. What is empty keeps the strength alpha / rank."""
-        network, strength = self.network, self.network.alpha / self.network.dim
+    def _rank_and_alpha(self, layer: Layer, block: int | None) -> tuple[int, float]:
+        """Rank and alpha; rank 0 where the layer is not trained. An empty alpha keeps the network's alpha / rank."""
+        network, scale = self.network, self.network.alpha / self.network.dim
         if layer.part == "text_encoder":
             rank = network.text_encoder_dim or network.dim
-            return rank, _or(network.text_encoder_alpha, strength * rank)
-        wide = _is_wide(layer)
-        ranks, alphas = ("conv_block_dims", "conv_block_alphas") if wide else ("block_dims", "block_alphas")
+            return rank, _or(network.text_encoder_alpha, scale * rank)
+        spatial = _is_spatial(layer)
+        ranks, alphas = ("conv_block_dims", "conv_block_alphas") if spatial else ("block_dims", "block_alphas")
         if block is not None and self.lists[ranks]:
             rank = int(self.lists[ranks][block])
-            return rank, self.lists[alphas][block] if self.lists[alphas] else strength * rank
-        if wide:
+            return rank, self.lists[alphas][block] if self.lists[alphas] else scale * rank
+        if spatial:
             rank = network.dim if network.conv_dim is None else network.conv_dim
-            return rank, _or(network.conv_alpha, strength * rank)
+            return rank, _or(network.conv_alpha, scale * rank)
         return network.dim, network.alpha
 
 
-def _is_wide(layer: Layer) -> bool:
-    """Whether it is a convolution of more than one point."""
+def _is_spatial(layer: Layer) -> bool:
+    """Whether it is a convolution larger than 1 x 1."""
     return any(side != 1 for side in layer.shape[2:])
 
 
-def _or(given: float | None, otherwise: float) -> float:
-    return otherwise if given is None else given
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
 
 
-def _whole(name: str, text: str, there: unet_blocks.Blocks) -> tuple[float, ...]:
-    """A list with a number for each block, or nothing where none is given. Raises ConfigError for another length."""
-    given = unet_blocks.numbers(text)
-    if not given:
+def _per_block(name: str, text: str, blocks: unet_blocks.BlockLayout) -> tuple[float, ...]:
+    """A list with a number for each block, () for an empty text. Raises ConfigError for another length."""
+    numbers = unet_blocks.parse_numbers(text)
+    if not numbers:
         return ()
     try:
-        return there.whole(given)
+        return blocks.expand(numbers)
     except ValueError as error:
-        lengths = " / ".join(str(length) for length in sorted({there.count, there.short}, reverse=True))
-        values = {"count": len(given), "wanted": lengths}
+        lengths = " / ".join(str(length) for length in sorted({blocks.count, blocks.short_count}, reverse=True))
+        values = {"count": len(numbers), "wanted": lengths}
         raise ConfigError(
             [
                 Problem(

@@ -1,4 +1,4 @@
-"""LoRA files: written whole, opened again and compared, read back onto a model."""
+"""LoRA files: written atomically, verified, read, and attached to a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_trainer.adapters.base_weights import MergedModel, MergedNetwork
 from lora_trainer.adapters.kinds import known_suffixes
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.network_file import modules_of
-from lora_trainer.adapters.targets import attention_layers, places
+from lora_trainer.adapters.targets import attention_layers, target_paths
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
@@ -29,29 +29,29 @@ DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16,
 def serialize(state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> bytes:
     """The bytes of a safetensors file, with `sshs_model_hash` and `sshs_legacy_hash` added to the metadata.
 
-    Raises TrainingError when a tensor holds a value that is not finite: such a file is not written.
+    `precision`: "float", "fp16", "bf16" or "keep". Raises TrainingError when a value is not finite: such a file is not written.
     """
     from safetensors.torch import save
 
     tensors = {name: tensor.detach().to(device="cpu", dtype=DTYPES[precision]).contiguous() for name, tensor in state.items()}
-    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
-    if bad:
+    nonfinite = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if nonfinite:
         raise TrainingError(
             "the network holds values that are not finite ({name}), so it was not saved.",
-            name=bad[0],
+            name=nonfinite[0],
             fix="Use a lower learning rate, or a file precision of float or bf16.",
         )
-    bare = save(tensors, metadata={key: value for key, value in metadata.items() if key.startswith("ss_")})
-    (length,) = struct.unpack("<Q", bare[:8])
+    content = save(tensors, metadata={key: value for key, value in metadata.items() if key.startswith("ss_")})
+    (length,) = struct.unpack("<Q", content[:8])
     hashes = {
-        "sshs_model_hash": hashlib.sha256(bare[8 + length :]).hexdigest(),
-        "sshs_legacy_hash": hashlib.sha256(bare[0x100000:0x110000]).hexdigest()[:8],
+        "sshs_model_hash": hashlib.sha256(content[8 + length :]).hexdigest(),
+        "sshs_legacy_hash": hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8],
     }
     return _with_sorted_header(save(tensors, metadata={**metadata, **hashes}))
 
 
 def _with_sorted_header(content: bytes) -> bytes:
-    """The same file with its metadata in one fixed order: safetensors writes them in another one in each process."""
+    """The same file with sorted metadata: safetensors writes it in another order in each process."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -61,27 +61,27 @@ def _with_sorted_header(content: bytes) -> bytes:
 
 
 def write_lora(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:
-    """Writes a LoRA, opens it again and checks every tensor. Returns the file's sha256. Raises TrainerError."""
+    """Writes a network file, reads it back and compares names and shapes. Returns the file's sha256 in hex. Raises TrainerError."""
     content = serialize(state, metadata, precision)
     write_durably(path, content)
-    verify(path, state)
+    verify_written(path, state)
     return hashlib.sha256(content).hexdigest()
 
 
-def verify(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Opens a written file and compares names and shapes with what was to be saved."""
+def verify_written(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Compares names and shapes in a written file with `state`. Raises TrainingError where they differ."""
     written = {name: tuple(entry["shape"]) for name, entry in read_header(path).items() if name != "__metadata__"}
     if written != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise TrainingError("{path} was not written correctly.", path=str(path), fix="Check the disk, then save again.")
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a LoRA file. Raises ModelError when the file is something else."""
+    """Tensors and metadata of a network file. Raises ModelError for any other file."""
     from safetensors import safe_open
 
     header = read_header(path)
-    known = known_suffixes()
-    if not any(name.partition(".")[2] in known for name in header):
+    suffixes = known_suffixes()
+    if not any(name.partition(".")[2] in suffixes for name in header):
         raise ModelError("{path} is not a LoRA in sd-scripts' names.", path=str(path), fix="Choose a LoRA file.")
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -90,71 +90,74 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 @contextlib.contextmanager
 def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Path, float]]) -> Iterator[None]:
-    """Puts network files with their weights on a bundle while the block runs; several add up.
+    """Attaches network files, each with its weight, to a bundle while the block runs; several add up.
 
-    Plain LoRA files are merged into one pair per layer by stacking their ranks, so that the order does not matter; where a file holds
-    anything else, its layers work with changed copies of their weights.
+    Plain LoRA files are stacked along the rank into one adapter, so that the order does not matter; where a file holds anything else,
+    the layers use changed copies of their weights. Raises ModelError for a file that is not a network, or not of this model.
     """
-    read = [(read_lora(path)[0], weight, path) for path, weight in loras if weight]
-    if not read:
+    files = [(read_lora(path)[0], weight, path) for path, weight in loras if weight]
+    if not files:
         yield
         return
-    plain = all(is_plain(state, bundle) for state, _, _ in read)
-    on: NetworkAdapter | MergedModel = combined_adapter(bundle, read) if plain else MergedModel(bundle, sources(read))
-    on.attach(bundle)
+    plain = all(is_plain_lora(state, bundle) for state, _, _ in files)
+    adapter: NetworkAdapter | MergedModel = stacked_adapter(bundle, files) if plain else MergedModel(bundle, merged_networks(files))
+    adapter.attach(bundle)
     try:
         yield
     finally:
-        on.detach()
+        adapter.detach()
 
 
 def read_base_weights(files: Sequence[str], strengths: float | Sequence[float]) -> list[MergedNetwork]:
-    """Networks that count as part of the model, with one strength for all or one for each; those that are missing are 1.
+    """Networks that are part of the base model, with one strength for all or one for each; missing ones are 1.
 
-    Raises ModelError for a file that is no network.
+    Raises ModelError for a file that is not a network.
     """
     paths = [Path(file) for file in files]
-    given = [strengths] * len(paths) if isinstance(strengths, (int, float)) else list(strengths)
-    counted = [*given, *[1.0] * (len(paths) - len(given))]
-    return sources([(read_lora(path)[0], strength, path) for path, strength in zip(paths, counted, strict=True)])
+    strengths = [strengths] * len(paths) if isinstance(strengths, (int, float)) else list(strengths)
+    padded = [*strengths, *[1.0] * (len(paths) - len(strengths))]
+    return merged_networks([(read_lora(path)[0], strength, path) for path, strength in zip(paths, padded, strict=True)])
 
 
-def sources(read: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> list[MergedNetwork]:
-    """Files as `Changed` takes them. Raises ModelError for half a module."""
-    return [MergedNetwork(modules_of(state, str(path)), weight, str(path)) for state, weight, path in read]
+def merged_networks(loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> list[MergedNetwork]:
+    """(tensors, strength, path) of files as `MergedModel` takes them. Raises ModelError for an incomplete module."""
+    return [MergedNetwork(modules_of(state, str(path)), weight, str(path)) for state, weight, path in loras]
 
 
-def is_plain(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
-    """Whether a file holds nothing but pairs of matrices on layers that an ordinary LoRA stands on."""
+def is_plain_lora(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
+    """Whether a file holds nothing but down and up matrices, on layers that an ordinary LoRA trains."""
     if not {key.partition(".")[2] for key in state} <= {"lora_down.weight", "lora_up.weight", "alpha"}:
         return False
-    usual = {name for part in PARTS for name, _ in places(bundle, part)}
-    return {key.partition(".")[0] for key in state} <= usual
+    lora_layers = {name for part in PARTS for name, _ in target_paths(bundle, part)}
+    return {key.partition(".")[0] for key in state} <= lora_layers
 
 
-def combined_adapter(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
-    """One adapter whose effect is the sum of several LoRA states, each times its weight."""
+def stacked_adapter(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
+    """One adapter equal to the sum of several (state, weight, path), their ranks stacked. Raises ModelError where layers do not fit."""
     rank = sum(next(tensor for name, tensor in state.items() if name.endswith("lora_down.weight")).shape[0] for state, _, _ in loras)
     parts = [
         part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te")) if any(_has(state, prefix) for state, _, _ in loras)
     ]
     adapter = LoraAdapter(bundle, rank=rank, alpha=rank, parts=parts)
-    known = {layer.plan.name: tuple(layer.parameters.values()) for layer in adapter.iter_layers()}
+    pairs = {layer.plan.name: tuple(layer.parameters.values()) for layer in adapter.iter_layers()}
     with torch.no_grad():
-        for down, _ in known.values():
+        for down, _ in pairs.values():
             down.zero_()
         offset = 0
         for state, weight, path in loras:
             width = 0
             for name in {key.rsplit(".lora_", 1)[0] for key in state if ".lora_" in key}:
-                if name not in known:
+                if name not in pairs:
                     raise ModelError(
-                        "{path} holds {name}, which this model has not.", path=str(path), name=name, fix="Use a LoRA of the same family."
+                        "{path} holds {name}, which this model does not have.",
+                        path=str(path),
+                        name=name,
+                        fix="Use a LoRA of the same family.",
                     )
                 down, up = state[f"{name}.lora_down.weight"], state[f"{name}.lora_up.weight"]
                 width = max(width, down.shape[0])
                 scale = float(state.get(f"{name}.alpha", torch.tensor(float(down.shape[0])))) / down.shape[0] * weight
-                (own_down, own_up), span = known[name], slice(offset, offset + down.shape[0])
+                (own_down, own_up), span = pairs[name], slice(offset, offset + down.shape[0])
                 if own_down[span].shape != down.shape or own_up[:, span].shape != up.shape:
                     raise ModelError(
                         "{path}: {name} has another shape than the model.", path=str(path), name=name, fix="Use a LoRA of the same family."
@@ -170,7 +173,7 @@ def _has(state: Mapping[str, Tensor], prefix: str) -> bool:
 
 
 class LoraAdapter(NetworkAdapter):
-    """One rank and one alpha on all attention layers. `parts` names what is trained: "unet", "text_encoder" or both."""
+    """LoRA of one rank and alpha on all attention layers. `parts`: "unet", "text_encoder" or both."""
 
     def __init__(self, bundle: ModelBundle, *, rank: int, alpha: float, parts: Sequence[str], seed: int = 0) -> None:
         super().__init__(bundle, attention_layers(bundle, parts, rank=rank, alpha=alpha), seed=seed)

@@ -1,4 +1,4 @@
-"""The network: additions of any kind on the layers of a plan. The layers' own weights are read, never written."""
+"""The network: adapter layers of any kind on the layers of a plan. The frozen weights are read, never written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lora_trainer.adapters.base_layer import BaseLayer
 from lora_trainer.adapters.base_weights import MergedModel, MergedNetwork
 from lora_trainer.adapters.kinds import kind_named
-from lora_trainer.adapters.kinds.base import Forward, Layer
+from lora_trainer.adapters.kinds.base import AdapterLayer, Forward
 from lora_trainer.adapters.layer_plan import LayerPlan
 from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.adapters.targets import module_at
@@ -23,25 +23,27 @@ from lora_trainer.models.bundle import ModelBundle
 
 
 class NetworkAdapter:
-    """What is trained: one `Layer` for each row of a plan, by part ("unet", "text_encoder") and name in a file.
+    """What is trained: one `AdapterLayer` for each row of a plan, by part ("unet", "text_encoder") and name in a file.
 
-    `below`: other networks that count as part of the model, and stay as they are.
+    `base_weights`: networks that are part of the base model, and are not trained.
     """
 
-    def __init__(self, bundle: ModelBundle, plan: Sequence[LayerPlan], *, seed: int = 0, below: Sequence[MergedNetwork] = ()) -> None:
-        self.plan, self.below = tuple(plan), tuple(below)
-        self.layers: dict[str, dict[str, Layer]] = {}
-        model = MergedModel(bundle, self.below)
+    def __init__(
+        self, bundle: ModelBundle, plan: Sequence[LayerPlan], *, seed: int = 0, base_weights: Sequence[MergedNetwork] = ()
+    ) -> None:
+        self.plan, self.base_weights = tuple(plan), tuple(base_weights)
+        self.layers: dict[str, dict[str, AdapterLayer]] = {}
+        model = MergedModel(bundle, self.base_weights)
         with torch.no_grad():
             for row in self.plan:
-                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.site(bundle, row.path), seed)
+                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.layer_at(bundle, row.path), seed)
         self._multiplier = 1.0
         self._attached: list[nn.Module] = []
-        self._model = MergedModel(bundle, ())
+        self._merged_model = MergedModel(bundle, ())
 
     @property
     def multiplier(self) -> float:
-        """How many times the whole network counts."""
+        """The factor of the whole network's effect."""
         return self._multiplier
 
     @multiplier.setter
@@ -51,20 +53,20 @@ class NetworkAdapter:
             layer.multiplier = value
             layer.refresh()
 
-    def iter_layers(self) -> Iterator[Layer]:
+    def iter_layers(self) -> Iterator[AdapterLayer]:
         """All layers, in the order of the parts."""
         for layers in self.layers.values():
             yield from layers.values()
 
     @torch.inference_mode(False)
     def attach(self, bundle: ModelBundle) -> None:
-        """Replaces `forward` of each layer's module on the instance; the class and the weights stay untouched."""
+        """Replaces `forward` of each layer's module on the instance; class and weights are not touched."""
         self.detach()
-        self._model = MergedModel(bundle, self.below)
-        self._model.attach(bundle, frozenset(row.path for row in self.plan))
+        self._merged_model = MergedModel(bundle, self.base_weights)
+        self._merged_model.attach(bundle, frozenset(row.path for row in self.plan))
         for layer in self.iter_layers():
             module = module_at(bundle, layer.plan.path)
-            module.forward = forward_of(self._model.site(bundle, layer.plan.path), layer)  # type: ignore[method-assign]
+            module.forward = make_forward(self._merged_model.layer_at(bundle, layer.plan.path), layer)  # type: ignore[method-assign]
             self._attached.append(module)
 
     def detach(self) -> None:
@@ -72,134 +74,136 @@ class NetworkAdapter:
         for module in self._attached:
             module.__dict__.pop("forward", None)
         self._attached.clear()
-        self._model.detach()
-        self._model.sites.clear()
+        self._merged_model.detach()
+        self._merged_model.layers.clear()
 
     def parameters(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable float32 tensors by part, layer after layer, each in the order of its kind's shapes."""
+        """Trainable float32 tensors by part, layer by layer, each in the order of its kind's shapes."""
         return {part: [tensor for layer in layers.values() for tensor in layer.parameters.values()] for part, layers in self.layers.items()}
 
-    def rates(self) -> dict[str, tuple[float, ...]]:
-        """By part, for each of its parameters the share of the part's learning rate."""
-        return {part: tuple(layer.plan.rate for layer in layers.values() for _ in layer.parameters) for part, layers in self.layers.items()}
+    def lr_weights(self) -> dict[str, tuple[float, ...]]:
+        """By part, the learning rate weight of each of its parameters."""
+        return {
+            part: tuple(layer.plan.lr_weight for layer in layers.values() for _ in layer.parameters) for part, layers in self.layers.items()
+        }
 
-    def upper(self, part: str) -> tuple[int, ...]:
-        """The places of the upper matrices, which start at zero, among the part's parameters."""
-        suffixes = [(layer.kind.facts.upper, suffix) for layer in self.layers[part].values() for suffix in layer.parameters]
-        return tuple(place for place, (upper, suffix) in enumerate(suffixes) if suffix in upper)
+    def lora_plus_indices(self, part: str) -> tuple[int, ...]:
+        """Indices, among the part's parameters, of those to which LoRA+ gives a higher learning rate (B of B A)."""
+        suffixes = [(layer.kind.spec.lora_plus, suffix) for layer in self.layers[part].values() for suffix in layer.parameters]
+        return tuple(index for index, (lora_plus, suffix) in enumerate(suffixes) if suffix in lora_plus)
 
     @contextmanager
-    def using_tensors(self, tensors: Iterable[Sequence[Tensor]], chance: LayerRng | None = None) -> Iterator[None]:
-        """Layers use these instead of `parameters()` (same order, equal values, any format) while the block runs.
+    def using_tensors(self, tensors: Iterable[Sequence[Tensor]], rng: LayerRng | None = None) -> Iterator[None]:
+        """Layers compute with these instead of `parameters()` (same order, equal values, any dtype) while the block runs.
 
-        With `chance` they leave out what dropout draws, as training wants it; without it they are whole.
+        With `rng` dropout is on, as in training; without it off.
         """
-        for layers, given in zip(self.layers.values(), tensors, strict=True):
-            place = 0
+        for layers, part_tensors in zip(self.layers.values(), tensors, strict=True):
+            start = 0
             for layer in layers.values():
-                count = len(layer.parameters)
-                layer.used, place = tuple(given[place : place + count]), place + count
-                layer.rng = chance
+                end = start + len(layer.parameters)
+                layer.compute_tensors, start = tuple(part_tensors[start:end]), end
+                layer.rng = rng
         try:
             yield
         finally:
             for layer in self.iter_layers():
-                layer.used, layer.rng = tuple(layer.parameters.values()), None
+                layer.compute_tensors, layer.rng = tuple(layer.parameters.values()), None
 
     @cached_property
     def is_random(self) -> bool:
-        """Whether anything in it is drawn at random while it learns."""
+        """Whether any layer draws random numbers in training."""
         return any(layer.kind.is_random(layer.options) for layer in self.iter_layers())
 
     @torch.no_grad()
-    def clip_weight_norms(self, limit: float) -> int:
-        """Makes every addition whose norm is beyond `limit` as long as that, and says how many there were (max-norm, sd-scripts')."""
+    def clip_weight_norms(self, max_norm: float) -> int:
+        """Scales every delta whose norm is above `max_norm` down to it; returns how many there were (sd-scripts' scale_weight_norms)."""
         measured = [layer for layer in self.iter_layers() if layer.kind.factors(layer.parameters)]
-        norms = torch.stack([norm_of(layer) for layer in measured]).tolist() if measured else []
-        return sum(clip_norm(layer, norm, limit) for layer, norm in zip(measured, norms, strict=True))
+        norms = torch.stack([delta_norm(layer) for layer in measured]).tolist() if measured else []
+        return sum(clip_norm(layer, norm, max_norm) for layer, norm in zip(measured, norms, strict=True))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """NAME.alpha and NAME.SUFFIX; float32, detached."""
+        """NAME.alpha and NAME.SUFFIX for each layer; float32, detached."""
         state: dict[str, Tensor] = {}
         for layer in self.iter_layers():
-            if layer.kind.facts.always_alpha:
+            if layer.kind.spec.saves_alpha:
                 state[f"{layer.plan.name}.alpha"] = torch.tensor(layer.alpha)
             state |= {f"{layer.plan.name}.{suffix}": tensor.detach() for suffix, tensor in layer.parameters.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copies tensors of a file into the layers. Raises ModelError when names or shapes do not fit."""
+        """Copies a file's tensors into the layers. Raises ModelError where names or shapes do not fit."""
         own = self.state_dict()
-        wrong = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
-        if wrong:
+        mismatched = sorted(set(own) ^ set(state)) or [name for name in own if own[name].shape != state[name].shape]
+        if mismatched:
             raise ModelError(
-                "the network does not fit this model: {name}.", name=wrong[0], fix="Use a file of the same family, type and rank."
+                "the network does not fit this model: {name}.", name=mismatched[0], fix="Use a file of the same family, type and rank."
             )
         with torch.no_grad():
             for layer in self.iter_layers():
-                if layer.kind.facts.always_alpha:
+                if layer.kind.spec.saves_alpha:
                     layer.alpha = float(state[f"{layer.plan.name}.alpha"])
                 for suffix, tensor in layer.parameters.items():
                     tensor.copy_(state[f"{layer.plan.name}.{suffix}"])
                 layer.refresh()
 
     def metadata(self) -> dict[str, str]:
-        """The header's words for this network: its kinds, and the rank and alpha that most layers have."""
-        rows = [(row.rank, row.alpha) for row in self.plan if kind_named(row.kind).facts.ranked] or [(1, 1.0)]
+        """A file's `ss_network_*`: the module, and the rank and alpha that most layers have."""
+        rows = [(row.rank, row.alpha) for row in self.plan if kind_named(row.kind).spec.has_rank] or [(1, 1.0)]
         ((rank, alpha), _), *_ = Counter(rows).most_common(1)
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
 
     def untrained_layers(self) -> dict[str, list[str]]:
-        """By part, the layers of which everything that began at zero is still zero: they were not trained.
+        """By part, the names of layers whose zero-initialised tensors are all still zero: they were not trained.
 
-        Those that chance leaves out are not counted: a few steps may have missed one.
+        Layers with module dropout are left out: a few steps may have skipped one.
         """
         return {
-            part: [name for name, layer in layers.items() if not layer.options.get("module_dropout") and not has_moved(layer)]
+            part: [name for name, layer in layers.items() if not layer.options.get("module_dropout") and not is_trained(layer)]
             for part, layers in self.layers.items()
         }
 
 
-def make_layer(row: LayerPlan, site: BaseLayer, seed: int) -> Layer:
-    """A fresh layer of a plan's row, on the weight's device. A layer starts the same whatever else is trained. Under no_grad."""
-    kind = kind_named(row.kind)
-    options = kind.facts.settings(row.options)
-    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{row.name}".encode()).digest()[:8], "little") >> 1)
-    shapes = kind.facts.shapes(site.shape, row.rank, row.options)
-    tensors = {suffix: nn.Parameter(torch.zeros(shape, device=site.weight.device)) for suffix, shape in shapes.items()}
-    kind.init_tensors(tensors, site, row, generator)
-    return Layer(row, kind, options, tensors, kind.alpha_in_file(row, tensors), site.shape.weight)
+def make_layer(plan: LayerPlan, base: BaseLayer, seed: int) -> AdapterLayer:
+    """A fresh layer on the weight's device; it is initialised the same whatever else is trained. Call under no_grad."""
+    kind = kind_named(plan.kind)
+    options = kind.spec.with_defaults(plan.options)
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{plan.name}".encode()).digest()[:8], "little") >> 1)
+    shapes = kind.spec.shapes(base.shape, plan.rank, plan.options)
+    tensors = {suffix: nn.Parameter(torch.zeros(shape, device=base.weight.device)) for suffix, shape in shapes.items()}
+    kind.init_tensors(tensors, base, plan, generator)
+    return AdapterLayer(plan, kind, options, tensors, kind.alpha_in_file(plan, tensors), base.shape.weight)
 
 
-def forward_of(site: BaseLayer, layer: Layer) -> Forward:
-    """The layer with its addition; with module dropout it is now and then left out whole while it learns."""
-    whole, share = layer.kind.forward(site, layer), layer.options.get("module_dropout", 0.0)
-    if not share:
-        return whole
+def make_forward(base: BaseLayer, layer: AdapterLayer) -> Forward:
+    """The forward of the layer with its adapter; with module dropout, training sometimes skips the adapter."""
+    adapted, p = layer.kind.forward(base, layer), layer.options.get("module_dropout", 0.0)
+    if not p:
+        return adapted
 
-    def sometimes(x: Tensor) -> Tensor:
-        left_out = layer.rng is not None and layer.rng.uniform(layer.plan.name, "module") < share
-        return site.base(x) if left_out else whole(x)
+    def with_module_dropout(x: Tensor) -> Tensor:
+        dropped = layer.rng is not None and layer.rng.uniform(layer.plan.name, "module") < p
+        return base.forward(x) if dropped else adapted(x)
 
-    return sometimes
-
-
-def has_moved(layer: Layer) -> bool:
-    """Whether a tensor that began at zero is not zero any more."""
-    zero = layer.kind.facts.zero
-    return any(bool(tensor.detach().any()) for suffix, tensor in layer.parameters.items() if suffix in zero)
+    return with_module_dropout
 
 
-def norm_of(layer: Layer) -> Tensor:
-    """The norm of what a layer adds to its weight."""
+def is_trained(layer: AdapterLayer) -> bool:
+    """Whether a tensor that was initialised to zero is not zero any more."""
+    zero_init = layer.kind.spec.zero_init
+    return any(bool(tensor.detach().any()) for suffix, tensor in layer.parameters.items() if suffix in zero_init)
+
+
+def delta_norm(layer: AdapterLayer) -> Tensor:
+    """Frobenius norm of a layer's weight delta."""
     return layer.kind.norm(layer.parameters, torch.empty(layer.shape, device="meta")) * abs(layer.scale)
 
 
-def clip_norm(layer: Layer, norm: float, limit: float) -> bool:
-    """Shortens one addition to `limit` where it is longer. The product is of the first degree in each tensor: all shrink alike."""
-    if not norm > limit:
+def clip_norm(layer: AdapterLayer, norm: float, max_norm: float) -> bool:
+    """Scales one delta down to `max_norm` where it is longer. The product is linear in each factor: all shrink alike."""
+    if not norm > max_norm:
         return False
     factors = layer.kind.factors(layer.parameters)
     for tensor in factors:
-        tensor.mul_((limit / norm) ** (1 / len(factors)))
+        tensor.mul_((max_norm / norm) ** (1 / len(factors)))
     return True

@@ -1,9 +1,8 @@
-"""Files of any kind of network, module by module, without a model: what each module is, and what it adds to a weight."""
+"""Network files of any kind, module by module, without a model: the kind of each module, and its weight delta."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import attrs
 import torch
@@ -12,12 +11,11 @@ from torch import Tensor
 from lora_trainer.adapters.kinds import kind_of
 from lora_trainer.adapters.kinds.base import Kind
 from lora_trainer.errors import ModelError
-from lora_trainer.models.detection.detect import read_header
 
 
 @attrs.frozen(eq=False)
 class ModuleState:
-    """One module of a file: its kind, its tensors by suffix without alpha, and the alpha that its scale is made of."""
+    """One module of a file: its kind, its tensors by suffix (without alpha), and its alpha; the rank where the file has none."""
 
     kind: Kind
     tensors: Mapping[str, Tensor]
@@ -25,27 +23,25 @@ class ModuleState:
 
     @property
     def rank(self) -> int:
-        """What alpha is divided by; 1 where the kind has no rank."""
+        """The rank that alpha is divided by; 1 where the kind has none."""
         return self.kind.rank(self.tensors)
 
     @property
     def scale(self) -> float:
-        """What the bare product of the tensors is multiplied by."""
+        """The factor of the bare product of the tensors."""
         return self.kind.scale(self.tensors, self.alpha)
 
-
-def read_network(path: Path) -> dict[str, ModuleState]:
-    """Module name -> state, for a file in sd-scripts' names. Raises ModelError for another file, and for half a module."""
-    from safetensors import safe_open
-
-    read_header(path)  # raises for what is no safetensors file
-    with safe_open(str(path), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return modules_of(tensors, str(path))
+    @property
+    def reads_weight(self) -> bool:
+        """Whether its delta depends on the layer's weight, as with DoRA and OFT."""
+        return self.kind.reads_weight(self.tensors)
 
 
 def modules_of(state: Mapping[str, Tensor], source: str) -> dict[str, ModuleState]:
-    """The same from tensors by their names in a file; `source` is what an error calls them."""
+    """Module name -> state, from tensors by sd-scripts' names; `source`: the file's name for errors.
+
+    Raises ModelError for a module of an unknown kind, and for an incomplete one.
+    """
     by_module: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         name, _, suffix = key.partition(".")
@@ -57,7 +53,7 @@ def _module(name: str, tensors: dict[str, Tensor], source: str) -> ModuleState:
     kind = kind_of(tensors)
     if kind is None:
         raise ModelError(
-            "{path} is no network that can be read: {name} holds {suffixes}.",
+            "{path} is not a network that can be read: {name} holds {suffixes}.",
             path=source,
             name=name,
             suffixes=", ".join(sorted(tensors)),
@@ -68,9 +64,9 @@ def _module(name: str, tensors: dict[str, Tensor], source: str) -> ModuleState:
 
 
 def delta_of(state: ModuleState, weight: Tensor) -> Tensor:
-    """What a module adds to `weight` at strength 1: float32, in its shape.
+    """The change of `weight` by a module at strength 1: float32, in its shape.
 
-    Only DoRA and OFT read the weight's values; for the others it may lie on meta. Raises ModelError where the shapes do not fit.
+    `weight` may be on the meta device unless `state.reads_weight`. Raises ModelError where the shapes do not fit.
     """
     tensors = {suffix: tensor.float() for suffix, tensor in state.tensors.items()}
     try:
@@ -85,11 +81,11 @@ def delta_of(state: ModuleState, weight: Tensor) -> Tensor:
 
 
 def bias_delta_of(state: ModuleState) -> Tensor | None:
-    """What a module adds to the bias at strength 1, where it does."""
-    found = state.kind.bias_delta(state.tensors)
-    return None if found is None else found.float()
+    """The change of the bias by a module at strength 1, float32; None where there is none."""
+    delta = state.kind.bias_delta(state.tensors)
+    return None if delta is None else delta.float()
 
 
 def empty_weight(shape: tuple[int, ...]) -> Tensor:
-    """A weight without values, for `delta_of` where only the shape is known."""
+    """A weight on the meta device, for `delta_of` where only the shape is known."""
     return torch.empty(shape, device="meta")

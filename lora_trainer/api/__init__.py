@@ -1,4 +1,4 @@
 """The routes under /lora-trainer/v1: what the tab's JavaScript, scripts and tests use (routes.mount adds them to an app).
 
-What starts runs and grids and makes plans is here too, without fastapi: launch, grids, plans.
+`runs/` starts, resumes and plans runs and grids without fastapi, so that the command line uses it too.
 """

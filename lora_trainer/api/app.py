@@ -1,4 +1,4 @@
-"""An empty app for a page of our own: in a WebUI the host's app is used."""
+"""An empty FastAPI app for the stand-alone page; inside a WebUI the host's app is used."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from fastapi import FastAPI
 
 
 def new_app() -> FastAPI:
-    """Without FastAPI's own pages, which load scripts from the network."""
+    """An app without FastAPI's own documentation pages, which load scripts from the network."""
     return FastAPI(title="LoRA Trainer", docs_url=None, redoc_url=None, openapi_url=None)

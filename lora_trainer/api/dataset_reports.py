@@ -1,4 +1,4 @@
-"""Pictures looked at before training: the doctor's findings, and the first batches as they will be trained."""
+"""Reports on a dataset before training: the doctor's findings, and the first batches as they will be trained."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from lora_trainer.train.inputs.dataset import TrainingDataset
 
 
-def examined(
-    config: TrainConfig, tell: Callable[[int, int], object] = lambda done, total: None
+def examine_dataset(
+    config: TrainConfig, on_progress: Callable[[int, int], object] = lambda done, total: None
 ) -> tuple[Diagnosis, tuple[Suggestion, ...]]:
-    """What the doctor says of a config's pictures. Raises DatasetError where no folder can be read."""
+    """The doctor's findings for a config's dataset, and its suggestions. Raises DatasetError when no folder can be read."""
     from lora_trainer.prep.advice import suggestions
-    from lora_trainer.prep.doctor import examine
+    from lora_trainer.prep.doctor import diagnose
 
-    seen = examine(config.data, config.model.max_token_length, tell)
-    return seen, suggestions(seen, config.data)
+    diagnosis = diagnose(config.data, config.model.max_token_length, on_progress)
+    return diagnosis, suggestions(diagnosis, config.data)
 
 
-def shown(config: TrainConfig, pictures: TrainingDataset, folder: Path, language: str = "en") -> dict[str, Any]:
-    """batches.png and batches.json in `folder`, and their content. Raises DatasetError."""
+def write_first_batches(config: TrainConfig, dataset: TrainingDataset, folder: Path, language: str = "en") -> dict[str, Any]:
+    """Writes batches.png and batches.json to `folder` and returns the JSON's content. Raises DatasetError."""
     from lora_trainer.prep.batch_preview import write_batches
 
-    return write_batches(folder, *drawn(config, pictures, language))
+    return write_batches(folder, *draw_first_batches(config, dataset, language))
 
 
-def drawn(config: TrainConfig, pictures: TrainingDataset, language: str = "en") -> tuple[bytes, dict[str, Any]]:
-    """The first batches as they will be trained: a sheet as PNG, and what it shows. Raises DatasetError."""
+def draw_first_batches(config: TrainConfig, dataset: TrainingDataset, language: str = "en") -> tuple[bytes, dict[str, Any]]:
+    """The first batches as they will be trained: a contact sheet (PNG bytes) and its description. Raises DatasetError."""
     from lora_trainer.data import batch_sampler
     from lora_trainer.prep.batch_preview import draw_batches
 
     accumulation = config.steps.gradient_accumulation_steps
-    _, total = effective.train_length(config, batch_sampler.steps_per_epoch(pictures.trained, pictures.batch_sizes, accumulation))
-    return draw_batches(pictures, seed=config.seed, accumulation=accumulation, total_steps=total, language=language)
+    _, total = effective.train_length(config, batch_sampler.steps_per_epoch(dataset.train_records, dataset.batch_sizes, accumulation))
+    return draw_batches(dataset, seed=config.seed, accumulation=accumulation, total_steps=total, language=language)

@@ -1,4 +1,4 @@
-"""Folders of pictures as they were read last, kept as long as nothing in them changes."""
+"""Scanned dataset folders, cached until something in them changes."""
 
 from __future__ import annotations
 
@@ -14,146 +14,150 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.api.threads import Workers
-from lora_trainer.api.tokens import Tokens
 from lora_trainer.config import effective
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.data.pictures.decode_check import look_closer
-from lora_trainer.data.pictures.masks import masks_wanted, with_masks
+from lora_trainer.data.pictures.decode_check import check_and_mark_copies
+from lora_trainer.data.pictures.masks import assign_masks, uses_masks
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.assemble import AssembledDataset, assemble, into_buckets
+from lora_trainer.data.sources.assemble import AssembledDataset, assemble, prepare_records
 from lora_trainer.data.sources.blueprint import DatasetBlueprint, Source, resolve_dataset
 from lora_trainer.data.sources.scan import Scan, scan_source
 from lora_trainer.errors import DatasetError, Problem
 from lora_trainer.messages import Message
+from lora_trainer.prep.caption_tokens import ClipTokens
 
 if TYPE_CHECKING:
     from lora_trainer.train.inputs.dataset import TrainingDataset
 
-PATIENCE = 1.5
-"""Seconds that one answer spends on decoding; the rest is done beside, and the page asks again."""
-FOLDERS_KEPT = 16
+DECODE_SECONDS = 1.5
+"""Time that one response spends on decoding pictures; the rest is decoded in the background, and the page asks again."""
+MAX_SCANS = 16
 
 
 @attrs.frozen
 class ScannedDataset:
-    """What the config describes, as read from disk. `whole` holds each picture's size without its frame; `problems` those of folders
-    without which the others can still be shown."""
+    """The dataset of a config, as read from disk.
 
-    description: DatasetBlueprint
-    found: AssembledDataset
-    whole: dict[str, tuple[int, int]]
+    `full_sizes` holds each picture's (width, height) without its frame, by key; `problems` those of folders that could not be read.
+    """
+
+    blueprint: DatasetBlueprint
+    assembled: AssembledDataset
+    full_sizes: dict[str, tuple[int, int]]
     problems: tuple[Problem, ...]
 
 
 class ScanCache:
-    """Scans, kept as long as nothing in the folder changes."""
+    """Scans, datasets and masks, cached until a file changes."""
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
-        self.tokens = Tokens()
+        self.tokens = ClipTokens()
         self._lock = threading.Lock()
         self._scans: dict[tuple[Any, ...], Scan] = {}
-        self._trained: tuple[Any, TrainingDataset | None] = (None, None)
+        self._dataset: tuple[Any, TrainingDataset | None] = (None, None)
         self._masked: tuple[Any, tuple[list[ImageRecord], list[Message]]] = (None, ([], []))
-        self._looking: dict[tuple[Any, ...], Future[Any]] = {}
+        self._decoding: dict[tuple[Any, ...], Future[Any]] = {}
 
-    def read(self, config: TrainConfig) -> ScannedDataset:
-        """Every folder that the config names. Raises DatasetError where none of those that are trained on can be read."""
-        description = resolve_dataset(config.data, config.validate.data_dir)
-        refused: dict[Source, DatasetError] = {}
-        whole: dict[str, tuple[int, int]] = {}
+    def scan(self, config: TrainConfig) -> ScannedDataset:
+        """Scans every folder that the config names. Raises DatasetError when no training folder can be read."""
+        blueprint = resolve_dataset(config.data, config.validate.data_dir)
+        errors: dict[Source, DatasetError] = {}
+        full_sizes: dict[str, tuple[int, int]] = {}
 
-        def read(source: Source) -> Scan:
+        def scan_or_skip(source: Source) -> Scan:
             try:
-                found = self._scan(source)
+                scan = self._scan_source(source)
             except DatasetError as error:
-                refused[source] = error
+                errors[source] = error
                 return Scan((), error.problems[0].message)
-            whole.update({record.key: (record.width, record.height) for record in found.records})
-            return found
+            full_sizes.update({record.key: (record.width, record.height) for record in scan.records})
+            return scan
 
-        found = assemble(description, read)
-        trained = [rules.source for rules in description.subsets if not rules.is_reg and not rules.validation]
-        if all(source in refused for source in trained):
-            raise refused[trained[0]]
-        return ScannedDataset(description, found, whole, tuple(problem for error in refused.values() for problem in error.problems))
+        assembled = assemble(blueprint, scan_or_skip)
+        trained = [rules.source for rules in blueprint.subsets if not rules.is_reg and not rules.validation]
+        if all(source in errors for source in trained):
+            raise errors[trained[0]]
+        return ScannedDataset(blueprint, assembled, full_sizes, tuple(problem for error in errors.values() for problem in error.problems))
 
-    def trained(self, config: TrainConfig) -> TrainingDataset:
-        """The pictures as a run with this config reads them. Raises DatasetError."""
+    def training_dataset(self, config: TrainConfig) -> TrainingDataset:
+        """The dataset as a run with this config loads it. Raises DatasetError."""
         from lora_trainer.train.inputs.dataset import load_dataset
 
-        key = (config.data, config.validate, config.loss.prior_loss_weight, config.seed, self._places(config))
+        key = (config.data, config.validate, config.loss.prior_loss_weight, config.seed, self._fingerprints(config))
         with self._lock:
-            if key == self._trained[0] and self._trained[1] is not None:
-                return self._trained[1]
-        found = load_dataset(config)
+            if key == self._dataset[0] and self._dataset[1] is not None:
+                return self._dataset[1]
+        dataset = load_dataset(config)
         with self._lock:
-            self._trained = (key, found)
-        return found
+            self._dataset = (key, dataset)
+        return dataset
 
-    def _places(self, config: TrainConfig) -> list[str]:
-        """Changes with every file of every folder that the config names."""
+    def _fingerprints(self, config: TrainConfig) -> list[str]:
+        """Fingerprints of every folder and metadata file that the config names."""
         subsets = resolve_dataset(config.data, config.validate.data_dir).subsets
         folders = {text for rules in subsets for text in (rules.source.folder, rules.data.mask_dir) if text.strip()}
         files = {text for rules in subsets if (text := rules.source.metadata_file).strip()}
-        return [*(fingerprint(Path(text)) for text in sorted(folders)), *(_state(Path(text)) for text in sorted(files))]
+        return [*(folder_fingerprint(Path(text)) for text in sorted(folders)), *(_file_state(Path(text)) for text in sorted(files))]
 
-    def _scan(self, source: Source) -> Scan:
-        places = [fingerprint(Path(source.folder)) if source.folder.strip() else "", _state(Path(source.metadata_file))]
-        key = (source, *places)
+    def _scan_source(self, source: Source) -> Scan:
+        fingerprints = [folder_fingerprint(Path(source.folder)) if source.folder.strip() else "", _file_state(Path(source.metadata_file))]
+        key = (source, *fingerprints)
         with self._lock:
             if key in self._scans:
                 return self._scans[key]
-        found = scan_source(source)
+        scan = scan_source(source)
         with self._lock:
-            while len(self._scans) >= FOLDERS_KEPT:
+            while len(self._scans) >= MAX_SCANS:
                 self._scans.pop(next(iter(self._scans)))
-            self._scans[key] = found
-        return found
+            self._scans[key] = scan
+        return scan
 
-    def looked(self, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], int]:
-        """The records, decoded as far as the patience reaches, and how many were; the rest is decoded beside."""
-        until = time.monotonic() + PATIENCE
-        found = []
-        for record in look_closer(records):
-            found.append(record)
-            if time.monotonic() > until:
+    def check_decodes(self, records: Sequence[ImageRecord]) -> tuple[list[ImageRecord], int]:
+        """The records, decoded for at most DECODE_SECONDS, and how many were; the rest is decoded in the background."""
+        deadline = time.monotonic() + DECODE_SECONDS
+        checked = []
+        for record in check_and_mark_copies(records):
+            checked.append(record)
+            if time.monotonic() > deadline:
                 break
-        if len(found) < len(records):
+        if len(checked) < len(records):
             key = (records[0].path, len(records))
             with self._lock:
-                waiting = self._looking.get(key)
-                if waiting is None or waiting.done():
-                    self._looking = {key: self.workers.later(lambda: [None for _ in look_closer(records)])}
-        return [*found, *records[len(found) :]], len(found)
+                pending = self._decoding.get(key)
+                if pending is None or pending.done():
+                    self._decoding = {key: self.workers.in_background(lambda: [None for _ in check_and_mark_copies(records)])}
+        return [*checked, *records[len(checked) :]], len(checked)
 
-    def masked(self, records: list[ImageRecord], description: DatasetBlueprint) -> tuple[list[ImageRecord], list[Message]]:
-        """The records with their masks, and what is to be said of them. Raises DatasetError where masks are asked for and none is there."""
-        wanted = [rules.data for rules in description.subsets if masks_wanted(rules.data)]
-        key = (records, wanted, [fingerprint(Path(data.mask_dir)) for data in wanted if data.mask_dir.strip()])
+    def attach_masks(self, records: list[ImageRecord], blueprint: DatasetBlueprint) -> tuple[list[ImageRecord], list[Message]]:
+        """The records with their masks, and messages about them. Raises DatasetError when masks are requested and none exists."""
+        masked = [rules.data for rules in blueprint.subsets if uses_masks(rules.data)]
+        key = (records, masked, [folder_fingerprint(Path(data.mask_dir)) for data in masked if data.mask_dir.strip()])
         with self._lock:
             if key == self._masked[0]:
                 return self._masked[1]
-        found = with_masks(records, lambda record: description.subsets[record.subset].data)
+        result = assign_masks(records, lambda record: blueprint.subsets[record.subset].data)
         with self._lock:
-            self._masked = (key, found)
-        return found
+            self._masked = (key, result)
+        return result
 
 
-def placed_as_trained(records: Sequence[ImageRecord], description: DatasetBlueprint, config: TrainConfig) -> list[ImageRecord]:
-    """The records held back, placed and balanced as a run with this config has them."""
+def bucket_records(records: Sequence[ImageRecord], blueprint: DatasetBlueprint, config: TrainConfig) -> list[ImageRecord]:
+    """The records split for validation, assigned to buckets and balanced as a run with this config does it."""
     prior = config.loss.prior_loss_weight
-    return into_buckets(records, description, seed=effective.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior)
+    return prepare_records(
+        records, blueprint, seed=effective.validation_seed(config), fraction=config.validate.fraction, prior_weight=prior
+    )
 
 
-def fingerprint(root: Path, depth: int = 2) -> str:
-    """Changes with every file that is added, removed or written in the folder and the folders in it."""
+def folder_fingerprint(root: Path, depth: int = 2) -> str:
+    """A hash that changes when a file in the folder or its subfolders (to `depth`) is added, removed or written."""
     digest = hashlib.blake2b(digest_size=16)
-    _add(digest, root, depth)
+    _add_entries(digest, root, depth)
     return digest.hexdigest()
 
 
-def _state(file: Path) -> str:
+def _file_state(file: Path) -> str:
     try:
         state = file.stat()
     except OSError:
@@ -161,13 +165,13 @@ def _state(file: Path) -> str:
     return f"{state.st_mtime_ns}|{state.st_size}"
 
 
-def _add(digest: Any, folder: Path, depth: int) -> None:
+def _add_entries(digest: Any, folder: Path, depth: int) -> None:
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 state = entry.stat()
                 digest.update(f"{entry.name}\0{state.st_mtime_ns}\0{state.st_size}\n".encode("utf-8", "surrogatepass"))
                 if depth > 1 and entry.is_dir():
-                    _add(digest, Path(entry.path), depth - 1)
-    except OSError:  # scan says what is wrong with it
+                    _add_entries(digest, Path(entry.path), depth - 1)
+    except OSError:  # the scan reports what is wrong with it
         digest.update(b"unreadable")

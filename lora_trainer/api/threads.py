@@ -1,4 +1,4 @@
-"""Threads of our own, and how far what they work at is: the host's forty may all be waiting for the run to end."""
+"""Our own worker threads and the progress of their jobs: the host's thread pool may be full of requests that wait for the run to end."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Runs blocking functions beside the event loop: four threads that a page waits for, one for what nobody waits for."""
+    """Runs blocking functions off the event loop: four threads for requests, one for background work."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="lora-trainer-route")
-        self._quiet = ThreadPoolExecutor(1, thread_name_prefix="lora-trainer-quiet")
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="lora-trainer-quiet")
 
     async def in_thread(self, function: Callable[..., Result], *args: Any) -> Result:
-        """The function's result; its exceptions are raised here."""
+        """Awaits the function in a request thread; its exceptions are raised here."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
 
-    def later(self, function: Callable[[], Any]) -> Future[Any]:
-        """Runs it when there is time."""
-        return self._quiet.submit(function)
+    def in_background(self, function: Callable[[], Any]) -> Future[Any]:
+        """Queues the function for the background thread."""
+        return self._background.submit(function)
 
 
 @attrs.define(eq=False)
-class ToolWork:
-    """A tool at work: how far it is, and in the end what came of it."""
+class ToolJob:
+    """A running network tool: its progress and, in `future`, its result."""
 
     done: int = 0
     total: int = 0
     future: Future[Any] | None = None
 
-    def tell(self, done: int, total: int) -> None:
-        """How far it is."""
+    def report(self, done: int, total: int) -> None:
+        """Progress callback."""
         self.done, self.total = done, total

@@ -1,6 +1,6 @@
-"""What ships with the project: a small trained model, pictures of two concepts that it has never seen, CLIP's vocabulary.
+"""Assets that ship with the project: a small trained model, pictures of two concepts it does not know, CLIP's vocabulary.
 
-Packed here, unpacked on first use into a cache folder that is named after the content's hash.
+Compressed here, unpacked on first use into a cache folder named after the content's hash.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SHA256 = {
 
 def cache_folder() -> Path:
     """Where unpacked and derived files go: $LORA_TRAINER_CACHE, else the platform's cache folder, else a temporary one."""
-    if named := os.environ.get("LORA_TRAINER_CACHE"):
-        return Path(named)
+    if from_environment := os.environ.get("LORA_TRAINER_CACHE"):
+        return Path(from_environment)
     root = os.environ.get("LOCALAPPDATA") or os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     folder = Path(root) / "lora_trainer"
     try:
@@ -40,7 +40,7 @@ def toy_checkpoint() -> Path:
     name = f"{TOY}.safetensors"
     target = cache_folder() / f"{TOY}-{SHA256[name][:12]}" / name
     if not target.is_file():
-        with _fresh(target.parent) as folder:
+        with _atomic_folder(target.parent) as folder:
             with lzma.open(HERE / f"{name}.xz") as packed, (folder / name).open("wb") as plain:
                 shutil.copyfileobj(packed, plain, 1 << 20)
             _verify(folder / name, SHA256[name])
@@ -50,19 +50,19 @@ def toy_checkpoint() -> Path:
 
 def toy_pictures() -> Path:
     """Folder that holds crescent/{train,val} and star/{train,val}, each with one `10_sks ...` folder of 12 pictures."""
-    return _unpacked("pictures.tar.xz")
+    return _unpack("pictures.tar.xz")
 
 
 def clip_vocabulary() -> Path:
     """Folder that holds CLIP's vocab.json and merges.txt: the same for every Stable Diffusion file."""
-    return _unpacked("clip.tar.xz") / "clip"
+    return _unpack("clip.tar.xz") / "clip"
 
 
-def _unpacked(name: str) -> Path:
+def _unpack(name: str) -> Path:
     target = cache_folder() / f"{name.partition('.')[0]}-{SHA256[name][:12]}"
     if not target.is_dir():
         _verify(HERE / name, SHA256[name])
-        with _fresh(target) as folder, tarfile.open(HERE / name) as archive:
+        with _atomic_folder(target) as folder, tarfile.open(HERE / name) as archive:
             for member in archive.getmembers():
                 if member.isfile():
                     path = folder / member.name
@@ -78,8 +78,8 @@ def _verify(path: Path, sha256: str) -> None:
         raise OSError(f"{path} is damaged: its hash is not the one that this version ships. Download the project again.")
 
 
-class _fresh:
-    """Fills a folder under another name first, so that an interrupted unpacking or two processes at once leave no half."""
+class _atomic_folder:
+    """Fills a temporary folder and renames it, so that an interruption or two processes at once never leave half a folder."""
 
     def __init__(self, target: Path) -> None:
         self.target = target

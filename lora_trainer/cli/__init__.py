@@ -1,1 +1,1 @@
-"""The command line, one module a verb. Each verb has `arguments(parser, out)` and `run(args, out) -> exit status`."""
+"""The command line, one module per verb. Each has `add_arguments(parser, console)` and `run(args, console) -> exit status`."""

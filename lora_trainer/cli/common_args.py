@@ -1,4 +1,4 @@
-"""What several verbs ask for: a config with --set, a run by path or name, numbers in a row."""
+"""Arguments that several verbs share: a config with --set, a run by path or name, lists of numbers."""
 
 from __future__ import annotations
 
@@ -15,48 +15,48 @@ if TYPE_CHECKING:
     from lora_trainer.jobs.folder import RunFolder
 
 
-def add_json(parser: argparse.ArgumentParser, out: Console) -> None:
+def add_json(parser: argparse.ArgumentParser, console: Console) -> None:
     """--json"""
-    parser.add_argument("--json", action="store_true", help=out.worded(say("print one JSON document on stdout")))
+    parser.add_argument("--json", action="store_true", help=console.translate(say("print one JSON document on stdout")))
 
 
-def add_sets(parser: argparse.ArgumentParser, out: Console) -> None:
-    """--set a.b=c, as often as wanted"""
-    text = say("one setting over the config's, such as data.batch_size=2; as often as wanted")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="sets", help=out.worded(text))
+def add_overrides(parser: argparse.ArgumentParser, console: Console) -> None:
+    """--set a.b=c, repeatable"""
+    text = say("override one setting of the config, such as data.batch_size=2; can be repeated")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", dest="overrides", help=console.translate(text))
 
 
 def host(device: str = "", number: int = 0) -> Host:
-    """The headless host of the working directory; `device` and `number` say where it calculates (host.standalone)."""
+    """The headless host of the working directory; `device` and `number` choose its device (host.standalone)."""
     from lora_trainer.host.standalone import StandaloneHost
 
     return cast("Host", StandaloneHost(device=device, number=number))
 
 
-def run_folder(text: str) -> RunFolder:
-    """A run by its folder, or by its name in ./runs. Raises ConfigError with the names that are there."""
-    from lora_trainer.jobs.folder import RunFolder, is_run, runs_in
+def find_run(text: str) -> RunFolder:
+    """A run by its folder, or by its name in ./runs. Raises ConfigError with the names that exist."""
+    from lora_trainer.jobs.folder import RunFolder, is_run, list_runs
 
     runs_dir = host().paths().runs_dir
     for path in (Path(text), runs_dir / text):
         if text.strip() and path.is_dir() and is_run(path):
             return RunFolder(path)
-    known = [folder.id for folder in runs_in(runs_dir)[:8]]
-    if known:
-        raise wrong(
-            "RUN", say("there is no run {run}.", run=text), say("Known in {folder}: {known}", folder=str(runs_dir), known=", ".join(known))
+    names = [folder.id for folder in list_runs(runs_dir)[:8]]
+    if names:
+        raise usage_error(
+            "RUN", say("there is no run {run}.", run=text), say("Known in {folder}: {known}", folder=str(runs_dir), known=", ".join(names))
         )
-    raise wrong("RUN", say("there is no run {run}.", run=text), say("Give the path of a run's folder."))
+    raise usage_error("RUN", say("there is no run {run}.", run=text), say("Give the path of a run's folder."))
 
 
-def numbers(text: str, option: str) -> list[float]:
-    """Numbers with commas between. Raises ConfigError that names the option."""
+def parse_numbers(text: str, option: str) -> list[float]:
+    """Comma-separated numbers. Raises ConfigError that names the option."""
     try:
         return [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError:
-        raise wrong(option, say("{value} is not a row of numbers.", value=text), say("Write for example 0.2,0.4,0.6")) from None
+        raise usage_error(option, say("{value} is not a list of numbers.", value=text), say("Write for example 0.2,0.4,0.6")) from None
 
 
-def wrong(path: str, message: Message, fix: Message) -> ConfigError:
-    """One problem with what was asked for."""
+def usage_error(path: str, message: Message, fix: Message) -> ConfigError:
+    """A ConfigError with one problem of the command line (exit status 2)."""
     return ConfigError([Problem(path, message, fix)])

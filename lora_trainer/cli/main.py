@@ -1,4 +1,4 @@
-"""Words of the command line to a verb, and however it ends to an exit status."""
+"""From the command line to a verb, and from its result to an exit status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lora_trainer import __version__
-from lora_trainer.cli.console import DONE, FAILED, STOPPED, WRONG, Console, language_of, prepare_streams, quiet_pipe
+from lora_trainer.cli.console import DONE, FAILED, STOPPED, USAGE_ERROR, Console, choose_language, prepare_streams, silence_stdout
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 
@@ -31,45 +31,45 @@ VERBS: dict[str, Message] = {
 }
 
 MODULES = {"import": "importing", "lr-find": "lr_find"}
-"""Verbs whose module cannot have their name."""
+"""Verbs whose module has another name: theirs is not a valid one."""
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with exit status 2 and without guessing at shortened words."""
+    """ArgumentParser with exit status 2 and without abbreviations."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(WRONG, f"{message}\n")
+        self.exit(USAGE_ERROR, f"{message}\n")
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Runs a verb. 0 done, 1 the work failed, 2 wrong usage or config, 130 stopped by the user."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb. Exit status: 0 done, 1 failed, 2 wrong usage or config, 130 stopped by the user."""
     prepare_streams()
-    given = list(sys.argv[1:] if words is None else words)
-    out = Console(language_of(given))
+    words = list(sys.argv[1:] if argv is None else argv)
+    console = Console(choose_language(words))
     try:
-        args = parser(out).parse_args(given)
-        out.as_json = getattr(args, "json", False)
-        code = _run(args, out)
+        args = build_parser(console).parse_args(words)
+        console.as_json = getattr(args, "json", False)
+        code = _run(args, console)
         sys.stdout.flush()
     except BrokenPipeError:
-        quiet_pipe()
+        silence_stdout()
         return DONE
     return code
 
 
-def _run(args: argparse.Namespace, out: Console) -> int:
+def _run(args: argparse.Namespace, console: Console) -> int:
     try:
-        return int(_module(args.verb).run(args, out))
+        return int(_verb_module(args.verb).run(args, console))
     except TrainerError as error:
-        out.problems(error.problems)
-        out.document({"problems": [problem.to_json(out.language) for problem in error.problems]})
-        return WRONG if isinstance(error, ConfigError) else FAILED
+        console.problems(error.problems)
+        console.document({"problems": [problem.to_json(console.language) for problem in error.problems]})
+        return USAGE_ERROR if isinstance(error, ConfigError) else FAILED
     except KeyboardInterrupt:
-        out.note(say("Aborted."))
+        console.note(say("Aborted."))
         return STOPPED
     except BrokenPipeError:
         raise
@@ -77,27 +77,27 @@ def _run(args: argparse.Namespace, out: Console) -> int:
         from lora_trainer.jobs.job import problems_of
 
         traceback.print_exc()
-        out.problems(problems_of(error))
-        out.document({"problems": [problem.to_json(out.language) for problem in problems_of(error)]})
+        console.problems(problems_of(error))
+        console.document({"problems": [problem.to_json(console.language) for problem in problems_of(error)]})
         return FAILED
 
 
-def parser(out: Console) -> Parser:
-    """The parser of all verbs."""
-    top = Parser(prog="lora_trainer", description=out.worded(say("Train LoRA for Stable Diffusion.")))
+def build_parser(console: Console) -> Parser:
+    """The parser for all verbs."""
+    top = Parser(prog="lora_trainer", description=console.translate(say("Train LoRA for Stable Diffusion.")))
     top.add_argument("--version", action="version", version=__version__)
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, description in VERBS.items():
-        verb = verbs.add_parser(name, help=out.worded(description), description=out.worded(description))
-        verb.add_argument("--lang", choices=("en", "zh_CN"), help=out.worded(say("language of messages; else the system's")))
-        _module(name).arguments(verb, out)
+        verb = verbs.add_parser(name, help=console.translate(description), description=console.translate(description))
+        verb.add_argument("--lang", choices=("en", "zh_CN"), help=console.translate(say("language of messages; else the system's")))
+        _verb_module(name).add_arguments(verb, console)
     return top
 
 
-def _module(verb: str) -> Any:
+def _verb_module(verb: str) -> Any:
     return importlib.import_module(f"lora_trainer.cli.{MODULES.get(verb, verb)}")
 
 
-def as_wrong_usage(error: TrainerError) -> ConfigError:
-    """The same problems as a matter of what was asked for (exit status 2): found before any work began."""
+def as_usage_error(error: TrainerError) -> ConfigError:
+    """The same problems as wrong usage (exit status 2), for errors before any work started."""
     return ConfigError(error.problems)

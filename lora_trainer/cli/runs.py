@@ -13,29 +13,29 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the verb's words."""
-    parser.add_argument("--dir", type=Path, metavar="DIR", help=out.worded(say("the folder of runs; without: ./runs")))
-    add_json(parser, out)
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the verb."""
+    parser.add_argument("--dir", type=Path, metavar="DIR", help=console.translate(say("the folder of runs; without: ./runs")))
+    add_json(parser, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Lists the runs, newest first; with --json also where each is, what it measured last and what it wrote."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Lists the runs, newest first; with --json also each one's path, last losses and files."""
     from lora_trainer.jobs.manager import JobManager
 
     folder = (args.dir or host().paths().runs_dir).absolute()
-    found = JobManager().history(folder)
-    for one in found:
-        begun = datetime.fromtimestamp(one["started"]).strftime("%Y-%m-%d %H:%M") if one["started"] else ""
-        out.line(f"{one['state']:<12} {begun:<16}  {one['step']:>6} / {one['total_steps']:<6}  {one['name']}")
-    if not found:
-        out.line(say("No runs in {folder}.", folder=str(folder)))
-    out.document([one | _written(RunFolder(folder / one["id"])) for one in found])
+    summaries = JobManager().history(folder)
+    for summary in summaries:
+        started = datetime.fromtimestamp(summary["started"]).strftime("%Y-%m-%d %H:%M") if summary["started"] else ""
+        console.line(f"{summary['state']:<12} {started:<16}  {summary['step']:>6} / {summary['total_steps']:<6}  {summary['name']}")
+    if not summaries:
+        console.line(say("No runs in {folder}.", folder=str(folder)))
+    console.document([summary | _manifest_facts(RunFolder(folder / summary["id"])) for summary in summaries])
     return DONE
 
 
-def _written(folder: RunFolder) -> dict[str, Any]:
-    """What a run's manifest says: its last losses, its time, and every file with step, hash and losses."""
+def _manifest_facts(folder: RunFolder) -> dict[str, Any]:
+    """Facts from a run's manifest: its last losses, its time, and every file with step, hash and losses."""
     manifest = folder.manifest()
     files, validations = manifest.get("files", []), manifest.get("validation", [])
     started, ended = manifest.get("started"), manifest.get("ended")

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.cli.common_args import add_json, host, wrong
+from lora_trainer.cli.common_args import add_json, host, usage_error
 from lora_trainer.cli.console import DONE, Console
-from lora_trainer.cli.main import as_wrong_usage
-from lora_trainer.config.choices.samplers import CHOICES, known_sampler
+from lora_trainer.cli.main import as_usage_error
+from lora_trainer.config.choices.samplers import CHOICES, find_sampler
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
 
@@ -24,36 +24,38 @@ if TYPE_CHECKING:
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the verb's words."""
-    parser.add_argument("--model", required=True, metavar="FILE", help=out.worded(say("the checkpoint")))
-    lora = say("a LoRA file, with its weight behind a colon; as often as wanted")
-    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=out.worded(lora))
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help=out.worded(say("what is to be drawn")))
-    parser.add_argument("--negative", default="", metavar="TEXT", help=out.worded(say("what is not to be drawn")))
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the verb."""
+    parser.add_argument("--model", required=True, metavar="FILE", help=console.translate(say("the checkpoint")))
+    lora = say("a LoRA file, with its weight after a colon; can be repeated")
+    parser.add_argument("--lora", action="append", default=[], metavar="FILE[:WEIGHT]", help=console.translate(lora))
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help=console.translate(say("what is to be drawn")))
+    parser.add_argument("--negative", default="", metavar="TEXT", help=console.translate(say("what is not to be drawn")))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--cfg", type=float, default=7.5)
-    parser.add_argument("--width", type=int, help=out.worded(say("pixels; without: the model's own size")))
-    parser.add_argument("--height", type=int, help=out.worded(say("pixels; without: the width")))
+    parser.add_argument("--width", type=int, help=console.translate(say("pixels; without: the model's own size")))
+    parser.add_argument("--height", type=int, help=console.translate(say("pixels; without: the width")))
     names = say("one of {names}; sd-scripts' names with k_ too", names=", ".join(CHOICES))
-    parser.add_argument("--sampler", default="ddim", metavar="NAME", help=out.worded(names))
+    parser.add_argument("--sampler", default="ddim", metavar="NAME", help=console.translate(names))
     parser.add_argument("--clip-skip", type=int, choices=(1, 2), default=1)
     tokens = say("tokens of the prompt that are read; without: all of them")
-    parser.add_argument("--max-token-length", type=int, choices=(75, 150, 225), default=0, help=out.worded(tokens))
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE|DIR", help=out.worded(say("a picture file, or a folder for it")))
-    add_json(parser, out)
+    parser.add_argument("--max-token-length", type=int, choices=(75, 150, 225), default=0, help=console.translate(tokens))
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE|DIR", help=console.translate(say("a picture file, or a folder for it"))
+    )
+    add_json(parser, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Draws one picture and prints where it is."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Draws one picture and prints its path."""
     from lora_trainer.train.previews.preview_prompts import SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
     try:
-        model, facts = _checked(args.model, loras)
+        model, facts = _check_files(args.model, loras)
     except TrainerError as error:
-        raise as_wrong_usage(error) from error
+        raise as_usage_error(error) from error
     width = args.width or facts.native_size
     request = SampleRequest(
         args.prompt,
@@ -68,13 +70,13 @@ def run(args: argparse.Namespace, out: Console) -> int:
         max_token_length=args.max_token_length,
     )
     if not 1 <= args.steps <= 1000:
-        raise wrong("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
+        raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
     target = _target(args.out.absolute(), args.seed)
-    (picture,) = Artist(model).draw_seeds(request, [args.seed], loras)
+    (picture,) = ImageSampler(model).draw_seeds(request, [args.seed], loras)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target)
-    out.line(str(target))
-    out.document(
+    console.line(str(target))
+    console.document(
         {
             "file": str(target),
             "seed": args.seed,
@@ -85,8 +87,8 @@ def run(args: argparse.Namespace, out: Console) -> int:
     return DONE
 
 
-class Artist:
-    """A loaded checkpoint that draws by the trainer's own sampler."""
+class ImageSampler:
+    """A loaded checkpoint that draws with the trainer's own samplers."""
 
     def __init__(self, model: Path) -> None:
         from lora_trainer.host.devices import default_device
@@ -100,7 +102,7 @@ class Artist:
         self.bundle = load(source, device, self.precision.base)
 
     def draw_seeds(self, request: SampleRequest, seeds: Iterable[int], loras: list[tuple[Path, float]]) -> Iterator[Image]:
-        """The request at several seeds, with LoRA files at their weights."""
+        """Pictures of the request, one per seed, with (LoRA file, weight) pairs applied."""
         from lora_trainer.adapters.lora_file import with_loras
         from lora_trainer.train.previews.sampling import draw
 
@@ -112,19 +114,19 @@ class Artist:
 
 
 def split_weight(text: str) -> tuple[Path, float]:
-    """FILE[:WEIGHT]; a drive letter's colon belongs to the file. Raises ConfigError for a weight that is no number."""
+    """(path, weight) of FILE[:WEIGHT]; a drive letter's colon belongs to the file. Raises ConfigError if the weight is not a number."""
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
         return Path(text), 1.0
     try:
         return Path(head), float(tail)
     except ValueError:
-        raise wrong(
+        raise usage_error(
             "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
         ) from None
 
 
-def _checked(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
+def _check_files(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
     from lora_trainer.adapters.lora_file import read_lora
     from lora_trainer.host.base import find_checkpoint
     from lora_trainer.models.detection.detect import inspect
@@ -137,14 +139,14 @@ def _checked(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
 
 
 def _sampler(text: str) -> str:
-    if (name := known_sampler(text)) is None:
-        raise wrong("--sampler", say("there is no sampler {name}.", name=text), say("Known are {known}.", known=", ".join(CHOICES)))
+    if (name := find_sampler(text)) is None:
+        raise usage_error("--sampler", say("there is no sampler {name}.", name=text), say("Known are {known}.", known=", ".join(CHOICES)))
     return name
 
 
 def _side(value: int, option: str) -> int:
     if not 64 <= value <= 4096 or value % 8:
-        raise wrong(option, say("{value} pixels cannot be drawn.", value=value), say("Give a multiple of 8 from 64 to 4096."))
+        raise usage_error(option, say("{value} pixels cannot be drawn.", value=value), say("Give a multiple of 8 from 64 to 4096."))
     return value
 
 

@@ -8,106 +8,104 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lora_trainer.cli.common_args import add_json, add_sets, host, run_folder, wrong
+from lora_trainer.cli.common_args import add_json, add_overrides, find_run, host, usage_error
 from lora_trainer.cli.console import DONE, Console
-from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
-from lora_trainer.host.base import Host
-from lora_trainer.jobs.process_rank import Rank
-from lora_trainer.jobs.resume_point import ResumePoint
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
+    from lora_trainer.host.base import Host
     from lora_trainer.jobs.folder import RunFolder
+    from lora_trainer.jobs.process_rank import Rank
     from lora_trainer.jobs.resume_point import ResumePoint
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the verb's words."""
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the verb."""
     text = say("the settings of the run; not needed with --resume, which knows them")
-    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=out.worded(text))
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=console.translate(text))
     text = say("go on with a run, by its folder or name, from the last state that it kept")
-    parser.add_argument("--resume", metavar="RUN", help=out.worded(text))
+    parser.add_argument("--resume", metavar="RUN", help=console.translate(text))
     text = say("with --resume: train so many epochs longer than planned")
-    parser.add_argument("--more-epochs", type=int, default=0, metavar="N", help=out.worded(text))
+    parser.add_argument("--more-epochs", type=int, default=0, metavar="N", help=console.translate(text))
     parser.add_argument("--into", type=Path, metavar="RUN", help=argparse.SUPPRESS)  # a run's folder that the tab has made already
-    add_sets(parser, out)
-    add_json(parser, out)
+    add_overrides(parser, console)
+    add_json(parser, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Trains; ends with {"run", "outcome", "files"}."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Trains; prints {"run", "outcome", "files"}."""
     from lora_trainer.api.runs import start_run
-    from lora_trainer.cli.foreground import ProgressPrinter, exit_status, run_job, tell_end
+    from lora_trainer.cli.foreground import ProgressPrinter, exit_status, print_outcome, run_job
     from lora_trainer.jobs.folder import RunFolder
     from lora_trainer.jobs.job import Job
     from lora_trainer.jobs.process_rank import process_rank
 
-    place, since, known = process_rank(), None, None
+    rank, resume_point, run_folder = process_rank(), None, None
     if args.resume:
-        known, config, since = _resumed(args, leads=place.is_main)
-        own_host = host(config.memory.device, place.local_rank)
+        run_folder, config, resume_point = _resume(args, is_main=rank.is_main)
+        own_host = host(config.memory.device, rank.local_rank)
     else:
-        config = _new(args, out)
-        own_host = host(config.memory.device, place.local_rank)
-        config = start_run.placed(config, own_host)
-    if not place.is_main:
-        return train_along(config, own_host, place, since)
-    start_run.refuse(start_run.problems_before(config, own_host, resumed=since is not None))
-    folder = known or (RunFolder(args.into) if args.into else start_run.new_folder(config))
-    job = Job(start_run.training(config, own_host, folder, place, since), folder, [ProgressPrinter(out)])
-    out.note(say("Run {path}", path=str(folder.path)))
-    status = run_job(job, out)
-    tell_end(job, out)
-    result = outcome_of(job, out)
+        config = _new_config(args, console)
+        own_host = host(config.memory.device, rank.local_rank)
+        config = start_run.resolve_paths(config, own_host)
+    if not rank.is_main:
+        return train_worker(config, own_host, rank, resume_point)
+    start_run.raise_problems(start_run.find_problems(config, own_host, resumed=resume_point is not None))
+    folder = run_folder or (RunFolder(args.into) if args.into else start_run.create_run_folder(config))
+    job = Job(start_run.training_work(config, own_host, folder, rank, resume_point), folder, [ProgressPrinter(console)])
+    console.note(say("Run {path}", path=str(folder.path)))
+    status = run_job(job, console)
+    print_outcome(job, console)
+    result = run_result(job, console)
     for file in result["files"]:
-        out.line(file)
-    out.document(result)
+        console.line(file)
+    console.document(result)
     return exit_status(status)
 
 
-def _new(args: argparse.Namespace, out: Console) -> TrainConfig:
+def _new_config(args: argparse.Namespace, console: Console) -> TrainConfig:
     from lora_trainer.config.files import read_config
 
     if args.config is None:
-        raise wrong("CONFIG.toml", say("no settings are given."), say("Give a file of settings, or --resume RUN."))
-    return read_config(args.config, args.sets, out.note)
+        raise usage_error("CONFIG.toml", say("no settings are given."), say("Give a file of settings, or --resume RUN."))
+    return read_config(args.config, args.overrides, console.note)
 
 
-def _resumed(args: argparse.Namespace, *, leads: bool) -> tuple[RunFolder, TrainConfig, ResumePoint]:
-    """The run's folder, what it began with, and where it goes on."""
+def _resume(args: argparse.Namespace, *, is_main: bool) -> tuple[RunFolder, TrainConfig, ResumePoint]:
+    """The run's folder, its config, and the point to resume from."""
     from lora_trainer.api.runs import resume
     from lora_trainer.jobs.manager import MANAGER
 
     resume.refuse_foreign(args.resume)
-    folder = run_folder(args.resume)
-    if leads:
-        resume.refuse_running(folder, here=MANAGER.runs(folder))
-    config, since = resume.resuming(folder, resume.wanted_by(args.sets), more_epochs=args.more_epochs)
-    return folder, config, since
+    folder = find_run(args.resume)
+    if is_main:
+        resume.refuse_running(folder, here=MANAGER.is_running(folder))
+    config, resume_point = resume.plan_resume(folder, resume.changes_from_sets(args.overrides), more_epochs=args.more_epochs)
+    return folder, config, resume_point
 
 
-def outcome_of(job: Any, out: Console) -> dict[str, Any]:
+def run_result(job: Any, console: Console) -> dict[str, Any]:
     """{"run", "outcome", "files", "problems"}"""
-    from lora_trainer.jobs.status import word_problem
+    from lora_trainer.jobs.status import translate_problem
 
     return {
         "run": str(job.folder.path),
         "outcome": job.status.outcome,
         "files": [file["path"] for file in job.folder.manifest().get("files", [])],
-        "problems": [word_problem(problem, out.language) for problem in job.status.problems],
+        "problems": [translate_problem(problem, console.language) for problem in job.status.problems],
     }
 
 
-def train_along(config: TrainConfig, host: Host, place: Rank, since: ResumePoint | None = None) -> int:
-    """Takes every step with the first process, to the end. Raises TrainerError, which the first one hears of."""
+def train_worker(config: TrainConfig, host: Host, rank: Rank, resume_point: ResumePoint | None = None) -> int:
+    """Trains on a rank other than 0, to the end. Raises TrainerError, which is reported to rank 0."""
     from lora_trainer.train.loop import run
 
-    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # the first process is asked too, and tells the others between two steps
+    for name in ("SIGINT", "SIGTERM", "SIGBREAK"):  # rank 0 gets the signal too, and passes it on between two steps
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    with closing(run(config, host, Control(), Path(), place, since)) as work:
+    with closing(run(config, host, Control(), Path(), rank, resume_point)) as work:
         for _ in work:
             pass
     return DONE

@@ -17,31 +17,31 @@ if TYPE_CHECKING:
 PORT = 7865
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the verb's words."""
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the verb."""
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument(
-        "--listen", action="store_true", help=out.worded(say("let other computers use it; only this folder is open to them"))
+        "--listen", action="store_true", help=console.translate(say("let other computers use it; only this folder is open to them"))
     )
-    allow = say("a folder that may be used too with --listen; as often as wanted")
-    parser.add_argument("--allow-path", type=Path, action="append", default=[], metavar="DIR", help=out.worded(allow))
-    parser.add_argument("--no-browser", action="store_true", help=out.worded(say("do not open a browser")))
+    allow = say("another folder that may be used with --listen; can be repeated")
+    parser.add_argument("--allow-path", type=Path, action="append", default=[], metavar="DIR", help=console.translate(allow))
+    parser.add_argument("--no-browser", action="store_true", help=console.translate(say("do not open a browser")))
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Serves the tab until Ctrl-C; a run that goes on is stopped and saved first."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Serves the tab until Ctrl-C; a run that is going on is stopped and saved first."""
     from lora_trainer.host.standalone import StandaloneHost
     from lora_trainer.jobs.manager import MANAGER
     from lora_trainer.ui.standalone import serve
 
     address = "0.0.0.0" if args.listen else "127.0.0.1"
-    out.note(say("The tab: {address} (Ctrl-C ends it)", address=f"http://127.0.0.1:{args.port}/"))
+    console.note(say("The tab: {address} (Ctrl-C to quit)", address=f"http://127.0.0.1:{args.port}/"))
     browser = not args.no_browser and sys.stdout.isatty()
     host = cast("Host", StandaloneHost(listen=args.listen, allow=args.allow_path))
     with suppress(KeyboardInterrupt):
         serve(host, MANAGER, port=args.port, address=address, browser=browser)
     if (job := MANAGER.current) is not None:
-        out.note(say("Stopping and saving the run {run}. Once more to abort.", run=job.folder.id))
+        console.note(say("Stopping and saving the run {run}. Once more to abort.", run=job.folder.id))
         job.command("stop")
         while not job.join(0.5):
             pass

@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_trainer.cli.common_args import add_json, add_sets, host
+from lora_trainer.cli.common_args import add_json, add_overrides, host
 from lora_trainer.cli.console import DONE, Console
-from lora_trainer.cli.main import as_wrong_usage
+from lora_trainer.cli.main import as_usage_error
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import say
 
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 SUBJECTS = ("person", "character", "style", "object", "scenery")
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the verb's words."""
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the verb."""
     config = say("settings to start from; without: the defaults")
-    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=out.worded(config))
-    parser.add_argument("--data", metavar="DIR", help=out.worded(say("the folder of pictures")))
-    parser.add_argument("--subject", choices=SUBJECTS, required=True, help=out.worded(say("what is learned")))
-    parser.add_argument("--vram", type=float, metavar="GB", help=out.worded(say("the card's memory; without: this computer's")))
-    parser.add_argument("--model", metavar="FILE", help=out.worded(say("the checkpoint to train on")))
-    parser.add_argument("--out", type=Path, metavar="CONFIG.toml", help=out.worded(say("writes the settings with the changes in them")))
-    add_sets(parser, out)
-    add_json(parser, out)
+    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=console.translate(config))
+    parser.add_argument("--data", metavar="DIR", help=console.translate(say("the folder of pictures")))
+    parser.add_argument("--subject", choices=SUBJECTS, required=True, help=console.translate(say("what is learned")))
+    parser.add_argument("--vram", type=float, metavar="GB", help=console.translate(say("the card's memory; without: this computer's")))
+    parser.add_argument("--model", metavar="FILE", help=console.translate(say("the checkpoint to train on")))
+    parser.add_argument(
+        "--out", type=Path, metavar="CONFIG.toml", help=console.translate(say("writes the settings with the changes applied"))
+    )
+    add_overrides(parser, console)
+    add_json(parser, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
+def run(args: argparse.Namespace, console: Console) -> int:
     """Prints {"changes", "plan"}; every change has its reason."""
     from lora_trainer.api.runs.plans import change_json
     from lora_trainer.config.files import write_config
@@ -40,51 +42,51 @@ def run(args: argparse.Namespace, out: Console) -> int:
 
     config = _config(args)
     try:
-        found = suggest(config, subject=args.subject, vram_gb=args.vram, host=_asked_host(config))
+        suggestion = suggest(config, subject=args.subject, vram_gb=args.vram, host=_known_host(config))
     except TrainerError as error:
-        raise as_wrong_usage(error) from error
-    for change in found.changes:
-        out.line(f"{change.path} = {change.value}")
-        out.line(f"    {change.because.text(out.language)}")
-    if not found.changes:
-        out.line(say("Nothing to change: the settings are as they should be."))
-    for note in found.notes:
-        out.note(say("Note: {message}", message=note))
+        raise as_usage_error(error) from error
+    for change in suggestion.changes:
+        console.line(f"{change.path} = {change.value}")
+        console.line(f"    {change.reason.text(console.language)}")
+    if not suggestion.changes:
+        console.line(say("Nothing to change: the settings are as they should be."))
+    for note in suggestion.notes:
+        console.note(say("Note: {message}", message=note))
     if args.out:
-        write_config(found.config_after, args.out, template=args.config)
-        out.note(say("Written to {path}", path=str(args.out)))
-    out.document(
+        write_config(suggestion.config_after, args.out, template=args.config)
+        console.note(say("Written to {path}", path=str(args.out)))
+    console.document(
         {
-            "changes": [change_json(change, config, found.typed, out.language) for change in found.changes],
-            "plan": found.plan.to_json(),
-            "notes": [note.text(out.language) for note in found.notes],
+            "changes": [change_json(change, config, suggestion.typed, console.language) for change in suggestion.changes],
+            "plan": suggestion.plan.to_json(),
+            "notes": [note.text(console.language) for note in suggestion.notes],
         }
     )
     return DONE
 
 
 def _config(args: argparse.Namespace) -> TrainConfig:
-    from lora_trainer.config.build import apply_sets, build
+    from lora_trainer.config.build import apply_overrides, build
     from lora_trainer.config.files import read_config
 
-    given = [("data.train_data_dir", args.data), ("model.pretrained_model_name_or_path", args.model)]
-    words = [f"{path}={_quoted(value)}" for path, value in given if value]
+    paths = [("data.train_data_dir", args.data), ("model.pretrained_model_name_or_path", args.model)]
+    overrides = [f"{path}={_quoted(value)}" for path, value in paths if value]
     if args.config:
-        return read_config(args.config, [*words, *args.sets])
-    return build(apply_sets({}, [*words, *args.sets]))
+        return read_config(args.config, [*overrides, *args.overrides])
+    return build(apply_overrides({}, [*overrides, *args.overrides]))
 
 
 def _quoted(text: str) -> str:
-    """As a TOML text in which no backslash is an escape."""
+    """The text as a TOML literal string, in which backslashes are not escapes."""
     return f"'{text}'" if "'" not in text else text
 
 
-def _asked_host(config: TrainConfig) -> Host | None:
-    """The host where it knows a model of the user's; without one Stable Diffusion 1.5 is assumed, not the small model of the demo."""
+def _known_host(config: TrainConfig) -> Host | None:
+    """The host if a model of the user's is known; None means that Stable Diffusion 1.5 is assumed, not the demo's small model."""
     from lora_trainer import assets
 
-    own = host()
+    standalone = host()
     if config.model.pretrained_model_name_or_path:
-        return own
-    loaded = next((known for known in own.checkpoints() if known.loaded), None)
-    return None if loaded is None or loaded.title == assets.TOY else own
+        return standalone
+    loaded = next((checkpoint for checkpoint in standalone.checkpoints() if checkpoint.loaded), None)
+    return None if loaded is None or loaded.title == assets.TOY else standalone

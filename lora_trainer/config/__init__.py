@@ -1,1 +1,1 @@
-"""What a user can set: frozen sections, read from TOML, from `--set` and from the tab, checked all at once."""
+"""The user's settings: frozen sections, read from TOML, `--set` and the tab, and checked all at once."""

@@ -1,4 +1,4 @@
-"""Changes with reasons: how the wizard answers. It never edits a config, it proposes another one."""
+"""Changes with reasons: what the wizard returns. A config is never edited, only replaced."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.build import rebuilt, to_mapping
+from lora_trainer.config.build import rebuild, to_mapping
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import Message
 
 
 @attrs.frozen
 class Change:
-    """The option at `path` gets `value`, `because`."""
+    """Set the option at `path` to `value`, for `reason`."""
 
     path: str
     value: Any
-    because: Message
+    reason: Message
 
 
 def apply_changes(config: TrainConfig, changes: Iterable[Change]) -> TrainConfig:
-    """The config with all changes made, checked as a whole. Raises ConfigError."""
+    """The config with all changes applied, checked as a whole. Raises ConfigError."""
     mapping = to_mapping(config)
     for change in changes:
-        _put(mapping, change.path, change.value)
-    return rebuilt(config, mapping)
+        _set_value(mapping, change.path, change.value)
+    return rebuild(config, mapping)
 
 
 def value_at(config: TrainConfig, path: str) -> Any:
-    """The value of a dotted path ("data.batch_size"). Raises AttributeError for an unknown one."""
+    """The value at a dotted path ("data.batch_size"). Raises AttributeError for an unknown path."""
     value: Any = config
     for name in path.split("."):
         value = getattr(value, name)
@@ -40,11 +40,11 @@ def value_at(config: TrainConfig, path: str) -> Any:
 def with_value(config: TrainConfig, path: str, value: Any) -> TrainConfig:
     """The config with one option changed. Raises ConfigError."""
     mapping = to_mapping(config)
-    _put(mapping, path, value)
-    return rebuilt(config, mapping)
+    _set_value(mapping, path, value)
+    return rebuild(config, mapping)
 
 
-def _put(mapping: dict[str, Any], path: str, value: Any) -> None:
+def _set_value(mapping: dict[str, Any], path: str, value: Any) -> None:
     *sections, name = path.split(".")
     for section in sections:
         mapping = mapping.setdefault(section, {})

@@ -1,4 +1,4 @@
-"""Configs as TOML files. Comments of the user's own file are kept when it is written again."""
+"""Configs as TOML files. Comments in the user's file are kept when it is rewritten."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
 
 from lora_trainer.config import migrations
-from lora_trainer.config.build import apply_sets, build, to_mapping
+from lora_trainer.config.build import apply_overrides, build, to_mapping
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError
 from lora_trainer.files import write_atomically
 from lora_trainer.messages import Message
 
-INPUTS = (
+INPUT_PATHS = (
     "data.train_data_dir",
     "data.reg_data_dir",
     "data.in_json",
@@ -32,36 +32,36 @@ INPUTS = (
     "network.network_weights",
     "network.base_weights",
 )
-TABLE_INPUTS = ("image_dir", "metadata_file", "mask_dir")
+SUBSET_INPUT_PATHS = ("image_dir", "metadata_file", "mask_dir")
 SECRET_LINE = re.compile(r"^(\S*token\s*=).*")
-"""A line that may hold what is never shown."""
-OUTPUTS = ("save.output_dir", "save.runs_dir", "log.logging_dir")
+"""A line that may hold a secret."""
+OUTPUT_PATHS = ("save.output_dir", "save.runs_dir", "log.logging_dir")
 
 
-def read_config(path: Path, sets: Iterable[str] = (), tell: Callable[[Message], object] = lambda note: None) -> TrainConfig:
-    """The config of a TOML file with `sets` ("a.b=c") put over it. `tell` hears what of an older file was brought to today's form.
+def read_config(path: Path, overrides: Iterable[str] = (), notify: Callable[[Message], object] = lambda note: None) -> TrainConfig:
+    """The config of a TOML file with `overrides` ("a.b=c") applied. `notify` is called with each note of a migration of an older file.
 
-    A relative folder or file to read that does not exist from the working directory but does beside the TOML is taken from there.
+    A relative input path that does not exist from the working directory but does relative to the TOML file is resolved there.
     Raises ConfigError that names the file, the line, or every wrong setting.
     """
     path = Path(path)
-    values, notes = migrations.migrated(read_toml(path))
+    values, notes = migrations.migrate(read_toml(path))
     for note in notes:
-        tell(note)
-    mapping = apply_sets(values, sets)
-    return build(_with_places(mapping, path.parent))
+        notify(note)
+    mapping = apply_overrides(values, overrides)
+    return build(_resolve_paths(mapping, path.parent))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises ConfigError that names the file and the line."""
-    text = _text_of(Path(path))
+    text = _read_text(Path(path))
     try:
         return tomlkit.parse(text).unwrap()
     except (TOMLKitError, ValueError) as error:
-        line = _line_of(text, error)
-        wrong = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
+        line = _error_line(text, error)
+        wrong_line = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         fix = "Correct this line: {wrong}"
-        if "\\" in wrong:
+        if "\\" in wrong_line:
             fix = "Between double quotes a \\ begins an escape: use single quotes ('C:\\new\\train') or / instead of \\. The line: {wrong}"
         raise ConfigError(
             [
@@ -71,96 +71,102 @@ def read_toml(path: Path) -> dict[str, Any]:
                     fix,
                     line=line,
                     why=re.sub(r"\.? at line .*", "", str(error)),
-                    wrong=SECRET_LINE.sub(r"\1 …", wrong),
+                    wrong=SECRET_LINE.sub(r"\1 …", wrong_line),
                 )
             ]
         ) from error
 
 
 def write_config(config: TrainConfig, path: Path, *, template: Path | None = None) -> None:
-    """Writes the config; with `template` that file's comments and order stay, and only what differs is changed. Raises TrainerError."""
-    text = _merged(config, tomlkit.parse(_text_of(Path(template)))) if template else config_text(config)
+    """Writes the config; with `template`, that file's comments and order are kept and only differing values change. Raises TrainerError."""
+    text = _merged_text(config, tomlkit.parse(_read_text(Path(template)))) if template else config_text(config)
     write_atomically(Path(path), text.encode("utf-8"))
 
 
 def config_text(config: TrainConfig, *, changed_only: bool = False) -> str:
-    """The config as TOML, with the version of its form in front; options that are empty (None) are left out."""
+    """The config as TOML, with its format version first; options that are None are left out."""
     return (
-        tomlkit.dumps({migrations.KEY: migrations.VERSION, **_without_none(to_mapping(config, changed_only=changed_only))}).rstrip() + "\n"
+        tomlkit.dumps({migrations.VERSION_KEY: migrations.VERSION, **_without_none(to_mapping(config, changed_only=changed_only))}).rstrip()
+        + "\n"
     )
 
 
-def _text_of(path: Path) -> str:
-    where = str(path)
+def _read_text(path: Path) -> str:
+    location = str(path)
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError as error:
-        raise ConfigError([problem(where, "there is no such file.", "Check the path of the config file.")]) from error
+        raise ConfigError([problem(location, "there is no such file.", "Check the path of the config file.")]) from error
     except (IsADirectoryError, PermissionError) as error:
         if path.is_dir():
-            raise ConfigError([problem(where, "is a folder, not a file.", "Give the path of a TOML file.")]) from error
-        raise ConfigError([problem(where, "may not be read.", "Change the rights of the file, or copy it somewhere else.")]) from error
+            raise ConfigError([problem(location, "is a folder, not a file.", "Give the path of a TOML file.")]) from error
+        raise ConfigError(
+            [problem(location, "may not be read.", "Change the permissions of the file, or copy it somewhere else.")]
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([problem(where, "is not UTF-8 text.", "Save the file as UTF-8.")]) from error
+        raise ConfigError([problem(location, "is not UTF-8 text.", "Save the file as UTF-8.")]) from error
     except (OSError, ValueError) as error:
-        raise ConfigError([problem(where, "cannot be read: {why}", "Check the path of the config file.", why=str(error))]) from error
+        raise ConfigError([problem(location, "cannot be read: {why}", "Check the path of the config file.", why=str(error))]) from error
 
 
-def _line_of(text: str, error: Exception) -> int:
-    """The line where reading goes wrong; for a key given twice, which is noticed late, the first line by which it is."""
-    twice = "exists"
-    if isinstance(error, ParseError) and twice not in str(error):
+def _error_line(text: str, error: Exception) -> int:
+    """The line of the parse error; for a duplicate key, which the parser reports late, the line of the duplicate."""
+    duplicate = "exists"
+    if isinstance(error, ParseError) and duplicate not in str(error):
         return int(error.line)
     lines = text.splitlines(keepends=True)
     for count in range(1, len(lines) + 1):
         try:
             tomlkit.parse("".join(lines[:count])).unwrap()
-        except (TOMLKitError, ValueError) as found:
-            if twice in str(found):
+        except (TOMLKitError, ValueError) as parse_error:
+            if duplicate in str(parse_error):
                 return count
     return len(lines)
 
 
-def _with_places(mapping: Mapping[str, Any], beside: Path) -> dict[str, Any]:
-    """`~` opened in every path, and paths to read looked for beside the config file."""
-    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in mapping.items()}
-    for path in INPUTS + OUTPUTS:
+def _resolve_paths(mapping: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The mapping with `~` expanded in every path, and input paths resolved relative to the config file's folder."""
+    resolved = {key: dict(value) if isinstance(value, Mapping) else value for key, value in mapping.items()}
+    for path in INPUT_PATHS + OUTPUT_PATHS:
         section, _, name = path.partition(".")
-        given = found[section].get(name) if isinstance(found.get(section), dict) else None
-        if isinstance(given, (str, list)):
-            found[section][name] = each_text(given, partial(_placed_text, beside=beside if path in INPUTS else None))
-    tables = found["data"].get("subsets") if isinstance(found.get("data"), dict) else None
+        text = resolved[section].get(name) if isinstance(resolved.get(section), dict) else None
+        if isinstance(text, (str, list)):
+            resolved[section][name] = map_text(text, partial(_resolve_path, folder=folder if path in INPUT_PATHS else None))
+    tables = resolved["data"].get("subsets") if isinstance(resolved.get("data"), dict) else None
     if isinstance(tables, list):
-        found["data"]["subsets"] = [_table_with_places(table, beside) if isinstance(table, Mapping) else table for table in tables]
-    return found
+        resolved["data"]["subsets"] = [_resolve_table_paths(table, folder) if isinstance(table, Mapping) else table for table in tables]
+    return resolved
 
 
-def each_text(given: Any, bring: Callable[[str], str]) -> Any:
-    """A text, or a list of them, with each brought to another one; anything else as it is."""
-    if isinstance(given, (list, tuple)):
-        return [bring(one) if isinstance(one, str) else one for one in given]
-    return bring(given) if isinstance(given, str) else given
+def map_text(value: Any, convert: Callable[[str], str]) -> Any:
+    """`convert` applied to a text, or to each text of a list; anything else unchanged."""
+    if isinstance(value, (list, tuple)):
+        return [convert(item) if isinstance(item, str) else item for item in value]
+    return convert(value) if isinstance(value, str) else value
 
 
-def _placed_text(text: str, beside: Path | None) -> str:
-    return found_beside(text, beside) if text.strip() and not any(ord(sign) < 32 for sign in text) else text
+def _resolve_path(text: str, folder: Path | None) -> str:
+    return resolve_beside(text, folder) if text.strip() and not any(ord(character) < 32 for character in text) else text
 
 
-def _table_with_places(table: Mapping[str, Any], beside: Path) -> dict[str, Any]:
-    places = {name: table[name] for name in TABLE_INPUTS if isinstance(table.get(name), str) and table[name].strip()}
-    return {**table, **{name: found_beside(text, beside) for name, text in places.items() if not any(ord(sign) < 32 for sign in text)}}
+def _resolve_table_paths(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    paths = {name: table[name] for name in SUBSET_INPUT_PATHS if isinstance(table.get(name), str) and table[name].strip()}
+    return {
+        **table,
+        **{name: resolve_beside(text, folder) for name, text in paths.items() if not any(ord(character) < 32 for character in text)},
+    }
 
 
-def found_beside(text: str, beside: Path | None) -> str:
-    """The path with `~` opened; a relative one that exists only in the folder `beside` is taken from there."""
+def resolve_beside(text: str, folder: Path | None) -> str:
+    """The path with `~` expanded; a relative path that exists only in `folder` is resolved there."""
     if text.startswith("~"):
         text = os.path.expanduser(text)  # noqa: PTH111  (Path.expanduser raises for an unknown user)
-    place = Path(text)
-    if beside is None or place.is_absolute():
+    path = Path(text)
+    if folder is None or path.is_absolute():
         return text
     try:
-        return str((beside / place).absolute()) if not place.exists() and (beside / place).exists() else text
-    except OSError:  # a name that is too long or may not be looked at: the one who opens it says so
+        return str((folder / path).absolute()) if not path.exists() and (folder / path).exists() else text
+    except OSError:  # the name is too long or not accessible: opening it will report that
         return text
 
 
@@ -168,14 +174,14 @@ def _without_none(mapping: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _without_none(value) if isinstance(value, Mapping) else value for key, value in mapping.items() if value is not None}
 
 
-def _merged(config: TrainConfig, document: tomlkit.TOMLDocument) -> str:
-    full, changed = {migrations.KEY: migrations.VERSION, **to_mapping(config)}, to_mapping(config, changed_only=True)
+def _merged_text(config: TrainConfig, document: tomlkit.TOMLDocument) -> str:
+    full, changed = {migrations.VERSION_KEY: migrations.VERSION, **to_mapping(config)}, to_mapping(config, changed_only=True)
     _merge(document, full, changed)
     return tomlkit.dumps(document)
 
 
 def _merge(table: MutableMapping[str, Any], full: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
-    """Values of the table are brought to the config's; what differs from the default and is not there is added."""
+    """Updates the table's values to the config's, and adds options that differ from the default."""
     for key in list(table):
         if key not in full or full[key] is None:
             del table[key]

@@ -1,4 +1,4 @@
-"""What may be changed while a run goes on, and how a change is read."""
+"""Settings that may be changed during a run, and how a change is applied."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lora_trainer.config import effective
-from lora_trainer.config.build import apply_sets, rebuilt, to_mapping
+from lora_trainer.config.build import apply_overrides, rebuild, to_mapping
 from lora_trainer.config.changes import value_at, with_value
 from lora_trainer.config.checks.option_checks import nearest_option, options, problem
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError, Problem
 
-SECTIONS = ("schedule.", "sample.")
-"""Every option of these."""
-OPTIONS = (
+LIVE_SECTIONS = ("schedule.", "sample.")
+"""All options of these sections."""
+LIVE_OPTIONS = (
     "optimizer.learning_rate",
     "optimizer.unet_lr",
     "optimizer.text_encoder_lr",
@@ -34,49 +34,49 @@ OPTIONS = (
 )
 
 
-def changeable(path: str) -> bool:
-    """Whether the option may be changed while a run goes on."""
-    return path in OPTIONS or path.startswith(SECTIONS)
+def is_changeable(path: str) -> bool:
+    """Whether the option may be changed during a run."""
+    return path in LIVE_OPTIONS or path.startswith(LIVE_SECTIONS)
 
 
-def changed(config: TrainConfig, wanted: Mapping[str, Any]) -> tuple[TrainConfig, list[dict[str, Any]]]:
-    """The config with the options in `wanted` (path -> value, texts as after --set), and what that changes: {"path", "old", "new"}.
+def apply_live_changes(config: TrainConfig, values: Mapping[str, Any]) -> tuple[TrainConfig, list[dict[str, Any]]]:
+    """The config with `values` (path -> value; text is parsed as after --set) applied, and the changes: {"path", "old", "new"}.
 
     Raises ConfigError with every option that may not be changed and every value that is wrong.
     """
-    refused = [_refusal(path) for path in wanted if not changeable(path)]
-    if refused:
-        raise ConfigError(refused)
-    mapping = apply_sets(to_mapping(config), [f"{path}={value}" for path, value in wanted.items() if isinstance(value, str)])
-    new = rebuilt(config, mapping)
-    for path, value in wanted.items():
+    problems = [_not_changeable_problem(path) for path in values if not is_changeable(path)]
+    if problems:
+        raise ConfigError(problems)
+    mapping = apply_overrides(to_mapping(config), [f"{path}={value}" for path, value in values.items() if isinstance(value, str)])
+    new = rebuild(config, mapping)
+    for path, value in values.items():
         if not isinstance(value, str):
             new = with_value(new, path, value)
-    refused = [_without_network(path) for path in _awoken(config, new)]
-    if refused:
-        raise ConfigError(refused)
-    made = [{"path": path, "old": plain(config, path), "new": plain(new, path)} for path in wanted]
-    return new, [change for change in made if change["old"] != change["new"]]
+    problems = [_untrained_part_problem(path) for path in _newly_trained(config, new)]
+    if problems:
+        raise ConfigError(problems)
+    changes = [{"path": path, "old": plain_value(config, path), "new": plain_value(new, path)} for path in values]
+    return new, [change for change in changes if change["old"] != change["new"]]
 
 
-def plain(config: TrainConfig, path: str) -> Any:
-    """An option's value as JSON can hold it."""
+def plain_value(config: TrainConfig, path: str) -> Any:
+    """An option's value in JSON types."""
     value = value_at(config, path)
     return list(value) if isinstance(value, tuple) else value
 
 
-def _awoken(old: TrainConfig, new: TrainConfig) -> list[str]:
-    """Parts that have no network in this run, and would get a learning rate."""
-    unet = not effective.trains_unet(old) and effective.trains_unet(new)
-    text = not effective.trains_text_encoder(old) and effective.trains_text_encoder(new)
-    return ["optimizer.unet_lr"] * unet + ["optimizer.text_encoder_lr"] * text
+def _newly_trained(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Options that would start training a part which has no network in this run."""
+    gains_unet = not effective.trains_unet(old) and effective.trains_unet(new)
+    gains_text_encoder = not effective.trains_text_encoder(old) and effective.trains_text_encoder(new)
+    return ["optimizer.unet_lr"] * gains_unet + ["optimizer.text_encoder_lr"] * gains_text_encoder
 
 
-def _without_network(path: str) -> Problem:
+def _untrained_part_problem(path: str) -> Problem:
     return problem(path, "this run trains no network for that part.", "Start another run with a rate above 0 for it.")
 
 
-def _refusal(path: str) -> Problem:
+def _not_changeable_problem(path: str) -> Problem:
     if path not in options():
         return problem(path, "there is no option {path}.", "Did you mean {near}?", path=path, near=nearest_option(path))
     return problem(

@@ -1,4 +1,4 @@
-"""One declaration per option: type, default, label, help, bounds, choices and sd-scripts' name stand in the field."""
+"""One declaration per option: the field holds type, default, label, help, bounds, choices and sd-scripts' name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECRET = "secret"
 
 @attrs.frozen
 class Option:
-    """What is known of one option besides its type and default."""
+    """Description of one option besides its type and default."""
 
     label: str
     help: str
@@ -25,21 +25,21 @@ class Option:
     kohya: str = ""
     basic: bool = False
     kind: str = ""
-    """How the tab shows it where the type does not say: folder, checkpoint, vae, prompt, prompts, name,
+    """How the tab shows it if the type is not enough: folder, checkpoint, vae, prompt, prompts, name,
     class (a choice, or the dotted name of a class), secret (never written or shown), hidden."""
     group: str = ""
-    """The heading inside its section under which the tab shows it; "" stands before the first heading."""
+    """The heading within its section under which the tab shows it; "" comes before the first heading."""
     when: tuple[Condition, ...] = ()
-    """What must hold for the option to have an effect; the tab shows it only then."""
+    """Conditions for the option to have an effect; the tab shows it only then."""
     labels: tuple[tuple[str, str], ...] = ()
-    """(choice, its words) where the choice does not say it by itself."""
+    """(choice, its label) if the choice is not self-explanatory."""
     also: tuple[tuple[str, str], ...] = ()
-    """(another spelling of a choice, the choice)."""
+    """(alias, choice)."""
 
 
 @attrs.frozen
 class Condition:
-    """An option has one of these values; with no values: it is anything but off, 0 and empty."""
+    """The option at `path` has one of these values; without values: it is not off, 0 or empty."""
 
     path: str
     values: tuple[Any, ...] = ()
@@ -63,12 +63,12 @@ def param(
 ) -> Any:
     """A field with its description. `low`/`high` are allowed, `above` is not; `kohya` is sd-scripts' name where it differs.
 
-    `choices` as a mapping gives each its words ("": it says it by itself). `when` names options that decide whether this one has an effect:
-    "min_snr_gamma" (it is on), or {"loss_type": ("huber", "smooth_l1")}; a name without a dot is of the same section.
-    `also` holds other spellings of choices.
+    `choices` as a mapping gives each a label ("": self-explanatory). `when` names options that decide whether this one has an effect:
+    "min_snr_gamma" (it is on), or {"loss_type": ("huber", "smooth_l1")}; a name without a dot is in the same section.
+    `also` maps aliases to choices.
     """
-    needs = {when: ()} if isinstance(when, str) and when else when or {}
-    conditions = tuple(Condition(path, tuple(values)) for path, values in needs.items())
+    conditions_by_path = {when: ()} if isinstance(when, str) and when else when or {}
+    conditions = tuple(Condition(path, tuple(values)) for path, values in conditions_by_path.items())
     labels = tuple((choice, words) for choice, words in choices.items() if words) if isinstance(choices, Mapping) else ()
     option = Option(
         label, help, low, high, above, tuple(choices), kohya, basic, kind, group, conditions, labels, tuple((also or {}).items())
@@ -91,8 +91,8 @@ def section(cls: type) -> Any:
 
 
 @attrs.frozen
-class Declared:
-    """An option in its place: dotted path, annotated type, default."""
+class DeclaredOption:
+    """An option with its dotted path, annotated type and default."""
 
     path: str
     type: Any
@@ -100,21 +100,23 @@ class Declared:
     option: Option
 
 
-def declared(cls: type, prefix: str = "") -> Iterator[Declared]:
-    """Every option of a section class, sections inside it included, in the order of declaration."""
+def declared_options(cls: type, prefix: str = "") -> Iterator[DeclaredOption]:
+    """Every option of a section class, nested sections included, in declaration order."""
     attrs.resolve_types(cls)
     for field in attrs.fields(cls):
         path = prefix + field.name
         if inner := field.metadata.get("section"):
-            yield from declared(inner, path + ".")
+            yield from declared_options(inner, path + ".")
         else:
             default = field.default.factory() if isinstance(field.default, attrs.Factory) else field.default  # type: ignore[arg-type]
-            yield Declared(path, field.type, default, _placed(field.metadata["option"], prefix))
+            yield DeclaredOption(path, field.type, default, _with_full_paths(field.metadata["option"], prefix))
 
 
-def _placed(option: Option, prefix: str) -> Option:
-    """The option with whole paths in its conditions."""
+def _with_full_paths(option: Option, prefix: str) -> Option:
+    """The option with full paths in its conditions."""
     if not option.when:
         return option
-    whole = [attrs.evolve(need, path=need.path if "." in need.path else prefix + need.path) for need in option.when]
-    return attrs.evolve(option, when=tuple(whole))
+    conditions = [
+        attrs.evolve(condition, path=condition.path if "." in condition.path else prefix + condition.path) for condition in option.when
+    ]
+    return attrs.evolve(option, when=tuple(conditions))

@@ -1,4 +1,4 @@
-"""One value at a time: from what stands in a file to what an option holds, or to the problem with it."""
+"""Parsing of one value: from a file's value to the option's type, or to a problem."""
 
 from __future__ import annotations
 
@@ -9,70 +9,70 @@ from typing import Any, Union, get_args, get_origin
 
 import cattrs
 
-from lora_trainer.config.checks.option_checks import check_value, problem, shown
-from lora_trainer.config.param import SECRET, Declared
+from lora_trainer.config.checks.option_checks import check_value, format_value, problem
+from lora_trainer.config.param import SECRET, DeclaredOption
 from lora_trainer.errors import Problem
 
 
-def read_value(option: Declared, value: Any, problems: list[Problem]) -> Any:
-    """The value as the option holds it. What is wrong with its type or bounds is added to `problems`; of a wrong type None is returned."""
+def read_value(option: DeclaredOption, value: Any, problems: list[Problem]) -> Any:
+    """The value in the option's type; problems with type or bounds are added to `problems`. None if the type is wrong."""
     try:
-        found = converter().structure(_prepared(option, value), option.type)
-    except _Unfit:
-        problems.append(_wrong_type(option, value))
+        parsed = converter().structure(_normalized(option, value), option.type)
+    except _WrongType:
+        problems.append(_type_problem(option, value))
         return None
-    problems.extend(check_value(option, found))
-    return found
+    problems.extend(check_value(option, parsed))
+    return parsed
 
 
-class _Unfit(ValueError):
-    """The value is not of the type."""
+class _WrongType(ValueError):
+    """The value is not of the option's type."""
 
 
 @lru_cache(maxsize=1)
 def converter() -> cattrs.Converter:
-    """Structures one value by its annotation and never guesses: "false" is no bool, 2.7 no int, true no number."""
-    made = cattrs.Converter(detailed_validation=False)
-    made.register_structure_hook_func(lambda kind: get_origin(kind) in (Union, types.UnionType), _as_union)  # type: ignore[comparison-overlap]
-    made.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _as_tuple)  # type: ignore[comparison-overlap]
-    made.register_structure_hook(int, _as_int)
-    made.register_structure_hook(bool, _as_bool)
-    made.register_structure_hook(float, _as_float)
-    made.register_structure_hook(str, _as_str)
-    return made
+    """Structures one value by its annotation and never guesses: "false" is not a bool, 2.7 not an int, true not a number."""
+    structurer = cattrs.Converter(detailed_validation=False)
+    structurer.register_structure_hook_func(lambda kind: get_origin(kind) in (Union, types.UnionType), _structure_union)  # type: ignore[comparison-overlap]
+    structurer.register_structure_hook_func(lambda kind: get_origin(kind) is tuple, _structure_tuple)  # type: ignore[comparison-overlap]
+    structurer.register_structure_hook(int, _structure_int)
+    structurer.register_structure_hook(bool, _structure_bool)
+    structurer.register_structure_hook(float, _structure_float)
+    structurer.register_structure_hook(str, _structure_str)
+    return structurer
 
 
-def _as_bool(value: Any, _: Any) -> bool:
+def _structure_bool(value: Any, _: Any) -> bool:
     if not isinstance(value, bool):
-        raise _Unfit
+        raise _WrongType
     return value
 
 
-def _as_int(value: Any, _: Any) -> int:
+def _structure_int(value: Any, _: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise _Unfit
+        raise _WrongType
     return value
 
 
-def _as_float(value: Any, _: Any) -> float:
+def _structure_float(value: Any, _: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _Unfit
+        raise _WrongType
     try:
         number = float(value)
     except OverflowError as error:
-        raise _Unfit from error
+        raise _WrongType from error
     if not math.isfinite(number):
-        raise _Unfit
+        raise _WrongType
     return number
 
 
-def _as_str(value: Any, _: Any) -> str:
+def _structure_str(value: Any, _: Any) -> str:
     if not isinstance(value, str):
-        raise _Unfit
+        raise _WrongType
     return value
 
 
-def _as_union(value: Any, kind: Any) -> Any:
+def _structure_union(value: Any, kind: Any) -> Any:
     for member in get_args(kind):
         if member is type(None):
             if value is None:
@@ -80,24 +80,24 @@ def _as_union(value: Any, kind: Any) -> Any:
             continue
         try:
             return converter().structure(value, member)
-        except _Unfit:
+        except _WrongType:
             continue
-    raise _Unfit
+    raise _WrongType
 
 
-def _as_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
+def _structure_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     members = get_args(kind)
     if not isinstance(value, (list, tuple)):
-        raise _Unfit
+        raise _WrongType
     if members[-1] is Ellipsis:
         members = (members[0],) * len(value)
     if len(members) != len(value):
-        raise _Unfit
+        raise _WrongType
     return tuple(converter().structure(part, member) for part, member in zip(value, members, strict=True))
 
 
-def _prepared(option: Declared, value: Any) -> Any:
-    """The forms that users bring from elsewhere: "512,768", one prompt without brackets, a choice in other letters."""
+def _normalized(option: DeclaredOption, value: Any) -> Any:
+    """The value with lenient forms normalised: "512,768", one prompt without brackets, a choice in another letter case."""
     if not isinstance(value, str):
         return value
     if option.option.kind == "size":
@@ -108,15 +108,18 @@ def _prepared(option: Declared, value: Any) -> Any:
     if get_origin(option.type) is tuple:
         return [value] if value.strip() else []
     if option.option.choices:
-        known = {choice.lower(): choice for choice in option.option.choices} | dict(option.option.also)
-        return known.get(value.lower(), value)
+        choices = {choice.lower(): choice for choice in option.option.choices} | dict(option.option.also)
+        return choices.get(value.lower(), value)
     return value
 
 
-def _wrong_type(option: Declared, value: Any) -> Problem:
-    """What the option takes, in words."""
-    wanted = get_args(option.type) or (option.type,)
-    values: dict[str, Any] = {"value": "…" if option.option.kind == SECRET else shown(value), "default": shown(option.default)}
+def _type_problem(option: DeclaredOption, value: Any) -> Problem:
+    """The problem of a value with the wrong type, saying what the option takes."""
+    members = get_args(option.type) or (option.type,)
+    values: dict[str, Any] = {
+        "value": "…" if option.option.kind == SECRET else format_value(value),
+        "default": format_value(option.default),
+    }
     if option.type is bool:
         template, fix = "must be true or false, not {value}.", "Write true or false, without quotes."
     elif option.option.kind == "size":
@@ -125,9 +128,9 @@ def _wrong_type(option: Declared, value: Any) -> Problem:
         template, fix = 'must be a whole number of steps or a share such as "5%", not {value}.', 'Write for example 100 or "5%".'
     elif get_origin(option.type) is tuple:
         template, fix = "must be a list of texts, not {value}.", 'Write for example ["one", "two"].'
-    elif float in wanted:
+    elif float in members:
         template, fix = "must be a number, not {value}.", "Write a number without quotes."
-    elif int in wanted:
+    elif int in members:
         template, fix = "must be a whole number, not {value}.", "Write a whole number without quotes and without a point."
     else:
         template, fix = "must be text, not {value}.", 'Put it between quotes: "..."'

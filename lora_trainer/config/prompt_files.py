@@ -1,4 +1,4 @@
-"""Preview prompts as people write them down: lines, and the .txt, .toml and .json files of sd-scripts (no torch)."""
+"""Preview prompts from text: prompt lines, and sd-scripts' .txt, .toml and .json prompt files (no torch)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tomlkit.exceptions import TOMLKitError
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
 
-ENDINGS = (".txt", ".toml", ".json")
-KEYS = {
+SUFFIXES = (".txt", ".toml", ".json")
+LINE_OPTIONS = {
     "prompt": "prompt",
     "negative_prompt": "n",
     "width": "w",
@@ -30,89 +30,94 @@ KEYS = {
     "renorm_cfg": "rcfg",
     "flow_shift": "fs",
 }
-"""sd-scripts' names in TOML and JSON -> the option of a prompt line that says the same."""
+"""sd-scripts' keys in TOML and JSON -> the matching option of a prompt line."""
 _SUBSET = re.compile(r"^[ \t]*\[\[[ \t]*prompt[ \t]*\.[ \t]*subset[ \t]*\]\]", re.MULTILINE)
 
 
 @attrs.frozen
 class PromptRow:
-    """One picture to draw: `number` from 0 in its list, `place` for people, a line or a table of values."""
+    """One picture to draw: `index` from 0 in its list, `source` for messages, `content` a prompt line or a table of values."""
 
-    number: int
-    place: Message
+    index: int
+    source: Message
     content: str | Mapping[str, Any]
 
-    def line(self) -> str:
-        """As a prompt line; keys that no prompt line knows are left out."""
+    def to_line(self) -> str:
+        """As a prompt line; keys without a prompt-line option are left out."""
         if isinstance(self.content, str):
             return self.content
-        words = {KEYS[key]: " ".join(str(value).split()) for key, value in self.content.items() if key in KEYS}
+        words = {LINE_OPTIONS[key]: " ".join(str(value).split()) for key, value in self.content.items() if key in LINE_OPTIONS}
         return " ".join([words.pop("prompt", ""), *(f"--{name} {value}" for name, value in words.items())]).strip()
 
 
-def rows_of_lines(text: str, place: str = "", first: int = 0) -> Iterator[PromptRow]:
-    """A row for each line that is not empty and does not begin with #; `place` is the file, "" the list of the config."""
+def rows_from_lines(text: str, file: str = "", first: int = 0) -> Iterator[PromptRow]:
+    """A row for each line that is not empty and does not begin with #; `file` is the prompt file, "" the config's own prompts."""
     number = first
-    for count, line in enumerate(text.splitlines(), start=1):
+    for line_number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.strip().startswith("#"):
-            where = say("{file}, line {line}", file=place, line=count) if place else say("prompt {number}", number=number + 1)
-            yield PromptRow(number, where, line.strip())
+            source = say("{file}, line {line}", file=file, line=line_number) if file else say("prompt {number}", number=number + 1)
+            yield PromptRow(number, source, line.strip())
             number += 1
 
 
-def rows_of_file(text: str, name: str, first: int = 0) -> list[PromptRow]:
-    """The rows of a prompt file's text; its ending says which form it has. Raises TrainerError for a file that cannot be read so."""
-    ending = name[name.rfind(".") :].lower()
-    if ending == ".json":
-        found = _json_rows(text, name)
-    elif ending == ".toml":
-        found = _toml_rows(text, name)
+def rows_from_file(text: str, name: str, first: int = 0) -> list[PromptRow]:
+    """The rows of a prompt file's text; the suffix of `name` gives the format. Raises TrainerError if it cannot be parsed."""
+    suffix = name[name.rfind(".") :].lower()
+    if suffix == ".json":
+        contents = _json_rows(text, name)
+    elif suffix == ".toml":
+        contents = _toml_rows(text, name)
     else:
-        return list(rows_of_lines(text, name, first))
-    return [PromptRow(first + number, say("{file}, line {line}", file=name, line=line), row) for number, (line, row) in enumerate(found)]
+        return list(rows_from_lines(text, name, first))
+    return [
+        PromptRow(first + index, say("{file}, line {line}", file=name, line=line), content)
+        for index, (line, content) in enumerate(contents)
+    ]
 
 
 def _json_rows(text: str, name: str) -> list[tuple[int, Any]]:
-    """A list of lines or objects, each with the line where it begins."""
-    decoder, found, place = json.JSONDecoder(), [], len(text) - len(text.lstrip())
+    """(line number, content) of each entry of a JSON list of prompt lines or objects."""
+    decoder, rows, position = json.JSONDecoder(), [], len(text) - len(text.lstrip())
     try:
-        whole = json.loads(text)
-        if not isinstance(whole, list):
-            raise _broken(name, 1, "not a list")
-        place += 1
-        for _ in whole:
-            place += len(text[place:]) - len(text[place:].lstrip(" \t\r\n,"))
-            row, end = decoder.raw_decode(text, place)
-            found.append((_line(text, place), row))
-            place = end
+        entries = json.loads(text)
+        if not isinstance(entries, list):
+            raise _unreadable(name, 1, "not a list")
+        position += 1
+        for _ in entries:
+            position += len(text[position:]) - len(text[position:].lstrip(" \t\r\n,"))
+            row, end = decoder.raw_decode(text, position)
+            rows.append((_line_number(text, position), row))
+            position = end
     except (ValueError, RecursionError) as error:
-        raise _broken(name, getattr(error, "lineno", 1), getattr(error, "msg", str(error))) from error
-    return found
+        raise _unreadable(name, getattr(error, "lineno", 1), getattr(error, "msg", str(error))) from error
+    return rows
 
 
 def _toml_rows(text: str, name: str) -> list[tuple[int, Any]]:
-    """[[prompt.subset]] tables, each over what [prompt] says for all."""
+    """(line number, content) of each [[prompt.subset]] table, with the defaults of [prompt]."""
     try:
         content = tomlkit.parse(text).unwrap()
     except (TOMLKitError, ValueError) as error:
-        raise _broken(name, getattr(error, "line", 1), re.sub(r"\.? at line .*", "", str(error))) from error
+        raise _unreadable(name, getattr(error, "line", 1), re.sub(r"\.? at line .*", "", str(error))) from error
     shared = content.get("prompt")
     if not isinstance(shared, Mapping):
-        raise _broken(name, 1, "no [prompt]")
+        raise _unreadable(name, 1, "no [prompt]")
     subsets = shared.get("subset")
-    places = [_line(text, found.start()) for found in _SUBSET.finditer(text)]
+    table_lines = [_line_number(text, match.start()) for match in _SUBSET.finditer(text)]
     common = {key: value for key, value in shared.items() if key != "subset"}
     if not isinstance(subsets, list):
         return [(1, common)] if "prompt" in common else []
-    known = places if len(places) == len(subsets) else [1] * len(subsets)
-    return [(line, {**common, **subset} if isinstance(subset, Mapping) else subset) for line, subset in zip(known, subsets, strict=True)]
+    line_numbers = table_lines if len(table_lines) == len(subsets) else [1] * len(subsets)
+    return [
+        (line, {**common, **subset} if isinstance(subset, Mapping) else subset) for line, subset in zip(line_numbers, subsets, strict=True)
+    ]
 
 
-def _line(text: str, place: int) -> int:
-    return text.count("\n", 0, place) + 1
+def _line_number(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
 
 
-def _broken(name: str, line: int, why: str) -> TrainerError:
+def _unreadable(name: str, line: int, why: str) -> TrainerError:
     return TrainerError(
         "{file}, line {line}: the prompts cannot be read ({why}).",
         file=name,

@@ -1,4 +1,4 @@
-"""Tables [[data.subsets]]: folders with options of their own. Whatever a table does not give is taken from [data]."""
+"""Tables [[data.subsets]]: folders with their own options. Options that a table does not set come from [data]."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.checks.option_checks import check_together, problem
-from lora_trainer.config.param import Declared, declared, param, section
+from lora_trainer.config.checks.option_checks import check_combinations, problem
+from lora_trainer.config.param import DeclaredOption, declared_options, param, section
 from lora_trainer.config.parse import read_value
 from lora_trainer.config.schema import DataConfig, SubsetConfig, TrainConfig
 from lora_trainer.errors import Problem
@@ -25,7 +25,7 @@ PER_DATASET = (
     "bucket_reso_steps",
     "bucket_no_upscale",
 )
-"""Options of [data] that all pictures of one batch share: tables that differ in one of these make several datasets."""
+"""Options of [data] that all pictures of a batch share: tables that differ in one of these become several datasets."""
 PER_SUBSET = (
     "num_repeats",
     "trigger_word",
@@ -56,8 +56,8 @@ PER_SUBSET = (
 
 
 @section
-class OwnOptions:
-    """What only a table has."""
+class SubsetOnlyOptions:
+    """Options that exist only in a table."""
 
     image_dir: str = param(
         "", "Folder", "The folder whose pictures are used; folders inside it and a number in its name do not count.", kind="folder"
@@ -69,15 +69,15 @@ class OwnOptions:
 
 
 @lru_cache(maxsize=1)
-def table_options() -> Mapping[str, Declared]:
-    """Every option that a table may give, by its name."""
-    own = {option.path: option for option in declared(OwnOptions)}
-    shared = {option.path: option for option in declared(DataConfig) if option.path in (*PER_DATASET, *PER_SUBSET)}
-    return {**own, **shared}
+def table_options() -> Mapping[str, DeclaredOption]:
+    """Every option that a table may set, by name."""
+    subset_only = {option.path: option for option in declared_options(SubsetOnlyOptions)}
+    shared = {option.path: option for option in declared_options(DataConfig) if option.path in (*PER_DATASET, *PER_SUBSET)}
+    return {**subset_only, **shared}
 
 
 def read_tables(tables: Any, problems: list[Problem]) -> tuple[SubsetConfig, ...]:
-    """The tables of `data.subsets`; each unknown name and each wrong value becomes a problem that names its place."""
+    """The tables of `data.subsets`; each unknown name and each wrong value becomes a problem with its path."""
     if not isinstance(tables, (list, tuple)) or not all(isinstance(table, Mapping) for table in tables):
         problems.append(
             problem(SUBSETS, "must be tables, not a value.", "Write [[data.subsets]] and its options below, once for each folder.")
@@ -86,44 +86,44 @@ def read_tables(tables: Any, problems: list[Problem]) -> tuple[SubsetConfig, ...
     return tuple(read_table(table, f"{SUBSETS}[{number}]", problems) for number, table in enumerate(tables))
 
 
-def read_table(table: Mapping[str, Any], place: str, problems: list[Problem]) -> SubsetConfig:
-    """One table; `place` stands in front of the names in problems."""
-    given = {}
+def read_table(table: Mapping[str, Any], table_path: str, problems: list[Problem]) -> SubsetConfig:
+    """One table; `table_path` precedes the names in the problems' paths."""
+    values = {}
     for name, value in table.items():
-        path = f"{place}.{name}"
+        path = f"{table_path}.{name}"
         if name not in table_options():
-            problems.append(unknown_name(path, name, table_options()))
-        elif (found := read_value(attrs.evolve(table_options()[name], path=path), plain_value(name, value), problems)) is not None:
-            given[name] = found
+            problems.append(unknown_name_problem(path, name, table_options()))
+        elif (parsed := read_value(attrs.evolve(table_options()[name], path=path), normalize_value(name, value), problems)) is not None:
+            values[name] = parsed
     if not str(table.get("image_dir", "")).strip() and not str(table.get("metadata_file", "")).strip():
-        problems.append(problem(f"{place}.image_dir", "no folder of pictures is given.", "Write image_dir = '...'"))
-    return SubsetConfig(tuple(given.items()))
+        problems.append(problem(f"{table_path}.image_dir", "no folder of pictures is given.", "Write image_dir = '...'"))
+    return SubsetConfig(tuple(values.items()))
 
 
-def plain_value(name: str, value: Any) -> Any:
-    """A value as our option of that name takes it: sd-scripts writes the range of face crops as a list."""
+def normalize_value(name: str, value: Any) -> Any:
+    """A value in the form of our option of that name: sd-scripts writes the range of face crops as a list."""
     if name == "face_crop_aug_range" and isinstance(value, (list, tuple)):
         return ",".join(str(number) for number in value)
     return value
 
 
-def unknown_name(path: str, name: str, known: Iterable[str]) -> Problem:
-    """The problem of a name that no option has, with the nearest one that exists."""
-    near = get_close_matches(name.lower(), list(known), 1)
-    if near:
-        return problem(path, "there is no setting of this name.", "Did you mean {near}?", near=near[0])
-    return problem(path, "there is no setting of this name.", "Take it out: no setting is called like it.")
+def unknown_name_problem(path: str, name: str, names: Iterable[str]) -> Problem:
+    """The problem of an unknown option name, with the nearest existing one."""
+    nearest = get_close_matches(name.lower(), list(names), 1)
+    if nearest:
+        return problem(path, "there is no setting of this name.", "Did you mean {near}?", near=nearest[0])
+    return problem(path, "there is no setting of this name.", "Take it out: no setting has a similar name.")
 
 
-def with_given(data: DataConfig, given: Mapping[str, Any]) -> DataConfig:
-    """[data] with the options of a table in place of its own, and without what describes other folders."""
-    plain = {"train_data_dir": "", "reg_data_dir": "", "in_json": "", "dataset_config": "", "subsets": ()}
-    shared = {name: value for name, value in given.items() if name in PER_DATASET or name in PER_SUBSET}
-    return attrs.evolve(data, **plain, **shared)  # type: ignore[misc]  # mypy takes a section for no attrs class
+def with_table_values(data: DataConfig, values: Mapping[str, Any]) -> DataConfig:
+    """[data] with a table's options in place of its own, and without the options that name other folders."""
+    emptied = {"train_data_dir": "", "reg_data_dir": "", "in_json": "", "dataset_config": "", "subsets": ()}
+    shared = {name: value for name, value in values.items() if name in PER_DATASET or name in PER_SUBSET}
+    return attrs.evolve(data, **emptied, **shared)  # type: ignore[misc]  # mypy takes a section for no attrs class
 
 
-def check_tables(config: TrainConfig, bad: Iterable[str] = ()) -> Iterator[Problem]:
-    """What is wrong with the tables as a whole, and with each one's options together with [data]'s."""
+def check_tables(config: TrainConfig, invalid: Iterable[str] = ()) -> Iterator[Problem]:
+    """Problems of the tables as a whole, and of each one's options combined with [data]'s."""
     if not config.data.subsets:
         return
     for name in ("train_data_dir", "in_json", "reg_data_dir", "dataset_config"):
@@ -133,18 +133,18 @@ def check_tables(config: TrainConfig, bad: Iterable[str] = ()) -> Iterator[Probl
                 "pictures are described by [[data.subsets]] and here.",
                 "Keep one of them: empty this, or take the tables out.",
             )
-    bad = set(bad)
+    invalid = set(invalid)
     for number, table in enumerate(config.data.subsets):
-        given, place = dict(table.given), f"{SUBSETS}[{number}]"
-        if not {f"{place}.{name}" for name in given} & bad:
-            yield from check_given(config.data, given, {name: f"{place}.{name}" for name in given})
+        values, path = dict(table.values), f"{SUBSETS}[{number}]"
+        if not {f"{path}.{name}" for name in values} & invalid:
+            yield from check_table_values(config.data, values, {name: f"{path}.{name}" for name in values})
 
 
-def check_given(data: DataConfig, given: Mapping[str, Any], places: Mapping[str, str]) -> Iterator[Problem]:
-    """The problems that a table's options make together with [data]'s; `places` says where each name was given."""
-    before = {found.path for _, found in check_together(TrainConfig(data=data))}  # type: ignore[call-arg]  # mypy takes no default for one
-    for paths, found in check_together(TrainConfig(data=with_given(data, given))):  # type: ignore[call-arg]
-        names = [path.removeprefix("data.") for path in (found.path, *paths) if path.startswith("data.")]
-        named = next((name for name in names if name in places), None)
-        if named is not None and found.path not in before:
-            yield attrs.evolve(found, path=places[named])
+def check_table_values(data: DataConfig, values: Mapping[str, Any], paths: Mapping[str, str]) -> Iterator[Problem]:
+    """The problems that a table's options cause together with [data]'s; `paths` says where each name was set."""
+    existing = {conflict.path for _, conflict in check_combinations(TrainConfig(data=data))}  # type: ignore[call-arg]  # mypy takes no default for one
+    for options, conflict in check_combinations(TrainConfig(data=with_table_values(data, values))):  # type: ignore[call-arg]
+        names = [path.removeprefix("data.") for path in (conflict.path, *options) if path.startswith("data.")]
+        name = next((name for name in names if name in paths), None)
+        if name is not None and conflict.path not in existing:
+            yield attrs.evolve(conflict, path=paths[name])

@@ -1,4 +1,4 @@
-"""Which pictures come when: the batches of an epoch, a pure function of (seed, epoch) and the pictures."""
+"""The batches of an epoch, as a pure function of (seed, epoch) and the records."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from lora_trainer.data.records import ImageRecord
 
 
 class Item(NamedTuple):
-    """One showing of a picture: its place in the records, and which of its repeats (0, 1, ...) this is."""
+    """One showing of a picture: its index in the records, and which of its repeats (0, 1, ...) it is."""
 
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     repeat: int
 
 
 def epoch_batches(records: Sequence[ImageRecord], *, batch_size: int | Sequence[int], seed: int, epoch: int) -> list[tuple[Item, ...]]:
-    """All batches of an epoch: each trained picture `repeats` times, one bucket of one dataset in a batch.
+    """All batches of an epoch, shuffled: each trained picture `repeats` times, each batch from one bucket of one dataset.
 
-    `batch_size` is one for all, or one for each dataset. The last batch of a bucket may be smaller.
+    `batch_size`: one for all datasets, or one for each. The last batch of a bucket may be smaller.
     """
-    groups: dict[Group, list[Item]] = {}
+    groups: dict[BatchGroup, list[Item]] = {}
     for index, record in enumerate(records):
         if _is_trained(record):
-            items = groups.setdefault(_group(record), [])
+            items = groups.setdefault(_batch_group(record), [])
             items.extend(Item(index, repeat) for repeat in range(record.repeats))
     batches: list[tuple[Item, ...]] = []
     for group in sorted(groups):
         dataset, (width, height) = group
-        items, size = groups[group], _size(batch_size, dataset)
+        items, size = groups[group], _batch_size_of(batch_size, dataset)
         random.Random(f"order|{seed}|{epoch}|{width}x{height}" + (f"|{dataset}" if dataset else "")).shuffle(items)
         batches.extend(tuple(items[start : start + size]) for start in range(0, len(items), size))
     random.Random(f"batches|{seed}|{epoch}").shuffle(batches)
@@ -41,62 +41,64 @@ def epoch_batches(records: Sequence[ImageRecord], *, batch_size: int | Sequence[
 
 
 def batches_per_epoch(records: Iterable[ImageRecord], batch_size: int | Sequence[int]) -> int:
-    """Number of batches of every epoch, without drawing them."""
-    showings: Counter[Group] = Counter()
+    """Number of batches of an epoch."""
+    showings: Counter[BatchGroup] = Counter()
     for record in records:
         if _is_trained(record):
-            showings[_group(record)] += record.repeats
-    return sum(math.ceil(count / _size(batch_size, dataset)) for (dataset, _), count in showings.items())
+            showings[_batch_group(record)] += record.repeats
+    return sum(math.ceil(count / _batch_size_of(batch_size, dataset)) for (dataset, _), count in showings.items())
 
 
 def steps_per_epoch(records: Iterable[ImageRecord], batch_size: int | Sequence[int], accumulation: int = 1) -> int:
-    """Optimizer steps of every epoch: accumulation never crosses its end, so the last step may hold fewer batches."""
+    """Optimizer steps of an epoch. Accumulation never crosses its end, so the last step may have fewer batches."""
     return math.ceil(batches_per_epoch(records, batch_size) / accumulation)
 
 
-def balanced(records: Sequence[ImageRecord]) -> list[ImageRecord]:
-    """The records with the repeats of regularisation pictures set so that they are shown as often as the others of their dataset.
+def balance_regularisation(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """The records with repeats of regularisation pictures set so that they are shown as often as the others of their dataset.
 
-    sd-scripts' rule: each one its own repeats, in order, until the sum is reached; what is then still missing is spread evenly over
-    them. Those that come too late, and those of a dataset without other pictures, get 0 repeats.
+    sd-scripts' rule: each gets its own repeats, in order, until the sum is reached; if it is not, the rest is spread evenly. Pictures
+    beyond the sum, and those of a dataset without other pictures, get 0 repeats.
     """
-    wanted: Counter[int] = Counter()
-    places: dict[int, list[int]] = {}
-    for place, record in enumerate(records):
+    showings: Counter[int] = Counter()
+    reg_indices: dict[int, list[int]] = {}
+    for index, record in enumerate(records):
         if _is_trained(record) and record.is_reg:
-            places.setdefault(record.dataset, []).append(place)
+            reg_indices.setdefault(record.dataset, []).append(index)
         elif _is_trained(record):
-            wanted[record.dataset] += record.repeats
-    found = list(records)
-    for dataset, own in places.items():
-        for place, repeats in zip(own, _shares([records[place].repeats for place in own], wanted[dataset]), strict=True):
-            found[place] = attrs.evolve(records[place], repeats=repeats)
-    return found
+            showings[record.dataset] += record.repeats
+    balanced = list(records)
+    for dataset, indices in reg_indices.items():
+        for index, repeats in zip(
+            indices, _repeats_with_sum([records[index].repeats for index in indices], showings[dataset]), strict=True
+        ):
+            balanced[index] = attrs.evolve(records[index], repeats=repeats)
+    return balanced
 
 
-def _shares(repeats: Sequence[int], wanted: int) -> list[int]:
-    """How often each is shown so that the sum is `wanted`."""
-    shares = []
-    left = wanted
-    for own in repeats:
-        shares.append(min(own, left))
-        left -= shares[-1]
-    more, rest = divmod(left, len(shares))
-    return [share + more + (1 if place < rest else 0) for place, share in enumerate(shares)]
+def _repeats_with_sum(repeats: Sequence[int], total: int) -> list[int]:
+    """Repeats of each picture, with the sum `total`."""
+    balanced = []
+    remaining = total
+    for count in repeats:
+        balanced.append(min(count, remaining))
+        remaining -= balanced[-1]
+    more, rest = divmod(remaining, len(balanced))
+    return [repeats_of_one + more + (1 if index < rest else 0) for index, repeats_of_one in enumerate(balanced)]
 
 
-Group = tuple[int, tuple[int, int]]
+BatchGroup = tuple[int, tuple[int, int]]
 
 
 def _is_trained(record: ImageRecord) -> bool:
     return record.usable and not record.validation
 
 
-def _group(record: ImageRecord) -> Group:
+def _batch_group(record: ImageRecord) -> BatchGroup:
     if record.bucket is None:
-        raise ValueError(f"{record.key} has no bucket: call buckets.place first")
+        raise ValueError(f"{record.key} has no bucket: call buckets.assign_buckets first")
     return record.dataset, record.bucket
 
 
-def _size(batch_size: int | Sequence[int], dataset: int) -> int:
+def _batch_size_of(batch_size: int | Sequence[int], dataset: int) -> int:
     return batch_size if isinstance(batch_size, int) else batch_size[dataset]

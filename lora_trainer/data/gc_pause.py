@@ -1,4 +1,4 @@
-"""While many small objects are made that all stay, looking for garbage among them again and again only costs time."""
+"""Pauses the garbage collector while many small objects are created that all stay alive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def gc_paused() -> Iterator[None]:
-    """No search for garbage inside; for work of seconds that is not waited in."""
+    """Disables garbage collection inside; for seconds of work without waiting."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""What is known of one picture of a training set; cheap, so that 100 000 fit in memory."""
+"""The record of one picture of a training set; small, so that 100,000 fit in memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Verdict = Literal["used", "rotated", "transparent", "small", "copy", "broken", "
 
 @attrs.frozen
 class ImageRecord:
-    """One picture, or one file that is taken for one (`usable` False, `reason` says why).
+    """One picture, or a file that cannot be used as one (`usable` False, `reason` says why).
 
-    `key` is its path inside the folder that the user gave, with "/": the identity from which captions, noise and order are drawn.
-    `width` and `height` are after EXIF rotation; where the user chose a `frame` they are the frame's. `bucket`, `resized` (sizes) and
-    `crop` (left, top, width, height in the resized picture) are set by buckets.place.
+    `key`: path inside the user's folder, with "/"; the identity that seeds captions, noise and order.
+    `width` and `height` are after EXIF rotation, or those of the `frame` if there is one. `bucket`, `resized` (sizes) and
+    `crop` (left, top, width, height in the resized picture) are set by buckets.assign_buckets.
     """
 
     path: Path
@@ -39,33 +39,33 @@ class ImageRecord:
     resized: tuple[int, int] | None = None
     crop: tuple[int, int, int, int] | None = None
     subset: int = 0
-    """Place in Pictures.subsets: the rules that differ per folder."""
+    """Index in DatasetBlueprint.subsets."""
     dataset: int = 0
-    """Place in Pictures.datasets: training size, pictures per step, buckets."""
+    """Index in DatasetBlueprint.datasets."""
     is_reg: bool = False
     frame: tuple[float, float, float, float] | None = None
-    """The part that the user chose: left, top, right, bottom as shares 0..1 of the upright picture."""
+    """The part that the user chose: left, top, right, bottom as fractions 0..1 of the upright picture."""
     mask_path: Path | None = None
     alpha_mask: bool = False
-    """Whether the picture's own transparency is its mask."""
+    """Whether the picture's alpha channel is its mask."""
     train_resolution: tuple[int, int] | None = None
-    """The group that a metadata file names for it."""
+    """The bucket that a metadata file gives it."""
     interpolation: str = ""
-    """How it is resized, in sd-scripts' words; "" is lanczos."""
+    """Resampling filter by sd-scripts' name; "" is lanczos."""
 
     @property
     def has_caption(self) -> bool:
-        """Whether a caption file stands beside the picture, be it empty."""
+        """Whether the picture has a caption file, even an empty one."""
         return self.caption_path is not None
 
     @property
     def verdict(self) -> Verdict:
-        """The word that matters most: why it is not used, else the first note, else "used"."""
+        """The first note, which is why it is not used if it is not; "used" without notes."""
         return self.notes[0] if self.notes else "used"
 
     @property
-    def kept(self) -> float:
-        """Share of the picture's area that its bucket keeps, 0..1."""
+    def kept_area(self) -> float:
+        """Fraction 0..1 of the picture's area that its crop keeps."""
         if self.resized is None or self.crop is None:
             return 1.0
         return self.crop[2] * self.crop[3] / (self.resized[0] * self.resized[1])
@@ -77,6 +77,6 @@ def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
     return tuple(int(part) if number % 2 else part for number, part in enumerate(parts)), text
 
 
-def stable(text: str) -> str:
-    """The text in the one Unicode form that does not depend on the file system (macOS stores ü as two signs)."""
+def nfc(text: str) -> str:
+    """The text in Unicode normal form C, which does not depend on the file system (macOS stores ü as two characters)."""
     return unicodedata.normalize("NFC", text)

@@ -1,4 +1,4 @@
-"""grid.png: the whole grid on one sheet, with weights, epochs, validation loss and the suggested cell."""
+"""grid.png: all cells of a grid on one sheet, with weights, epochs, validation losses and the suggested cell."""
 
 from __future__ import annotations
 
@@ -15,53 +15,53 @@ from lora_trainer.data.pictures import text_drawing
 from lora_trainer.data.pictures.text_drawing import font
 from lora_trainer.files import write_atomically
 
-LEAST_SIDE, MOST_SIDE = 128, 256
+MIN_SIDE, MAX_SIDE = 128, 256
 GAP, MARGIN, LABELS, TRACK = 8, 24, 92, 190
 PAPER, INK, FAINT, LINE = "#ffffff", "#111827", "#6b7280", "#d1d5db"
 STAR, LOWEST = "#d9480f", "#2563eb"
 
 
 def write(folder: Path, content: Mapping[str, Any], losses: Mapping[int, float | None]) -> Path:
-    """Draws grid.png into `folder` from the content of its grid.json; missing cells stay empty. Returns its path."""
-    packed = io.BytesIO()
-    draw_sheet(folder, content, losses).save(packed, "PNG", optimize=True)
+    """Draws grid.png into `folder` from the content of its grid.json; missing cells stay blank. Returns its path."""
+    buffer = io.BytesIO()
+    draw_sheet(folder, content, losses).save(buffer, "PNG", optimize=True)
     path = folder / "grid.png"
-    write_atomically(path, packed.getvalue())
+    write_atomically(path, buffer.getvalue())
     return path
 
 
 def draw_sheet(folder: Path, content: Mapping[str, Any], losses: Mapping[int, float | None]) -> Image.Image:
-    """The sheet as a picture."""
+    """The sheet as an image."""
     width, height = _cell_size(content["width"], content["height"])
     columns, rows = list(content["weights"]), list(content["epochs"])
-    known = {epoch: loss for epoch in rows if (loss := losses.get(epoch)) is not None}
-    grid_width = LABELS + len(columns) * (width + GAP) + (TRACK if known else 0)
+    measured = {epoch: loss for epoch in rows if (loss := losses.get(epoch)) is not None}
+    grid_width = LABELS + len(columns) * (width + GAP) + (TRACK if measured else 0)
     sheet_width = max(grid_width, 420) + 2 * MARGIN
     title = _wrapped(str(content["prompt"]), sheet_width)
-    told = _wrapped(_verdict(content), sheet_width)
+    verdict = _wrapped(_verdict(content), sheet_width)
     top = MARGIN + 20 * len(title) + 30
-    sheet = Image.new("RGB", (sheet_width, top + len(rows) * (height + GAP) + 20 * len(told) + 2 * MARGIN), PAPER)
+    sheet = Image.new("RGB", (sheet_width, top + len(rows) * (height + GAP) + 20 * len(verdict) + 2 * MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     _lines(pen, title, MARGIN, INK)
-    _headings(pen, columns, width, top, bool(known))
+    _headings(pen, columns, width, top, bool(measured))
     for number, epoch in enumerate(rows):
         y = top + number * (height + GAP)
-        lowest = bool(known) and known.get(epoch) == min(known.values())
+        is_lowest = bool(measured) and measured.get(epoch) == min(measured.values())
         pen.text((MARGIN, y + height // 2 - 8), f"epoch {epoch}", fill=INK, font=font(15, ""))
         for column, weight in enumerate(columns):
             corner = (MARGIN + LABELS + column * (width + GAP), y)
             _cell(sheet, pen, folder, content, (epoch, weight), corner, (width, height))
-        if epoch in known:
+        if epoch in measured:
             left = MARGIN + LABELS + len(columns) * (width + GAP) + 12
-            _loss(pen, known, epoch, lowest, left, y + height // 2)
-    _lines(pen, told, top + len(rows) * (height + GAP) + MARGIN // 2, INK)
+            _loss(pen, measured, epoch, is_lowest, left, y + height // 2)
+    _lines(pen, verdict, top + len(rows) * (height + GAP) + MARGIN // 2, INK)
     return sheet
 
 
 def _cell_size(width: int, height: int) -> tuple[int, int]:
-    """Small pictures are enlarged, large ones brought down; the shape stays."""
+    """The displayed size: small pictures are enlarged, large ones reduced, with the same aspect ratio."""
     side = max(width, height)
-    scale = MOST_SIDE / side if side > MOST_SIDE else math.ceil(LEAST_SIDE / side) if side < LEAST_SIDE else 1.0
+    scale = MAX_SIDE / side if side > MAX_SIDE else math.ceil(MIN_SIDE / side) if side < MIN_SIDE else 1.0
     return round(width * scale), round(height * scale)
 
 
@@ -74,11 +74,11 @@ def _cell(
     corner: tuple[int, int],
     size: tuple[int, int],
 ) -> None:
-    found = next((entry for entry in content["cells"] if (entry["epoch"], entry["weight"]) == cell), None)
+    entry = next((entry for entry in content["cells"] if (entry["epoch"], entry["weight"]) == cell), None)
     left, top = corner
     box = (left, top, left + size[0] - 1, top + size[1] - 1)
-    if found is not None and (folder / found["image"]).is_file():
-        with Image.open(folder / found["image"]) as picture:
+    if entry is not None and (folder / entry["image"]).is_file():
+        with Image.open(folder / entry["image"]) as picture:
             sheet.paste(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS), corner)
     pen.rectangle(box, outline=LINE)
     best = content["best"]
@@ -99,15 +99,15 @@ def _headings(pen: ImageDraw.ImageDraw, columns: list[float], width: int, top: i
         pen.text((MARGIN + LABELS + len(columns) * (width + GAP) + 12, top - 24), "validation loss", fill=FAINT, font=small)
 
 
-def _loss(pen: ImageDraw.ImageDraw, known: Mapping[int, float], epoch: int, lowest: bool, left: int, middle: int) -> None:
-    """The number, and a dot on a track from the lowest to the highest."""
-    colour = LOWEST if lowest else FAINT
-    pen.text((left, middle - 8), f"{known[epoch]:.4f}", fill=INK, font=font(14, ""))
+def _loss(pen: ImageDraw.ImageDraw, measured: Mapping[int, float], epoch: int, is_lowest: bool, left: int, middle: int) -> None:
+    """The loss as text, and a dot on a track from the lowest to the highest."""
+    colour = LOWEST if is_lowest else FAINT
+    pen.text((left, middle - 8), f"{measured[epoch]:.4f}", fill=INK, font=font(14, ""))
     start, end = left + 64, left + 160
-    low, high = min(known.values()), max(known.values())
-    place = start + (end - start) * ((known[epoch] - low) / (high - low) if high > low else 0.0)
+    low, high = min(measured.values()), max(measured.values())
+    x = start + (end - start) * ((measured[epoch] - low) / (high - low) if high > low else 0.0)
     pen.line((start, middle, end, middle), fill=LINE, width=2)
-    pen.ellipse((place - 5, middle - 5, place + 5, middle + 5), fill=colour)
+    pen.ellipse((x - 5, middle - 5, x + 5, middle + 5), fill=colour)
 
 
 def _verdict(content: Mapping[str, Any]) -> str:

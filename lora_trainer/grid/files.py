@@ -1,4 +1,4 @@
-"""Which of a run's files a grid may use: those that its manifest lists, unchanged since."""
+"""The LoRA files of a run that a grid may use: those that its manifest lists, unchanged since they were written."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERED = re.compile(r"(?P<name>.+)-(?P<number>\d{6}|step\d{8})")
 
 @attrs.frozen
 class GridFile:
-    """One row of a grid. `number` is what NUM stands for ("000003"; "" for NAME.safetensors); `validation` None: not measured."""
+    """One row of a grid. `number` is what NUM stands for ("000003"; "" for NAME.safetensors); `validation`: the loss, None without one."""
 
     epoch: int
     number: str
@@ -28,13 +28,13 @@ class GridFile:
 
     @property
     def stem(self) -> str:
-        """The file's name as a prompt's tag has it."""
+        """The file's name as a prompt tag has it."""
         return self.path.stem
 
 
 @attrs.frozen
 class RunFiles:
-    """The rows in order of epochs, the NAME that they share, and what was left out."""
+    """One file per epoch in order, their common NAME, and warnings about files that were left out."""
 
     name: str
     files: tuple[GridFile, ...]
@@ -45,10 +45,10 @@ class RunFiles:
         return {file.epoch: file.validation for file in self.files}
 
 
-def files_of(run: Path) -> RunFiles:
+def read_run_files(run: Path) -> RunFiles:
     """One file per epoch: the numbered one, else the latest saved by steps, else the final one.
 
-    Files that are gone or not as the run wrote them are left out and named. Raises TrainerError when none is left.
+    Files that are missing or changed are left out with a warning. Raises TrainerError when none is left.
     """
     listed = listed_files(run)
     if not listed:
@@ -57,36 +57,36 @@ def files_of(run: Path) -> RunFiles:
     warnings: list[Message] = []
     rows: dict[int, GridFile] = {}
     for path, entry in listed:
-        if (wrong := _what_is_wrong(path, entry["sha256"])) is not None:
-            warnings.append(wrong)
+        if (problem := _check_file(path, entry["sha256"])) is not None:
+            warnings.append(problem)
             continue
         rows[entry["epoch"]] = GridFile(entry["epoch"], _number_of(path), path, entry["sha256"], entry.get("validation"))
-    warnings += _strangers(listed[0][0].parent, name, {path for path, _ in listed})
+    warnings += _foreign_files(listed[0][0].parent, name, {path for path, _ in listed})
     if not rows:
         reason = warnings[0] if warnings else ""
         raise TrainerError("the run {run} has no usable file: {reason}", run=run.name, reason=reason, path="run", fix="Train it again.")
     return RunFiles(name, tuple(rows[epoch] for epoch in sorted(rows)), tuple(warnings))
 
 
-def chosen(found: RunFiles, epochs: list[int] | None) -> tuple[GridFile, ...]:
-    """The rows of some epochs; all with None. Raises TrainerError for an epoch that has no usable file."""
-    rows = {file.epoch: file for file in found.files}
+def select_epochs(run_files: RunFiles, epochs: list[int] | None) -> tuple[GridFile, ...]:
+    """The files of these epochs; of all with None. Raises TrainerError for an epoch without a usable file."""
+    rows = {file.epoch: file for file in run_files.files}
     if missing := [epoch for epoch in epochs or () if epoch not in rows]:
-        known = ", ".join(map(str, rows))
+        available = ", ".join(map(str, rows))
         raise TrainerError(
-            "epoch {epoch} has no usable file.", epoch=missing[0], path="epochs", fix="Files there are for {known}.", known=known
+            "epoch {epoch} has no usable file.", epoch=missing[0], path="epochs", fix="Files there are for {known}.", known=available
         )
     return tuple(rows[epoch] for epoch in sorted(set(epochs or rows)))
 
 
 def listed_files(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Files of the manifest with their places, whatever became of them; of one epoch's the one that stands for it comes last."""
-    listed = [(_place(run, entry["path"]), entry) for entry in RunFolder(run).manifest().get("files", [])]
-    return sorted(listed, key=lambda pair: (_rank(pair[0]), pair[1]["step"]))
+    """(path, manifest entry) of every file in the manifest, whether it still exists or not; an epoch's preferred file comes last."""
+    listed = [(_resolve(run, entry["path"]), entry) for entry in RunFolder(run).manifest().get("files", [])]
+    return sorted(listed, key=lambda pair: (_priority(pair[0]), pair[1]["step"]))
 
 
 def find_lora(name: str, folders: list[Path]) -> Path:
-    """A LoRA that a prompt names, by its file's stem. Raises TrainerError when no folder holds it."""
+    """The path of a LoRA by its file stem. Raises TrainerError when no folder contains it."""
     for folder in folders:
         if folder.is_dir():
             for path in sorted(folder.rglob("*.safetensors")):
@@ -95,9 +95,9 @@ def find_lora(name: str, folders: list[Path]) -> Path:
     raise TrainerError("there is no LoRA called {name}.", name=name, path="prompt", fix="Correct its name in the prompt, or take it out.")
 
 
-def _place(run: Path, written: str) -> Path:
-    """Where a file of the manifest is; a relative one may be meant from the working directory or from beside the runs folder."""
-    path = Path(written)
+def _resolve(run: Path, name: str) -> Path:
+    """The path of a file in the manifest; a relative one is looked up from the working directory, then beside the runs folder."""
+    path = Path(name)
     if path.is_absolute() or path.exists():
         return path
     beside = run.parent.parent / path
@@ -105,35 +105,36 @@ def _place(run: Path, written: str) -> Path:
 
 
 def _name_of(path: Path) -> str:
-    found = NUMBERED.fullmatch(path.stem)
-    return found["name"] if found else path.stem
+    match = NUMBERED.fullmatch(path.stem)
+    return match["name"] if match else path.stem
 
 
 def _number_of(path: Path) -> str:
-    found = NUMBERED.fullmatch(path.stem)
-    return found["number"] if found else ""
+    match = NUMBERED.fullmatch(path.stem)
+    return match["number"] if match else ""
 
 
-def _rank(path: Path) -> int:
-    """Files of one epoch in the order in which a later one wins."""
+def _priority(path: Path) -> int:
+    """Sort key of an epoch's files: the highest is preferred."""
     number = _number_of(path)
     return 0 if not number else 1 if number.startswith("step") else 2
 
 
-def _what_is_wrong(path: Path, sha256: str) -> Message | None:
+def _check_file(path: Path, sha256: str) -> Message | None:
+    """What is wrong with a file; None where it is as the run wrote it."""
     if not path.is_file():
         return say("{file} is gone and was left out.", file=path.name)
     try:
-        same = file_sha256(path) == sha256
+        unchanged = file_sha256(path) == sha256
     except OSError as error:
         return say("{file} cannot be read ({reason}) and was left out.", file=path.name, reason=error.strerror or str(error))
-    return None if same else say("{file} is not the file that this run wrote: it was left out.", file=path.name)
+    return None if unchanged else say("{file} is not the file that this run wrote: it was left out.", file=path.name)
 
 
-def _strangers(folder: Path, name: str, listed: set[Path]) -> list[Message]:
-    """Numbered files of the same name that another run wrote."""
+def _foreign_files(folder: Path, name: str, listed: set[Path]) -> list[Message]:
+    """Warnings about numbered files of the same name that another run wrote."""
     if not folder.is_dir():
         return []
-    same = [path for path in sorted(folder.glob("*.safetensors")) if (found := NUMBERED.fullmatch(path.stem)) and found["name"] == name]
-    known = {path.name for path in listed}
-    return [say("{file} is not from this run: it was left out.", file=path.name) for path in same if path.name not in known]
+    same = [path for path in sorted(folder.glob("*.safetensors")) if (match := NUMBERED.fullmatch(path.stem)) and match["name"] == name]
+    names = {path.name for path in listed}
+    return [say("{file} is not from this run: it was left out.", file=path.name) for path in same if path.name not in names]

@@ -1,4 +1,4 @@
-"""Drawing the pictures of a grid: by the host's own pipeline where it has one, else by the trainer's sampler; each only once."""
+"""Draws the pictures of a grid with the host's own pipeline or the trainer's sampler; each picture only once."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from lora_trainer.adapters.lora_file import with_loras
+from lora_trainer.config.choices.samplers import webui_names
 from lora_trainer.control import Control
 from lora_trainer.files import write_atomically
 from lora_trainer.grid.files import GridFile, find_lora
-from lora_trainer.grid.tags import Recipe, split_tags
-from lora_trainer.grid.xyz import infotext
+from lora_trainer.grid.tags import PromptTemplate, split_tags
 from lora_trainer.host.base import Host, Lease
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.load import load
@@ -32,41 +32,41 @@ Loras = Sequence[tuple[Path, float]]
 
 
 @attrs.frozen
-class Picture:
-    """A cell's file. `fresh`: drawn now; its latents [1, 4, h, w] where the trainer's sampler drew it."""
+class CellPicture:
+    """A cell's picture. `is_new`: drawn now; `latents` [1, channels, h, w] only where the trainer's sampler drew it now."""
 
     path: Path
-    fresh: bool
+    is_new: bool
     latents: Tensor | None = attrs.field(default=None, eq=False)
 
 
 @attrs.define(eq=False)
 class GridPainter:
-    """Draws for one grid. The model is built when it is first needed, and anew when the host had to read it again.
+    """Draws for one grid. The model is built when first needed, and again after the host has reloaded it.
 
-    `networks` is the run's output folder: other networks that the prompt names are looked for there, then in the host's LoRA folder.
+    `lora_folder` is the run's output folder: other LoRAs in the prompt are looked up there, then in the host's LoRA folder.
     """
 
     host: Host
     control: Control
     lease: Lease
-    recipe: Recipe
+    template: PromptTemplate
     request: SampleRequest
     folder: Path
-    networks: Path
+    lora_folder: Path
     _bundle: ModelBundle | None = None
     _source: ModelSource | None = None
     _precision: Precision | None = None
-    _own_names: dict[Path, bool] = attrs.field(factory=dict)
+    _host_loras: dict[Path, bool] = attrs.field(factory=dict)
 
     @property
     def model_key(self) -> str:
-        """What a picture depends on besides prompt and network: model, VAE and pipeline."""
+        """Cache key of model, VAE and pipeline, which a picture depends on besides prompt and network."""
         return f"{self.lease.sha256}|{self.lease.vae_title}|{self.host.name if self.lease.own_previews else 'own'}"
 
     @torch.inference_mode(False)
     def bundle(self) -> tuple[ModelBundle, Precision]:
-        """The lent model as modules."""
+        """The lent model as modules, and its precision."""
         source = self.lease.source
         if self._bundle is None or self._precision is None or self._source is not source:
             self._precision = choose_precision("auto", source, self.lease.device)
@@ -74,66 +74,84 @@ class GridPainter:
         return self._bundle, self._precision
 
     def release(self) -> None:
-        """Lets go of the model before it is given back."""
+        """Drops the model before it is given back to the host."""
         self._bundle = self._source = None
 
-    def picture(self, file: GridFile | None, weight: float) -> Picture | None:
-        """The picture of a file at a weight (None: without the run's network), kept or drawn now; None when interrupted."""
-        path = self.folder / f"{self._name(file, weight)}.png"
+    def draw_cell(self, file: GridFile | None, weight: float) -> CellPicture | None:
+        """The picture of a file at a weight (`file` None: without the run's network), kept or drawn now; None when interrupted."""
+        path = self.folder / f"{self._file_stem(file, weight)}.png"
         if path.is_file():
-            return Picture(path, False)
-        drawn = self._by_host(file, weight) if self.lease.own_previews else self._by_sampler(file, weight)
-        if drawn is None:
+            return CellPicture(path, False)
+        result = self._draw_by_host(file, weight) if self.lease.own_previews else self._draw_by_sampler(file, weight)
+        if result is None:
             return None
-        image, latents = drawn
-        prompt = self.recipe.filled(file.stem, weight) if file else self.recipe.without()
-        write_atomically(path, _png(image, infotext(prompt, self.request, {})))
-        return Picture(path, True, latents)
+        image, latents = result
+        prompt = self.template.fill(file.stem, weight) if file else self.template.without_network()
+        write_atomically(path, _png(image, infotext(prompt, self.request)))
+        return CellPicture(path, True, latents)
 
     @torch.inference_mode(False)
-    def latents(self, requests: Sequence[SampleRequest], loras: Loras) -> Tensor | None:
-        """Scaled latents [n, 4, h, w] on the CPU by the trainer's sampler; None when stopped."""
+    def sample_latents(self, requests: Sequence[SampleRequest], loras: Loras) -> Tensor | None:
+        """Scaled latents [n, channels, h, w] on the CPU by the trainer's sampler; None when stopped."""
         bundle, precision = self.bundle()
         with with_loras(bundle, loras):
-            drawn = draw_latents(bundle, list(requests), precision, lambda: self.control.stopping)
-        return None if drawn is None else drawn.float().cpu()
+            latents = draw_latents(bundle, list(requests), precision, lambda: self.control.stopping)
+        return None if latents is None else latents.float().cpu()
 
-    def _name(self, file: GridFile | None, weight: float) -> str:
-        words = [self.model_key, self.recipe.without(), attrs.astuple(attrs.evolve(self.request, prompt=""))]
-        words += [file.sha256, f"{weight:g}"] if file else []
-        digest = hashlib.sha256(json.dumps(words).encode("utf-8")).hexdigest()[:16]
+    def _file_stem(self, file: GridFile | None, weight: float) -> str:
+        key = [self.model_key, self.template.without_network(), attrs.astuple(attrs.evolve(self.request, prompt=""))]
+        key += [file.sha256, f"{weight:g}"] if file else []
+        digest = hashlib.sha256(json.dumps(key).encode("utf-8")).hexdigest()[:16]
         return f"{file.number or 'final'}_{weight:g}_{digest}" if file else f"base_{digest}"
 
-    def _by_sampler(self, file: GridFile | None, weight: float) -> tuple[Image.Image, Tensor] | None:
-        words, others = split_tags(self.recipe.without())
-        loras = [(find_lora(name, [self.networks, self.host.paths().lora_dir]), strength) for name, strength in others]
+    def _draw_by_sampler(self, file: GridFile | None, weight: float) -> tuple[Image.Image, Tensor] | None:
+        prompt, others = split_tags(self.template.without_network())
+        loras = [(find_lora(name, [self.lora_folder, self.host.paths().lora_dir]), strength) for name, strength in others]
         if file is not None:
             loras.append((file.path, weight))
-        latents = self.latents([attrs.evolve(self.request, prompt=words)], loras)
+        latents = self.sample_latents([attrs.evolve(self.request, prompt=prompt)], loras)
         if latents is None:
             return None
         bundle, _ = self.bundle()
         return decode(bundle, latents.to(bundle.device))[0], latents
 
-    def _by_host(self, file: GridFile | None, weight: float) -> tuple[Image.Image, None] | None:
-        """A file in the host's LoRA folder is named in the prompt, as the user would; another one is lent for this picture."""
-        if file is not None and not self._known_to_host(file.path):
-            request, write = attrs.evolve(self.request, prompt=self.recipe.without()), _copier(file.path)
+    def _draw_by_host(self, file: GridFile | None, weight: float) -> tuple[Image.Image, None] | None:
+        """A file in the host's LoRA folder is named in the prompt, as a user would; any other is copied there for this picture."""
+        if file is not None and not self._is_host_lora(file.path):
+            request, write = attrs.evolve(self.request, prompt=self.template.without_network()), _copy_from(file.path)
         else:
-            prompt = self.recipe.filled(file.stem, weight) if file else self.recipe.without()
+            prompt = self.template.fill(file.stem, weight) if file else self.template.without_network()
             request, write = attrs.evolve(self.request, prompt=prompt), None
         image = self.lease.preview(request, write, weight, self.control)
         return None if image is None else (image, None)
 
-    def _known_to_host(self, path: Path) -> bool:
-        """Whether the host finds this file, and no other, under its name."""
-        if path not in self._own_names:
-            same = [found.resolve() for found in self.host.paths().lora_dir.rglob(path.name)]
-            self._own_names[path] = same == [path.resolve()]
-        return self._own_names[path]
+    def _is_host_lora(self, path: Path) -> bool:
+        """Whether the file's name stands for this file, and no other, in the host's LoRA folder."""
+        if path not in self._host_loras:
+            matches = [match.resolve() for match in self.host.paths().lora_dir.rglob(path.name)]
+            self._host_loras[path] = matches == [path.resolve()]
+        return self._host_loras[path]
 
 
-def _copier(source: Path) -> Callable[[Path], None]:
+def infotext(prompt: str, request: SampleRequest) -> str:
+    """Prompt, negative prompt and one line of parameters, quoted as in A1111's infotext."""
+    parameters = {
+        "Steps": request.steps,
+        "Sampler": webui_names(request.sampler)[0],
+        "CFG scale": f"{request.cfg:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        **({"Clip skip": request.clip_skip} if request.clip_skip > 1 else {}),
+    }
+    last = ", ".join(f"{key}: {_quoted(str(value))}" for key, value in parameters.items())
+    return "\n".join([prompt, *([f"Negative prompt: {request.negative}"] if request.negative else []), last])
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if any(sign in text for sign in ",:\n") else text
+
+
+def _copy_from(source: Path) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         shutil.copyfile(source, path)
 
@@ -141,9 +159,9 @@ def _copier(source: Path) -> Callable[[Path], None]:
 
 
 def _png(image: Image.Image, text: str) -> bytes:
-    """A PNG that holds its prompt and settings, as the WebUI reads them."""
+    """A PNG with prompt and settings as infotext, which the WebUI reads."""
     info = PngImagePlugin.PngInfo()
     info.add_itxt("parameters", text)
-    packed = io.BytesIO()
-    image.save(packed, "PNG", pnginfo=info)
-    return packed.getvalue()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()

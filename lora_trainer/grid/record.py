@@ -1,4 +1,4 @@
-"""grid.json: what of a grid is drawn and known, written whole after each cell."""
+"""grid.json: a grid's cells, scores and ranking, written after each cell; and the user's choice among the cells."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ CELLS = "cells"
 
 @attrs.define(eq=False)
 class GridRecord:
-    """The content of grid.json. `folder` is the run's grid/, `out` where a copy goes (the same folder: none).
+    """The content of grid.json. `folder` is the run's grid/, `out` the folder for a copy (the same folder: no copy).
 
-    Pictures are named relative to the folder of grid.json.
+    Picture paths are relative to grid.json.
     """
 
     folder: Path
@@ -41,52 +41,52 @@ class GridRecord:
     seconds: float | None = None
 
     def add(self, epoch: int, weight: float, prompt: str, picture: Path, nearest: Path | None) -> None:
-        """One drawn cell."""
+        """Adds a drawn cell."""
         self.cells.append(
             {
                 "epoch": epoch,
                 "weight": weight,
                 "prompt": prompt,
-                "image": self.place(picture),
+                "image": self.add_picture(picture),
                 "scores": None,
                 "nearest": str(nearest) if nearest else None,
             }
         )
 
-    def place(self, picture: Path) -> str:
-        """The name of a picture in grid.json; where there is a copy of that, the picture is copied too."""
+    def add_picture(self, picture: Path) -> str:
+        """The picture's path relative to grid.json; copies the picture where `out` is another folder."""
         name = f"{CELLS}/{picture.name}"
         if self.out != self.folder:
             (self.out / CELLS).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, self.out / name)
         return name
 
-    def scored(self, scores: Sequence[Scores]) -> None:
-        """Puts numbers on the cells that were measured."""
+    def set_scores(self, scores: Sequence[Scores]) -> None:
+        """Sets the scores of measured cells."""
         by_cell: dict[Cell, Scores] = {score.cell: score for score in scores}
         for cell in self.cells:
             score = by_cell.get((cell["epoch"], cell["weight"]))
-            cell["scores"] = None if score is None else _plain(score)
+            cell["scores"] = None if score is None else _score_values(score)
 
     def to_json(self) -> dict[str, Any]:
-        """The whole document."""
+        """The content of grid.json."""
         ranking = self.ranking
         best = None
         if ranking is not None and ranking.best is not None:
             best = {
                 "epoch": ranking.best.epoch,
                 "weight": ranking.best.weight,
-                "because": _sentence(ranking.because),
+                "because": _join(ranking.because),
                 "sure": ranking.sure,
                 "margin": None if ranking.margin is None else round(min(ranking.margin, 99.0), 2),
                 "words": [message.to_json() for message in ranking.because],
             }
-        said = self.not_ranked if self.not_ranked is not None else _told(ranking)
+        message = self.not_ranked if self.not_ranked is not None else _no_best_message(ranking)
         return {
             "cells": self.cells,
             "best": best,
-            "sentence": "" if said is None else str(said),
-            "because": None if said is None else said.to_json(),
+            "sentence": "" if message is None else str(message),
+            "because": None if message is None else message.to_json(),
             "overtrained": None if ranking is None else ranking.overtrained,
             "prompt": self.prompt,
             "negative": self.request.negative,
@@ -104,43 +104,43 @@ class GridRecord:
         }
 
     def write(self) -> None:
-        """Writes grid.json, and its copy."""
+        """Writes grid.json and its copy in `out`."""
         content = json.dumps(self.to_json(), ensure_ascii=False, indent=1).encode("utf-8")
         for folder in dict.fromkeys((self.folder, self.out)):
             write_atomically(folder / "grid.json", content)
 
 
-def _told(ranking: Ranking | None) -> Message | None:
+def _no_best_message(ranking: Ranking | None) -> Message | None:
     return ranking.because[0] if ranking is not None and ranking.best is None else None
 
 
-def _sentence(messages: Sequence[Message]) -> str:
+def _join(messages: Sequence[Message]) -> str:
     return " ".join(map(str, messages))
 
 
-def _plain(score: Scores) -> dict[str, Any]:
+def _score_values(score: Scores) -> dict[str, Any]:
     values = attrs.asdict(score, filter=lambda field, _: field.name not in ("epoch", "weight"))
     return {name: round(value, 5) if isinstance(value, float) else value for name, value in values.items()}
 
 
-def use(run: Path, epoch: int, weight: float) -> dict[str, Any]:
-    """Writes "preferred weight" into the file's .json, keeping what else stands there, and notes the choice with the run.
+def set_preferred_weight(run: Path, epoch: int, weight: float) -> dict[str, Any]:
+    """Writes "preferred weight" into the .json beside an epoch's file, keeping its other keys, and records the choice with the run.
 
-    Returns {"file", "name", "weight", "prompt"}. Raises TrainerError when the epoch has no file any more.
+    Returns {"file", "name", "weight", "prompt"}. Raises TrainerError when the epoch's file no longer exists.
     """
-    there = [path for path, entry in listed_files(run) if entry["epoch"] == epoch and path.is_file()]
-    if not there:
+    existing = [path for path, entry in listed_files(run) if entry["epoch"] == epoch and path.is_file()]
+    if not existing:
         raise TrainerError(
             "epoch {epoch} of {run} has no file any more.", epoch=epoch, run=run.name, path="epoch", fix="Choose another epoch."
         )
-    file = there[-1]
-    beside = file.with_suffix(".json")
-    known: dict[str, Any] = {}
-    if beside.is_file():
+    file = existing[-1]
+    side_file = file.with_suffix(".json")
+    content: dict[str, Any] = {}
+    if side_file.is_file():
         try:
-            known = json.loads(beside.read_text(encoding="utf-8"))
-        except ValueError:  # broken: written anew
-            known = {}
-    write_atomically(beside, json.dumps(known | {"preferred weight": weight}, ensure_ascii=False, indent=4).encode("utf-8"))
-    RunFolder(run).describe(chosen={"epoch": epoch, "weight": weight})
+            content = json.loads(side_file.read_text(encoding="utf-8"))
+        except ValueError:  # not JSON: written anew
+            content = {}
+    write_atomically(side_file, json.dumps(content | {"preferred weight": weight}, ensure_ascii=False, indent=4).encode("utf-8"))
+    RunFolder(run).update_info(chosen={"epoch": epoch, "weight": weight})
     return {"file": str(file), "name": file.stem, "weight": weight, "prompt": f"<lora:{file.stem}:{weight:g}>"}

@@ -1,4 +1,4 @@
-"""The contract between the trainer and its host, be it a WebUI or nobody."""
+"""The interface between the trainer and its host: a WebUI, or the stand-alone host."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VAE_FIELD = "model.vae"
 
 @attrs.frozen
 class HostPaths:
-    """Folders of a host. `allowed_roots` empty: everything may be read and written; else only what lies inside them."""
+    """A host's folders. `allowed_roots` empty: requests may access any path; else only paths inside these folders."""
 
     data_path: Path
     lora_dir: Path
@@ -36,10 +36,9 @@ class HostPaths:
     uploads_dir: Path
     cache_dir: Path
     allowed_roots: tuple[Path, ...] = ()
-    models_dirs: tuple[Path, ...] = ()
 
     def allows(self, path: Path) -> bool:
-        """Whether a request may touch `path`; links are followed first, so that none leads out of the roots."""
+        """Whether a request may access `path`; symlinks are resolved first, so that none leads out of the roots."""
         if not self.allowed_roots:
             return True
         real = path.resolve()
@@ -48,7 +47,7 @@ class HostPaths:
 
 @attrs.frozen
 class Checkpoint:
-    """A checkpoint that the host offers. `loaded`: the one that an empty "base model" means."""
+    """A checkpoint that the host offers. `loaded`: the one that an empty "base model" refers to."""
 
     title: str
     path: Path
@@ -79,11 +78,11 @@ class PictureRequest(Protocol):
 
 
 class Lease(Protocol):
-    """A model lent for the time of a `with`.
+    """A model lent for the duration of a `with` block.
 
-    `source` is what bundles are built from. `preview`, `breathe` and `resume` may replace it, when the host had to read the
-    model anew: whoever holds a bundle compares `lease.source is source` after each of them and rebuilds when it is another.
-    All methods are called in the thread that entered the `with`.
+    Model bundles are built from `source`. `preview`, `let_one_through` and `resume` may replace it when the host had to reload the
+    model: the owner of a bundle compares `lease.source is source` after each of them and rebuilds the bundle when it differs.
+    All methods are called in the thread that entered the `with` block.
     """
 
     device: torch.device
@@ -91,9 +90,9 @@ class Lease(Protocol):
     clip_skip: int
     own_previews: bool
     notes: tuple[Message, ...]
-    """What the user should know of the way in which the model is lent."""
+    """Messages for the user about how the model is lent."""
     attention: str
-    """How the host calculates attention: "xformers" or "sdpa", "" where it is another way or not known."""
+    """The host's attention implementation: "xformers", "sdpa", or "" for another or an unknown one."""
 
     @property
     def source(self) -> ModelSource: ...
@@ -110,23 +109,23 @@ class Lease(Protocol):
     def preview(
         self, request: PictureRequest, write_weights: Callable[[Path], None] | None, weight: float, control: Control
     ) -> Image | None:
-        """A picture by the host's own pipeline with the weights that `write_weights` saves; None when it was interrupted.
+        """An image from the host's own pipeline with the network that `write_weights` saves; None when it was interrupted.
 
-        Only where `own_previews`. Raises TrainerError when the host could not draw it; the lent weights are as before in any
-        case.
+        Only when `own_previews` is set. Raises TrainerError when the host cannot draw it; the lent weights are unchanged in
+        any case.
         """
         ...
 
     def pause(self) -> None:
-        """Gives model, device and queue back, so that the user can generate."""
+        """Returns model, device and queue to the host, so that the user can generate."""
         ...
 
     def resume(self) -> ModelSource:
-        """Takes them again, as they were. Raises HostBusy (and stays paused) when the model cannot be brought back."""
+        """Takes them back, as they were. Raises HostBusy (and stays paused) when the model cannot be restored."""
         ...
 
-    def breathe(self) -> bool:
-        """Between two steps: lets one waiting generation through where the user wants that. True when it did."""
+    def let_one_through(self) -> bool:
+        """Between two steps: lets one waiting generation run where the user's setting allows it. True when one ran."""
         ...
 
 
@@ -146,7 +145,7 @@ class Host(Protocol):
         ...
 
     def known_sha256(self, path: Path) -> str:
-        """The hash of a checkpoint's file where the host has calculated it before; empty: nothing is calculated for this."""
+        """The SHA-256 of a checkpoint when the host has computed it before, else ""; computes nothing."""
         ...
 
     def memory(self) -> dict[str, Any]:
@@ -158,23 +157,23 @@ class Host(Protocol):
         ...
 
     def lease(self, model: ModelConfig) -> AbstractContextManager[Lease]:
-        """Lends the model that the config names. Raises ModelError or HostBusy before anything is touched."""
+        """Lends the config's model. Raises ModelError or HostBusy before anything is touched."""
         ...
 
     def refresh_networks(self) -> None:
-        """Makes the host see the LoRA files that are there now."""
+        """Has the host read its list of LoRA files again."""
         ...
 
-    def listening(self) -> bool:
+    def is_listening(self) -> bool:
         """Whether other computers can reach the host."""
         ...
 
-    def authorized(self, request: Any) -> bool:
-        """Whether a web request (starlette's) comes with the host's login; True where the host has none."""
+    def is_authorized(self, request: Any) -> bool:
+        """Whether a request (starlette's) carries the host's login; True when the host has none."""
         ...
 
     def challenge(self) -> Mapping[str, str]:
-        """Headers of the 401 answer, so that a browser asks for the password where the host's own API does."""
+        """Headers of the 401 response, so that a browser asks for the password where the host's own API does."""
         ...
 
     def language(self) -> str:
@@ -186,54 +185,54 @@ class Host(Protocol):
         ...
 
     def lets_through(self) -> bool:
-        """Whether a generation runs between two steps instead of waiting for the end."""
+        """Whether a generation may run between two steps instead of waiting for the end."""
         ...
 
 
-def with_remedy(error: TrainerError) -> Message:
-    """What is wrong and what to do about it, in one message."""
+def message_with_fix(error: TrainerError) -> Message:
+    """The first problem's message and fix as one message."""
     problem = error.problems[0]
     return say("{message} {fix}", message=problem.message, fix=problem.fix)
 
 
-def find_vae(value: str, known: Sequence[Path]) -> Path | None:
-    """The file or folder that a config's VAE means: a known one's name, a path, or a VAE of a Hub; None: the model's own.
+def find_vae(value: str, vaes: Sequence[Path]) -> Path | None:
+    """The path of a config's VAE: the name of one of `vaes`, a path, or a VAE of a Hub; None: the model's own.
 
-    Raises ModelError, NotFetched for a Hub's VAE that is not here yet.
+    Raises ModelError when there is none, NotFetched for a Hub's VAE that has not been downloaded.
     """
     if not value:
         return None
-    if (found := next((path for path in known if value in (path.name, path.stem, str(path))), None)) is not None:
-        return found
+    if (match := next((path for path in vaes if value in (path.name, path.stem, str(path))), None)) is not None:
+        return match
     path = Path(value).expanduser()
     if path.exists():
         return path
-    if (name := hub.Name.read(value)) is not None:
-        return hub.here(name)
+    if (name := hub.HubName.parse(value)) is not None:
+        return hub.require_downloaded(name)
     raise no_such_vae(value)
 
 
 def no_such_vae(value: str) -> ModelError:
-    """A VAE that cannot be found, or that the host does not take."""
+    """The error for a VAE that does not exist, or that the host cannot use."""
     return ModelError("there is no VAE {name}.", name=value, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty.")
 
 
-def find_checkpoint(value: str, known: Sequence[Checkpoint]) -> Path:
-    """The file that a config's base model means: a path, the title, file name or stem of a known checkpoint, or a model of a Hub.
+def find_checkpoint(value: str, checkpoints: Sequence[Checkpoint]) -> Path:
+    """The path of a config's base model: a path, the title, file name or stem of one of `checkpoints`, or a model of a Hub.
 
-    Raises ModelError that offers the nearest known name, NotFetched for a Hub's model that is not here yet.
+    Raises ModelError with the closest known name, NotFetched for a Hub's model that has not been downloaded.
     """
     path = Path(value).expanduser()
     if path.is_absolute() or path.exists():
         return path
     names: dict[str, Path] = {}
-    for checkpoint in known:
+    for checkpoint in checkpoints:
         for name in (checkpoint.path.stem, checkpoint.path.name, checkpoint.title, checkpoint.title.partition(" [")[0]):
             names.setdefault(name.casefold(), checkpoint.path)
-    if found := names.get(value.casefold()):
-        return found
-    if (name := hub.Name.read(value)) is not None:
-        return hub.here(name)
+    if match := names.get(value.casefold()):
+        return match
+    if (name := hub.HubName.parse(value)) is not None:
+        return hub.require_downloaded(name)
     near = get_close_matches(value.casefold(), names, 1)
     fix = "Did you mean {near}?" if near else "Choose a checkpoint file."
     raise ModelError("there is no checkpoint {name}.", name=value, near=names[near[0]].name if near else "", path=MODEL_FIELD, fix=fix)

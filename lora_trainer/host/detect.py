@@ -1,4 +1,4 @@
-"""Which host this process is."""
+"""Detects the host that this process runs in."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from lora_trainer.host.base import Host
 
 
 def detect() -> Host:
-    """Forge, A1111 (or a relative of it) when its modules are loaded, else nobody."""
+    """The host for Forge, reForge or A1111 when its modules are loaded, else the stand-alone host."""
     if "modules.script_callbacks" in sys.modules and "modules.shared" in sys.modules:
         if "modules_forge" in sys.modules:
             from lora_trainer.host.forge import ForgeHost, ReForgeHost

@@ -1,7 +1,7 @@
-"""Where a run calculates: devices by their names, each tried with one real step of a small model before it is trusted.
+"""Devices by name, each tested with one real training step of a small model before it is used.
 
-CUDA is NVIDIA's, and AMD's by ROCm; "xpu" is Intel's, "mps" Apple's, "dml" any card of Windows by DirectML. That a device is there does
-not say that it can train: operations may be missing from its backward pass, or give other numbers.
+"cuda" is NVIDIA, and AMD through ROCm; "xpu" is Intel, "mps" Apple, "dml" any GPU on Windows through DirectML. An available device need
+not be able to train: operations may be missing from its backward pass, or return wrong values.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FIELD = "memory.device"
-BY_THEMSELVES = ("cuda", "xpu", "mps")
-"""Kinds that are taken without being asked for, the first that is here; DirectML only by name."""
-ALIKE, HALF_ALIKE = 0.05, 0.2
-"""How far the step's loss and gradient may be from those of the CPU: TF32 and bfloat16 differ by a tenth of that."""
-OTHERS = {"privateuseone": "DirectML", "mps": "Apple MPS", "xpu": "Intel XPU"}
+AUTO_KINDS = ("cuda", "xpu", "mps")
+"""Device types chosen automatically, the first that is available; DirectML only by name."""
+TOLERANCE, HALF_TOLERANCE = 0.05, 0.2
+"""Largest relative difference of the step's loss and gradient from the CPU's: TF32 and bfloat16 differ by a tenth of that."""
+LABELS = {"privateuseone": "DirectML", "mps": "Apple MPS", "xpu": "Intel XPU"}
 OUT_OF_MEMORY = "out of memory"
 
 
 def device_named(name: str) -> torch.device:
-    """A device of this machine; nothing is calculated on it. Raises TrainerError that says why there is none of that name."""
+    """The device of this name; nothing is computed on it. Raises TrainerError with the reason when it is not available."""
     import torch
 
     kind, _, number = name.strip().lower().partition(":")
@@ -37,46 +37,46 @@ def device_named(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         device = None
-    if device is None or not _is_here(device):
-        here = ["cpu", *(f"{kind}:{index}" for kind in BY_THEMSELVES for index in range(_count(kind)))]
+    if device is None or not _is_available(device):
+        available = ["cpu", *(f"{kind}:{index}" for kind in AUTO_KINDS for index in range(_device_count(kind)))]
         fix = "Empty the field, or write one of these: {here}."
-        raise TrainerError("there is no device {name} here.", path=FIELD, name=name, here=", ".join(here), fix=fix)
+        raise TrainerError("there is no device {name} here.", path=FIELD, name=name, here=", ".join(available), fix=fix)
     return device
 
 
 def default_device(number: int = 0) -> tuple[torch.device, Message | None]:
-    """The GPU of this number that a step works on, else the CPU; and what to tell of one that is here and is not taken."""
+    """(the GPU of this index that a training step works on, else the CPU; a message about a GPU that was found unfit)."""
     import torch
 
-    for kind in BY_THEMSELVES:
-        if _count(kind):
+    for kind in AUTO_KINDS:
+        if _device_count(kind):
             device = torch.device(kind) if kind == "mps" or not number else torch.device(kind, number)
-            reason = "" if kind == "cuda" else why_not(device, torch.float32)
+            reason = "" if kind == "cuda" else step_failure(device, torch.float32)
             if not reason:
                 return device, None
-            told = say("{device} is not used: a step on it does not work ({reason}).", device=name_of(device), reason=reason)
-            return torch.device("cpu"), told
+            note = say("{device} is not used: a step on it does not work ({reason}).", device=device_label(device), reason=reason)
+            return torch.device("cpu"), note
     return torch.device("cpu"), None
 
 
-def name_of(device: torch.device) -> str:
-    """What users call that kind of device."""
+def device_label(device: torch.device) -> str:
+    """The usual name of the device's type."""
     import torch
 
-    return OTHERS.get(device.type, "AMD ROCm" if torch.version.hip else "CUDA")
+    return LABELS.get(device.type, "AMD ROCm" if torch.version.hip else "CUDA")
 
 
 def require_step(device: torch.device, dtype: torch.dtype) -> None:
-    """Raises TrainerError, with the device's name and the reason, where a real step does not work on it in this number format."""
+    """Raises TrainerError, with the device's name and the reason, when a training step does not work on it in this dtype."""
     import torch
 
     if device.type == "cpu":
         return
-    if reason := why_not(device, dtype):
+    if reason := step_failure(device, dtype):
         raise TrainerError(
             "training does not work on {device} in {dtype}: {reason}",
             path=FIELD,
-            device=f"{name_of(device)} ({device})",
+            device=f"{device_label(device)} ({device})",
             dtype=str(dtype).removeprefix("torch."),
             reason=reason,
             fix='Set memory.device to "cpu".' if dtype is torch.float32 else 'Set memory.mixed_precision to "no".',
@@ -84,59 +84,63 @@ def require_step(device: torch.device, dtype: torch.dtype) -> None:
 
 
 @lru_cache(maxsize=16)
-def why_not(device: torch.device, dtype: torch.dtype) -> str:
-    """Takes one real step of a small U-Net on the device: "" when loss and gradient are the CPU's, else the reason.
+def step_failure(device: torch.device, dtype: torch.dtype) -> str:
+    """Trains a small U-Net for one step on the device: "" when loss and gradient match the CPU's, else the reason.
 
-    Raises what torch raises where the device has no room left, which says nothing about its steps.
+    Re-raises out-of-memory errors, which say nothing about the device's abilities.
     """
     import torch
 
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            expected, found = _step(torch.device("cpu"), torch.float32), _step(device, dtype)
+            expected, actual = _run_step(torch.device("cpu"), torch.float32), _run_step(device, dtype)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, ImportError) as error:
         if OUT_OF_MEMORY in str(error).lower():
             raise
         return str(error).strip().partition("\n")[0][:200] or type(error).__name__
-    if not all(bool(torch.isfinite(each).all()) for each in found):
-        return "what comes out are no numbers"
-    off = max(float((own - other).norm() / other.norm()) for own, other in zip(found, expected, strict=True))
-    return "" if off <= (ALIKE if dtype is torch.float32 else HALF_ALIKE) else f"its numbers differ from the CPU's by {off:.0%}"
+    if not all(bool(torch.isfinite(each).all()) for each in actual):
+        return "the result is not finite"
+    deviation = max(float((own - other).norm() / other.norm()) for own, other in zip(actual, expected, strict=True))
+    return (
+        ""
+        if deviation <= (TOLERANCE if dtype is torch.float32 else HALF_TOLERANCE)
+        else f"its values differ from the CPU's by {deviation:.0%}"
+    )
 
 
-def _step(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Loss and gradient of one step as a run takes it, on the CPU in float32; chance is drawn from generators of its own."""
+def _run_step(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of one training step, returned on the CPU in float32; uses its own random generators."""
     import torch
 
     unet, layer = _small_unet(dtype)
     unet.to(device)
-    learned = layer.learned
-    noisy, words = _numbers((2, 4, 8, 8), 1).to(device), _numbers((2, 5, 32), 2).to(device)
-    optimizer = torch.optim.AdamW([learned], lr=1e-3)
-    half = dtype is torch.float16
-    scaler: Any = _scaler(device) if half else None
+    delta = layer.delta
+    noisy_latents, conditioning = _random((2, 4, 8, 8), 1).to(device), _random((2, 5, 32), 2).to(device)
+    optimizer = torch.optim.AdamW([delta], lr=1e-3)
+    is_half = dtype is torch.float16
+    scaler: Any = _scaler(device) if is_half else None
     autocast = nullcontext() if dtype is torch.float32 else torch.autocast(device.type, dtype=dtype)
     with autocast:
-        answer = unet(noisy.to(dtype), torch.tensor([10, 900], device=device), words.to(dtype), return_dict=False)[0]
-        loss = torch.nn.functional.mse_loss(answer.float(), noisy.float())
-    (scaler.scale(loss) if half else loss).backward()
-    if half:
+        prediction = unet(noisy_latents.to(dtype), torch.tensor([10, 900], device=device), conditioning.to(dtype), return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(prediction.float(), noisy_latents.float())
+    (scaler.scale(loss) if is_half else loss).backward()
+    if is_half:
         scaler.unscale_(optimizer)
-    assert learned.grad is not None
-    gradient = learned.grad.detach().clone()
-    if half:
+    assert delta.grad is not None
+    gradient = delta.grad.detach().clone()
+    if is_half:
         scaler.step(optimizer)
         scaler.update()
     else:
         optimizer.step()
-    moved = learned.detach().float().cpu()
-    if not bool(torch.isfinite(moved).all()):
-        raise RuntimeError("the optimizer's step gives no numbers")
+    updated = delta.detach().float().cpu()
+    if not bool(torch.isfinite(updated).all()):
+        raise RuntimeError("the weights are not finite after the optimizer's step")
     return loss.detach().float().cpu(), gradient.float().cpu()
 
 
 def _small_unet(dtype: torch.dtype) -> tuple[Any, Any]:
-    """A frozen U-Net of two levels with numbers of its own, and a layer of it that has `learned`, a float32 matrix, beside its own."""
+    """A frozen two-level U-Net with random weights, and one of its layers with a trainable float32 `delta` added to its weight."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -148,18 +152,18 @@ def _small_unet(dtype: torch.dtype) -> tuple[Any, Any]:
     with torch.no_grad():
         for number, parameter in enumerate(unet.parameters()):
             if parameter.ndim > 1:
-                parameter.copy_(_numbers(tuple(parameter.shape), number) / parameter[0].numel() ** 0.5)
+                parameter.copy_(_random(tuple(parameter.shape), number) / parameter[0].numel() ** 0.5)
             else:
                 parameter.fill_(1.0)
     unet.requires_grad_(False).to(dtype)
     layer = unet.mid_block.attentions[0].transformer_blocks[0].attn2.to_k
-    layer.register_parameter("learned", torch.nn.Parameter(torch.zeros(layer.weight.shape)))
-    whole = layer.forward
-    layer.forward = lambda states: whole(states) + torch.nn.functional.linear(states, layer.learned)
+    layer.register_parameter("delta", torch.nn.Parameter(torch.zeros(layer.weight.shape)))
+    forward = layer.forward
+    layer.forward = lambda states: forward(states) + torch.nn.functional.linear(states, layer.delta)
     return unet, layer
 
 
-def _numbers(shape: tuple[int, ...], seed: int) -> Tensor:
+def _random(shape: tuple[int, ...], seed: int) -> Tensor:
     import torch
 
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -171,12 +175,12 @@ def _scaler(device: torch.device) -> Any:
     return torch.amp.GradScaler(device.type) if hasattr(torch.amp, "GradScaler") else torch.cuda.amp.GradScaler()
 
 
-def _is_here(device: torch.device) -> bool:
-    return device.type == "cpu" or (device.type in BY_THEMSELVES and (device.index or 0) < _count(device.type))
+def _is_available(device: torch.device) -> bool:
+    return device.type == "cpu" or (device.type in AUTO_KINDS and (device.index or 0) < _device_count(device.type))
 
 
-def _count(kind: str) -> int:
-    """How many devices of a kind are here."""
+def _device_count(kind: str) -> int:
+    """The number of available devices of this type."""
     import torch
 
     if kind == "mps":

@@ -1,4 +1,4 @@
-"""How much memory the device has, and giving back what nobody uses."""
+"""A device's memory, and freeing the cached part of it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ MB = 20
 
 
 def device_memory(device: torch.device) -> dict[str, Any]:
-    """{"device", "total_mb", "free_mb", "host_mb"}: of the GPU, or of the computer's memory on a CPU; 0 where the device does not tell.
+    """{"device", "total_mb", "free_mb", "host_mb"} of the GPU, or of main memory for the CPU; 0 where it is not known.
 
-    `host_mb` is what this process holds of it.
+    `host_mb` is the part that this process uses.
     """
     import psutil
 
     memory = psutil.virtual_memory()
     if device.type == "cpu":
-        held = psutil.Process().memory_info().rss
-        return {"device": "CPU", "total_mb": memory.total >> MB, "free_mb": memory.available >> MB, "host_mb": held >> MB}
-    name, total, free, held = _OF.get(device.type, _unknown)(device)
-    if device.type == "mps":  # shared with the computer's
+        used = psutil.Process().memory_info().rss
+        return {"device": "CPU", "total_mb": memory.total >> MB, "free_mb": memory.available >> MB, "host_mb": used >> MB}
+    name, total, free, used = _READERS.get(device.type, _unknown)(device)
+    if device.type == "mps":  # shared with main memory
         free = min(free, memory.available)
-    return {"device": name, "total_mb": total >> MB, "free_mb": free >> MB, "host_mb": held >> MB}
+    return {"device": name, "total_mb": total >> MB, "free_mb": free >> MB, "host_mb": used >> MB}
 
 
-def empty(device: torch.device) -> None:
-    """Gives memory that is held for later back to the driver."""
+def empty_cache(device: torch.device) -> None:
+    """Returns cached memory to the driver."""
     import torch
 
     if device.type in ("cuda", "xpu", "mps"):
         getattr(torch, device.type).empty_cache()
 
 
-def peak(device: torch.device) -> int | None:
-    """Most bytes that were allocated on the device so far (on MPS: that are now); None where it does not tell."""
+def peak_memory(device: torch.device) -> int | None:
+    """Peak bytes allocated on the device so far (on MPS: bytes allocated now); None where it is not known."""
     import torch
 
     if device.type == "mps":
@@ -56,23 +56,23 @@ def _cuda(device: torch.device) -> tuple[str, int, int, int]:
 def _xpu(device: torch.device) -> tuple[str, int, int, int]:
     import torch
 
-    held, properties = int(torch.xpu.memory_reserved(device)), torch.xpu.get_device_properties(device)
+    used, properties = int(torch.xpu.memory_reserved(device)), torch.xpu.get_device_properties(device)
     total = int(properties.total_memory)
-    free = int(torch.xpu.mem_get_info(device)[0]) if hasattr(torch.xpu, "mem_get_info") else total - held
-    return str(properties.name), total, free, held
+    free = int(torch.xpu.mem_get_info(device)[0]) if hasattr(torch.xpu, "mem_get_info") else total - used
+    return str(properties.name), total, free, used
 
 
 def _mps(device: torch.device) -> tuple[str, int, int, int]:
     import psutil
     import torch
 
-    told = getattr(torch.mps, "recommended_max_memory", None)  # since torch 2.5
-    total, held = int(told()) if told else int(psutil.virtual_memory().total * 0.7), int(torch.mps.driver_allocated_memory())
-    return "Apple MPS", total, max(0, total - held), held
+    recommended = getattr(torch.mps, "recommended_max_memory", None)  # since torch 2.5
+    total, used = int(recommended()) if recommended else int(psutil.virtual_memory().total * 0.7), int(torch.mps.driver_allocated_memory())
+    return "Apple MPS", total, max(0, total - used), used
 
 
 def _unknown(device: torch.device) -> tuple[str, int, int, int]:
     return str(device), 0, 0, 0
 
 
-_OF = {"cuda": _cuda, "xpu": _xpu, "mps": _mps}
+_READERS = {"cuda": _cuda, "xpu": _xpu, "mps": _mps}

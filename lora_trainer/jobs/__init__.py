@@ -1,1 +1,1 @@
-"""Runs: the thread that iterates one, what is written down of it, and what is read back. No torch."""
+"""Runs: the thread that executes one, the files it writes, and reading them back. No torch."""

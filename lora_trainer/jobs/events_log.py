@@ -1,4 +1,4 @@
-"""Reading events.jsonl while somebody else writes it: from any number on, without going through what came before."""
+"""Reading events.jsonl while another thread or process writes it, from any event number on without rereading the file."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ import attrs
 from lora_trainer.events import Event, to_json
 
 STRIDE = 512
-TAIL = 1 << 16
+TAIL_BYTES = 1 << 16
 
 
 class EventsLog:
-    """Read side of one events.jsonl. Line n holds event n; a last line without its end (a killed process) is not there yet.
+    """Reader of one events.jsonl. Line n holds event n; a last line without a newline (a killed process) is ignored.
 
-    Remembers where every 512th line begins, so that `after` of a long file costs as much as what it returns.
+    Remembers the offset of every 512th line, so that reading from a long file costs only what is returned.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._marks = [0]
+        self._offsets = [0]
         self._lines = 0
         self._end = 0
 
     def read(self, after: int = 0, limit: int = 0) -> list[dict[str, Any]]:
-        """Events with n > after, at most `limit` (0: all); [] when there is no file."""
+        """Events with n > after, at most `limit` (0: all); [] if there is no file."""
         with self._lock:
-            if not self._catch_up() or after >= self._lines:
+            if not self._index_new_lines() or after >= self._lines:
                 return []
             first = max(after, 0)
             with self.path.open("rb") as file:
-                file.seek(self._marks[first // STRIDE])
+                file.seek(self._offsets[first // STRIDE])
                 for _ in range(first % STRIDE):
                     file.readline()
                 count = min(self._lines - first, limit or self._lines)
                 lines = [file.readline() for _ in range(count)]
-        return _parsed(lines)
+        return _parse_lines(lines)
 
     def count(self) -> int:
-        """How many events there are."""
+        """The number of events."""
         with self._lock:
-            return self._lines if self._catch_up() else 0
+            return self._lines if self._index_new_lines() else 0
 
-    def _catch_up(self) -> bool:
-        """Counts the lines that came since the last time; starts anew when the file was replaced by a shorter one."""
+    def _index_new_lines(self) -> bool:
+        """Indexes the lines added since the last call; starts again if the file was replaced by a shorter one. False without a file."""
         try:
             size = self.path.stat().st_size
         except OSError:
-            self._marks, self._lines, self._end = [0], 0, 0
+            self._offsets, self._lines, self._end = [0], 0, 0
             return False
         if size < self._end:
-            self._marks, self._lines, self._end = [0], 0, 0
+            self._offsets, self._lines, self._end = [0], 0, 0
         if size > self._end:
             with self.path.open("rb") as file:
                 file.seek(self._end)
@@ -67,29 +67,29 @@ class EventsLog:
                     self._end += len(line)
                     self._lines += 1
                     if self._lines % STRIDE == 0:
-                        self._marks.append(self._end)
+                        self._offsets.append(self._end)
         return True
 
 
-def mend(path: Path) -> None:
-    """Takes away half a line that a killed process left at the end, so that another one can write on."""
+def truncate_partial_line(path: Path) -> None:
+    """Removes a partial line that a killed process left at the end, so that another process can append."""
     if not path.is_file():
         return
     with path.open("r+b") as file:
         end = file.seek(0, 2)
         start = end
         while start:
-            start = max(0, start - TAIL)
+            start = max(0, start - TAIL_BYTES)
             file.seek(start)
-            found = file.read(min(TAIL, end - start)).rfind(b"\n")
-            if found >= 0:
-                start += found + 1
+            newline = file.read(min(TAIL_BYTES, end - start)).rfind(b"\n")
+            if newline >= 0:
+                start += newline + 1
                 break
         file.truncate(start)
 
 
-def last_events(path: Path, size: int = TAIL) -> list[dict[str, Any]]:
-    """The whole lines in the last `size` bytes of the file, at least one where there is one; [] when there is none."""
+def last_events(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
+    """The events of the complete lines in the last `size` bytes, at least the last one; [] if there are none."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, 2)
@@ -101,11 +101,11 @@ def last_events(path: Path, size: int = TAIL) -> list[dict[str, Any]]:
         lines = lines[1:]
         if not lines:
             return last_events(path, size * 8)
-    return _parsed(lines)
+    return _parse_lines(lines)
 
 
-def _parsed(lines: list[bytes]) -> list[dict[str, Any]]:
-    """Events of the lines; what a power cut left of one is passed over."""
+def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
+    """The events of the lines; damaged lines (a power cut) are skipped."""
     events = []
     for line in lines:
         with suppress(ValueError):
@@ -115,27 +115,27 @@ def _parsed(lines: list[bytes]) -> list[dict[str, Any]]:
 
 @attrs.frozen
 class EventRecord:
-    """`n` counts a run's events from 1; `time` is seconds since 1970."""
+    """An event with its number `n`, from 1, and its `time` in seconds since 1970."""
 
     n: int
     time: float
     event: Event
 
     def to_json(self, folder: Path) -> dict[str, Any]:
-        """The line of events.jsonl. Pictures inside `folder` are named relative to it, so that a run can be moved."""
-        line = {"n": self.n, "time": round(self.time, 3), **{key: finite(value) for key, value in to_json(self.event).items()}}
+        """The line of events.jsonl. Paths of pictures in `folder` are relative to it, so that a run can be moved."""
+        line = {"n": self.n, "time": round(self.time, 3), **{key: finite_or_none(value) for key, value in to_json(self.event).items()}}
         if line["event"] in ("sampled", "rendered"):
-            line["path"] = inside(folder, str(line["path"]))
+            line["path"] = relative_to_folder(folder, str(line["path"]))
         return line
 
 
-def finite(value: Any) -> Any:
-    """The value, or None for a number that JSON does not know (NaN, infinity)."""
+def finite_or_none(value: Any) -> Any:
+    """The value, or None for a float that JSON does not support (NaN, infinity)."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def inside(folder: Path, path: str) -> str:
-    """`path` relative to `folder` with forward slashes, or as it is when it lies elsewhere."""
+def relative_to_folder(folder: Path, path: str) -> str:
+    """`path` relative to `folder` with forward slashes, or unchanged if it is outside."""
     try:
         return Path(path).relative_to(folder).as_posix()
     except ValueError:

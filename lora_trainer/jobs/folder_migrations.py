@@ -1,4 +1,4 @@
-"""The version of a run's folder: the documents of an older one are read in today's form; the files themselves stay as they are."""
+"""Format versions of run folders: JSON files of older ones are migrated when read; the files themselves are not changed."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any
 from lora_trainer.messages import Message, say
 
 VERSION = 1
-"""Of the form that runs are written in. A folder without a number was made before there were numbers: it counts as 1."""
+"""The current format. A folder without a version was made before versions existed: it counts as 1."""
 
 Content = dict[str, Any]
-Step = Callable[[Content], Content]
-STEPS: Mapping[int, Mapping[str, Step]] = {}
-"""Version -> file name ("manifest.json") -> what brings that document to the next version."""
+Migration = Callable[[Content], Content]
+MIGRATIONS: Mapping[int, Mapping[str, Migration]] = {}
+"""Version -> file name ("manifest.json") -> migration of its content to the next version."""
 
 
-def version_of(about: Mapping[str, Any]) -> int:
-    """The version that a run.json tells."""
-    number = about.get("version", 1)
+def version_of(info: Mapping[str, Any]) -> int:
+    """The version in the content of a run.json."""
+    number = info.get("version", 1)
     return number if isinstance(number, int) and not isinstance(number, bool) and number > 0 else 1
 
 
-def brought(name: str, content: Content, version: int) -> Content:
-    """A document of a folder of that version in today's form."""
+def migrate(name: str, content: Content, version: int) -> Content:
+    """The content of a file from a folder of that version, in the current format."""
     for number in range(version, VERSION):
-        content = STEPS.get(number, {}).get(name, _as_it_is)(content)
+        content = MIGRATIONS.get(number, {}).get(name, _unchanged)(content)
     return content
 
 
-def note(version: int) -> Message | None:
-    """What to tell of a folder of that version; None of today's."""
+def version_note(version: int) -> Message | None:
+    """The note for a folder of that version; None for the current one."""
     if version == VERSION:
         return None
     if version > VERSION:
@@ -38,5 +38,5 @@ def note(version: int) -> Message | None:
     return say("An older version of this trainer made this run: it is shown in today's form.")
 
 
-def _as_it_is(content: Content) -> Content:
+def _unchanged(content: Content) -> Content:
     return content

@@ -1,4 +1,4 @@
-"""One run: its generator is iterated in one thread, each event is noted, and however it ends there is a last event."""
+"""One run: its generator is iterated in one thread, each event is recorded, and there is always a final event."""
 
 from __future__ import annotations
 
@@ -22,64 +22,64 @@ from lora_trainer.jobs.status import RunStatus
 from lora_trainer.messages import Message, say
 
 Work = Callable[[Control], Generator[Event, None, None]]
-ENDING = (Finished, Stopped, Failed)
+END_EVENTS = (Finished, Stopped, Failed)
 TRACEBACK_LINES = 40
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
-class Snapshots:
-    """What everybody may ask of a run at any moment: its status, and what was asked of it."""
+class RunView:
+    """The state of a run that anyone may read at any time: its status, and the pending command in `requested`."""
 
     status: RunStatus
-    asked: str
+    requested: str
 
     @property
     def running(self) -> bool:
-        """Whether it has not ended; true from its making on."""
+        """Whether it has not ended; true from creation on."""
         return not self.status.ended
 
     def snapshot(self, language: str = "en") -> dict[str, Any]:
-        """The status as plain values; "stopping" from the moment that a stop was asked."""
+        """The status as plain values; "stopping" as soon as a stop is requested."""
         plain = self.status.to_json(language)
-        asked = self.asked
-        plain["asked"] = "" if self.status.ended else asked
-        if self.running and asked in ("stop", "stop-discard"):
+        requested = self.requested
+        plain["asked"] = "" if self.status.ended else requested
+        if self.running and requested in ("stop", "stop-discard"):
             plain["state"] = "stopping"
         return plain
 
-    def answered(self, event: Event) -> None:
-        """What was asked is done once this event came of it."""
-        if type(event).__name__ in _ANSWERS.get(self.asked, ()):
-            self.asked = ""
+    def acknowledge(self, event: Event) -> None:
+        """Clears the pending command if `event` shows that it was carried out."""
+        if type(event).__name__ in _ACKNOWLEDGED_BY.get(self.requested, ()):
+            self.requested = ""
 
 
-class Job(Snapshots):
-    """`work` in its folder. `status` is replaced as a whole with each event: read it from any thread, without waiting."""
+class Job(RunView):
+    """Runs `work` in its folder. `status` is replaced as a whole with each event, so any thread may read it without a lock."""
 
     def __init__(self, work: Work, folder: RunFolder, sinks: Sequence[Sink] = (), *, control: Control | None = None) -> None:
-        about = folder.about()
+        info = folder.info()
         self.work = work
         self.folder = folder
         self.control = control or Control(folder.control_file)
-        self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"], of=about["of"])
+        self.status = RunStatus(id=folder.id, name=info["name"], kind=info["kind"], of=info["of"])
         self.error: BaseException | None = None
-        self.asked = ""
+        self.requested = ""
         self._sinks: list[Sink] = [*standard_sinks(folder), *sinks]
-        self.status = attrs.evolve(self.status, n=folder.log.count())  # a run that is resumed writes on
+        self.status = attrs.evolve(self.status, n=folder.log.count())  # a resumed run appends
         self._thread: threading.Thread | None = None
         folder.claim()
 
-    def command(self, word: str) -> None:
-        """Hands a command to the work. Raises ValueError for an unknown word."""
-        self.control.command(word)
-        self.asked = word
+    def command(self, command: str) -> None:
+        """Passes a command to the work. Raises ValueError for an unknown command."""
+        self.control.command(command)
+        self.requested = command
 
-    def change(self, wanted: Mapping[str, Any]) -> None:
-        """Options (dotted path -> value) that are to have these values from the next step on."""
-        self.control.change(wanted)
+    def change(self, values: Mapping[str, Any]) -> None:
+        """Sets options (dotted path -> value) from the next step on."""
+        self.control.change(values)
 
     def start(self) -> None:
-        """Runs in a thread of its own."""
+        """Runs in its own thread."""
         self._thread = threading.Thread(target=self.run, name=f"lora-trainer {self.folder.id}", daemon=True)
         self._thread.start()
 
@@ -90,39 +90,39 @@ class Job(Snapshots):
         return not self.running
 
     def run(self) -> RunStatus:
-        """Runs here, to the end; errors of the work become a Failed event. A KeyboardInterrupt is noted and goes on upwards."""
+        """Runs in this thread, to the end; errors of the work become a Failed event. A KeyboardInterrupt is recorded and re-raised."""
         try:
-            last = self._iterate()
+            end_event = self._iterate()
         except KeyboardInterrupt:
             self._end(Stopped(self.status.step))
             raise
         except Exception as error:
             self.error = error
-            self._tell_report(error)
-            last = Failed(self.status.step, [describe(problem) for problem in problems_of(error)])
-        self._end(last)
+            self._attach_traceback(error)
+            end_event = Failed(self.status.step, [problem_json(problem) for problem in problems_of(error)])
+        self._end(end_event)
         return self.status
 
     def _iterate(self) -> Event:
-        """Notes every event but the last word, which is true only when the generator has ended and given everything back."""
-        last: Event | None = None
+        """Records every event but the final one, which holds only once the generator has ended and given everything back."""
+        end_event: Event | None = None
         with closing(self.work(self.control)) as events:
             for event in events:
-                if isinstance(event, ENDING):
-                    last = event
+                if isinstance(event, END_EVENTS):
+                    end_event = event
                 else:
-                    self._note(event)
-        return last or (Stopped(self.status.step) if self.control.stopping else Finished(self.status.step))
+                    self._record(event)
+        return end_event or (Stopped(self.status.step) if self.control.stopping else Finished(self.status.step))
 
-    def _note(self, event: Event) -> None:
+    def _record(self, event: Event) -> None:
         now = time.time()
-        self.answered(event)
+        self.acknowledge(event)
         self.status = self.status.after(event, now)
         for message in self._deliver(EventRecord(self.status.n, now, event)):
-            self._note(Warned(message))
+            self._record(Warned(message))
 
     def _end(self, event: Event) -> None:
-        """Only when everything is written and closed does anybody see that the run ended."""
+        """Records the final event; `status` shows the end only once everything is written and closed."""
         now = time.time()
         status = self.status.after(event, now)
         for message in self._deliver(EventRecord(status.n, now, event)):
@@ -134,29 +134,29 @@ class Job(Snapshots):
         self.status = status
 
     def _deliver(self, record: EventRecord) -> list[Message]:
-        """Hands the record to every sink; one that raises is dropped, and what is to be said about it returned."""
-        dropped = []
+        """Passes the record to every sink; a sink that raises is dropped. Returns a message for each one dropped."""
+        messages = []
         for sink in tuple(self._sinks):
             try:
                 sink(record)
             except Exception as error:
                 self._sinks.remove(sink)
                 reason = str(error) or type(error).__name__
-                dropped.append(say("{sink} is not written any more in this run: {reason}", sink=type(sink).__name__, reason=reason))
-        return dropped
+                messages.append(say("{sink} is no longer written in this run: {reason}", sink=type(sink).__name__, reason=reason))
+        return messages
 
-    def _tell_report(self, error: Exception) -> None:
+    def _attach_traceback(self, error: Exception) -> None:
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip().split("\n")
         for sink in self._sinks:
             if isinstance(sink, ReportFile):
                 sink.traceback = lines[-TRACEBACK_LINES:]
 
 
-_ANSWERS = {"pause": ("Paused",), "resume": ("Resumed", "Stepped"), "save": ("Saved",), "sample": ("Sampled",)}
+_ACKNOWLEDGED_BY = {"pause": ("Paused",), "resume": ("Resumed", "Stepped"), "save": ("Saved",), "sample": ("Sampled",)}
 
 
 def problems_of(error: BaseException) -> tuple[Problem, ...]:
-    """What went wrong and what helps, of any exception."""
+    """The problems of any exception: what went wrong, and the remedy."""
     if isinstance(error, TrainerError):
         return error.problems
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
@@ -171,8 +171,8 @@ def problems_of(error: BaseException) -> tuple[Problem, ...]:
     return (Problem("", message, say("The last lines of report.txt in the run's folder say where it happened.")),)
 
 
-def describe(problem: Problem) -> dict[str, Any]:
-    """A problem for a Failed event: in English, with the templates as "words" for other languages."""
+def problem_json(problem: Problem) -> dict[str, Any]:
+    """A problem for a Failed event: in English, with the templates under "words" for other languages."""
     return problem.to_json() | {"words": {"message": problem.message.to_json(), "fix": problem.fix.to_json()}}
 
 

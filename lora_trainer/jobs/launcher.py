@@ -1,4 +1,4 @@
-"""A run in a process of its own, looked at and steered from here as one of this process's: by its events.jsonl and its inbox."""
+"""A run in its own process, followed through its events.jsonl and controlled through its control file like one of this process."""
 
 from __future__ import annotations
 
@@ -17,67 +17,67 @@ from lora_trainer import events
 from lora_trainer.errors import Problem
 from lora_trainer.events import Event, Failed, Stopped
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.job import Snapshots, describe
-from lora_trainer.jobs.process_rank import NAMES
-from lora_trainer.jobs.status import RunStatus, message_from
+from lora_trainer.jobs.job import RunView, problem_json
+from lora_trainer.jobs.process_rank import RANK_VARIABLES
+from lora_trainer.jobs.status import RunStatus, message_from_json
 from lora_trainer.messages import say
 
-PACKAGES = Path(__file__).parents[2]
-LOOK_SECONDS = 0.2
-LAST_WORDS = 1500
-"""Characters of the process's output that are told when it ended without a word of its own."""
-_KINDS = {kind.__name__.lower(): kind for kind in Event.__args__}
+PACKAGE_ROOT = Path(__file__).parents[2]
+POLL_SECONDS = 0.2
+OUTPUT_TAIL = 1500
+"""Characters of the process's output that are shown if it ended without a final event."""
+_EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__args__}
 
 
-class OwnProcess(Snapshots):
-    """Stands where a Job stands: same `folder`, `status`, `running`, `command`, `snapshot`. The run outlives this process.
+class SubprocessRun(RunView):
+    """Has the interface of a Job: `folder`, `status`, `running`, `command`, `snapshot`. The run outlives this process.
 
-    `words` follow `python -m lora_trainer`; `at_end` is called once, in a thread, when the run has ended. What the process prints
+    `args` follow `python -m lora_trainer`; `on_end` is called once, in a thread, when the run has ended. The process's output
     goes to output.txt in the folder. `secrets` go into its environment, and nowhere else.
     """
 
     def __init__(
         self,
         folder: RunFolder,
-        words: Sequence[str],
+        args: Sequence[str],
         *,
-        cache: Path,
-        at_end: Callable[[], object] = lambda: None,
+        cache_dir: Path,
+        on_end: Callable[[], object] = lambda: None,
         secrets: Mapping[str, str] | None = None,
     ) -> None:
-        about = folder.about()
+        info = folder.info()
         self.folder = folder
-        self.words = tuple(words)
-        self.cache = cache
-        self.at_end = at_end
+        self.args = tuple(args)
+        self.cache_dir = cache_dir
+        self.on_end = on_end
         self._secrets = dict(secrets or {})
-        self.status = RunStatus(id=folder.id, name=about["name"], kind=about["kind"], of=about["of"])
+        self.status = RunStatus(id=folder.id, name=info["name"], kind=info["kind"], of=info["of"])
         self.error: BaseException | None = None
-        self.asked = ""
-        self.read = folder.log.count()
-        self.status = attrs.evolve(self.status, n=self.read)
+        self.requested = ""
+        self.events_read = folder.log.count()
+        self.status = attrs.evolve(self.status, n=self.events_read)
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
 
     @property
     def output_file(self) -> Path:
-        """What the process printed."""
+        """The process's output."""
         return self.folder.path / "output.txt"
 
     def start(self) -> None:
         """Starts the process, and the thread that follows it. Raises OSError."""
-        quiet: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for the WebUI; the run is stopped by its inbox
+        options: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for the WebUI; the run is stopped by its control file
         if sys.platform == "win32":
-            quiet = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
+            options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
         with self.output_file.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "lora_trainer", *self.words],
+                [sys.executable, "-m", "lora_trainer", *self.args],
                 cwd=self.folder.path,
-                env=environment(self.cache) | self._secrets,
+                env=subprocess_environment(self.cache_dir) | self._secrets,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                **quiet,
+                **options,
             )
         self._thread = threading.Thread(target=self._follow, name=f"lora-trainer follows {self.folder.id}", daemon=True)
         self._thread.start()
@@ -88,78 +88,78 @@ class OwnProcess(Snapshots):
             self._thread.join(timeout)
         return not self.running
 
-    def command(self, word: str) -> None:
-        """Puts a command into the run's inbox. Raises ValueError for an unknown word."""
-        self.folder.command(word)
-        self.asked = word
+    def command(self, command: str) -> None:
+        """Writes a command to the run's control file. Raises ValueError for an unknown command."""
+        self.folder.command(command)
+        self.requested = command
 
-    def change(self, wanted: Mapping[str, Any]) -> None:
-        """Puts changes (dotted path -> value) into the run's inbox."""
-        self.folder.change(wanted)
+    def change(self, values: Mapping[str, Any]) -> None:
+        """Writes changes (dotted path -> value) to the run's control file."""
+        self.folder.change(values)
 
     def snapshot(self, language: str = "en") -> dict[str, Any]:
-        """As a Job's, and that it is a process of its own."""
+        """As a Job's, with "own_process"."""
         return super().snapshot(language) | {"own_process": True}
 
     def _follow(self) -> None:
         process = self._process
         assert process is not None
         while self.running:
-            gone = process.poll() is not None  # asked first: what it wrote before it went is still read
-            ended = self._take_over()
-            if ended is None and gone:
-                ended = Stopped(self.status.step) if process.returncode == 130 else self._without_a_word(process.returncode)
-            if ended is not None:
+            has_exited = process.poll() is not None  # polled first: what it wrote before it exited is still read
+            end_event = self._read_events()
+            if end_event is None and has_exited:
+                end_event = Stopped(self.status.step) if process.returncode == 130 else self._failed_without_event(process.returncode)
+            if end_event is not None:
                 process.wait()
-                self.at_end()
-                self.status = self.status.after(ended, time.time())
+                self.on_end()
+                self.status = self.status.after(end_event, time.time())
                 return
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
 
-    def _take_over(self) -> Event | None:
-        """Carries the status on by what was written since the last look; returns the last word when it is among it."""
-        for line in self.folder.events(self.read):
-            self.read += 1
-            event = event_of(line)
+    def _read_events(self) -> Event | None:
+        """Updates the status with the events written since the last call; returns the final event if it is among them."""
+        for line in self.folder.events(self.events_read):
+            self.events_read += 1
+            event = event_from_json(line)
             if event is None:
                 continue
             if line["event"] in ("finished", "stopped", "failed"):
                 return event
-            self.answered(event)
+            self.acknowledge(event)
             self.status = self.status.after(event, float(line.get("time", 0.0)))
         return None
 
-    def _without_a_word(self, code: int) -> Failed:
-        """Killed, or it never came to train: what it printed last says why."""
+    def _failed_without_event(self, code: int) -> Failed:
+        """The failure of a process that was killed or never started to train: the end of its output says why."""
         try:
-            printed = self.output_file.read_text(encoding="utf-8", errors="replace").strip()[-LAST_WORDS:]
+            output = self.output_file.read_text(encoding="utf-8", errors="replace").strip()[-OUTPUT_TAIL:]
         except OSError:
-            printed = ""
+            output = ""
         problem = Problem(
             "",
-            say("the process of the run ended without a word (status {code}).", code=code),
-            say("What it printed last: {printed}", printed=printed) if printed else say("Start again, or resume it where it has a state."),
+            say("the process of the run ended without a message (status {code}).", code=code),
+            say("What it printed last: {printed}", printed=output) if output else say("Start again, or resume it if it has a saved state."),
         )
-        return Failed(self.status.step, [describe(problem)])
+        return Failed(self.status.step, [problem_json(problem)])
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """Of the new process: this package is found, encoded pictures are shared, and no other process trains along."""
-    given = {name: value for name, value in os.environ.items() if name not in NAMES}
-    paths = [str(PACKAGES), *filter(None, [given.get("PYTHONPATH", "")])]
-    return {**given, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "LORA_TRAINER_CACHE": str(cache)}
+def subprocess_environment(cache_dir: Path) -> dict[str, str]:
+    """Environment of the new process: it finds this package, shares the cache, and is not part of a distributed run."""
+    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    paths = [str(PACKAGE_ROOT), *filter(None, [inherited.get("PYTHONPATH", "")])]
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "LORA_TRAINER_CACHE": str(cache_dir)}
 
 
-def event_of(line: dict[str, Any]) -> Event | None:
-    """The event that a line of events.jsonl tells; None for one that this version does not know."""
-    kind = _KINDS.get(str(line.get("event")))
-    if kind is None:
+def event_from_json(line: dict[str, Any]) -> Event | None:
+    """The event of a line of events.jsonl; None if this version does not know it."""
+    event_type = _EVENT_TYPES.get(str(line.get("event")))
+    if event_type is None:
         return None
-    values = {field.name: line[field.name] for field in attrs.fields(kind) if field.name in line}
-    if kind is events.Warned:
-        values["message"] = message_from(values["message"])
+    values = {field.name: line[field.name] for field in attrs.fields(event_type) if field.name in line}
+    if event_type is events.Warned:
+        values["message"] = message_from_json(values["message"])
     try:
-        made: Event = kind(**values)
+        event: Event = event_type(**values)
     except TypeError:  # a field is missing
         return None
-    return made
+    return event

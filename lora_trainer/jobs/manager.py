@@ -1,4 +1,4 @@
-"""Which run goes on in this process: one at a time."""
+"""The run of this process: one at a time."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import HostBusy
-from lora_trainer.jobs.folder import RunFolder, runs_in
+from lora_trainer.jobs.folder import RunFolder, list_runs
 from lora_trainer.jobs.job import Job, Work
-from lora_trainer.jobs.launcher import OwnProcess
+from lora_trainer.jobs.launcher import SubprocessRun
 from lora_trainer.jobs.sinks import Sink
 
 
 class JobManager:
-    """Starts runs, one at a time, and remembers the latest. Reading `current` and `latest` never waits."""
+    """Starts runs, one at a time, and remembers the latest. Reading `current` and `latest` never blocks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.latest: Job | OwnProcess | None = None
+        self.latest: Job | SubprocessRun | None = None
 
     @property
-    def current(self) -> Job | OwnProcess | None:
-        """The run that goes on, or None."""
+    def current(self) -> Job | SubprocessRun | None:
+        """The run that is going on, or None."""
         latest = self.latest
         return latest if latest is not None and latest.running else None
 
     def require_idle(self) -> None:
-        """Raises HostBusy, naming the run, while one goes on."""
+        """Raises HostBusy, naming the run, if one is going on."""
         if (busy := self.current) is not None:
             raise HostBusy("the run {run} is still going on.", run=busy.status.name, path="run", fix="Stop it, or wait until it has ended.")
 
     def start(self, folder: RunFolder, work: Work, sinks: Sequence[Sink] = ()) -> Job:
-        """Runs `work` in a thread of its own. Raises HostBusy, naming the run, while one goes on."""
+        """Runs `work` in its own thread. Raises HostBusy, naming the run, if one is going on."""
         with self._lock:
             self.require_idle()
             job = Job(work, folder, sinks)
@@ -41,24 +41,24 @@ class JobManager:
             job.start()
             return job
 
-    def start_apart(self, run: OwnProcess) -> OwnProcess:
-        """Runs it in a process of its own. Raises HostBusy, naming the run, while one goes on, OSError when it cannot be started."""
+    def start_subprocess(self, run: SubprocessRun) -> SubprocessRun:
+        """Starts the run in its own process. Raises HostBusy, naming the run, if one is going on, OSError if it cannot be started."""
         with self._lock:
             self.require_idle()
             run.start()
             self.latest = run
             return run
 
-    def runs(self, folder: RunFolder) -> bool:
-        """Whether this process is running that folder."""
+    def is_running(self, folder: RunFolder) -> bool:
+        """Whether this process is running the run of that folder."""
         current = self.current
         return current is not None and current.folder.path == folder.path
 
     def history(self, runs_dir: Path, *, kinds: Sequence[str] = ("train",)) -> list[dict[str, Any]]:
         """Summaries of the runs in a folder, newest first."""
-        found = [folder for folder in runs_in(runs_dir) if folder.about()["kind"] in kinds]
-        return [folder.summary(running=self.runs(folder)) for folder in found]
+        folders = [folder for folder in list_runs(runs_dir) if folder.info()["kind"] in kinds]
+        return [folder.summary(running=self.is_running(folder)) for folder in folders]
 
 
 MANAGER = JobManager()
-"""The process's own: it outlives the page, and the WebUI's Reload UI."""
+"""The only one of this process: it outlives the page, and the WebUI's Reload UI."""

@@ -1,4 +1,4 @@
-"""Whether the process that writes a run is still there."""
+"""Whether the process that writes a run is alive."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ import sys
 from pathlib import Path
 
 
-def process_mark(pid: int) -> str:
-    """When the process began, in the system's own count: tells it from a later one with the same number. "" where not known."""
+def process_start_time(pid: int) -> str:
+    """Start time of the process in the system's clock ticks: distinguishes it from a later one with the same pid. "" if unknown."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""
 
 
-def process_alive(pid: int, mark: str = "") -> bool:
-    """Whether a process of this number, begun at this mark (where known), runs on this machine."""
+def is_process_alive(pid: int, start_time: str = "") -> bool:
+    """Whether a process with this pid, started at this time (if known), is running on this machine."""
     if pid <= 0:
         return False
-    if mark and (now := process_mark(pid)) and now != mark:
+    if start_time and (current := process_start_time(pid)) and current != start_time:
         return False
-    return _windows_alive(pid) if sys.platform == "win32" else _posix_alive(pid)
+    return _is_alive_windows(pid) if sys.platform == "win32" else _is_alive_posix(pid)
 
 
-def _posix_alive(pid: int) -> bool:
+def _is_alive_posix(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
-    try:  # a dead child that nobody has waited for is no writer
+    try:  # a zombie does not write
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except (OSError, IndexError):
         return True
 
 
-def _windows_alive(pid: int) -> bool:
-    # os.kill(pid, 0) would send Ctrl-C there
+def _is_alive_windows(pid: int) -> bool:
+    # on Windows os.kill(pid, 0) would send Ctrl-C
     import ctypes
 
     query_limited, still_active = 0x1000, 259

@@ -1,4 +1,4 @@
-"""Which of several processes that train together this one is. No torch."""
+"""Rank of this process in a distributed run. No torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 import attrs
 
-NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @attrs.frozen
 class Rank:
-    """The `rank`-th of `count` processes (0 leads: it alone writes), the `local`-th of its machine."""
+    """Rank of a process among `world_size`; rank 0 is the main process. `local_rank` is its rank on its machine."""
 
     rank: int = 0
     world_size: int = 1
@@ -20,12 +20,12 @@ class Rank:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files, draws previews and listens to the user."""
+        """Whether this process writes files, draws previews and takes the user's commands."""
         return self.rank == 0
 
     @property
     def is_single(self) -> bool:
-        """Whether there is no other."""
+        """Whether it is the only process."""
         return self.world_size == 1
 
 
@@ -33,9 +33,9 @@ SINGLE = Rank()
 
 
 def process_rank(environment: Mapping[str, str] | None = None) -> Rank:
-    """What `torch.distributed.run` and `accelerate launch` tell each process that they start; alone where nobody says anything."""
-    given = os.environ if environment is None else environment
-    if not all(given.get(name, "").strip() for name in NAMES) or int(given["WORLD_SIZE"]) < 2:
+    """The rank from the variables that `torch.distributed.run` and `accelerate launch` set; SINGLE without them."""
+    variables = os.environ if environment is None else environment
+    if not all(variables.get(name, "").strip() for name in RANK_VARIABLES) or int(variables["WORLD_SIZE"]) < 2:
         return SINGLE
-    rank = int(given["RANK"])
-    return Rank(rank, int(given["WORLD_SIZE"]), int(given.get("LOCAL_RANK") or rank))
+    rank = int(variables["RANK"])
+    return Rank(rank, int(variables["WORLD_SIZE"]), int(variables.get("LOCAL_RANK") or rank))

@@ -1,4 +1,4 @@
-"""What a run kept of itself so that it can go on: found and looked at without torch."""
+"""The saved states of a run, and the point from which it is resumed. No torch."""
 
 from __future__ import annotations
 
@@ -13,130 +13,132 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.live_settings import changeable
+from lora_trainer.config.live_settings import is_changeable
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import file_sha256
 
-FOLDER = "state"
-"""Inside a run's folder."""
-TENSORS, PLAIN = "state.safetensors", "state.json"
+STATE_DIR = "state"
+"""In a run's folder."""
+TENSORS_FILE, JSON_FILE = "state.safetensors", "state.json"
 PREFIX = "step-"
 
 
 @attrs.frozen
-class KeptState:
-    """A state on the disk: `step` optimizer steps were done, `number` of the run's states it is; `plain` is its state.json."""
+class SavedState:
+    """A state on disk after `step` optimizer steps, the `number`-th state of the run; `content` is its state.json."""
 
     path: Path
     step: int
     number: int
-    plain: dict[str, Any]
+    content: dict[str, Any]
 
-    def whole(self) -> bool:
-        """Whether its tensors are those that were written, bit for bit."""
+    def is_intact(self) -> bool:
+        """Whether its tensor file has the recorded sha256."""
         try:
-            return file_sha256(self.path / TENSORS) == self.plain.get("sha256")
+            return file_sha256(self.path / TENSORS_FILE) == self.content.get("sha256")
         except OSError:
             return False
 
 
 @attrs.frozen
 class ResumePoint:
-    """Where a run goes on: its state, and the changes that were made after it, as {"path", "new", "step"} in order.
+    """Where a run resumes: its state, and the changes made after it, as {"path", "new", "step"} in order.
 
-    `told` are the files of weights that its events tell of.
+    `saved_files` are the weights files that it had saved by then, according to its events.
     """
 
-    kept: KeptState
+    state: SavedState
     replay: tuple[Mapping[str, Any], ...] = ()
-    told: frozenset[str] = frozenset()
+    saved_files: frozenset[str] = frozenset()
 
-    def settings(self) -> dict[str, Any]:
-        """Path -> value of everything that is changed when the run goes on."""
-        made = [*self.kept.plain["changes"], *(one for one in self.replay if one["step"] <= self.kept.step)]
-        return {one["path"]: one["new"] for one in made}
+    def changed_settings(self) -> dict[str, Any]:
+        """Path -> value of all settings that are changed when the run resumes."""
+        changes = [*self.state.content["changes"], *(change for change in self.replay if change["step"] <= self.state.step)]
+        return {change["path"]: change["new"] for change in changes}
 
 
-def since(run: Path, events: Sequence[Mapping[str, Any]], more: Mapping[str, Any]) -> ResumePoint:
-    """The newest state of a run, the changes that its `events` tell of after it, and `more` changes (path -> value) on top.
+def find_resume_point(run: Path, events: Sequence[Mapping[str, Any]], extra_changes: Mapping[str, Any]) -> ResumePoint:
+    """The newest state of a run, the later changes in its `events`, and `extra_changes` (path -> value) on top.
 
-    Raises TrainerError where there is no state.
+    Raises TrainerError if there is no state.
     """
-    kept = state_to_resume(run)
-    told = changes_of(events)[len(kept.plain["changes"]) :]
-    files = frozenset(event["path"] for event in events if event["event"] == "saved" and event["step"] <= kept.step)
-    return ResumePoint(kept, (*told, *({"path": path, "new": value, "step": kept.step} for path, value in more.items())), files)
+    state = require_state(run)
+    later_changes = user_changes(events)[len(state.content["changes"]) :]
+    saved_files = frozenset(event["path"] for event in events if event["event"] == "saved" and event["step"] <= state.step)
+    return ResumePoint(
+        state, (*later_changes, *({"path": path, "new": value, "step": state.step} for path, value in extra_changes.items())), saved_files
+    )
 
 
-def changes_of(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The changes that somebody made to a run, in order, each once: what a killed process had done after its last state was done again."""
-    found: list[Mapping[str, Any]] = []
+def user_changes(events: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The user's changes to a run, in order, each once: changes after the last state of a killed process were repeated."""
+    changes: list[Mapping[str, Any]] = []
     for event in events:
-        if event["event"] == "changed" and changeable(event["path"]):  # a run also changes by itself what uses less memory
-            one = {key: event[key] for key in ("path", "new", "step")}
-            if one not in found[-1:]:
-                found.append(one)
+        if event["event"] == "changed" and is_changeable(event["path"]):  # a run also changes memory options by itself
+            change = {key: event[key] for key in ("path", "new", "step")}
+            if change not in changes[-1:]:
+                changes.append(change)
         elif event["event"] == "resumed" and event.get("reason") == "state":
-            found = [one for one in found if one["step"] <= event["step"]]
-    return found
+            changes = [change for change in changes if change["step"] <= event["step"]]
+    return changes
 
 
-def free_place(run: Path, step: int) -> Path:
-    """RUN/state/step-00000120, or step-00000120-2 ... where that is taken: nothing that is whole is ever written over."""
+def new_state_path(run: Path, step: int) -> Path:
+    """RUN/state/step-00000120, or step-00000120-2 ... if that exists: a complete state is never overwritten."""
     name, number = f"{PREFIX}{step:08d}", 1
-    while (path := run / FOLDER / (name if number == 1 else f"{name}-{number}")).exists():
+    while (path := run / STATE_DIR / (name if number == 1 else f"{name}-{number}")).exists():
         number += 1
     return path
 
 
-def kept_in(run: Path) -> list[KeptState]:
-    """The states of a run, newest first. One that was not written to its end has no such name, and is none."""
-    found = []
+def list_states(run: Path) -> list[SavedState]:
+    """The complete states of a run, newest first. A state gets its name only when it is complete."""
+    states = []
     with suppress(OSError):
-        for path in (run / FOLDER).iterdir():
-            if path.name.startswith(PREFIX) and (plain := _read(path / PLAIN)) and _there(path, plain):
-                found.append(KeptState(path, plain["step"], plain["states"], plain))
-    return sorted(found, key=lambda state: (state.step, state.number), reverse=True)
+        for path in (run / STATE_DIR).iterdir():
+            if path.name.startswith(PREFIX) and (content := _read_json(path / JSON_FILE)) and _is_complete(path, content):
+                states.append(SavedState(path, content["step"], content["states"], content))
+    return sorted(states, key=lambda state: (state.step, state.number), reverse=True)
 
 
-def newest_step(run: Path) -> int | None:
-    """The step of the newest state, by its name alone; None where there is none."""
-    found = []
+def newest_state_step(run: Path) -> int | None:
+    """The step of the newest state, by folder names alone; None if there is none."""
+    numbers = []
     with suppress(OSError):
-        found = [path.name[len(PREFIX) :].partition("-")[0] for path in (run / FOLDER).iterdir() if path.name.startswith(PREFIX)]
-    return max((int(number) for number in found if number.isdigit()), default=None)
+        numbers = [path.name[len(PREFIX) :].partition("-")[0] for path in (run / STATE_DIR).iterdir() if path.name.startswith(PREFIX)]
+    return max((int(number) for number in numbers if number.isdigit()), default=None)
 
 
-def newest(run: Path) -> KeptState | None:
-    """The newest state whose tensors are whole; None where there is none."""
-    return next((state for state in kept_in(run) if state.whole()), None)
+def newest_state(run: Path) -> SavedState | None:
+    """The newest state with intact tensors; None if there is none."""
+    return next((state for state in list_states(run) if state.is_intact()), None)
 
 
-def state_to_resume(run: Path) -> KeptState:
-    """As `newest`. Raises TrainerError where the run has nothing to go on from."""
-    found = newest(run)
-    if found is None:
+def require_state(run: Path) -> SavedState:
+    """As `newest_state`. Raises TrainerError if the run has no intact state."""
+    state = newest_state(run)
+    if state is None:
         raise TrainerError(
-            "the run {run} kept nothing that it could go on from.",
+            "the run {run} kept no state that it could be resumed from.",
             run=run.name,
             path="save.state",
             fix="Start it anew, or begin a new run with its last file as network.network_weights.",
         )
-    return found
+    return state
 
 
-def remove_old(run: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` states; each is renamed first, so that half of one is never taken for a state."""
-    for state in kept_in(run)[keep:]:
-        away = state.path.with_name(f".{state.path.name}.{secrets.token_hex(4)}.old")
+def remove_old_states(run: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` states; each is renamed first, so that a partly deleted one is never taken for a state."""
+    for state in list_states(run)[keep:]:
+        renamed = state.path.with_name(f".{state.path.name}.{secrets.token_hex(4)}.old")
         with suppress(OSError):
-            state.path.replace(away)
-    sweep(run)
+            state.path.replace(renamed)
+    remove_leftovers(run)
 
 
-def sweep(run: Path) -> None:
-    """Deletes what a killed run left half-written in its own folder."""
-    for path in _left_over(run):
+def remove_leftovers(run: Path) -> None:
+    """Deletes partial files that a killed run left in its folder."""
+    for path in _leftovers(run):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -144,20 +146,20 @@ def sweep(run: Path) -> None:
                 path.unlink()
 
 
-def _left_over(run: Path) -> Iterator[Path]:
-    for folder in (run, run / FOLDER, run / "samples"):
+def _leftovers(run: Path) -> Iterator[Path]:
+    for folder in (run, run / STATE_DIR, run / "samples"):
         with suppress(OSError):
             yield from [path for path in folder.iterdir() if path.name.startswith(".") and path.suffix in (".part", ".old")]
 
 
-def _there(path: Path, plain: dict[str, Any]) -> bool:
+def _is_complete(path: Path, content: dict[str, Any]) -> bool:
     try:
-        return (path / TENSORS).stat().st_size == plain["bytes"] and {type(plain["step"]), type(plain["states"])} == {int}
+        return (path / TENSORS_FILE).stat().st_size == content["bytes"] and {type(content["step"]), type(content["states"])} == {int}
     except (OSError, KeyError):
         return False
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -165,6 +167,6 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def digest(content: bytes) -> str:
-    """Hex sha256."""
+def sha256_hex(content: bytes) -> str:
+    """Hex sha256 of `content`."""
     return hashlib.sha256(content).hexdigest()

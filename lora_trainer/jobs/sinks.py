@@ -1,4 +1,4 @@
-"""What is written down of a run while it goes on. Each sink is called with every Record, in order, in the run's thread."""
+"""The files that a run writes. Each sink is called with every EventRecord, in order, in the run's thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.events import Failed, Finished, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
 from lora_trainer.jobs.csv_log import StepsCsv
-from lora_trainer.jobs.events_log import EventRecord, finite, inside, mend
+from lora_trainer.jobs.events_log import EventRecord, finite_or_none, relative_to_folder, truncate_partial_line
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.status import FROM_STATE
 from lora_trainer.jobs.tensorboard import TensorBoard
@@ -24,11 +24,11 @@ Sink = Callable[[EventRecord], None]
 
 
 class EventsFile:
-    """events.jsonl: one object a line, handed to the system at once, so that a killed process loses nothing but its last line."""
+    """events.jsonl: one object per line, flushed at once, so that a killed process loses at most its last line."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder.path
-        mend(folder.events_file)
+        truncate_partial_line(folder.events_file)
         self._file = folder.events_file.open("ab")
 
     def __call__(self, record: EventRecord) -> None:
@@ -48,7 +48,7 @@ class ManifestFile:
         self.folder = folder
         config = folder.config_file
         self.content: dict[str, Any] = {
-            "name": folder.about()["name"],
+            "name": folder.info()["name"],
             "outcome": None,
             "config_hash": hashlib.sha256(config.read_bytes()).hexdigest() if config.is_file() else "",
             "started": 0.0,
@@ -72,7 +72,7 @@ class ManifestFile:
         event, content = record.event, self.content
         content["started"] = content["started"] or round(record.time, 3)
         if isinstance(event, Stepped):
-            self._loss = finite(event.loss_average)
+            self._loss = finite_or_none(event.loss_average)
             content["step"], content["epoch"] = event.step, event.epoch
             self._seconds, self._steps = self._seconds + event.seconds, self._steps + 1
             content["step_seconds"] = round(self._seconds / self._steps, 4)
@@ -84,14 +84,14 @@ class ManifestFile:
             plan = json.dumps(dict(event.plan), ensure_ascii=False, indent=1, default=str)
             write_atomically(self.folder.plan_file, plan.encode("utf-8"))
         elif isinstance(event, Resumed) and event.reason == FROM_STATE:
-            self._back_to(event)
+            self._rewind(event)
         elif isinstance(event, Saved):
-            self._saved(event)
+            self._add_file(event)
         elif isinstance(event, Validated):
             content["validation"] = [entry for entry in content["validation"] if entry["step"] != event.step]
-            content["validation"].append({"step": event.step, "epoch": event.epoch, "loss": finite(event.loss)})
+            content["validation"].append({"step": event.step, "epoch": event.epoch, "loss": finite_or_none(event.loss)})
         elif isinstance(event, Sampled):
-            self._sampled(event)
+            self._add_sample(event)
         elif isinstance(event, (Finished, Stopped, Failed)):
             content["outcome"] = type(event).__name__.lower()
             content["ended"] = round(record.time, 3)
@@ -99,13 +99,13 @@ class ManifestFile:
             return
         self._write()
 
-    def _back_to(self, event: Resumed) -> None:
-        """What came after that step is done again."""
+    def _rewind(self, event: Resumed) -> None:
+        """Drops the entries after that step, which is repeated."""
         self.content["step"], self.content["epoch"] = event.step, event.epoch
         for name in ("files", "samples", "validation"):
             self.content[name] = [entry for entry in self.content[name] if entry["step"] <= event.step]
 
-    def _saved(self, event: Saved) -> None:
+    def _add_file(self, event: Saved) -> None:
         self.content["files"] = [file for file in self.content["files"] if file["path"] != event.path]
         self.content["files"].append(
             {
@@ -115,14 +115,14 @@ class ManifestFile:
                 "sha256": event.sha256,
                 "bytes": event.bytes,
                 "final": event.final,
-                "loss": self._loss if event.loss_average is None else finite(event.loss_average),
+                "loss": self._loss if event.loss_average is None else finite_or_none(event.loss_average),
                 "validation": None,
                 "samples": [],
             }
         )
 
-    def _sampled(self, event: Sampled) -> None:
-        path = inside(self.folder.path, event.path)
+    def _add_sample(self, event: Sampled) -> None:
+        path = relative_to_folder(self.folder.path, event.path)
         self.content["samples"] = [sample for sample in self.content["samples"] if sample["path"] != path]
         self.content["samples"].append(
             {"step": event.step, "epoch": event.epoch, "path": path, "prompt": event.prompt, "seed": event.seed, "index": event.index}
@@ -138,16 +138,16 @@ class ManifestFile:
 
 
 def best_file(files: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The numbered file with the lowest validation loss, the earlier one of equals; None without validation."""
-    known = [file for file in files if file["validation"] is not None and not file["final"]]
-    if not known:
+    """The numbered file with the lowest validation loss, the earliest of equals; None without validation."""
+    validated = [file for file in files if file["validation"] is not None and not file["final"]]
+    if not validated:
         return None
-    best = min(known, key=lambda file: (file["validation"], file["step"]))
+    best = min(validated, key=lambda file: (file["validation"], file["step"]))
     return {key: best[key] for key in ("epoch", "step", "path", "validation")}
 
 
 class ReportFile:
-    """report.txt, written when the run ends: what somebody else needs in order to understand it."""
+    """report.txt, written when the run ends: what is needed to diagnose the run."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -174,13 +174,13 @@ class ReportFile:
             self._end(event, record.time)
 
     def _end(self, event: Finished | Stopped | Failed, time: float) -> None:
-        head = [f"run          {self.folder.id}", f"outcome      {type(event).__name__.lower()} at step {event.step}"]
-        head.append(f"took         {time - self._begun:.0f} s")
+        header = [f"run          {self.folder.id}", f"outcome      {type(event).__name__.lower()} at step {event.step}"]
+        header.append(f"took         {time - self._begun:.0f} s")
         if self._last:
-            head.append(f"loss         {self._last.loss_average:.5f} (average), {self._last.seconds:.3f} s a step")
+            header.append(f"loss         {self._last.loss_average:.5f} (average), {self._last.seconds:.3f} s a step")
         problems = event.problems if isinstance(event, Failed) else ()
-        tail = [f"problem      {problem['path']} {problem['message']} {problem['fix']}" for problem in problems]
-        text = "\n".join([*head, *versions(), *self.lines, *tail, *self.traceback, ""])
+        problem_lines = [f"problem      {problem['path']} {problem['message']} {problem['fix']}" for problem in problems]
+        text = "\n".join([*header, *version_lines(), *self.lines, *problem_lines, *self.traceback, ""])
         write_atomically(self.folder.report_file, text.encode("utf-8"))
 
 
@@ -188,8 +188,8 @@ def _plan_lines(plan: Mapping[str, Any]) -> list[str]:
     return [f"plan         {key}: {plan[key]}" for key in ("images", "steps_per_epoch", "epochs", "total_steps") if key in plan]
 
 
-def versions() -> list[str]:
-    """Lines naming Python, system and the packages that matter, without importing any."""
+def version_lines() -> list[str]:
+    """Lines with the versions of Python, the system and the main packages, without importing them."""
     from importlib.metadata import PackageNotFoundError, version
 
     lines = [f"python       {platform.python_version()} on {platform.system()} {platform.release()} {platform.machine()}"]
@@ -198,14 +198,14 @@ def versions() -> list[str]:
             lines.append(f"{name:<12} {version(name)}")
         except PackageNotFoundError:
             lines.append(f"{name:<12} not installed")
-    own = sys.modules.get("lora_trainer")
-    return [f"trainer      {getattr(own, '__version__', '')}", *lines]
+    package = sys.modules.get("lora_trainer")
+    return [f"trainer      {getattr(package, '__version__', '')}", *lines]
 
 
 def standard_sinks(folder: RunFolder) -> list[Sink]:
-    """What every run writes. Raises TrainerError when the folder cannot be written."""
+    """The sinks of every run. Raises TrainerError if the folder is not writable."""
     try:
-        return [EventsFile(folder), ManifestFile(folder), ReportFile(folder), *asked_sinks(folder)]
+        return [EventsFile(folder), ManifestFile(folder), ReportFile(folder), *log_sinks(folder)]
     except OSError as error:
         raise TrainerError(
             "{path} cannot be written ({reason}).",
@@ -215,18 +215,18 @@ def standard_sinks(folder: RunFolder) -> list[Sink]:
         ) from error
 
 
-def asked_sinks(folder: RunFolder) -> list[Sink]:
-    """What the [log] section of a training run's config asks for besides."""
-    if folder.about()["kind"] != "train" or not folder.config_file.is_file():
+def log_sinks(folder: RunFolder) -> list[Sink]:
+    """The additional sinks that the [log] section of a training run's config enables."""
+    if folder.info()["kind"] != "train" or not folder.config_file.is_file():
         return []
     try:
         config = read_config(folder.config_file)
-    except TrainerError:  # whoever trains with it says so
+    except TrainerError:  # the training itself reports it
         return []
-    log, found = config.log, list[Sink]()
+    log, sinks = config.log, list[Sink]()
     if log.csv:
-        found.append(StepsCsv(folder))
+        sinks.append(StepsCsv(folder))
     if log.log_with == "tensorboard" or (log.log_with == "auto" and log.logging_dir.strip()):
         logs = Path(log.logging_dir) if log.logging_dir.strip() else folder.path / "logs"
-        found.append(TensorBoard(folder, logs, log.log_prefix, log.log_tracker_name))
-    return found
+        sinks.append(TensorBoard(folder, logs, log.log_prefix, log.log_tracker_name))
+    return sinks

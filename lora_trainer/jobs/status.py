@@ -1,4 +1,4 @@
-"""What a run is doing now: one frozen record, carried on from event to event."""
+"""The current status of a run: one frozen record, updated event by event."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from lora_trainer.events import (
     Validated,
     Warned,
 )
-from lora_trainer.jobs.events_log import finite
+from lora_trainer.jobs.events_log import finite_or_none
 from lora_trainer.messages import Message
 
-STATES = ("idle", "planning", "caching", "training", "paused", "sampling", "saving", "stopping", "finished", "stopped", "failed")
 ENDED = ("finished", "stopped", "failed", "interrupted")
 PHASE_STATES = {
     "planning": "planning",
@@ -41,14 +40,14 @@ PHASE_STATES = {
     "saving": "saving",
 }
 FROM_STATE = "state"
-"""Why a run goes on that was read from the disk."""
-STEADY = 0.9
-"""How much of the moving average of seconds a step stays with each new step."""
+"""`Resumed.reason` of a run that was resumed from a saved state."""
+SPEED_MOMENTUM = 0.9
+"""Momentum of the moving average of seconds per step."""
 
 
 @attrs.frozen
 class RunStatus:
-    """A run's snapshot. Times in seconds; `seconds_left` None while no step was measured; `speed` is seconds a step."""
+    """A run's status. Times in seconds; `seconds_left` is None before the first step; `speed` is seconds per step."""
 
     id: str
     name: str
@@ -74,7 +73,7 @@ class RunStatus:
     loss_scale: float = 0.0
     validation: float | None = None
     best: Mapping[str, Any] | None = None
-    """The lowest validation loss since training began: step, epoch, loss."""
+    """The lowest validation loss so far: step, epoch, loss."""
     sample: str = ""
     saved: int = 0
     warnings: int = 0
@@ -85,9 +84,9 @@ class RunStatus:
     n: int = 0
     outcome: str | None = None
     problems: Sequence[Mapping[str, Any]] = ()
-    beside: float = 0.0
-    """Seconds that went into saving, previews and validation since the first step."""
-    beside_since: float = 0.0
+    overhead: float = 0.0
+    """Seconds spent on saving, previews and validation since the first step."""
+    overhead_since: float = 0.0
     phase_since: float = 0.0
 
     @property
@@ -98,39 +97,41 @@ class RunStatus:
     def after(self, event: Event, time: float) -> RunStatus:
         """The status once `event` has happened at `time` (seconds since 1970)."""
         change = _CHANGES.get(type(event))
-        moved = attrs.evolve(self, **change(self, event, time)) if change else self
-        return attrs.evolve(moved, n=self.n + 1, started=self.started or time)
+        status = attrs.evolve(self, **change(self, event, time)) if change else self
+        return attrs.evolve(status, n=self.n + 1, started=self.started or time)
 
     def to_json(self, language: str = "en") -> dict[str, Any]:
         """Plain values; warning and problems in the reader's language."""
-        plain = {field.name: finite(getattr(self, field.name)) for field in attrs.fields(RunStatus) if field.name not in _INNER}
+        plain = {
+            field.name: finite_or_none(getattr(self, field.name)) for field in attrs.fields(RunStatus) if field.name not in _INTERNAL_FIELDS
+        }
         plain["warning"] = self.warning.text(language) if self.warning else ""
-        plain["problems"] = [word_problem(problem, language) for problem in self.problems]
+        plain["problems"] = [translate_problem(problem, language) for problem in self.problems]
         plain["error"] = " ".join(f"{problem['message']} {problem['fix']}".strip() for problem in plain["problems"])
         return plain
 
 
-def word_problem(problem: Mapping[str, Any], language: str) -> dict[str, str]:
-    """A problem of a Failed event as {"path", "message", "fix"} in `language`: its templates travel beside it as "words"."""
+def translate_problem(problem: Mapping[str, Any], language: str) -> dict[str, str]:
+    """A problem of a Failed event as {"path", "message", "fix"} in `language`; its templates are under "words"."""
     words = problem.get("words") or {}
     return {
         "path": str(problem.get("path", "")),
-        **{part: word_message(words.get(part) or problem.get(part, ""), language) for part in ("message", "fix")},
+        **{part: translate_message(words.get(part) or problem.get(part, ""), language) for part in ("message", "fix")},
     }
 
 
-def word_message(message: Any, language: str) -> str:
-    """The text of a message as events.jsonl holds it: {"template", "values", "text"}, or plain text."""
+def translate_message(message: Any, language: str) -> str:
+    """The text in `language` of a message from events.jsonl: {"template", "values", "text"}, or plain text."""
     if not isinstance(message, Mapping):
         return str(message)
-    return message_from(message).text(language)
+    return message_from_json(message).text(language)
 
 
-def message_from(message: Mapping[str, Any]) -> Message:
-    """A message from its plain values, as events.jsonl holds it."""
+def message_from_json(message: Mapping[str, Any]) -> Message:
+    """A message from its form in events.jsonl."""
     values = message.get("values", {})
-    inner = {key: message_from(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
-    return Message(message["template"], {**values, **inner})
+    nested = {key: message_from_json(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
+    return Message(message["template"], {**values, **nested})
 
 
 def _started(status: RunStatus, event: Started, time: float) -> dict[str, Any]:
@@ -147,7 +148,7 @@ def _started(status: RunStatus, event: Started, time: float) -> dict[str, Any]:
 
 def _phase(status: RunStatus, event: Phase, time: float) -> dict[str, Any]:
     state = PHASE_STATES.get(event.name.lower(), "training" if status.step else "planning")
-    steps = event.total if event.name == "training" and event.total else status.total_steps  # the run may have got another length
+    steps = event.total if event.name == "training" and event.total else status.total_steps  # the length of the run may have changed
     return {
         "total_steps": steps,
         "epochs": -(-steps // status.steps_per_epoch) if status.steps_per_epoch else status.epochs,
@@ -156,37 +157,37 @@ def _phase(status: RunStatus, event: Phase, time: float) -> dict[str, Any]:
         "done": 0,
         "total": event.total,
         "phase_since": time,
-        "beside_since": status.beside_since or time,
+        "overhead_since": status.overhead_since or time,
     }
 
 
 def _stepped(status: RunStatus, event: Stepped, time: float) -> dict[str, Any]:
-    speed = event.seconds if status.speed is None else STEADY * status.speed + (1 - STEADY) * event.seconds
-    beside = status.beside
-    if status.beside_since and status.step:  # what came before the first step happens once
-        beside += max(0.0, time - status.beside_since - event.seconds)
-    left = max(0, status.total_steps - event.step)
+    speed = event.seconds if status.speed is None else SPEED_MOMENTUM * status.speed + (1 - SPEED_MOMENTUM) * event.seconds
+    overhead = status.overhead
+    if status.overhead_since and status.step:  # time before the first step is spent only once
+        overhead += max(0.0, time - status.overhead_since - event.seconds)
+    steps_left = max(0, status.total_steps - event.step)
     return {
         "state": "training",
         "phase": "training",
         "step": event.step,
         "epoch": event.epoch,
         "speed": speed,
-        "seconds_left": left * (speed + beside / max(1, event.step)),
+        "seconds_left": steps_left * (speed + overhead / max(1, event.step)),
         "loss": event.loss,
         "loss_average": event.loss_average,
         "lr": event.lr,
         "vram_mb": event.vram_mb,
         "skipped": event.skipped,
         "loss_scale": event.loss_scale,
-        "beside": beside,
-        "beside_since": 0.0,
+        "overhead": overhead,
+        "overhead_since": 0.0,
     }
 
 
 def _resumed(status: RunStatus, event: Resumed, time: float) -> dict[str, Any]:
-    going = {"state": "training", "paused_because": "", "beside_since": 0.0}  # a pause is no part of the time that the rest takes
-    return going | ({"step": event.step, "epoch": event.epoch} if event.reason == FROM_STATE else {})
+    values = {"state": "training", "paused_because": "", "overhead_since": 0.0}  # a pause does not count in the time left
+    return values | ({"step": event.step, "epoch": event.epoch} if event.reason == FROM_STATE else {})
 
 
 def _ended(outcome: str, status: RunStatus, event: Any) -> dict[str, Any]:
@@ -200,11 +201,11 @@ def _validated(status: RunStatus, event: Validated) -> dict[str, Any]:
 
 def _rendered(status: RunStatus, event: Rendered, time: float) -> dict[str, Any]:
     done = status.done + 1
-    pace = (time - status.phase_since) / done
-    return {"done": done, "sample": event.path, "seconds_left": max(0, status.total - done) * pace}
+    seconds_each = (time - status.phase_since) / done
+    return {"done": done, "sample": event.path, "seconds_left": max(0, status.total - done) * seconds_each}
 
 
-_INNER = ("beside", "beside_since", "phase_since")
+_INTERNAL_FIELDS = ("overhead", "overhead_since", "phase_since")
 _CHANGES: dict[type, Any] = {
     Started: _started,
     Phase: _phase,

@@ -1,6 +1,6 @@
-"""Losses, rates and previews for TensorBoard, written without TensorBoard: its files are records of small protocol buffers.
+"""Losses, rates and previews for TensorBoard, written without the tensorboard package: records of small protocol buffers.
 
-So nothing is installed for it, and no package of the host is moved. Format: tensorflow/core/lib/io/record_writer.h,
+So nothing has to be installed, and no package of the host changes. Format: tensorflow/core/lib/io/record_writer.h,
 event.proto and summary.proto (TensorFlow 1.0 and later).
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lora_trainer.events import Resumed, Sampled, Stepped, Validated
-from lora_trainer.jobs.events_log import EventRecord, finite
+from lora_trainer.jobs.events_log import EventRecord, finite_or_none
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.status import FROM_STATE
 
@@ -31,18 +31,18 @@ TAGS = {
     "skipped": "guard/skipped_steps",
     "loss_scale": "guard/loss_scale",
 }
-"""Fields of a step under sd-scripts' names where it has them."""
-PARTS = {"text_encoder": "textencoder"}
-LONGEST_IMAGE = 8 << 20
+"""Fields of Stepped -> TensorBoard tags, sd-scripts' if it has one."""
+PART_NAMES = {"text_encoder": "textencoder"}
+MAX_IMAGE_BYTES = 8 << 20
 
 
 class TensorBoard:
-    """A sink that writes into FOLDER/PREFIX+TIME/NAME, the place that sd-scripts would take. The time is that of the run's beginning."""
+    """A sink that writes to FOLDER/PREFIX+TIME/NAME, as sd-scripts does. TIME is when the run was created."""
 
     def __init__(self, folder: RunFolder, logs: Path, prefix: str = "", name: str = "") -> None:
-        about = folder.about()
-        begun = time.strftime("%Y%m%d%H%M%S", time.localtime(about["created"] or None))
-        self.folder = logs / f"{prefix}{begun}" / (name or about["name"])
+        info = folder.info()
+        started = time.strftime("%Y%m%d%H%M%S", time.localtime(info["created"] or None))
+        self.folder = logs / f"{prefix}{started}" / (name or info["name"])
         self._file: BinaryIO | None = None
 
     def __call__(self, record: EventRecord) -> None:
@@ -53,10 +53,10 @@ class TensorBoard:
             self._write(now, event.step, summary=_scalar("loss/validation", event.loss))
         elif isinstance(event, Sampled):
             png = Path(event.path).read_bytes()
-            if len(png) <= LONGEST_IMAGE:
+            if len(png) <= MAX_IMAGE_BYTES:
                 self._write(now, event.step, summary=_image(f"samples/{event.index:02d}", png))
         elif isinstance(event, Resumed) and event.reason == FROM_STATE:
-            self._write(now, event.step + 1, session=1)  # SessionLog.START: what was written from this step on counts no more
+            self._write(now, event.step + 1, session=1)  # SessionLog.START: TensorBoard discards earlier values from this step on
 
     def close(self) -> None:
         """Closes the file."""
@@ -69,29 +69,29 @@ class TensorBoard:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.0"
             self._file = path.open("ab")
-            self._file.write(framed(_double(1, now) + _bytes(3, VERSION.encode())))
+            self._file.write(frame_record(_double(1, now) + _bytes(3, VERSION.encode())))
         body = _double(1, now) + (_varint_field(2, step) if step else b"")
         body += _bytes(5, summary) if summary else b""
         body += _bytes(7, _varint_field(1, session)) if session else b""
-        self._file.write(framed(body))
+        self._file.write(frame_record(body))
         self._file.flush()
 
 
 def scalars(event: Stepped) -> Iterator[tuple[str, float]]:
-    """(tag, number) of a step; a number that is not finite is left out, one of a guard that is 0 too."""
+    """(tag, value) of a step; values that are not finite are left out, and so are guard values of 0."""
     rates: Mapping[str, float] = event.rates
     for field, tag in TAGS.items():
-        value = finite(float(getattr(event, field)))
+        value = finite_or_none(float(getattr(event, field)))
         if value is not None and (value or not tag.startswith("guard/")) and not (field == "lr" and rates):
             yield tag, value
     for name, rate in rates.items():
-        yield f"lr/{PARTS.get(name, name)}", rate
+        yield f"lr/{PART_NAMES.get(name, name)}", rate
 
 
-def framed(body: bytes) -> bytes:
+def frame_record(body: bytes) -> bytes:
     """A record: length, its checksum, the body, its checksum."""
     length = struct.pack("<Q", len(body))
-    return length + struct.pack("<I", masked(crc32c(length))) + body + struct.pack("<I", masked(crc32c(body)))
+    return length + struct.pack("<I", mask_crc(crc32c(length))) + body + struct.pack("<I", mask_crc(crc32c(body)))
 
 
 def crc32c(data: bytes) -> int:
@@ -102,8 +102,8 @@ def crc32c(data: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def masked(crc: int) -> int:
-    """A checksum of data that holds checksums itself (TensorFlow's crc32c.h)."""
+def mask_crc(crc: int) -> int:
+    """The masked checksum, for data that itself contains checksums (TensorFlow's crc32c.h)."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
@@ -122,7 +122,7 @@ def _scalar(tag: str, value: float) -> bytes:
 
 
 def _image(tag: str, png: bytes) -> bytes:
-    """A picture; width and height stand in a PNG's first chunk."""
+    """An image summary; width and height are read from the PNG's first chunk."""
     width, height = struct.unpack(">II", png[16:24])
     image = _varint_field(1, height) + _varint_field(2, width) + _varint_field(3, 3) + _bytes(4, png)
     return _bytes(1, _bytes(1, tag.encode()) + _bytes(4, image))
@@ -141,8 +141,8 @@ def _varint_field(field: int, value: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    found = bytearray()
+    encoded = bytearray()
     while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*found, value])
+    return bytes([*encoded, value])

@@ -1,1 +1,1 @@
-"""The arithmetic of the loss: noise, what the model should say, and how much each picture counts."""
+"""The arithmetic of the loss: noise, the target of the prediction, and the weight of each timestep."""

@@ -1,6 +1,7 @@
-"""Noise and timesteps: pure functions of (seed, epoch, picture, repeat), drawn on the CPU.
+"""Noise and timesteps, as pure functions of (seed, epoch, image, repeat), drawn on the CPU.
 
-What an option draws besides comes from a generator of its own, so that switching it on changes nothing else that is drawn.
+Each option draws from a generator of its own, so that switching it on changes no other draw. Formulas: x latents, e standard normal noise,
+a the cumulative product of alphas (`alphas_cumprod`) at the timestep.
 """
 
 from __future__ import annotations
@@ -17,110 +18,122 @@ from torch.nn import functional
 from lora_trainer.config.schema import LossConfig
 
 
-def generator_for(*words: object) -> torch.Generator:
-    """A CPU generator seeded by the words: the same words give the same numbers on every machine."""
-    digest = hashlib.blake2b("\0".join(map(str, words)).encode("utf-8"), digest_size=8).digest()
+def generator_for(*key: object) -> torch.Generator:
+    """A CPU generator seeded by a hash of the key: the same key gives the same draws on every machine."""
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode("utf-8"), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 @attrs.frozen(eq=False)
 class NoisyExample:
-    """One showing of one picture: `timestep` in 0..999, `noise` [4, h, w] that the model should find, `added` what it is shown."""
+    """One example: `timestep` in 0..999, `noise` [c, h, w] as the target, `input_noise` of the same shape as added to the latents."""
 
     timestep: int
     noise: Tensor
-    added: Tensor
+    input_noise: Tensor
 
 
-def draw_noise(latents: Tensor, loss_config: LossConfig, *words: object) -> NoisyExample:
-    """Timestep and noise for the latents [4, h, w] of one picture, by the words that name this showing."""
-    generator = generator_for(*words)
+def draw_noise(latents: Tensor, loss_config: LossConfig, *key: object) -> NoisyExample:
+    """Timestep and noise for the latents [c, h, w] of one image, seeded by the key of this example."""
+    generator = generator_for(*key)
     timestep = int(torch.randint(loss_config.min_timestep, loss_config.max_timestep, (1,), generator=generator))
     noise = torch.randn(tuple(latents.shape), generator=generator)
     if loss_config.noise_offset:
         shift = torch.randn((latents.shape[0], 1, 1), generator=generator)
-        noise = offset_noise(noise, shift, offset_strength(latents, _strength(loss_config, *words), loss_config.adaptive_noise_scale))
+        noise = offset_noise(noise, shift, offset_strength(latents, _offset_strength(loss_config, *key), loss_config.adaptive_noise_scale))
     if loss_config.multires_noise_iterations:
-        layers = coarse_layers(tuple(latents.shape), loss_config.multires_noise_iterations, generator_for(*words, "coarse noise"))
-        noise = coarse_noise(noise, layers, loss_config.multires_noise_discount)
+        levels = multires_levels(tuple(latents.shape), loss_config.multires_noise_iterations, generator_for(*key, "coarse noise"))
+        noise = multires_noise(noise, levels, loss_config.multires_noise_discount)
     if loss_config.timestep_sampling != "uniform":
-        timestep = step_at(_share(loss_config, *words), loss_config.min_timestep, loss_config.max_timestep)
-    return NoisyExample(timestep, noise, _perturbed(noise, loss_config, *words))
+        timestep = timestep_at(_timestep_share(loss_config, *key), loss_config.min_timestep, loss_config.max_timestep)
+    return NoisyExample(timestep, noise, _perturb(noise, loss_config, *key))
 
 
-def _strength(rules: LossConfig, *words: object) -> float | Tensor:
-    if not rules.noise_offset_random_strength:
-        return rules.noise_offset
-    return torch.rand(1, generator=generator_for(*words, "offset strength")) * rules.noise_offset
+def _offset_strength(loss_config: LossConfig, *key: object) -> float | Tensor:
+    if not loss_config.noise_offset_random_strength:
+        return loss_config.noise_offset
+    return torch.rand(1, generator=generator_for(*key, "offset strength")) * loss_config.noise_offset
 
 
-def _share(rules: LossConfig, *words: object) -> float:
-    generator = generator_for(*words, "timestep")
-    if rules.timestep_sampling == "mode":
-        return float(mode(torch.rand(1, generator=generator), rules.mode_scale))
-    return float(logit_normal(torch.randn(1, generator=generator), rules.logit_mean, rules.logit_std))
+def _timestep_share(loss_config: LossConfig, *key: object) -> float:
+    generator = generator_for(*key, "timestep")
+    if loss_config.timestep_sampling == "mode":
+        return float(mode_sampling(torch.rand(1, generator=generator), loss_config.mode_scale))
+    return float(logit_normal(torch.randn(1, generator=generator), loss_config.logit_mean, loss_config.logit_std))
 
 
-def _perturbed(noise: Tensor, rules: LossConfig, *words: object) -> Tensor:
-    """Noise with a little more of it: e + gamma e' (Ning et al. 2023); the noise itself where that is off."""
-    if not rules.ip_noise_gamma:
+def _perturb(noise: Tensor, loss_config: LossConfig, *key: object) -> Tensor:
+    """Input perturbation e + gamma e', e' standard normal (Ning et al. 2023, https://arxiv.org/abs/2301.11706); e where gamma is 0."""
+    if not loss_config.ip_noise_gamma:
         return noise
-    generator = generator_for(*words, "input perturbation")
-    more = torch.randn(tuple(noise.shape), generator=generator)
-    if rules.ip_noise_gamma_random_strength:
-        return noise + torch.rand(1, generator=generator) * rules.ip_noise_gamma * more
-    return noise + rules.ip_noise_gamma * more
+    generator = generator_for(*key, "input perturbation")
+    perturbation = torch.randn(tuple(noise.shape), generator=generator)
+    if loss_config.ip_noise_gamma_random_strength:
+        return noise + torch.rand(1, generator=generator) * loss_config.ip_noise_gamma * perturbation
+    return noise + loss_config.ip_noise_gamma * perturbation
 
 
 def offset_strength(latents: Tensor, offset: float | Tensor, adaptive: float) -> float | Tensor:
-    """offset + adaptive |mean of each channel|, never below 0, as [4, 1, 1] (sd-scripts' adaptive_noise_scale); plain where that is 0."""
+    """max(0, offset + adaptive |mean(x)|) for each channel of x [c, h, w], as [c, 1, 1]; offset where `adaptive` is 0.
+
+    Source: sd-scripts' adaptive_noise_scale.
+    """
     if not adaptive:
         return offset
     return (offset + adaptive * latents.mean(dim=(1, 2), keepdim=True).abs().cpu()).clamp(min=0.0)
 
 
 def offset_noise(noise: Tensor, shift: Tensor, strength: float | Tensor) -> Tensor:
-    """Noise [4, h, w] with each channel shifted by strength times `shift` [4, 1, 1], standard normal (Guttenberg 2023, noise offset)."""
+    """e + strength * shift, for e [c, h, w] and a standard normal `shift` [c, 1, 1].
+
+    Source: Guttenberg 2023, https://www.crosslabs.org/blog/diffusion-with-offset-noise
+    """
     return noise + strength * shift
 
 
-def coarse_layers(shape: tuple[int, ...], iterations: int, generator: torch.Generator) -> list[Tensor]:
-    """Noise of smaller and smaller sizes: layer i has 1 / r^i of each side, r drawn anew from [2, 4); ends with a side of one."""
+def multires_levels(shape: tuple[int, ...], iterations: int, generator: torch.Generator) -> list[Tensor]:
+    """Noise at lower and lower resolutions: level i has 1 / r^i of each side, r drawn anew from [2, 4); ends at a side of one."""
     channels, height, width = shape
-    layers: list[Tensor] = []
+    levels: list[Tensor] = []
     for number in range(iterations):
         ratio = (2.0 + 2.0 * float(torch.rand(1, generator=generator))) ** number
         rows, columns = max(1, int(height / ratio)), max(1, int(width / ratio))
-        layers.append(torch.randn((channels, rows, columns), generator=generator))
+        levels.append(torch.randn((channels, rows, columns), generator=generator))
         if 1 in (rows, columns):
             break
-    return layers
+    return levels
 
 
-def coarse_noise(noise: Tensor, layers: Sequence[Tensor], discount: float) -> Tensor:
-    """Noise plus the sum of discount^i times layer i, enlarged bilinearly; then of spread 1 (Whitaker 2023, multires noise)."""
-    for number, layer in enumerate(layers):
-        enlarged = functional.interpolate(layer[None], size=tuple(noise.shape[1:]), mode="bilinear", align_corners=False)[0]
-        noise = noise + enlarged * discount**number
+def multires_noise(noise: Tensor, levels: Sequence[Tensor], discount: float) -> Tensor:
+    """e + sum over i of discount^i * upsample(level i), bilinear, then divided by its standard deviation; [c, h, w].
+
+    Source: Whitaker 2023, multi-resolution noise for diffusion model training (sd-scripts' multires_noise)
+    """
+    for index, level in enumerate(levels):
+        upsampled = functional.interpolate(level[None], size=tuple(noise.shape[1:]), mode="bilinear", align_corners=False)[0]
+        noise = noise + upsampled * discount**index
     return noise / noise.std()
 
 
-def add_noise(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """Latents at their step: sqrt(a) x + sqrt(1 - a) e, with `alphas` of shape [batch] (Ho et al. 2020, eq. 4)."""
-    kept = alphas.view(-1, 1, 1, 1).to(latents.dtype)
-    return kept.sqrt() * latents + (1.0 - kept).sqrt() * noise
+def add_noise(latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Noisy latents sqrt(a) x + sqrt(1 - a) e, [batch, c, h, w]; `alphas_cumprod` a is [batch] (Ho et al. 2020, eq. 4)."""
+    a = alphas_cumprod.view(-1, 1, 1, 1).to(latents.dtype)
+    return a.sqrt() * latents + (1.0 - a).sqrt() * noise
 
 
 def logit_normal(normal: Tensor, mean: float, std: float) -> Tensor:
-    """Shares around one amount: the logistic function of mean + std n, n standard normal (Esser et al. 2024, eq. 19)."""
+    """Timestep as a share in (0, 1): sigmoid(mean + std n), n standard normal (Esser et al. 2024, eq. 19, https://arxiv.org/abs/2403.03206)."""
     return torch.sigmoid(mean + std * normal)
 
 
-def mode(uniform: Tensor, scale: float) -> Tensor:
-    """Shares with more weight in the middle (scale > 0) or at both ends (< 0), from u in [0, 1) (Esser et al. 2024, eq. 20)."""
+def mode_sampling(uniform: Tensor, scale: float) -> Tensor:
+    """Timestep as a share: 1 - u - scale (cos^2(pi u / 2) - 1 + u), u uniform in [0, 1) (Esser et al. 2024, eq. 20).
+
+    More weight in the middle (scale > 0) or at both ends (scale < 0).
+    """
     return 1.0 - uniform - scale * (torch.cos(uniform * (math.pi / 2)) ** 2 - 1.0 + uniform)
 
 
-def step_at(share: float, low: int, high: int) -> int:
-    """The step low..high-1 at a share of the range."""
+def timestep_at(share: float, low: int, high: int) -> int:
+    """The timestep low..high-1 at a share of the range."""
     return min(max(low + int(share * (high - low)), low), high - 1)

@@ -1,4 +1,4 @@
-"""What the model should say, by its prediction type, and how far off an answer is."""
+"""The target of a prediction, and the elementwise loss between the two."""
 
 from __future__ import annotations
 
@@ -8,41 +8,50 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-STEPS = 1000
+TRAIN_TIMESTEPS = 1000
 
 
-def target(prediction: str, latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """The noise itself ("epsilon"), or sqrt(a) e - sqrt(1 - a) x ("v"; Salimans & Ho 2022, eq. 10)."""
+def target(prediction: str, latents: Tensor, noise: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """The noise e ("epsilon"), or sqrt(a) e - sqrt(1 - a) x ("v"; Salimans & Ho 2022, eq. 10, https://arxiv.org/abs/2202.00512).
+
+    Args: latents x and noise e [batch, c, h, w]; alphas_cumprod a [batch].
+    """
     if prediction == "epsilon":
         return noise
-    kept = alphas.view(-1, 1, 1, 1).to(latents.dtype)
-    return kept.sqrt() * noise - (1.0 - kept).sqrt() * latents
+    a = alphas_cumprod.view(-1, 1, 1, 1).to(latents.dtype)
+    return a.sqrt() * noise - (1.0 - a).sqrt() * latents
 
 
-def errors(kind: str, predicted: Tensor, wanted: Tensor, threshold: Tensor | None = None) -> Tensor:
-    """Error of each number, shape of both; `threshold` [batch] is needed for "huber" and "smooth_l1".
+def elementwise_loss(kind: str, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
+    """Loss of each element, in the shape of both tensors; with d = prediction - target and the threshold c:
 
-    l2: d^2; l1: |d|; huber: 2 c (sqrt(d^2 + c^2) - c), the pseudo-Huber loss (Charbonnier et al. 1997), which is d^2 for small d;
-    smooth_l1: the same divided by c, which is 2 |d| for large d.
+    "l2": d^2; "l1": |d|; "huber": 2 c (sqrt(d^2 + c^2) - c), the pseudo-Huber loss (Charbonnier et al. 1997), near d^2 for small d;
+    "smooth_l1": 2 (sqrt(d^2 + c^2) - c), near 2 |d| for large d.
+
+    Args: threshold c [batch], needed for "huber" and "smooth_l1". Raises ValueError where it is missing.
     """
     if kind == "l2":
-        return functional.mse_loss(predicted, wanted, reduction="none")
+        return functional.mse_loss(prediction, target, reduction="none")
     if kind == "l1":
-        return functional.l1_loss(predicted, wanted, reduction="none")
+        return functional.l1_loss(prediction, target, reduction="none")
     if threshold is None:
         raise ValueError(kind)
     c = threshold.view(-1, 1, 1, 1)
-    distance = 2.0 * (torch.sqrt((predicted - wanted) ** 2 + c**2) - c)
+    distance = 2.0 * (torch.sqrt((prediction - target) ** 2 + c**2) - c)
     return distance * c if kind == "huber" else distance
 
 
-def huber_threshold(schedule: str, timesteps: Tensor, alphas: Tensor, c: float, scale: float) -> Tensor:
-    """c of each step, [batch] (Khrapov et al. 2024): "constant" c s; "exponential" c^(t / 1000) s, from s at t = 0 to c s at the end;
-    "snr" (1 - c) / (1 + sigma)^2 + c with sigma = sqrt((1 - a) / a), where `scale` s does not count (as in sd-scripts).
+def huber_threshold(schedule: str, timesteps: Tensor, alphas_cumprod: Tensor, c: float, scale: float) -> Tensor:
+    """The threshold c of each timestep, [batch] (Khrapov et al. 2024).
+
+    "constant": c s; "exponential": c^(t / 1000) s, from s at t = 0 to c s at the end; "snr": (1 - c) / (1 + sigma)^2 + c with
+    sigma = sqrt((1 - a) / a), which does not use s (as in sd-scripts).
+
+    Args: timesteps t and alphas_cumprod a, [batch]; `scale` s.
     """
     if schedule == "constant":
-        return torch.full(alphas.shape, c * scale, device=alphas.device)
+        return torch.full(alphas_cumprod.shape, c * scale, device=alphas_cumprod.device)
     if schedule == "exponential":
-        return torch.exp(math.log(c) / STEPS * timesteps.to(alphas.dtype)) * scale
-    sigmas = ((1.0 - alphas) / alphas).sqrt()
+        return torch.exp(math.log(c) / TRAIN_TIMESTEPS * timesteps.to(alphas_cumprod.dtype)) * scale
+    sigmas = ((1.0 - alphas_cumprod) / alphas_cumprod).sqrt()
     return (1.0 - c) / (1.0 + sigmas) ** 2 + c

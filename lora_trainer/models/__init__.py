@@ -1,1 +1,1 @@
-"""Models: what a checkpoint is, its names in both layouts, and the bundle of modules that training sees."""
+"""Models: detection of checkpoints, key names of both layouts, and the bundle of modules for training."""

@@ -1,4 +1,4 @@
-"""What training sees of a model: modules in diffusers' names, all frozen, and the noise schedule's numbers."""
+"""A loaded model as training sees it: frozen modules with diffusers' names, and the noise schedule."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from torch import Tensor, nn
 
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection.infer_config import Heads
+from lora_trainer.models.noise_schedule import NoiseSchedule
 
 
 class Family(Protocol):
-    """All that differs between families of models. `name` is that of its row in models/layout.py."""
+    """All that differs between model families. `name` is that of its row in models/layout.py."""
 
     name: str
     latent_scale: float
-    reads_clip_skip: bool
-    """Whether a clip skip changes what is read of the text."""
-    reads_sizes: bool
-    """Whether its U-Net is told the sizes of a picture."""
+    latent_channels: int
+    noise_schedule: NoiseSchedule
+    uses_clip_skip: bool
+    """Whether clip skip has an effect."""
+    uses_sizes: bool
+    """Whether its U-Net is conditioned on picture sizes."""
     upcast_attention: bool
-    """Whether its attention overflows float16 unless it is summed in float32."""
+    """Whether its attention overflows float16 unless it is computed in float32."""
 
     def unet_config(self, state: Mapping[str, Tensor], heads: Heads | None) -> dict[str, Any]:
-        """Arguments of UNet2DConditionModel for tensors under diffusers' names; `heads` where the source tells them."""
+        """Arguments of UNet2DConditionModel for tensors under diffusers' names; `heads` if the source has them."""
         ...
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
@@ -34,15 +37,15 @@ class Family(Protocol):
         ...
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
-        """Token ids [batch, 77 * n] -> what the U-Net reads, states [batch, 75 * n + 2, width]."""
+        """Token ids [batch, 77 * n] -> conditioning with states [batch, 75 * n + 2, width]."""
         ...
 
-    def unread_layers(self, bundle: ModelBundle, clip_skip: int) -> tuple[int, ...]:
-        """By text encoder, how many of its last layers nothing reads: they cannot learn."""
+    def unused_layers(self, bundle: ModelBundle, clip_skip: int) -> tuple[int, ...]:
+        """For each text encoder, how many of its last layers are unused and so cannot be trained."""
         ...
 
-    def denoise(self, bundle: ModelBundle, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The U-Net's prediction, shape of `noisy` [batch, 4, h, w]; `timesteps` [batch] in 0..999."""
+    def denoise(self, bundle: ModelBundle, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The U-Net's prediction for noisy_latents [batch, channels, h, w], same shape; `timesteps` [batch] in 0..999."""
         ...
 
 
@@ -50,7 +53,7 @@ class Family(Protocol):
 class ModelBundle:
     """Modules of one model. `alphas_cumprod` is float32 of shape [1000] on the device; `dtype` is the U-Net's.
 
-    `text_encoder_2` is SDXL's larger one; the one tokenizer serves both, they differ in padding only.
+    `text_encoder_2` is SDXL's larger one; one tokenizer serves both, which only differ in padding.
     """
 
     family: Family

@@ -1,4 +1,4 @@
-"""Which VAE encodes: what latents on disk depend on besides the picture."""
+"""Identity of the VAE encoder: everything that latents on disk depend on besides the picture."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import torch
 
 from lora_trainer.models.bundle import ModelBundle
 
-READS = ("encoder.", "quant_conv.")
-"""The part of a VAE that reads pictures; VAEs that differ in drawing alone give the same latents."""
+ENCODER_PREFIXES = ("encoder.", "quant_conv.")
+"""The encoder's part of a VAE; VAEs that differ in the decoder only give the same latents."""
 
 
-def encoder_of(bundle: ModelBundle, *, together: int = 1) -> str:
-    """Family, kind of device, and a hash over every bit and the number format of the weights that read pictures.
+def vae_encoder_id(bundle: ModelBundle, *, batch_size: int = 1) -> str:
+    """Family, device type, and a hash over names, dtypes and bits of the encoder's weights.
 
-    `together`: pictures that are encoded in one go, which may change the last bit, as do torch's version and the threads of a CPU.
+    `batch_size`: pictures encoded together, which may change the last bit, as do torch's version and the number of CPU threads.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(bundle.vae.state_dict().items()):
-        if name.startswith(READS):
+        if name.startswith(ENCODER_PREFIXES):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor.detach().to("cpu").contiguous().view(torch.uint8).numpy())
     scale = bundle.family.latent_scale
     device = torch.device(bundle.device).type
     rounding = f"{torch.__version__}|{torch.get_num_threads() if device == 'cpu' else ''}"
-    return f"{bundle.family.name}|{scale}|{device}|{together}|{rounding}|{digest.hexdigest()}"
+    return f"{bundle.family.name}|{scale}|{device}|{batch_size}|{rounding}|{digest.hexdigest()}"

@@ -1,25 +1,54 @@
-"""The noise schedule: how much of a picture is left at each of the 1000 steps."""
+"""Noise schedules: how much signal is left in the noisy latents at each timestep."""
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+import attrs
 import torch
 from torch import Tensor
 
-BETA_START, BETA_END, STEPS = 0.00085, 0.012, 1000
+
+class NoiseSchedule(Protocol):
+    """What a family was trained with; `steps` is the number of timesteps."""
+
+    @property
+    def steps(self) -> int: ...
+
+    def alphas_cumprod(self, *, zero_terminal_snr: bool = False) -> Tensor:
+        """Share of signal left at each timestep, float32 [steps]; 0 at the last one with `zero_terminal_snr`."""
+        ...
 
 
-def alphas_cumprod(*, zero_terminal_snr: bool = False) -> Tensor:
-    """Share of signal left at each of the 1000 steps ("scaled linear": linear in the root of beta), float32 [1000].
+@attrs.frozen
+class ScaledLinear:
+    """Stable Diffusion's schedule: sqrt(beta) is linear in the timestep (Rombach et al. 2022; diffusers' "scaled_linear")."""
 
-    With `zero_terminal_snr` nothing of the picture is left at the last one.
-    """
-    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, STEPS, dtype=torch.float32) ** 2
-    alphas = torch.cumprod(1.0 - betas, dim=0)
-    return without_signal_at_the_end(alphas) if zero_terminal_snr else alphas
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 1000
+
+    def alphas_cumprod(self, *, zero_terminal_snr: bool = False) -> Tensor:
+        """Cumulative product of 1 - beta, float32 [steps]; rescaled to end at 0 with `zero_terminal_snr`."""
+        betas = torch.linspace(self.beta_start**0.5, self.beta_end**0.5, self.steps, dtype=torch.float32) ** 2
+        alphas = torch.cumprod(1.0 - betas, dim=0)
+        return rescale_zero_terminal_snr(alphas) if zero_terminal_snr else alphas
+
+    def scheduler_config(self) -> dict[str, Any]:
+        """The schedule as arguments of diffusers' schedulers."""
+        return {
+            "num_train_timesteps": self.steps,
+            "beta_start": self.beta_start,
+            "beta_end": self.beta_end,
+            "beta_schedule": "scaled_linear",
+        }
 
 
-def without_signal_at_the_end(alphas: Tensor) -> Tensor:
-    """Shifts and scales the root of a schedule so that it ends at zero and begins where it began (Lin et al. 2023, algorithm 1)."""
-    roots = alphas.sqrt()
+SCALED_LINEAR = ScaledLinear()
+
+
+def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """Shifts and scales sqrt(alphas_cumprod) so that it ends at 0 and keeps its first value (Lin et al. 2023, algorithm 1)."""
+    roots = alphas_cumprod.sqrt()
     first, last = roots[0].clone(), roots[-1].clone()
     return ((roots - last) * first / (first - last)) ** 2

@@ -1,4 +1,4 @@
-"""Words of a prompt that count more or less, as A1111's prompts say it: (word), (word:1.3), [word], and \\( for the sign itself."""
+"""Prompt weights in A1111's syntax: (word), (word:1.3), [word], and \\( for a literal bracket."""
 
 from __future__ import annotations
 
@@ -9,95 +9,97 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_trainer.models.tokenize import LONGEST, READ, pieced
+from lora_trainer.models.tokenize import CHUNK_TOKENS, MAX_LENGTH, to_chunks
 
-MORE = 1.1
-"""What a pair of round brackets without a number multiplies by; a square one divides."""
-SIGNS = re.compile(r"\\(?P<literal>[()\[\]\\])|:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<bracket>[()\[\]])|[^\\()\[\]:]+|.", re.S)
+BRACKET_WEIGHT = 1.1
+"""Factor of a pair of round brackets without a number; square ones divide by it."""
+PROMPT_PIECE = re.compile(
+    r"\\(?P<literal>[()\[\]\\])|:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<bracket>[()\[\]])|[^\\()\[\]:]+|.", re.S
+)
 
-Weighted = list[tuple[str, float]]
+WeightedTexts = list[tuple[str, float]]
 
 
-def weighted(prompt: str) -> Weighted:
-    """[(text, weight)] of a prompt, neighbours of one weight joined; brackets that are never closed count to the end."""
+def parse_prompt_attention(prompt: str) -> WeightedTexts:
+    """[(text, weight)] of a prompt, neighbours of equal weight merged; unclosed brackets extend to the end."""
     texts: list[str] = []
     weights: list[float] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
-    def count(sign: str, factor: float) -> None:
-        for place in range(opened[sign].pop(), len(weights)):
-            weights[place] *= factor
+    def multiply(kind: str, factor: float) -> None:
+        for index in range(opened[kind].pop(), len(weights)):
+            weights[index] *= factor
 
-    for found in SIGNS.finditer(prompt):
-        sign = found["bracket"]
-        if sign in opened:
-            opened[sign].append(len(texts))
-        elif found["number"] and opened["("]:
-            count("(", float(found["number"]))
-        elif sign == ")" and opened["("]:
-            count("(", MORE)
-        elif sign == "]" and opened["["]:
-            count("[", 1 / MORE)
+    for match in PROMPT_PIECE.finditer(prompt):
+        bracket = match["bracket"]
+        if bracket in opened:
+            opened[bracket].append(len(texts))
+        elif match["number"] and opened["("]:
+            multiply("(", float(match["number"]))
+        elif bracket == ")" and opened["("]:
+            multiply("(", BRACKET_WEIGHT)
+        elif bracket == "]" and opened["["]:
+            multiply("[", 1 / BRACKET_WEIGHT)
         else:
-            texts.append(found["literal"] or found[0])
+            texts.append(match["literal"] or match[0])
             weights.append(1.0)
-    for sign, factor in (("(", MORE), ("[", 1 / MORE)):
-        while opened[sign]:
-            count(sign, factor)
-    return _joined(zip(texts, weights, strict=True))
+    for bracket, factor in (("(", BRACKET_WEIGHT), ("[", 1 / BRACKET_WEIGHT)):
+        while opened[bracket]:
+            multiply(bracket, factor)
+    return _merge_equal_weights(zip(texts, weights, strict=True))
 
 
-def _joined(pieces: Any) -> Weighted:
-    found: Weighted = []
+def _merge_equal_weights(pieces: Any) -> WeightedTexts:
+    merged: WeightedTexts = []
     for text, weight in pieces:
-        if found and found[-1][1] == weight:
-            found[-1] = (found[-1][0] + text, weight)
+        if merged and merged[-1][1] == weight:
+            merged[-1] = (merged[-1][0] + text, weight)
         else:
-            found.append((text, weight))
-    return found or [("", 1.0)]
+            merged.append((text, weight))
+    return merged or [("", 1.0)]
 
 
-def read(tokenizer: Any, prompts: Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
-    """Token ids [n, 77 * limit / 75] as models/tokenize.py makes them, and the weight of each place of their states [n, limit + 2].
+def tokenize_weighted(tokenizer: Any, prompts: Sequence[str], limit: int) -> tuple[Tensor, Tensor]:
+    """Token ids [n, 77 * limit / 75] in chunks (models/tokenize.py), and the weight of each token of the states [n, limit + 2].
 
-    `limit` 0: the least multiple of 75 that holds the longest prompt whole.
+    `limit` 0: the smallest multiple of 75 that fits the longest prompt.
     """
-    rows = [_tokens(tokenizer, weighted(prompt)) for prompt in prompts]
+    rows = [_tokens(tokenizer, parse_prompt_attention(prompt)) for prompt in prompts]
     longest = max(len(tokens) for tokens, _ in rows)
-    limit = limit or max(1, -(-min(longest, LONGEST - 2) // READ)) * READ
+    limit = limit or max(1, -(-min(longest, MAX_LENGTH - 2) // CHUNK_TOKENS)) * CHUNK_TOKENS
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     ids = torch.full((len(rows), limit + 2), end)
     ids[:, 0] = start
     weights = torch.ones(len(rows), limit + 2)
-    for number, (tokens, given) in enumerate(rows):
+    for number, (tokens, token_weights) in enumerate(rows):
         last = min(len(tokens), limit) + 1
         ids[number, 1:last] = torch.tensor(tokens[:limit], dtype=torch.long)
-        weights[number, 1:last] = torch.tensor(given[:limit])
-    return pieced(ids), weights
+        weights[number, 1:last] = torch.tensor(token_weights[:limit])
+    return to_chunks(ids), weights
 
 
-def _tokens(tokenizer: Any, pieces: Weighted) -> tuple[list[int], list[float]]:
+def _tokens(tokenizer: Any, pieces: WeightedTexts) -> tuple[list[int], list[float]]:
     tokens: list[int] = []
     weights: list[float] = []
     for text, weight in pieces:
-        found = tokenizer(text, truncation=True, max_length=LONGEST)["input_ids"][1:-1]
-        tokens += found
-        weights += [weight] * len(found)
+        text_tokens = tokenizer(text, truncation=True, max_length=MAX_LENGTH)["input_ids"][1:-1]
+        tokens += text_tokens
+        weights += [weight] * len(text_tokens)
     return tokens, weights
 
 
-def strengthened(states: Tensor, weights: Tensor, widths: Sequence[int]) -> Tensor:
-    """The states [n, places, width] times their weights, each encoder's share of them brought back to its mean, as A1111 does.
+def apply_weights(states: Tensor, weights: Tensor, widths: Sequence[int]) -> Tensor:
+    """The states [n, tokens, width] times their weights, with each encoder's part rescaled to its original mean, as in A1111.
 
-    A prompt without weights keeps every bit.
+    Prompts without weights are unchanged, bit for bit. `widths`: of the encoders' states.
     """
-    found = states
-    for number in ((weights != 1).any(dim=1)).nonzero().flatten().tolist():
-        found = states.clone() if found is states else found
-        place = 0
+    weighted = states
+    for row in ((weights != 1).any(dim=1)).nonzero().flatten().tolist():
+        weighted = states.clone() if weighted is states else weighted
+        start = 0
         for width in widths:
-            plain = states[number, :, place : place + width].float()
-            changed = plain * weights[number, :, None].to(plain)
-            found[number, :, place : place + width] = (changed * (plain.mean() / changed.mean())).to(states.dtype)
-            place += width
-    return found
+            plain = states[row, :, start : start + width].float()
+            changed = plain * weights[row, :, None].to(plain)
+            weighted[row, :, start : start + width] = (changed * (plain.mean() / changed.mean())).to(states.dtype)
+            start += width
+    return weighted

@@ -1,4 +1,4 @@
-"""Where a model comes from: a file, a folder, or the tensors that a host already holds."""
+"""Where a model comes from: a file, a folder, or tensors that a host has loaded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @attrs.frozen
 class FileSource:
-    """A checkpoint file in LDM layout or a folder in diffusers', with an optional file that holds another VAE.
+    """A checkpoint file in LDM layout or a folder in diffusers' layout, with an optional file of another VAE.
 
-    `prediction` and `zero_terminal_snr` are what the user says; None: what the file says. `sha256` is the file's where it is known:
-    released files that bear no mark are told by it.
+    `prediction` and `zero_terminal_snr` are the user's; None: detect them. `sha256` of the file, if known: it identifies released files
+    without marks.
     """
 
     path: Path
@@ -29,11 +29,11 @@ class FileSource:
 
 @attrs.frozen(eq=False)
 class LiveSource:
-    """Tensors of a running host, shared and never copied; keys as in a checkpoint without the prefixes of its parts.
+    """Tensors of a running host, shared and not copied; keys as in a checkpoint, without prefixes.
 
     `path` is the checkpoint's own file (for hashes and names), `prediction` is "epsilon" or "v". `unet_heads` 0: heads are
     `unet_head_width` channels wide. `text_2_state` is SDXL's second encoder. Text encoders may be in transformers' or open_clip's names.
-    `sure` False: nobody can tell the prediction, so the model itself is asked when it is built.
+    `sure` False: the prediction is a guess, so the model itself is tested when it is built.
     """
 
     unet_state: Mapping[str, torch.Tensor]
@@ -52,7 +52,7 @@ class LiveSource:
     sure: bool = True
 
     def without_tensors(self) -> LiveSource:
-        """What is known of it, without holding the host's memory."""
+        """The same facts without the tensors, so that the host's memory is not held."""
         return attrs.evolve(self, unet_state={}, vae_state={}, text_state={}, text_2_state={})
 
 

@@ -1,6 +1,6 @@
-"""Between sd-scripts' names, which every WebUI reads, and those of diffusers and PEFT; there and back a file is the same.
+"""Converts between sd-scripts' names, which every WebUI reads, and those of diffusers and PEFT; a round trip gives the same file.
 
-The other two keep no alpha: a layer's scale goes into its upper matrix, and the header remembers alpha and format for the way back.
+The other two have no alpha: a layer's scale is multiplied into its up matrix, and the metadata keeps alpha and dtype for the way back.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from lora_trainer.adapters.network_file import ModuleState
 from lora_trainer.errors import ModelError
 from lora_trainer.network_tools import naming
 from lora_trainer.network_tools.checked_network import NetworkFile, open_network, read_modules
-from lora_trainer.network_tools.layers import Layer, stock_layers
-from lora_trainer.network_tools.safetensors_stream import NAMES
+from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
+from lora_trainer.network_tools.safetensors_stream import TORCH_DTYPES
 from lora_trainer.network_tools.saving import write_network
 
-MEMORY = "lora_trainer.alphas"
-"""{layer: [alpha, whether the file had one, format of its upper matrix]}, where a file was renamed."""
+ALPHAS_KEY = "lora_trainer.alphas"
+"""Metadata key of a converted file: {layer: [alpha, alpha's dtype or "" where the file had none, dtype of up]}."""
 
 
 def convert(path: Path, out: Path, to: str) -> NetworkFile:
-    """Writes a network under the names of `to`: "kohya", "diffusers" or "peft". Returns what was read.
+    """Writes a network under the names of `to`: "kohya", "diffusers" or "peft". Returns the file that was read.
 
-    Raises ModelError for layers that have no name there, and for kinds that the other format does not know.
+    Raises ModelError for layers without a name there, and for kinds that the other naming does not support.
     """
     file = open_network(path)
     if file.naming == to:
         raise ModelError("{path} has these names already.", path=str(path), fix="Choose another --to.")
     states = read_modules(file)
-    layers = stock_layers(file.family)
-    words = dict(file.words)
+    layers = released_layers(file.family)
+    metadata = dict(file.metadata)
     if to == "kohya":
-        memory = json.loads(words.pop(MEMORY, "{}"))
-        state = {key: tensor for name, module in states.items() for key, tensor in _back(name, module, memory.get(name)).items()}
+        alphas = json.loads(metadata.pop(ALPHAS_KEY, "{}"))
+        state = {key: tensor for name, module in states.items() for key, tensor in _to_kohya(name, module, alphas.get(name)).items()}
     else:
-        state, memory = {}, json.loads(words.get(MEMORY, "{}"))
+        state, alphas = {}, json.loads(metadata.get(ALPHAS_KEY, "{}"))
         for name, module in states.items():
-            _check_known(file, name, module, layers)
-            memory.setdefault(name, _remembered(file, name, module))
-            state |= _there(name, module, layers[name], to)
-        words[MEMORY] = json.dumps(memory, separators=(",", ":"))
-    write_network(out, state, words, "keep")
+            _check_convertible(file, name, module, layers)
+            alphas.setdefault(name, _original_alpha(file, name, module))
+            state |= _to_other_names(name, module, layers[name], to)
+        metadata[ALPHAS_KEY] = json.dumps(alphas, separators=(",", ":"))
+    write_network(out, state, metadata, "keep")
     return file
 
 
-def _check_known(file: NetworkFile, name: str, module: ModuleState, layers: Mapping[str, Layer]) -> None:
+def _check_convertible(file: NetworkFile, name: str, module: ModuleState, layers: Mapping[str, CheckpointLayer]) -> None:
     if name not in layers:
         raise ModelError(
             "{name} is in no model of the family {family}.", name=name, family=file.family, fix="Check it with network verify."
         )
     if module.kind.name != "lora" or "lora_mid.weight" in module.tensors:
         raise ModelError(
-            "{name} is of a kind ({kind}) that these names are not made for.",
+            "{name} is of a kind ({kind}) that these names do not support.",
             name=name,
             kind=module.kind.name,
             fix="Resize the file first: it becomes a LoRA.",
@@ -71,29 +71,29 @@ def _check_known(file: NetworkFile, name: str, module: ModuleState, layers: Mapp
         )
 
 
-def _remembered(file: NetworkFile, name: str, module: ModuleState) -> list[object]:
+def _original_alpha(file: NetworkFile, name: str, module: ModuleState) -> list[object]:
     entries = file.modules[name].entries
     return [module.alpha, entries["alpha"].dtype if "alpha" in entries else "", entries["lora_up.weight"].dtype]
 
 
-def _there(name: str, module: ModuleState, layer: Layer, to: str) -> dict[str, Tensor]:
+def _to_other_names(name: str, module: ModuleState, layer: CheckpointLayer, to: str) -> dict[str, Tensor]:
     up = module.tensors["lora_up.weight"]
-    exact = frexp(module.scale)[0] == 0.5 or module.scale == 1.0  # by powers of two nothing is rounded
+    exact = frexp(module.scale)[0] == 0.5 or module.scale == 1.0  # powers of two do not round
     tensors = {**module.tensors, "lora_up.weight": up * module.scale if exact else up.float() * module.scale}
     if "dora_scale" in tensors:
         tensors["dora_scale"] = tensors["dora_scale"].reshape(-1)
-    return {naming.renamed(name, suffix, layer, to): tensor for suffix, tensor in tensors.items()}
+    return {naming.rename_key(name, suffix, layer, to): tensor for suffix, tensor in tensors.items()}
 
 
-def _back(name: str, module: ModuleState, remembered: list[str] | None) -> dict[str, Tensor]:
+def _to_kohya(name: str, module: ModuleState, original: list[str] | None) -> dict[str, Tensor]:
     tensors = dict(module.tensors)
-    found: dict[str, Tensor] = {}
-    if remembered is None:
-        found[f"{name}.alpha"] = torch.tensor(module.alpha)
+    state: dict[str, Tensor] = {}
+    if original is None:
+        state[f"{name}.alpha"] = torch.tensor(module.alpha)
     else:
-        alpha, form, up_form = float(remembered[0]), remembered[1], remembered[2]
+        alpha, alpha_dtype, up_dtype = float(original[0]), original[1], original[2]
         scale = alpha / module.rank
-        tensors["lora_up.weight"] = (tensors["lora_up.weight"].double() / scale).to(getattr(torch, NAMES[up_form]))
-        if form:
-            found[f"{name}.alpha"] = torch.tensor(alpha, dtype=getattr(torch, NAMES[form]))
-    return found | {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}
+        tensors["lora_up.weight"] = (tensors["lora_up.weight"].double() / scale).to(getattr(torch, TORCH_DTYPES[up_dtype]))
+        if alpha_dtype:
+            state[f"{name}.alpha"] = torch.tensor(alpha, dtype=getattr(torch, TORCH_DTYPES[alpha_dtype]))
+    return state | {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""What a file says of itself: words of its header, its trigger, its preview. The tensors are copied byte by byte."""
+"""Edits a file's metadata, trigger metadata and preview. The tensors are copied byte by byte."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.errors import ConfigError, ModelError, Problem
-from lora_trainer.files import write_atomically, writing
+from lora_trainer.files import atomic_writer, write_atomically
 from lora_trainer.messages import say
 from lora_trainer.models.files.tensor_file import read_header
 from lora_trainer.network_tools.checked_network import open_network
-from lora_trainer.network_tools.saving import side_words, write_beside
+from lora_trainer.network_tools.saving import read_card, write_card
 
 PREFIXES = ("ss_", "sshs_", "modelspec.", "lora_trainer.")
-NAMED = {
+METADATA_KEYS = {
     "title": "modelspec.title",
     "author": "modelspec.author",
     "description": "modelspec.description",
@@ -28,84 +28,84 @@ NAMED = {
     "tags": "modelspec.tags",
     "trigger": "modelspec.trigger_phrase",
 }
-CARD = {"trigger": "activation text", "description": "description"}
-"""What the WebUI's card shows of it, in NAME.json."""
+CARD_KEYS = {"trigger": "activation text", "description": "description"}
+"""Those that the WebUI's card shows -> their keys in NAME.json."""
 PREVIEW_SIDE = 512
 HASHES = ("sshs_model_hash", "sshs_legacy_hash")
 
 
 @attrs.frozen
-class Editing:
-    """Header keys to set and to remove, words by their short names (`NAMED`), and a picture."""
+class EditOptions:
+    """Metadata keys to set and to remove, values by short names (`METADATA_KEYS`), and a preview image."""
 
-    words: Mapping[str, str] = attrs.field(factory=dict)
+    metadata: Mapping[str, str] = attrs.field(factory=dict)
     removed: Sequence[str] = ()
     named: Mapping[str, str] = attrs.field(factory=dict)
     preview: Path | None = None
 
 
-def edit(path: Path, out: Path, wanted: Editing) -> dict[str, str]:
-    """Writes a copy whose header says what is wanted; returns its header. The trigger and the preview also go beside it.
+def edit(path: Path, out: Path, options: EditOptions) -> dict[str, str]:
+    """Writes a copy with other metadata, and returns that. Trigger, description and preview are also written to the WebUI's card.
 
-    Raises ConfigError for a key that may not be set, ModelError for what is no network and for a picture that cannot be read.
+    Raises ConfigError for a key that cannot be set, ModelError for a file that is not a network and for an unreadable image.
     """
     file = open_network(path)
-    _check(wanted, file.words)
-    thumbnail, picture = _thumbnail(wanted.preview) if wanted.preview is not None else ("", b"")
-    named = {NAMED[name]: value for name, value in wanted.named.items()}
-    words = {key: value for key, value in {**file.words, **wanted.words, **named}.items() if key not in wanted.removed}
+    _check(options, file.metadata)
+    thumbnail, preview = _thumbnail(options.preview) if options.preview is not None else ("", b"")
+    named = {METADATA_KEYS[name]: value for name, value in options.named.items()}
+    metadata = {key: value for key, value in {**file.metadata, **options.metadata, **named}.items() if key not in options.removed}
     if thumbnail:
-        words["modelspec.thumbnail"] = thumbnail
-    _copy_with_header(path, out, words)
-    card = {CARD[name]: value for name, value in wanted.named.items() if name in CARD}
-    if card or side_words(path):
-        write_beside(out, {**side_words(path), **card})
-    if picture:
-        write_atomically(out.with_suffix(".preview.png"), picture)
-    return words
+        metadata["modelspec.thumbnail"] = thumbnail
+    _copy_with_header(path, out, metadata)
+    card = {CARD_KEYS[name]: value for name, value in options.named.items() if name in CARD_KEYS}
+    if card or read_card(path):
+        write_card(out, {**read_card(path), **card})
+    if preview:
+        write_atomically(out.with_suffix(".preview.png"), preview)
+    return metadata
 
 
-def _check(wanted: Editing, words: Mapping[str, str]) -> None:
-    for key in (*wanted.words, *wanted.removed):
+def _check(options: EditOptions, metadata: Mapping[str, str]) -> None:
+    for key in (*options.metadata, *options.removed):
         if key in HASHES:
-            raise _wrong(say("{key} is worked out from the tensors.", key=key), say("Leave it as it is."))
-    for key in wanted.removed:
-        if key not in words:
-            raise _wrong(say("the header has no {key}.", key=key), say("See its words with network info."))
-    for key in wanted.words:
-        if not key.isprintable() or not key.strip() or (not key.startswith(PREFIXES) and key not in words):
+            raise _option_error(say("{key} is computed from the tensors.", key=key), say("Leave it as it is."))
+    for key in options.removed:
+        if key not in metadata:
+            raise _option_error(say("the header has no {key}.", key=key), say("See its metadata with network info."))
+    for key in options.metadata:
+        if not key.isprintable() or not key.strip() or (not key.startswith(PREFIXES) and key not in metadata):
             known = ", ".join(f"{prefix}..." for prefix in PREFIXES)
-            raise _wrong(say("{key} is no word of a header.", key=key), say("Keys begin with {known}", known=known))
+            raise _option_error(say("{key} is not a metadata key.", key=key), say("Keys begin with {known}", known=known))
 
 
-def _wrong(message: object, fix: object) -> ConfigError:
+def _option_error(message: object, fix: object) -> ConfigError:
     return ConfigError([Problem("--set", message, fix)])  # type: ignore[arg-type]
 
 
 def _thumbnail(path: Path) -> tuple[str, bytes]:
-    """A picture as the data URL of a header (JPEG, at most 512 pixels) and as PNG. Raises ModelError."""
+    """An image as the data URL of a thumbnail (JPEG, sides of at most 512 pixels), and as PNG. Raises ModelError."""
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as opened:
-            picture = ImageOps.exif_transpose(opened).convert("RGB")
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
-        raise ModelError("{path} is no picture that can be read.", path=str(path), fix="Choose a PNG, JPEG or WebP file.") from error
-    whole = io.BytesIO()
-    picture.save(whole, "PNG")
-    picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    small = io.BytesIO()
-    picture.save(small, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode('ascii')}", whole.getvalue()
+        raise ModelError("{path} is not an image that can be read.", path=str(path), fix="Choose a PNG, JPEG or WebP file.") from error
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    jpeg = io.BytesIO()
+    image.save(jpeg, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg.getvalue()).decode('ascii')}", png.getvalue()
 
 
-def _copy_with_header(path: Path, out: Path, words: Mapping[str, str]) -> None:
+def _copy_with_header(path: Path, out: Path, metadata: Mapping[str, str]) -> None:
     header = read_header(path)
     header.pop("__metadata__", None)
-    said = {"__metadata__": dict(sorted(words.items())), **header} if words else header
-    text = json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    new_header = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
+    text = json.dumps(new_header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with path.open("rb") as source, writing(out) as target:
+    with path.open("rb") as source, atomic_writer(out) as target:
         (length,) = struct.unpack("<Q", source.read(8))
         source.seek(8 + length)
         target.write(struct.pack("<Q", len(text)) + text)

@@ -1,4 +1,4 @@
-"""What training changed in a checkpoint, as a LoRA: for each layer the best low-rank pair for the difference of two files' weights."""
+"""The difference of two checkpoints as a LoRA: for each layer the best low-rank pair for the difference of its weights."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.detection.infer_config import TARGET
 from lora_trainer.network_tools import low_rank
-from lora_trainer.network_tools.layers import Layer, Place, layers_of
-from lora_trainer.network_tools.low_rank import Pair, Wanted
-from lora_trainer.network_tools.safetensors_stream import opened
-from lora_trainer.network_tools.saving import made_words, write_network
+from lora_trainer.network_tools.layers import CheckpointLayer, TensorSlice, checkpoint_layers
+from lora_trainer.network_tools.low_rank import LowRankPair, RankTarget
+from lora_trainer.network_tools.safetensors_stream import open_tensors
+from lora_trainer.network_tools.saving import derived_metadata, write_network
 
 UNCHANGED = 1e-12
+"""Layers whose largest difference is not above this are left out."""
 
 
 @attrs.frozen
-class Extracting:
-    """What is wanted: the rank of the attention layers, that of all other layers of the U-Net (0: none), or as much energy as asked."""
+class ExtractOptions:
+    """Ranks of the attention layers and of the U-Net's other layers (0: left out), the energy to keep, whether to take text encoders."""
 
     rank: int = 32
     conv_rank: int = 0
     energy: float = 1.0
     text: bool = True
 
-    def of(self, layer: Layer) -> Wanted | None:
-        """What is wanted of one layer; None: nothing."""
+    def target_for(self, layer: CheckpointLayer) -> RankTarget | None:
+        """The target of one layer; None: it is left out."""
         if len(layer.shape) == 1 or (layer.part != "unet" and not self.text):
             return None
         if TARGET.fullmatch(f"{layer.path}.weight"):
-            return Wanted(self.rank, self.energy)
-        return Wanted(self.conv_rank, self.energy) if self.conv_rank and layer.part == "unet" else None
+            return RankTarget(self.rank, self.energy)
+        return RankTarget(self.conv_rank, self.energy) if self.conv_rank and layer.part == "unet" else None
 
 
 @attrs.frozen
-class Extracted:
-    """Layers taken, layers in which nothing differs, and the share of the squares of all differences that the file holds."""
+class ExtractResult:
+    """How many layers are in the file, how many do not differ, the share of squared singular values kept, and the ranks by layer."""
 
     family: str
     layers: int
@@ -54,17 +55,18 @@ def extract(
     base: Path,
     tuned: Path,
     out: Path,
-    wanted: Extracting,
+    options: ExtractOptions,
     *,
     precision: str = "fp16",
-    tell: Callable[[int, int], None] = lambda done, total: None,
-) -> Extracted:
-    """Writes the difference of two checkpoints as a LoRA, layer by layer; both are only read.
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ExtractResult:
+    """Writes the difference of two checkpoints as a LoRA, layer by layer.
 
-    Raises ModelError when they do not belong together, or do not differ.
+    `on_progress` gets (layers done, layers in all). Raises ModelError where the checkpoints have other families or shapes, or do not
+    differ.
     """
-    row, layers = layers_of(base)
-    other_row, others = layers_of(tuned)
+    row, layers = checkpoint_layers(base)
+    other_row, others = checkpoint_layers(tuned)
     if row.family != other_row.family:
         raise ModelError(
             "{base} is of the family {one}, {tuned} of {other}.",
@@ -74,37 +76,39 @@ def extract(
             other=other_row.label,
             fix="Choose two checkpoints of the same family.",
         )
-    asked = [(layer, want) for layer in layers.values() if (want := wanted.of(layer)) is not None]
-    wrong = next((layer.name for layer, _ in asked if layer.name not in others or others[layer.name].shape != layer.shape), "")
-    if wrong:
-        raise ModelError("{name} is of another shape in {tuned}.", name=wrong, tuned=tuned.name, fix="Choose two models of the same build.")
-    pairs: dict[str, Pair] = {}
+    targets = [(layer, target) for layer in layers.values() if (target := options.target_for(layer)) is not None]
+    mismatched = next((layer.name for layer, _ in targets if layer.name not in others or others[layer.name].shape != layer.shape), "")
+    if mismatched:
+        raise ModelError(
+            "{name} is of another shape in {tuned}.", name=mismatched, tuned=tuned.name, fix="Choose two models of the same build."
+        )
+    pairs: dict[str, LowRankPair] = {}
     state: dict[str, Tensor] = {}
-    with opened(base) as before, opened(tuned) as after:
-        for number, (layer, want) in enumerate(asked, start=1):
-            difference = placed(after, others[layer.name].weight).float() - placed(before, layer.weight).float()
-            tell(number, len(asked))
+    with open_tensors(base) as before, open_tensors(tuned) as after:
+        for number, (layer, target) in enumerate(targets, start=1):
+            difference = read_slice(after, others[layer.name].weight).float() - read_slice(before, layer.weight).float()
+            on_progress(number, len(targets))
             if not float(difference.abs().max()) > UNCHANGED:
                 continue
-            pair = pairs[layer.name] = low_rank.of_matrix(difference.flatten(1), want)
-            state |= low_rank.tensors_of(layer.name, pair, layer.shape)
+            pair = pairs[layer.name] = low_rank.decompose(difference.flatten(1), target)
+            state |= low_rank.lora_state(layer.name, pair, layer.shape)
     if not pairs:
         raise ModelError("{base} and {tuned} do not differ.", base=base.name, tuned=tuned.name, fix="Choose the trained checkpoint.")
     ranks = {name: pair.rank for name, pair in pairs.items()}
-    write_network(out, state, _words(row, base, tuned, out, list(ranks.values())), precision)
-    return Extracted(row.family, len(pairs), len(asked) - len(pairs), low_rank.shares(pairs), ranks)
+    write_network(out, state, _metadata(row, base, tuned, out, list(ranks.values())), precision)
+    return ExtractResult(row.family, len(pairs), len(targets) - len(pairs), low_rank.energy_share(pairs), ranks)
 
 
-def placed(tensor_of: Callable[[str], Tensor], place: Place) -> Tensor:
-    """The numbers of a place in a checkpoint, as modules see them."""
-    whole = tensor_of(place.key)
-    seen = whole.t() if place.turned else whole
-    return seen[place.first_row : place.first_row + place.shape[0]] if seen.ndim else seen
+def read_slice(tensor_of: Callable[[str], Tensor], tensor_slice: TensorSlice) -> Tensor:
+    """A module's tensor in a checkpoint, a view of the stored one."""
+    stored = tensor_of(tensor_slice.key)
+    tensor = stored.t() if tensor_slice.transposed else stored
+    return tensor[tensor_slice.first_row : tensor_slice.first_row + tensor_slice.shape[0]] if tensor.ndim else tensor
 
 
-def _words(row: layout.Row, base: Path, tuned: Path, out: Path, ranks: list[int]) -> dict[str, str]:
+def _metadata(row: layout.FamilyRow, base: Path, tuned: Path, out: Path, ranks: list[int]) -> dict[str, str]:
     prediction = inspect(base).prediction
-    words = {
+    metadata = {
         "ss_v2": str(row.v2),
         "ss_base_model_version": row.base_version(prediction),
         "ss_sd_model_name": base.name,
@@ -113,5 +117,5 @@ def _words(row: layout.Row, base: Path, tuned: Path, out: Path, ranks: list[int]
         "modelspec.architecture": row.architecture_for(prediction),
         "modelspec.prediction_type": prediction,
     }
-    done = {"tool": "extract", "base": base.name, "from": tuned.name}
-    return made_words(words, ranks, [float(rank) for rank in ranks], out, done)
+    history = {"tool": "extract", "base": base.name, "from": tuned.name}
+    return derived_metadata(metadata, ranks, [float(rank) for rank in ranks], out, history)

@@ -1,4 +1,4 @@
-"""Several networks as one LoRA, or added into a checkpoint: the same pictures as with all of them in the prompt."""
+"""Merges networks into one LoRA or into a checkpoint: the same images as with all of them in the prompt."""
 
 from __future__ import annotations
 
@@ -14,165 +14,174 @@ from lora_trainer.adapters.network_file import ModuleState, bias_delta_of, delta
 from lora_trainer.errors import ModelError
 from lora_trainer.files import file_sha256
 from lora_trainer.models.files.tensor_file import contents
-from lora_trainer.network_tools import key_suffixes, low_rank
+from lora_trainer.network_tools import low_rank
 from lora_trainer.network_tools.checked_network import NetworkFile, fits, open_network, read_modules
-from lora_trainer.network_tools.extract import placed
-from lora_trainer.network_tools.layers import Layer, layers_of, stock_layers
-from lora_trainer.network_tools.low_rank import Pair, Wanted
-from lora_trainer.network_tools.resize import places_of
-from lora_trainer.network_tools.safetensors_stream import opened, write_streamed
-from lora_trainer.network_tools.saving import made_words, precision_of, write_network
+from lora_trainer.network_tools.extract import read_slice
+from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers, released_layers
+from lora_trainer.network_tools.low_rank import LowRankPair, RankTarget
+from lora_trainer.network_tools.resize import kernel_size
+from lora_trainer.network_tools.safetensors_stream import open_tensors, write_streamed
+from lora_trainer.network_tools.saving import derived_metadata, precision_of, write_network
 
 
 @attrs.frozen
-class Weighted:
-    """A network's file with the strength at which it counts: of the U-Net, and of the text encoders."""
+class WeightedNetwork:
+    """A network's file with its strength, for the U-Net and for the text encoders."""
 
     path: Path
     unet: float = 1.0
     text: float = 1.0
 
-    def of(self, name: str) -> float:
-        """The strength of one layer."""
+    def strength_of(self, name: str) -> float:
+        """The strength of one layer, by its name in a file."""
         return self.unet if name.startswith("lora_unet_") else self.text
 
 
 @attrs.frozen
-class Merged:
-    """How many layers were changed, and the share of the squares of the sum's singular values that the file holds (1: exact)."""
+class MergeResult:
+    """How many layers were merged, the share of the sum's squared singular values that the file keeps (1: exact), and the highest rank."""
 
     layers: int
     energy: float
     rank: int = 0
 
 
-def merge_networks(sources: Sequence[Weighted], out: Path, *, rank: int = 0, precision: str = "") -> Merged:
+def merge_networks(sources: Sequence[WeightedNetwork], out: Path, *, rank: int = 0, precision: str = "") -> MergeResult:
     """Writes the weighted sum of networks as one LoRA.
 
-    Without `rank` plain LoRA are put side by side, so the ranks add up and nothing is lost; any other kind becomes its best pair.
-    Raises ModelError for networks of different families, and for kinds that depend on the model's weights.
+    Without `rank` plain LoRAs are concatenated, so that their ranks add up and nothing is lost; any other kind becomes its best pair.
+    `precision`: "float", "fp16", "bf16", "keep"; "": the first file's. Raises ModelError for networks of different families, and for
+    kinds that depend on the model's weights.
     """
     files = [open_network(source.path) for source in sources]
     _check_families(files)
     states = [read_modules(file) for file in files]
-    names = list(dict.fromkeys(name for found in states for name in found))
-    most = max((module.rank for file in files for module in file.modules.values()), default=1) * len(files)
+    names = list(dict.fromkeys(name for modules in states for name in modules))
+    highest = max((module.rank for file in files for module in file.modules.values()), default=1) * len(files)
     state: dict[str, Tensor] = {}
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, LowRankPair] = {}
     for name in names:
         parts = [
-            (source.of(name), found[name], file)
-            for source, found, file in zip(sources, states, files, strict=True)
-            if name in found and source.of(name)
+            (source.strength_of(name), modules[name], file)
+            for source, modules, file in zip(sources, states, files, strict=True)
+            if name in modules and source.strength_of(name)
         ]
         if not parts:
             continue
-        pair, shape = _sum(name, parts, Wanted(rank or most), exact=not rank)
+        pair, shape = _sum_layer(name, parts, RankTarget(rank or highest), exact=not rank)
         pairs[name] = pair
-        state |= low_rank.tensors_of(name, pair, shape)
+        state |= low_rank.lora_state(name, pair, shape)
     if not pairs:
         raise ModelError("nothing is left to merge: all strengths are 0.", fix="Give a strength, as in FILE:0.8")
     ranks = [pair.rank for pair in pairs.values()]
-    done = {"tool": "merge", "from": [[source.path.name, source.unet, source.text] for source in sources]}
-    words = made_words(_shared_words(files), ranks, [float(one) for one in ranks], out, done)
-    words["modelspec.merged_from"] = ", ".join(source.path.stem for source in sources)
-    write_network(out, state, words, precision or precision_of(files[0]))
-    return Merged(len(pairs), low_rank.shares(pairs), max(ranks))
+    history = {"tool": "merge", "from": [[source.path.name, source.unet, source.text] for source in sources]}
+    metadata = derived_metadata(_shared_metadata(files), ranks, [float(rank) for rank in ranks], out, history)
+    metadata["modelspec.merged_from"] = ", ".join(source.path.stem for source in sources)
+    write_network(out, state, metadata, precision or precision_of(files[0]))
+    return MergeResult(len(pairs), low_rank.energy_share(pairs), max(ranks))
 
 
 def merge_into_checkpoint(
-    checkpoint: Path, sources: Sequence[Weighted], out: Path, *, precision: str = "", tell: Callable[[int, int], None] | None = None
-) -> Merged:
-    """Writes a checkpoint with networks added to its weights, tensor by tensor; every other tensor is copied as it is.
+    checkpoint: Path,
+    sources: Sequence[WeightedNetwork],
+    out: Path,
+    *,
+    precision: str = "",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> MergeResult:
+    """Writes a checkpoint with networks added to its weights, tensor by tensor; every other tensor is copied unchanged.
 
-    `precision` "" keeps each tensor's format. Raises ModelError for a network of another model, which names the first layer.
+    `precision` "" keeps each tensor's dtype. `on_progress` gets (tensors done, tensors in all). Raises ModelError for a network of another
+    model; the error names the first layer that does not fit.
     """
     files = [open_network(source.path) for source in sources]
-    row, layers = layers_of(checkpoint)
+    row, layers = checkpoint_layers(checkpoint)
     for file in files:
         _check_fits(file, layers, row.family, checkpoint)
     states = [read_modules(file) for file in files]
-    changes: dict[str, list[tuple[Layer, str]]] = {}
-    for name in dict.fromkeys(name for found in states for name in found):
+    changes: dict[str, list[tuple[CheckpointLayer, str]]] = {}
+    for name in dict.fromkeys(name for modules in states for name in modules):
         changes.setdefault(layers[name].weight.key, []).append((layers[name], "weight"))
         if (bias := layers[name].bias) is not None:
             changes.setdefault(bias.key, []).append((layers[name], "bias"))
-    held = contents(checkpoint)
-    form = {"fp16": "F16", "bf16": "BF16", "float": "F32"}.get(precision, "")
+    content = contents(checkpoint)
+    dtype = {"fp16": "F16", "bf16": "BF16", "float": "F32"}.get(precision, "")
     entries = {
-        key: attrs.evolve(entry, dtype=form) if form and entry.dtype in ("F16", "BF16", "F32", "F64") else entry
-        for key, entry in held.tensors.items()
+        key: attrs.evolve(entry, dtype=dtype) if dtype and entry.dtype in ("F16", "BF16", "F32", "F64") else entry
+        for key, entry in content.tensors.items()
     }
     done = 0
-    with opened(checkpoint) as tensor_of:
+    with open_tensors(checkpoint) as tensor_of:
 
-        def made(key: str) -> Tensor:
+        def merged_tensor(key: str) -> Tensor:
             nonlocal done
             done += 1
-            if tell is not None:
-                tell(done, len(entries))
-            return _changed(key, tensor_of, changes.get(key, []), sources, states)
+            if on_progress is not None:
+                on_progress(done, len(entries))
+            return _merged_tensor(key, tensor_of, changes.get(key, []), sources, states)
 
-        write_streamed(out, entries, made, _checkpoint_words(held.words, sources))
-    return Merged(len({layer.name for found in changes.values() for layer, _ in found}), 1.0)
+        write_streamed(out, entries, merged_tensor, _checkpoint_metadata(content.metadata, sources))
+    return MergeResult(len({layer.name for changed in changes.values() for layer, _ in changed}), 1.0)
 
 
-def _changed(
+def _merged_tensor(
     key: str,
     tensor_of: Callable[[str], Tensor],
-    changes: Sequence[tuple[Layer, str]],
-    sources: Sequence[Weighted],
+    changes: Sequence[tuple[CheckpointLayer, str]],
+    sources: Sequence[WeightedNetwork],
     states: Sequence[Mapping[str, ModuleState]],
 ) -> Tensor:
-    """A tensor of the checkpoint with what the networks add to its layers, in float32 where anything is added."""
+    """A tensor of the checkpoint with the networks' deltas of its layers; float32 where there are any."""
     if not changes:
         return tensor_of(key)
-    whole = tensor_of(key).clone().float()
+    tensor = tensor_of(key).clone().float()
     for layer, kind in changes:
-        place = layer.weight if kind == "weight" else layer.bias
-        assert place is not None
-        before = placed(lambda _: whole, place)
-        for source, found in zip(sources, states, strict=True):
-            if layer.name in found and source.of(layer.name):
-                state = found[layer.name]  # of the weight as it is by then: so hosts put one network upon another
-                added = delta_of(state, before) if kind == "weight" else bias_delta_of(state)
-                if added is not None:
-                    before.add_(added.reshape(before.shape), alpha=source.of(layer.name))
-    return whole
+        tensor_slice = layer.weight if kind == "weight" else layer.bias
+        assert tensor_slice is not None
+        merged = read_slice(lambda _: tensor, tensor_slice)
+        for source, modules in zip(sources, states, strict=True):
+            if layer.name in modules and source.strength_of(layer.name):
+                state = modules[layer.name]
+                # from the weight with the networks before it: that is how hosts apply several networks
+                delta = delta_of(state, merged) if kind == "weight" else bias_delta_of(state)
+                if delta is not None:
+                    merged.add_(delta.reshape(merged.shape), alpha=source.strength_of(layer.name))
+    return tensor
 
 
 Part = tuple[float, ModuleState, NetworkFile]
+"""A network's share in one layer: its strength, its module, its file."""
 
 
-def _sum(name: str, parts: Sequence[Part], wanted: Wanted, *, exact: bool) -> tuple[Pair, tuple[int, ...]]:
+def _sum_layer(name: str, parts: Sequence[Part], target: RankTarget, *, exact: bool) -> tuple[LowRankPair, tuple[int, ...]]:
     """The pair of one layer, and the shape of its weight."""
-    shape = _common_shape(name, parts)
+    shape = _shared_shape(name, parts)
     if all(low_rank.is_plain(state) for _, state, _ in parts):
-        own = [(weight, low_rank.own_pair(state)) for weight, state, _ in parts]
-        up, down = torch.cat([pair.up * weight for weight, pair in own], dim=1), torch.cat([pair.down for _, pair in own])
-        whole = Pair(up, down, low_rank.norm_of_product(up, down))
-        return whole if exact else low_rank.of_pair(whole, wanted), shape
+        pairs = [(strength, low_rank.pair_of(state)) for strength, state, _ in parts]
+        up, down = torch.cat([pair.up * strength for strength, pair in pairs], dim=1), torch.cat([pair.down for _, pair in pairs])
+        stacked = LowRankPair(up, down, low_rank.norm_of_product(up, down))
+        return stacked if exact else low_rank.reduce_pair(stacked, target), shape
     total = torch.zeros(shape).flatten(1)
-    for weight, state, _ in parts:
-        total += low_rank.matrix_of(state, shape) * weight
-    return low_rank.of_matrix(total, wanted), shape
+    for strength, state, _ in parts:
+        total += low_rank.delta_matrix(state, shape) * strength
+    return low_rank.decompose(total, target), shape
 
 
-def _common_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
-    """The shape of a layer's weight. Raises ModelError where the files disagree, or hold what is no sum of matrices."""
-    layer = stock_layers(parts[0][2].family).get(name)
+def _shared_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
+    """The shape of a layer's weight. Raises ModelError where the files disagree, or a kind cannot be summed as matrices."""
+    layer = released_layers(parts[0][2].family).get(name)
     shapes = set()
     for _, state, file in parts:
-        if low_rank.reads_weights(state) or state.kind.name == "norm":
+        if state.reads_weight or state.kind.spec.layers == {"norm"}:
             raise ModelError(
-                "{path} cannot become a LoRA: {name} is of a kind ({kind}) that is no sum of matrices.",
+                "{path} cannot become a LoRA: {name} is of a kind ({kind}) that is not a sum of matrices.",
                 path=str(file.path),
                 name=name,
                 kind="DoRA" if "dora_scale" in state.tensors else state.kind.name,
                 fix="Merge it into a checkpoint instead.",
             )
-        held = file.modules[name]
-        shapes.add(low_rank.weight_shape(key_suffixes.fit_of(held.kind, held.shapes), places_of(name, held.shapes, layer)))
+        module = file.modules[name]
+        shapes.add(low_rank.weight_shape(module.weight_size, kernel_size(name, module.shapes, layer)))
     if len(shapes) != 1:
         raise ModelError(
             "{name} has different shapes in {paths}.",
@@ -196,8 +205,8 @@ def _check_families(files: Sequence[NetworkFile]) -> None:
             )
 
 
-def _check_fits(file: NetworkFile, layers: Mapping[str, Layer], family: str, checkpoint: Path) -> None:
-    if file.extra:
+def _check_fits(file: NetworkFile, layers: Mapping[str, CheckpointLayer], family: str, checkpoint: Path) -> None:
+    if file.embedding_keys:
         raise ModelError("{path} brings embeddings along: a checkpoint cannot hold them.", path=str(file.path), fix="Use it in the prompt.")
     for name, module in file.modules.items():
         if name not in layers:
@@ -219,17 +228,17 @@ def _check_fits(file: NetworkFile, layers: Mapping[str, Layer], family: str, che
             )
 
 
-def _shared_words(files: Sequence[NetworkFile]) -> dict[str, str]:
-    """Of the files' headers what all of them say, so that nothing is claimed that is true of one alone."""
-    first, *others = (file.words for file in files)
-    return {key: value for key, value in first.items() if all(words.get(key) == value for words in others)}
+def _shared_metadata(files: Sequence[NetworkFile]) -> dict[str, str]:
+    """The metadata that all files agree on, so that nothing is claimed that holds for one file alone."""
+    first, *others = (file.metadata for file in files)
+    return {key: value for key, value in first.items() if all(metadata.get(key) == value for metadata in others)}
 
 
-def _checkpoint_words(words: Mapping[str, str], sources: Sequence[Weighted]) -> dict[str, str]:
+def _checkpoint_metadata(metadata: Mapping[str, str], sources: Sequence[WeightedNetwork]) -> dict[str, str]:
     merged = [
         {"name": source.path.name, "sha256": file_sha256(source.path), "unet": source.unet, "text": source.text} for source in sources
     ]
-    kept = {key: value for key, value in words.items() if key not in ("modelspec.hash_sha256",)}
+    kept = {key: value for key, value in metadata.items() if key not in ("modelspec.hash_sha256",)}
     return {
         "format": "pt",
         **kept,

@@ -1,21 +1,47 @@
-"""Three ways to name the layers of a network in a file: sd-scripts' (hosts read it), diffusers' and PEFT's (no torch)."""
+"""Keys in a network's file: layers named after sd-scripts (hosts read those), diffusers or PEFT, and the suffixes of kinds (no torch)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.messages import Message, say
-from lora_trainer.network_tools.key_suffixes import KNOWN, OTHER_WORDS
-from lora_trainer.network_tools.layers import Layer, other_names
+from lora_trainer.network_tools.layers import CheckpointLayer, alias_names
 
 NAMINGS = ("kohya", "diffusers", "peft")
 KOHYA = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_")
 DOTTED = {"unet.": "unet", "text_encoder.": "text", "text_encoder_2.": "text_2"}
-"""How paths begin in diffusers' files -> the part."""
+"""Prefix of a path in diffusers' files -> the part."""
 WRAPPED = "base_model.model."
-"""What PEFT puts in front of a path, with or without the part."""
+"""PEFT's prefix of a path, with or without the part."""
 BUNDLED = "bundle_emb."
-STRANGERS: tuple[tuple[tuple[str, ...], Message], ...] = (
+"""Prefix of embeddings that a file brings along."""
+SUFFIX_ALIASES = {
+    "lora_A.weight": "lora_down.weight",
+    "lora_B.weight": "lora_up.weight",
+    "lora.down.weight": "lora_down.weight",
+    "lora.up.weight": "lora_up.weight",
+    "lora_linear_layer.down.weight": "lora_down.weight",
+    "lora_linear_layer.up.weight": "lora_up.weight",
+    "lora_magnitude_vector.weight": "dora_scale",
+    "lora_magnitude_vector": "dora_scale",
+}
+"""Suffix in PEFT's and diffusers' files -> sd-scripts'."""
+SHARED = frozenset({"alpha", DORA})
+"""Suffixes of several kinds."""
+UNSUPPORTED_KINDS: Mapping[str, frozenset[str]] = {
+    "IA3": frozenset({"weight", "on_input"}),
+    "GLoRA": frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight", "bm.weight"}),
+    "BOFT": frozenset({"boft_blocks"}),
+}
+"""Other programs' kinds -> their suffixes: they are recognised, but their deltas cannot be computed."""
+KINDS: Mapping[str, frozenset[str]] = {
+    **{name: kind.suffixes - SHARED for name, kind in NETWORK_KINDS.items() if kind.needed},
+    **UNSUPPORTED_KINDS,
+}
+"""Kind -> the suffixes that tell it from others."""
+LONGEST_FIRST = tuple(sorted(SHARED.union(*KINDS.values()), key=len, reverse=True))
+UNSUPPORTED_FILES: tuple[tuple[tuple[str, ...], Message], ...] = (
     (("lora_unet_double_blocks", "lora_unet_single_blocks", "transformer.single_transformer_blocks"), say("a network of a Flux model")),
     (("lora_unet_joint_blocks", "lora_te3_", "transformer.transformer_blocks"), say("a network of a Stable Diffusion 3 model")),
     (("lora_prior_",), say("a network of a Stable Cascade model")),
@@ -27,64 +53,69 @@ STRANGERS: tuple[tuple[tuple[str, ...], Message], ...] = (
 )
 
 
-def stranger(keys: Iterable[str]) -> Message | None:
-    """What a file of these keys is when it is known and no network that is read here."""
+def unsupported_file(keys: Iterable[str]) -> Message | None:
+    """What a file with these keys is, where that is known and not a supported network."""
     keys = list(keys)
-    return next((kind for beginnings, kind in STRANGERS if any(key.startswith(beginnings) for key in keys)), None)
+    return next((kind for prefixes, kind in UNSUPPORTED_FILES if any(key.startswith(prefixes) for key in keys)), None)
+
+
+def kinds_of(suffixes: Collection[str]) -> list[str]:
+    """The kinds that a layer's suffixes belong to; exactly one in a valid file."""
+    return [kind for kind, own in KINDS.items() if any(suffix in own for suffix in suffixes)]
 
 
 def namings_of(keys: Iterable[str]) -> set[str]:
-    """The ways in which keys are named: one where all is well."""
-    found = set()
+    """The namings that keys follow; exactly one in a valid file."""
+    namings = set()
     for key in keys:
         if key.startswith(KOHYA):
-            found.add("kohya")
+            namings.add("kohya")
         elif key.startswith((WRAPPED, *DOTTED)):
-            found.add("peft" if any(f".{word}" in key for word in ("lora_A", "lora_B", "lora_magnitude_vector")) else "diffusers")
-    return found
+            namings.add("peft" if any(f".{suffix}" in key for suffix in ("lora_A", "lora_B", "lora_magnitude_vector")) else "diffusers")
+    return namings
 
 
-def split(key: str) -> tuple[str, str]:
-    """(layer, suffix) of a key in any naming; the suffix in sd-scripts' words. Where it is not known, what stands behind the first dot."""
-    for theirs, ours in OTHER_WORDS.items():
+def split_key(key: str) -> tuple[str, str]:
+    """(layer, suffix) of a key in any naming, the suffix in sd-scripts'; an unknown suffix is empty, or what follows the first dot."""
+    for theirs, ours in SUFFIX_ALIASES.items():
         if key.endswith(f".{theirs}"):
             return key[: -len(theirs) - 1], ours
     if key.startswith(KOHYA):
         layer, _, suffix = key.partition(".")
         return layer, suffix
-    suffix = next((known for known in KNOWN if key.endswith(f".{known}")), "")
+    suffix = next((suffix for suffix in LONGEST_FIRST if key.endswith(f".{suffix}")), "")
     return (key[: -len(suffix) - 1], suffix) if suffix else (key, "")
 
 
-def places_of(layers: Mapping[str, Layer]) -> dict[str, str]:
-    """Every way to name a layer -> its name in sd-scripts' words."""
-    found = dict(other_names(layers))
-    found |= {name: name for name in layers}
+def layer_names(layers: Mapping[str, CheckpointLayer]) -> dict[str, str]:
+    """Every name of a layer, in any naming -> its name in sd-scripts'."""
+    names = dict(alias_names(layers))
+    names |= {name: name for name in layers}
     for name, layer in layers.items():
         for path in paths_of(layer):
-            found[path] = name
-            found[f"{WRAPPED}{path}"] = name
-            found[path.replace(".to_", ".processor.to_")] = name
+            names[path] = name
+            names[f"{WRAPPED}{path}"] = name
+            names[path.replace(".to_", ".processor.to_")] = name
         if layer.part == "unet":
-            found[f"{WRAPPED}{layer.path}"] = name
-    return found
+            names[f"{WRAPPED}{layer.path}"] = name
+    return names
 
 
-def paths_of(layer: Layer) -> tuple[str, ...]:
-    """A layer's path with its part in front, as diffusers' files have it; a text encoder's also without `text_model.`."""
-    beginning = next(start for start, part in DOTTED.items() if part == layer.part)
-    return (f"{beginning}{layer.path}", f"{beginning}{layer.path.removeprefix('text_model.')}")[: 1 if layer.part == "unet" else 2]
+def paths_of(layer: CheckpointLayer) -> tuple[str, ...]:
+    """A layer's path prefixed by its part, as in diffusers' files; a text encoder's also without `text_model.`."""
+    prefix = next(prefix for prefix, part in DOTTED.items() if part == layer.part)
+    return (f"{prefix}{layer.path}", f"{prefix}{layer.path.removeprefix('text_model.')}")[: 1 if layer.part == "unet" else 2]
 
 
-def renamed(name: str, suffix: str, layer: Layer, naming: str) -> str:
-    """A key in another naming. `name` and `suffix` are sd-scripts'."""
+def rename_key(name: str, suffix: str, layer: CheckpointLayer, naming: str) -> str:
+    """The key of a layer in another naming; `name` and `suffix` are sd-scripts'."""
     if naming == "kohya":
         return f"{name}.{suffix}"
-    words = {ours: theirs for theirs, ours in OTHER_WORDS.items() if theirs.startswith(_words(layer, naming))}
-    return f"{paths_of(layer)[0]}.{words.get(suffix, suffix)}"
+    suffixes = {ours: theirs for theirs, ours in SUFFIX_ALIASES.items() if theirs.startswith(_suffix_prefixes(layer, naming))}
+    return f"{paths_of(layer)[0]}.{suffixes.get(suffix, suffix)}"
 
 
-def _words(layer: Layer, naming: str) -> tuple[str, ...]:
+def _suffix_prefixes(layer: CheckpointLayer, naming: str) -> tuple[str, ...]:
     if naming == "peft":
         return ("lora_A.", "lora_B.", "lora_magnitude_vector.")
     return ("lora.",) if layer.part == "unet" else ("lora_linear_layer.",)

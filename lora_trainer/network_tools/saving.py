@@ -1,4 +1,4 @@
-"""What a tool made, written under a new name: no input is ever written to, and nothing that is there is replaced unasked."""
+"""Writes a tool's result under a new name: an input is never written to, and an existing file is replaced only with `overwrite`."""
 
 from __future__ import annotations
 
@@ -17,78 +17,77 @@ from lora_trainer.messages import say
 from lora_trainer.network_tools.checked_network import NetworkFile
 
 PRECISIONS = {"F16": "fp16", "BF16": "bf16"}
-SMALLEST = {"fp16": float(torch.finfo(torch.float16).max)}
+LARGEST = {"fp16": float(torch.finfo(torch.float16).max)}
 
 
 def check_target(out: Path, inputs: Sequence[Path], *, overwrite: bool = False) -> None:
-    """Raises ConfigError when `out` is no safetensors name, is one of the inputs, or is there already."""
+    """Raises ConfigError where `out` does not end with .safetensors, is one of the inputs, or exists already."""
     if out.suffix.lower() != ".safetensors":
-        raise _wrong(say("{file} does not end with .safetensors.", file=str(out)), say("Add it to the name."))
-    if any(_same(out, path) for path in inputs):
-        raise _wrong(say("{file} is what is read: it is never written to.", file=str(out)), say("Choose another name."))
+        raise _out_error(say("{file} does not end with .safetensors.", file=str(out)), say("Add it to the name."))
+    if any(_is_same_file(out, path) for path in inputs):
+        raise _out_error(say("{file} is an input, which is never written to.", file=str(out)), say("Choose another name."))
     if out.exists() and not overwrite:
-        raise _wrong(say("{file} is there already.", file=str(out)), say("Choose another name, or add --overwrite."))
+        raise _out_error(say("{file} exists already.", file=str(out)), say("Choose another name, or add --overwrite."))
 
 
-def _same(one: Path, other: Path) -> bool:
+def _is_same_file(one: Path, other: Path) -> bool:
     try:
         return one.exists() and other.exists() and one.samefile(other)
     except OSError:
         return one.absolute() == other.absolute()
 
 
-def _wrong(message: Any, fix: Any) -> ConfigError:
+def _out_error(message: Any, fix: Any) -> ConfigError:
     return ConfigError([Problem("--out", message, fix)])
 
 
-def write_network(out: Path, state: Mapping[str, Tensor], words: Mapping[str, str], precision: str) -> str:
-    """Writes a network in sd-scripts' keys, opens it again and compares. Returns its sha256.
+def write_network(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:
+    """Writes a network file, reads it back and compares names and shapes. Returns its sha256 in hex.
 
-    `precision`: "float", "fp16", "bf16", or "keep". Raises TrainerError, also for numbers that are too large for the format.
+    `precision`: "float", "fp16", "bf16", or "keep". Raises TrainerError, also for values too large for fp16.
     """
-    most = SMALLEST.get(precision)
-    large = next((name for name, tensor in state.items() if most and tensor.numel() and float(tensor.abs().max()) > most), "")
-    if large:
-        raise ModelError("{key} holds numbers that fp16 cannot hold.", key=large, fix="Save with --precision bf16 or float.")
-    return write_lora(out, state, {key: value for key, value in words.items() if not key.startswith("sshs_")}, precision)
+    limit = LARGEST.get(precision)
+    too_large = next((name for name, tensor in state.items() if limit and tensor.numel() and float(tensor.abs().max()) > limit), "")
+    if too_large:
+        raise ModelError("{key} holds values that fp16 cannot hold.", key=too_large, fix="Save with --precision bf16 or float.")
+    return write_lora(out, state, {key: value for key, value in metadata.items() if not key.startswith("sshs_")}, precision)
 
 
 def precision_of(file: NetworkFile) -> str:
-    """The file's own number format, as a precision that can be written."""
+    """The file's dtype as a precision for `write_network`."""
     return PRECISIONS.get(file.dtype, "float")
 
 
-def made_words(
-    words: Mapping[str, str], ranks: Sequence[int], alphas: Sequence[float], out: Path, done: Mapping[str, Any]
+def derived_metadata(
+    metadata: Mapping[str, str], ranks: Sequence[int], alphas: Sequence[float], out: Path, tool_entry: Mapping[str, Any]
 ) -> dict[str, str]:
-    """The header of a new LoRA: that of the file which it comes from, with the new ranks and name, and what was done."""
-    history = json.loads(words.get("lora_trainer.tools") or "[]")
+    """The metadata of a new LoRA: its source's, with the new ranks, alphas and name, and `tool_entry` added to the history of tools."""
+    history = json.loads(metadata.get("lora_trainer.tools") or "[]")
     return {
-        **{key: value for key, value in words.items() if not key.startswith("sshs_") and key != "modelspec.hash_sha256"},
+        **{key: value for key, value in metadata.items() if not key.startswith("sshs_") and key != "modelspec.hash_sha256"},
         "ss_network_module": "networks.lora",
-        "ss_network_dim": _one_of(ranks),
-        "ss_network_alpha": _one_of(alphas),
+        "ss_network_dim": _one_or_dynamic(ranks),
+        "ss_network_alpha": _one_or_dynamic(alphas),
         "ss_output_name": out.stem,
         "modelspec.title": out.stem,
-        "lora_trainer.tools": json.dumps([*history, done], ensure_ascii=False),
+        "lora_trainer.tools": json.dumps([*history, tool_entry], ensure_ascii=False),
     }
 
 
-def _one_of(values: Sequence[float]) -> str:
-    found = sorted(set(values))
-    return f"{found[0]:g}" if len(found) == 1 else "Dynamic"
+def _one_or_dynamic(values: Sequence[float]) -> str:
+    distinct = sorted(set(values))
+    return f"{distinct[0]:g}" if len(distinct) == 1 else "Dynamic"
 
 
-def write_beside(out: Path, known: Mapping[str, Any]) -> None:
-    """Writes what the WebUI's card shows into NAME.json, keeping what else stands there."""
-    beside = out.with_suffix(".json")
-    write_atomically(beside, json.dumps({**side_words(out), **known}, ensure_ascii=False, indent=4).encode("utf-8"))
+def write_card(out: Path, card: Mapping[str, Any]) -> None:
+    """Writes the WebUI's card, NAME.json beside `out`; other keys in it stay."""
+    write_atomically(out.with_suffix(".json"), json.dumps({**read_card(out), **card}, ensure_ascii=False, indent=4).encode("utf-8"))
 
 
-def side_words(file: Path) -> dict[str, Any]:
-    """What NAME.json beside a file says; nothing where there is none, or a broken one."""
+def read_card(file: Path) -> dict[str, Any]:
+    """The WebUI's card of a file, NAME.json beside it; {} where it is missing or invalid."""
     try:
-        found = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return card if isinstance(card, dict) else {}

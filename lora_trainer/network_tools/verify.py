@@ -1,4 +1,4 @@
-"""Whether a network's layers are a model's: each name and shape compared, each number looked at, and which WebUI reads the kind."""
+"""Checks a network's file against a model: the name and shape of each layer, finite values, and which WebUI reads the kind."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.choices.network_hosts import HOSTS, reading
+from lora_trainer.config.choices.network_hosts import HOSTS, host_support
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
-from lora_trainer.network_tools import key_suffixes
 from lora_trainer.network_tools.checked_network import NetworkFile, fits, open_network, read_modules
 from lora_trainer.network_tools.info import kind_of
-from lora_trainer.network_tools.layers import Layer, layers_of, other_names, stock_layers
+from lora_trainer.network_tools.layers import CheckpointLayer, alias_names, checkpoint_layers, released_layers
 
 
 @attrs.frozen
-class Verified:
-    """Layers that the model has in this shape, those that it has not with the reason, and who reads the file."""
+class VerifyResult:
+    """How many layers fit the model, those that do not with the reason, and which hosts read the file."""
 
     family: str
     kind: str
@@ -41,42 +40,44 @@ class Verified:
         }
 
 
-def verify(path: Path, *, family: str = "", model: Path | None = None) -> Verified:
-    """Compares a file with a checkpoint, or with a family's released models ("": the one that it is of itself).
+def verify(path: Path, *, family: str = "", model: Path | None = None) -> VerifyResult:
+    """Compares a file with a checkpoint, or with a family's released models ("": the family that the file itself is of).
 
-    Raises ModelError for a file that is no network, is damaged, or holds numbers that are not finite.
+    Raises ModelError for a file that is not a network, is damaged, or holds values that are not finite.
     """
     file = open_network(path)
     if family and family not in (row.family for row in layout.ROWS):
         known = ", ".join(row.family for row in layout.ROWS)
         raise ModelError("there is no family called {family}.", family=family, fix="Known are {known}.", known=known, path="--family")
-    row, layers = layers_of(model) if model is not None else (layout.row(family or file.family), stock_layers(family or file.family))
-    names = {**dict(other_names(layers)), **{name: name for name in layers}}
-    if not any(module.kind in key_suffixes.FOREIGN for module in file.modules.values()):
-        read_modules(file)  # raises for numbers that are not finite
-    compares = model is not None or _is_of_that_size(file, layers, names)
+    row, layers = (
+        checkpoint_layers(model) if model is not None else (layout.row(family or file.family), released_layers(family or file.family))
+    )
+    names = {**dict(alias_names(layers)), **{name: name for name in layers}}
+    if all(module.is_supported for module in file.modules.values()):
+        read_modules(file)  # raises for values that are not finite
+    compare_shapes = model is not None or _has_released_shapes(file, layers, names)
     unmatched = []
     for name, module in file.modules.items():
         layer = layers.get(names.get(name, ""))
         if layer is None:
             unmatched.append((name, say("no layer of {label} is called so", label=row.label)))
-        elif compares and not fits(module, layer):
+        elif compare_shapes and not fits(module, layer):
             shape = "x".join(map(str, layer.shape))
             unmatched.append((name, say("the layer's weight is {shape}, which this does not fit", shape=shape)))
     kind = kind_of(file)
     hosts = tuple((host, *_host(file, kind, host)) for host in HOSTS)
-    return Verified(row.family, kind, len(file.modules) - len(unmatched), tuple(unmatched), hosts)
+    return VerifyResult(row.family, kind, len(file.modules) - len(unmatched), tuple(unmatched), hosts)
 
 
-def _is_of_that_size(file: NetworkFile, layers: Mapping[str, Layer], names: Mapping[str, str]) -> bool:
-    """Whether any layer has the released models' shape: else it is of a small model, as tests have it, and only names are compared."""
+def _has_released_shapes(file: NetworkFile, layers: Mapping[str, CheckpointLayer], names: Mapping[str, str]) -> bool:
+    """Whether any layer has the released models' shape; else it belongs to a small model, as in tests, and only names are compared."""
     return any(fits(module, layers[names[name]]) for name, module in file.modules.items() if name in names)
 
 
 def _host(file: NetworkFile, kind: str, host: str) -> tuple[str, Message | None]:
     if file.naming != "kohya":
         return "no", say("Its layers have other names than WebUIs read: convert it with --to kohya.")
-    scales = [module.shapes["dora_scale"] for module in file.modules.values() if "dora_scale" in module.entries]
-    if kind == "dora" and any(shape[0] != 1 for shape in scales):
+    magnitudes = [module.shapes["dora_scale"] for module in file.modules.values() if "dora_scale" in module.entries]
+    if kind == "dora" and any(shape[0] != 1 for shape in magnitudes):
         kind = "dora_out"
-    return reading(kind, host)
+    return host_support(kind, host)

@@ -1,4 +1,4 @@
-"""Optimizers and schedules that are a class of some installed package: found by their dotted path, and nothing else is ever called."""
+"""Optimizers and schedules by the dotted path of a class in an installed package; nothing but such classes is ever called."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from lora_trainer.errors import MissingPackage, TrainerError
 
 
 def class_at(path: str, base: type, option: str) -> Any:
-    """The class at `torch.optim.RMSprop`. Raises TrainerError unless it is derived from `base`, MissingPackage with the command."""
+    """The class at a path like `torch.optim.RMSprop`; `option`: the config's option, for errors.
+
+    Raises TrainerError where it is not a subclass of `base`, MissingPackage with the pip command.
+    """
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        cls = getattr(importlib.import_module(module), name, None)
     except ImportError as error:
         package = path.partition(".")[0]
         if package not in sys.modules and (error.name or "").partition(".")[0] == package:
@@ -27,44 +30,44 @@ def class_at(path: str, base: type, option: str) -> Any:
                 package=package.replace("_", "-"),
                 fix="Install it into the Python that runs this: pip install {package}",
             ) from error
-        raise _unknown(path, option) from error
-    if not (inspect.isclass(found) and issubclass(found, base)):
-        raise _unknown(path, option)
-    return found
+        raise _unknown_class(path, option) from error
+    if not (inspect.isclass(cls) and issubclass(cls, base)):
+        raise _unknown_class(path, option)
+    return cls
 
 
-def _unknown(path: str, option: str) -> TrainerError:
+def _unknown_class(path: str, option: str) -> TrainerError:
     if option.startswith("optimizer"):
         return TrainerError(
-            "{name} is no optimizer of an installed package.",
+            "{name} is not an optimizer of an installed package.",
             path=option,
             name=path,
             fix="Choose one of the list, or write the whole name of a class, for example torch.optim.RMSprop.",
         )
     return TrainerError(
-        "{name} is no schedule of an installed package.",
+        "{name} is not a schedule of an installed package.",
         path=option,
         name=path,
         fix="Choose one of the list, or write the whole name of a class, for example torch.optim.lr_scheduler.OneCycleLR.",
     )
 
 
-def schedule_table(path: str, options: Mapping[str, Any], steps: int) -> list[float]:
-    """The shares of the rate that a torch schedule gives for so many steps. Raises TrainerError for a class or options that do not fit."""
+def schedule_factors(path: str, options: Mapping[str, Any], steps: int) -> list[float]:
+    """The learning rate factors of a torch scheduler class for each step. Raises TrainerError for an unknown class or wrong options."""
     import torch
 
     base = getattr(torch.optim.lr_scheduler, "LRScheduler", None) or torch.optim.lr_scheduler._LRScheduler
-    made = class_at(path, base, "schedule.type")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)  # some schedules set a momentum too
+    scheduler_class = class_at(path, base, "schedule.type")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)  # some schedulers set the momentum too
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            schedule = made(optimizer, **options)
-            table = []
+            scheduler = scheduler_class(optimizer, **options)
+            factors = []
             for _ in range(max(1, steps)):
-                table.append(float(optimizer.param_groups[0]["lr"]))
+                factors.append(float(optimizer.param_groups[0]["lr"]))
                 optimizer.step()
-                schedule.step()
+                scheduler.step()
     except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise TrainerError(
             "{name} does not take these arguments: {reason}.",
@@ -74,4 +77,4 @@ def schedule_table(path: str, options: Mapping[str, Any], steps: int) -> list[fl
             fix="Correct the field; steps={steps} fills the run.",
             steps=steps,
         ) from error
-    return table
+    return factors

@@ -1,4 +1,4 @@
-"""The optimizer of a run: parameters in flat buffers, stepped whole where it works element by element, else matrix by matrix."""
+"""The optimizer of a run: parameters in flat buffers, which elementwise optimizers step whole, and others matrix by matrix."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from lora_trainer.config.choices.optimizers import optimizer_named
+from lora_trainer.config.choices.optimizers import optimizer_spec
 from lora_trainer.errors import TrainerError
-from lora_trainer.optim.builders import maker
-from lora_trainer.optim.state import moved, other_state, pack_state, unpack_state
+from lora_trainer.optim.builders import optimizer_choice
+from lora_trainer.optim.state import move_state, pack_state, state_mismatch, unpack_state
 
-PROBED = (64, 64)
-"""A matrix of 4096 numbers: from there on the 8-bit optimizers keep 8 bits."""
+PROBE_SHAPE = (64, 64)
+"""4096 elements: the size from which 8-bit optimizers keep their state in 8 bits."""
 
 
 class CannotStep(TrainerError):
-    """An optimizer that is installed but does not work here: its package lacks kernels for this device."""
+    """An optimizer that is installed but fails on this device, for example because its package has no kernels for it."""
 
 
 def probe(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
-    """One real step of the optimizer on one matrix.
+    """Takes one real step of the optimizer on one matrix.
 
-    Raises MissingPackage, TrainerError for options that it does not take, CannotStep when it fails on this device.
+    Raises MissingPackage, TrainerError for options that it does not accept, CannotStep where it fails on this device.
     """
-    parameter = nn.Parameter(torch.ones(PROBED, device=device))
+    parameter = nn.Parameter(torch.ones(PROBE_SHAPE, device=device))
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            made = make_optimizer(name, {"probe": [parameter]}, [GroupPlan("probe", "probe", 1.0)], options)
-            (made.tensors()[0][0] ** 2).sum().backward()
-            made.step(1e-4)
+            optimizer = make_optimizer(name, {"probe": [parameter]}, [GroupPlan("probe", "probe", 1.0)], options)
+            (optimizer.tensors()[0][0] ** 2).sum().backward()
+            optimizer.step(1e-4)
     except (TypeError, ValueError, AssertionError, NotImplementedError) as error:
         raise TrainerError(
             "{name} does not take these arguments: {reason}.",
@@ -57,80 +57,75 @@ def probe(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
 
 @attrs.frozen
 class GroupPlan:
-    """One learning rate: `places` are the numbers of its parameters within the adapter's part (None: all of them)."""
+    """A parameter group to build: its part of the adapter, learning rate, and the indices of its parameters in that part (None: all)."""
 
     name: str
     part: str
-    rate: float
-    places: tuple[int, ...] | None = None
+    lr: float
+    indices: tuple[int, ...] | None = None
 
 
-class Group:
-    """The parameters of one learning rate in one flat float32 buffer, equal shapes side by side; the parameters become views of it."""
+class ParamGroup:
+    """The parameters of one learning rate in one flat float32 buffer, ordered by shape; the parameters become views of it."""
 
     def __init__(self, plan: GroupPlan, parameters: Sequence[nn.Parameter]) -> None:
-        self.name, self.part, self.rate = plan.name, plan.part, plan.rate
-        self.places = plan.places or tuple(range(len(parameters)))
+        self.name, self.part, self.lr = plan.name, plan.part, plan.lr
+        self.indices = plan.indices or tuple(range(len(parameters)))
         self.parameters = list(parameters)
-        order = sorted(range(len(parameters)), key=lambda number: tuple(parameters[number].shape))
-        self._blocks = [(len(list(same)), shape) for shape, same in groupby(parameters[number].shape for number in order)]
+        order = sorted(range(len(parameters)), key=lambda index: tuple(parameters[index].shape))
+        self._blocks = [(len(list(same)), shape) for shape, same in groupby(parameters[index].shape for index in order)]
         self._inverse = sorted(range(len(order)), key=order.__getitem__)
-        self.buffer = nn.Parameter(torch.cat([parameters[number].detach().reshape(-1) for number in order]))
-        self._lay()
+        self.buffer = nn.Parameter(torch.cat([parameters[index].detach().reshape(-1) for index in order]))
+        self._make_views()
 
     @torch.no_grad()
-    def _lay(self) -> None:
-        for parameter, view in zip(self.parameters, self.cut(self.buffer.detach()), strict=True):
+    def _make_views(self) -> None:
+        for parameter, view in zip(self.parameters, self.split(self.buffer.detach()), strict=True):
             parameter.data = view
 
-    def cut(self, flat: Tensor) -> list[Tensor]:
-        """The parameters in their own order, cut from a flat tensor in so few operations that each costs next to nothing."""
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """A flat tensor as the group's parameters, in their own order: views, from one operation for each shape."""
         blocks = flat.split([count * shape.numel() for count, shape in self._blocks])
-        cut = [block.view(count, *shape).unbind() for block, (count, shape) in zip(blocks, self._blocks, strict=True)]
-        tensors = list(chain.from_iterable(cut))
-        return [tensors[place] for place in self._inverse]
+        views = [block.view(count, *shape).unbind() for block, (count, shape) in zip(blocks, self._blocks, strict=True)]
+        tensors = list(chain.from_iterable(views))
+        return [tensors[index] for index in self._inverse]
 
     def move(self, device: torch.device) -> None:
-        """Fresh storage on `device`, equal values; parameters are views of it, the gradient is dropped."""
+        """Moves the buffer to fresh storage on `device`; the gradient is dropped."""
         self.buffer.grad = None
         self.buffer.data = self.buffer.detach().to(device, copy=True)
-        self._lay()
+        self._make_views()
 
 
 class TrainingOptimizer:
-    """What steps the parameters of a run, one group for each learning rate.
+    """The optimizer of a run, with one parameter group for each learning rate.
 
-    What a batch calculates with comes from `tensors`, so that its gradients arrive in the groups' buffers whole: a handful of
-    operations instead of several for each of hundreds of matrices. `inner` is the torch optimizer; where it does not work element by
-    element it sees the matrices themselves, as views of the buffers.
+    A batch computes with `tensors`, so that its gradients accumulate in the groups' flat buffers: a few operations in all, not several
+    for each of hundreds of matrices. `inner` is the torch optimizer; one that is not elementwise gets the matrices, as views of the
+    buffers.
     """
 
     def __init__(
         self, name: str, parts: Mapping[str, Sequence[nn.Parameter]], plans: Sequence[GroupPlan], options: Mapping[str, Any]
     ) -> None:
-        choice, known = maker(name), optimizer_named(name)
+        choice, spec = optimizer_choice(name), optimizer_spec(name)
         self.name, self.options = choice.name, dict(options)
-        self.elementwise, self.bytes_per_parameter, self.finds = known.elementwise, known.bytes, known.finds
+        self.elementwise, self.bytes_per_parameter, self.adaptive = spec.elementwise, spec.state_bytes, spec.adaptive
         self.groups = [
-            Group(plan, [parts[plan.part][place] for place in plan.places] if plan.places else parts[plan.part]) for plan in plans
+            ParamGroup(plan, [parts[plan.part][index] for index in plan.indices] if plan.indices else parts[plan.part]) for plan in plans
         ]
         self._parts = {part: [group for group in self.groups if group.part == part] for part in parts}
-        self._seen = [[group.buffer] if self.elementwise else group.parameters for group in self.groups]
-        made = [{"params": seen, "lr": group.rate} for seen, group in zip(self._seen, self.groups, strict=True)]
-        with redirect_stdout(sys.stderr):  # some of them talk
-            self.inner = choice.make(made, options)
+        self._stepped = [[group.buffer] if self.elementwise else group.parameters for group in self.groups]
+        param_groups = [{"params": params, "lr": group.lr} for params, group in zip(self._stepped, self.groups, strict=True)]
+        with redirect_stdout(sys.stderr):  # some of them print
+            self.inner = choice.build(param_groups, options)
         if callable(getattr(self.inner, "train", None)):
             self.inner.train()  # type: ignore[attr-defined]
 
-    @property
-    def capturable(self) -> bool:
-        """Whether a step may be replayed by a CUDA graph: AdamW where it keeps its count of steps on the device."""
-        return self.name == "AdamW" and bool(self.inner.param_groups[0].get("fused") or self.inner.param_groups[0].get("capturable"))
-
     def tensors(self, dtype: torch.dtype | None = None) -> list[list[Tensor]]:
-        """Each part's parameters for one forward and backward, in `dtype` (None: float32); their gradients add up in the buffers."""
+        """Each part's parameters for one forward and backward, in `dtype` (None: float32); their gradients accumulate in the buffers."""
         return [
-            _merged([(group.places, group.cut(group.buffer.to(dtype or group.buffer.dtype))) for group in groups])
+            _in_part_order([(group.indices, group.split(group.buffer.to(dtype or group.buffer.dtype))) for group in groups])
             for groups in self._parts.values()
         ]
 
@@ -139,109 +134,104 @@ class TrainingOptimizer:
         return [group.buffer.grad for group in self.groups if group.buffer.grad is not None]
 
     def unscale(self, scaler: Any) -> None:
-        """Takes the loss scale out of the gradients; the GradScaler remembers whether they are finite."""
-        self._hand_out()
+        """Divides the gradients by the loss scale; the GradScaler records whether they are finite."""
+        self._share_gradients()
         scaler.unscale_(self.inner)
 
     def step(self, factor: float) -> None:
-        """One step at `factor` times each group's rate; gradients are dropped after it.
+        """One step at `factor` times each group's learning rate; gradients are dropped after it.
 
-        At a rate of 0 an optimizer that finds the size of its steps learns nothing of it (and some divide by it).
+        An adaptive optimizer is not stepped at a learning rate of 0: it would adapt to nothing, and some divide by it.
         """
-        for made, group in zip(self.inner.param_groups, self.groups, strict=True):
-            made["lr"] = group.rate * factor
-        self._hand_out()
-        if not self.finds or any(made["lr"] for made in self.inner.param_groups):
+        for param_group, group in zip(self.inner.param_groups, self.groups, strict=True):
+            param_group["lr"] = group.lr * factor
+        self._share_gradients()
+        if not self.adaptive or any(param_group["lr"] for param_group in self.inner.param_groups):
             self.inner.step()
-        self.drop()
+        self.zero_grad()
 
-    def drop(self) -> None:
-        """Forgets the gradients."""
-        for group, seen in zip(self.groups, self._seen, strict=True):
+    def zero_grad(self) -> None:
+        """Drops the gradients."""
+        for group, params in zip(self.groups, self._stepped, strict=True):
             group.buffer.grad = None
-            for parameter in seen:
+            for parameter in params:
                 parameter.grad = None
 
-    def rates(self, factor: float) -> dict[str, float]:
-        """Each group's learning rate at `factor`, as it takes effect: with the step size that the optimizer found itself."""
+    def learning_rates(self, factor: float) -> dict[str, float]:
+        """Each group's effective learning rate at `factor`: with the step size that an adaptive optimizer found."""
         return {
-            group.name: self._effective(made, group.rate * factor) for group, made in zip(self.groups, self.inner.param_groups, strict=True)
+            group.name: self._effective_lr(param_group, group.lr * factor)
+            for group, param_group in zip(self.groups, self.inner.param_groups, strict=True)
         }
 
-    def _effective(self, made: Mapping[str, Any], rate: float) -> float:
-        if made.get("relative_step"):  # AdaFactor: of the group's first matrix
-            state = self.inner.state.get(made["params"][0])
-            return float(self.inner._get_lr(made, state)) if state else 0.0  # type: ignore[attr-defined]
-        return rate * float(made.get("d", 1.0))
+    def _effective_lr(self, param_group: Mapping[str, Any], lr: float) -> float:
+        if param_group.get("relative_step"):  # AdaFactor: of the group's first matrix
+            state = self.inner.state.get(param_group["params"][0])
+            return float(self.inner._get_lr(param_group, state)) if state else 0.0  # type: ignore[attr-defined]
+        return lr * float(param_group.get("d", 1.0))
 
-    def set_rates(self, rates: Mapping[str, float]) -> None:
-        """New rates by group name, from the next step on."""
+    def set_learning_rates(self, learning_rates: Mapping[str, float]) -> None:
+        """New learning rates by group name, from the next step on."""
         for group in self.groups:
-            group.rate = rates.get(group.name, group.rate)
+            group.lr = learning_rates.get(group.name, group.lr)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors by name, the rest as JSON can hold it). With the parameters' values it is all that the next step depends on."""
+        """(tensors by name, everything else as JSON values): with the parameters, all that the next step depends on."""
         tensors, plain = pack_state(self.inner, self._names(), self.options)
         return tensors, {"name": self.name, **plain}
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave: the next step is the same in every bit. Raises TrainerError where it does not fit."""
+        """Restores a `state_dict`: the next step is the same in every bit. Raises TrainerError where it does not fit."""
         if plain["name"] != self.name:
-            raise other_state()
+            raise state_mismatch()
         unpack_state(self.inner, self._names(), self.options, tensors, plain)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the parameters are those to save, draw and validate with: the average of a schedule-free optimizer, else unchanged."""
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the parameters are those to save, preview and validate with: a schedule-free optimizer's average, else unchanged."""
         if not callable(getattr(self.inner, "eval", None)):
             yield
             return
-        kept = [group.buffer.detach().clone() for group in self.groups]
+        training_values = [group.buffer.detach().clone() for group in self.groups]
         self.inner.eval()  # type: ignore[attr-defined]
         try:
             yield
         finally:
             self.inner.train()  # type: ignore[attr-defined]
-            with torch.no_grad():  # back and forth would round
-                for group, values in zip(self.groups, kept, strict=True):
+            with torch.no_grad():  # converting back would round
+                for group, values in zip(self.groups, training_values, strict=True):
                     group.buffer.copy_(values)
 
-    def park(self) -> None:
-        """Parameters and state as fresh copies on the CPU: nothing of theirs stays on the device."""
-        self._move(torch.device("cpu"))
-
-    def unpark(self, device: torch.device) -> None:
-        """Back on `device` as they were."""
-        self._move(device)
-
-    def _move(self, device: torch.device) -> None:
-        self.drop()
+    def move(self, device: torch.device) -> None:
+        """Parameters and state as fresh copies on `device`: no storage stays on the old one. Gradients are dropped."""
+        self.zero_grad()
         for group in self.groups:
             group.move(device)
-        moved(self.inner, device)
+        move_state(self.inner, device)
 
     def _names(self) -> dict[str, nn.Parameter]:
-        named = zip(self.groups, self._seen, strict=True)
-        return {f"{group.name}.{number}": parameter for group, seen in named for number, parameter in enumerate(seen)}
+        groups = zip(self.groups, self._stepped, strict=True)
+        return {f"{group.name}.{index}": parameter for group, params in groups for index, parameter in enumerate(params)}
 
-    def _hand_out(self) -> None:
-        """Where the optimizer sees matrices: their gradients are views of the flat ones."""
+    def _share_gradients(self) -> None:
+        """Gives the matrices of an optimizer that is not elementwise their gradients, as views of the flat ones."""
         if self.elementwise:
             return
         for group in self.groups:
             if group.buffer.grad is not None:
-                for parameter, gradient in zip(group.parameters, group.cut(group.buffer.grad), strict=True):
+                for parameter, gradient in zip(group.parameters, group.split(group.buffer.grad), strict=True):
                     parameter.grad = gradient
 
 
-def _merged(cut: Sequence[tuple[Sequence[int], list[Tensor]]]) -> list[Tensor]:
-    """Tensors of the groups of one part in the part's own order."""
-    if len(cut) == 1:
-        return cut[0][1]
+def _in_part_order(groups: Sequence[tuple[Sequence[int], list[Tensor]]]) -> list[Tensor]:
+    """The tensors of one part's groups, (indices, tensors), in the order of the part's parameters."""
+    if len(groups) == 1:
+        return groups[0][1]
     return [
         tensor
         for _, tensor in sorted(
-            ((place, tensor) for places, tensors in cut for place, tensor in zip(places, tensors, strict=True)), key=lambda pair: pair[0]
+            ((index, tensor) for indices, tensors in groups for index, tensor in zip(indices, tensors, strict=True)),
+            key=lambda pair: pair[0],
         )
     ]
 
@@ -249,5 +239,8 @@ def _merged(cut: Sequence[tuple[Sequence[int], list[Tensor]]]) -> list[Tensor]:
 def make_optimizer(
     name: str, parts: Mapping[str, Sequence[nn.Parameter]], plans: Sequence[GroupPlan], options: Mapping[str, Any]
 ) -> TrainingOptimizer:
-    """The optimizer `name` over an adapter's parameters by part; every parameter belongs to exactly one of `plans`."""
+    """The optimizer `name` of an adapter's parameters by part; every parameter is in exactly one of `plans`.
+
+    Raises MissingPackage, TrainerError for an unknown name.
+    """
     return TrainingOptimizer(name, parts, plans, options)

@@ -1,4 +1,8 @@
-"""Learning-rate schedules as plain functions of the step (no torch: the tab draws them before the start)."""
+"""Learning rate schedules as plain functions of the step (no torch: the tab draws them before a run).
+
+In the formulas p is the progress from the end of the warm-up (0) to the end of the run (1), and f the floor, `min_lr_ratio`; each
+function returns a factor of the learning rate.
+"""
 
 from __future__ import annotations
 
@@ -8,28 +12,28 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from lora_trainer.config import arguments
-from lora_trainer.config.choices.optimizers import PATH, SCHEDULE_ALSO, SCHEDULE_CHOICES
+from lora_trainer.config.choices.optimizers import CLASS_PATH, SCHEDULE_ALIASES, SCHEDULE_CHOICES
 from lora_trainer.config.schema import ScheduleConfig
 from lora_trainer.errors import TrainerError
 from lora_trainer.registry import Registry
 
-BEHIND_NO_WARM_UP = 10_000
-"""Time scale of the inverse square root without a warm-up, as transformers has it."""
+DEFAULT_TIMESCALE = 10_000
+"""Time scale of inverse_sqrt without a warm-up, as in transformers."""
 
 
 @attrs.frozen
-class Moment:
-    """Where a run is: `progress` from the end of the warm-up (0) to the end (1), `step` counted from the end of the warm-up."""
+class ScheduleStep:
+    """The current step: `progress` p; `step` and `steps` count from the end of the warm-up."""
 
     progress: float
     step: int
     steps: int
-    warmup: int
+    warmup_steps: int
 
 
 @attrs.frozen
-class Shape:
-    """What a schedule may look at besides the moment."""
+class ScheduleOptions:
+    """Options of the schedules; `decay` in steps, `args` as the config has it."""
 
     floor: float = 0.0
     cycles: float = 1.0
@@ -39,7 +43,7 @@ class Shape:
     args: str = ""
 
 
-Curve = Callable[[Moment, Shape], float]
+Curve = Callable[[ScheduleStep, ScheduleOptions], float]
 SCHEDULES: Registry[Curve] = Registry("schedule")
 
 
@@ -47,94 +51,93 @@ def _schedule(name: str) -> Callable[[Curve], Curve]:
     return SCHEDULES.add(name, SCHEDULE_CHOICES[name])
 
 
-def _above(floor: float, share: float) -> float:
+def _scale_above(floor: float, share: float) -> float:
     return floor + (1.0 - floor) * share
 
 
 @_schedule("constant")
-def constant(at: Moment, shape: Shape) -> float:
-    """1 all the time."""
+def constant(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """1."""
     return 1.0
 
 
 @_schedule("cosine")
-def cosine(at: Moment, shape: Shape) -> float:
-    """Half a cosine from 1 to the floor (Loshchilov & Hutter 2017, eq. 5)."""
-    return _above(shape.floor, 0.5 * (1.0 + math.cos(math.pi * at.progress)))
+def cosine(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """f + (1 - f) (1 + cos(pi p)) / 2 (Loshchilov & Hutter 2017, eq. 5, https://arxiv.org/abs/1608.03983)."""
+    return _scale_above(options.floor, 0.5 * (1.0 + math.cos(math.pi * now.progress)))
 
 
 @_schedule("linear")
-def linear(at: Moment, shape: Shape) -> float:
-    """A straight line from 1 to the floor."""
-    return _above(shape.floor, 1.0 - at.progress)
+def linear(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """f + (1 - f) (1 - p)."""
+    return _scale_above(options.floor, 1.0 - now.progress)
 
 
 @_schedule("cosine_with_restarts")
-def cosine_with_restarts(at: Moment, shape: Shape) -> float:
-    """Half a cosine in each cycle, at its height again where the next begins (Loshchilov & Hutter 2017)."""
-    if at.progress >= 1.0:
-        return shape.floor
-    return _above(shape.floor, 0.5 * (1.0 + math.cos(math.pi * (at.progress * shape.cycles % 1.0))))
+def cosine_with_restarts(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """f + (1 - f) (1 + cos(pi (p cycles mod 1))) / 2: a cosine that restarts at 1 in each cycle (Loshchilov & Hutter 2017)."""
+    if now.progress >= 1.0:
+        return options.floor
+    return _scale_above(options.floor, 0.5 * (1.0 + math.cos(math.pi * (now.progress * options.cycles % 1.0))))
 
 
 @_schedule("cosine_annealing")
-def cosine_annealing(at: Moment, shape: Shape) -> float:
-    """Half a cosine down in each odd cycle and up again in each even one (torch's CosineAnnealingLR with T_max of one cycle)."""
-    return _above(shape.floor, 0.5 * (1.0 + math.cos(math.pi * at.progress * shape.cycles)))
+def cosine_annealing(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """f + (1 - f) (1 + cos(pi p cycles)) / 2: down in odd cycles, up in even ones (torch's CosineAnnealingLR, T_max of one cycle)."""
+    return _scale_above(options.floor, 0.5 * (1.0 + math.cos(math.pi * now.progress * options.cycles)))
 
 
 @_schedule("polynomial")
-def polynomial(at: Moment, shape: Shape) -> float:
-    """What is left of the way, to a power."""
-    return _above(shape.floor, (1.0 - at.progress) ** shape.power)
+def polynomial(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """f + (1 - f) (1 - p)^power."""
+    return _scale_above(options.floor, (1.0 - now.progress) ** options.power)
 
 
 @_schedule("inverse_sqrt")
-def inverse_sqrt(at: Moment, shape: Shape) -> float:
-    """Falls with the root of the steps once the time scale is over (Vaswani et al. 2017, without their factor)."""
-    scale = shape.timescale or at.warmup or BEHIND_NO_WARM_UP
-    return max(shape.floor, 1.0 / math.sqrt((at.step + scale) / scale))
+def inverse_sqrt(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """max(f, 1 / sqrt((t + s) / s)), t the step and s the time scale (Vaswani et al. 2017, without their factor)."""
+    scale = options.timescale or now.warmup_steps or DEFAULT_TIMESCALE
+    return max(options.floor, 1.0 / math.sqrt((now.step + scale) / scale))
 
 
 @_schedule("warmup_stable_decay")
-def warmup_stable_decay(at: Moment, shape: Shape) -> float:
-    """1, then half a cosine to the floor over the last `decay` steps (Hu et al. 2024)."""
-    into = at.step - (at.steps - shape.decay)
-    if into <= 0:
+def warmup_stable_decay(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """1, then a cosine from 1 to f over the last `decay` steps (Hu et al. 2024, https://arxiv.org/abs/2404.06395)."""
+    decay_step = now.step - (now.steps - options.decay)
+    if decay_step <= 0:
         return 1.0
-    return _above(shape.floor, 0.5 * (1.0 + math.cos(math.pi * min(1.0, into / max(1, shape.decay)))))
+    return _scale_above(options.floor, 0.5 * (1.0 + math.cos(math.pi * min(1.0, decay_step / max(1, options.decay)))))
 
 
 @_schedule("rex")
-def rex(at: Moment, shape: Shape) -> float:
-    """Stays high for long and falls ever faster (Chen et al. 2022, eq. 1)."""
-    left = 1.0 - at.progress
-    return _above(shape.floor, left / (0.5 + 0.5 * left))
+def rex(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """f + (1 - f) (1 - p) / (1/2 + (1 - p) / 2) (REX; Chen et al. 2022, eq. 1, https://arxiv.org/abs/2107.04197)."""
+    remaining = 1.0 - now.progress
+    return _scale_above(options.floor, remaining / (0.5 + 0.5 * remaining))
 
 
 @_schedule("piecewise_constant")
-def piecewise_constant(at: Moment, shape: Shape) -> float:
-    """A share until each of the named steps, counted from the run's first: 1:100,0.1:200,0.01."""
-    pieces, last = step_rules(shape.args)
-    return next((share for end, share in pieces if at.step + at.warmup < end), last)
+def piecewise_constant(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """A factor until each of the given steps, counted from the run's first: 1:100,0.1:200,0.01."""
+    pieces, last = parse_step_rules(options.args)
+    return next((factor for end, factor in pieces if now.step + now.warmup_steps < end), last)
 
 
 @_schedule("adafactor")
-def adafactor(at: Moment, shape: Shape) -> float:
-    """1: the optimizer AdaFactor makes its own schedule."""
+def adafactor(now: ScheduleStep, options: ScheduleOptions) -> float:
+    """1: AdaFactor has its own schedule."""
     return 1.0
 
 
-def step_rules(args: str) -> tuple[list[tuple[int, float]], float]:
-    """([(until step, share)], share after that). Raises TrainerError where the rules cannot be read."""
-    text = str(arguments.values(args.replace(" ", "") if "step_rules" in args else f"step_rules={args.strip()}").get("step_rules", ""))
+def parse_step_rules(args: str) -> tuple[list[tuple[int, float]], float]:
+    """([(until step, factor)], factor after that). Raises TrainerError where the rules cannot be parsed."""
+    text = str(arguments.parse_args(args.replace(" ", "") if "step_rules" in args else f"step_rules={args.strip()}").get("step_rules", ""))
     *pieces, last = text.split(",")
     try:
-        found = [(int(end), float(share)) for share, end in (piece.split(":") for piece in pieces)]
-        return found, float(last)
+        return [(int(end), float(factor)) for factor, end in (piece.split(":") for piece in pieces)], float(last)
     except ValueError as error:
         raise TrainerError(
-            "the pieces {value} cannot be read.",
+            "the step rules {value} cannot be parsed.",
             path="schedule.args",
             value=f'"{args}"',
             fix="Write for example step_rules=1:100,0.1:200,0.01: all of the rate for 100 steps, a tenth until step 200, then a hundredth.",
@@ -143,51 +146,46 @@ def step_rules(args: str) -> tuple[list[tuple[int, float]], float]:
 
 @attrs.frozen
 class Schedule:
-    """The course of a run's rates: `factor(step)` is the share of each group's rate at a step, 0 the first."""
+    """The schedule of a run: `factor(step)` multiplies each group's learning rate at a step, 0 the first."""
 
     name: str
-    total: int
-    warmup: int = 0
-    shape: Shape = Shape()
-    table: tuple[float, ...] = ()
-    """Of a schedule that is a class: its shares from the end of the warm-up."""
+    total_steps: int
+    warmup_steps: int = 0
+    options: ScheduleOptions = ScheduleOptions()
+    factors: tuple[float, ...] = ()
+    """Of a schedule that is a torch class: its factors from the end of the warm-up."""
 
     def factor(self, step: int) -> float:
-        """Rises over the warm-up from 0, then follows the schedule; behind the end it stays where it ended."""
-        if step < self.warmup:
-            return step / self.warmup
-        steps = max(1, self.total - self.warmup)
-        after = step - self.warmup
-        if self.table:
-            return self.table[min(after, len(self.table) - 1)]
-        moment = Moment(min(1.0, after / steps), after, steps, self.warmup)
-        return float(SCHEDULES[SCHEDULE_ALSO.get(self.name, self.name)].make(moment, self.shape))
+        """Rises linearly from 0 over the warm-up, then follows the schedule; after the end it stays at the last value."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        steps = max(1, self.total_steps - self.warmup_steps)
+        after = step - self.warmup_steps
+        if self.factors:
+            return self.factors[min(after, len(self.factors) - 1)]
+        now = ScheduleStep(min(1.0, after / steps), after, steps, self.warmup_steps)
+        return float(SCHEDULES[SCHEDULE_ALIASES.get(self.name, self.name)].build(now, self.options))
 
 
-def schedule_of(section: ScheduleConfig, total: int, warmup: int, decay: int) -> Schedule:
-    """The schedule of a run of `total` steps. Raises TrainerError for a class that cannot be found, or rules that cannot be read."""
-    shape = Shape(section.min_lr_ratio, section.num_cycles, section.power, decay, section.timescale, section.args)
-    if section.type == "piecewise_constant":
-        step_rules(section.args)
-    table: Sequence[float] = ()
-    if section.type not in SCHEDULE_CHOICES and PATH.fullmatch(section.type):
-        from lora_trainer.optim.dotted_class import schedule_table
+def make_schedule(config: ScheduleConfig, total_steps: int, warmup_steps: int, decay_steps: int) -> Schedule:
+    """The schedule of a run. Raises TrainerError for a class that cannot be found, or rules that cannot be parsed."""
+    options = ScheduleOptions(config.min_lr_ratio, config.num_cycles, config.power, decay_steps, config.timescale, config.args)
+    if config.type == "piecewise_constant":
+        parse_step_rules(config.args)
+    factors: Sequence[float] = ()
+    if config.type not in SCHEDULE_CHOICES and CLASS_PATH.fullmatch(config.type):
+        from lora_trainer.optim.dotted_class import schedule_factors
 
-        table = schedule_table(section.type, arguments.values(section.args), total - warmup)
-    return Schedule(section.type, total, warmup, shape, tuple(table))
+        factors = schedule_factors(config.type, arguments.parse_args(config.args), total_steps - warmup_steps)
+    return Schedule(config.type, total_steps, warmup_steps, options, tuple(factors))
 
 
-def curve(schedule: Schedule, rate: float, points: int = 200) -> list[tuple[int, float]]:
-    """(step, learning rate) at no more than about `points` steps, first and last included, and where the warm-up ends."""
-    if not schedule.total:
+def lr_curve(schedule: Schedule, rate: float, points: int = 200) -> list[tuple[int, float]]:
+    """(step, learning rate) at about `points` steps at most, with the first, the last, and the end of the warm-up; steps count from 1."""
+    if not schedule.total_steps:
         return []
-    count = min(points, schedule.total)
-    steps = {round(number * (schedule.total - 1) / max(1, count - 1)) for number in range(count)}
-    if 0 < schedule.warmup < schedule.total:
-        steps.add(schedule.warmup)
+    count = min(points, schedule.total_steps)
+    steps = {round(number * (schedule.total_steps - 1) / max(1, count - 1)) for number in range(count)}
+    if 0 < schedule.warmup_steps < schedule.total_steps:
+        steps.add(schedule.warmup_steps)
     return [(step + 1, float(f"{rate * schedule.factor(step):.6g}")) for step in sorted(steps)]
-
-
-def factor(name: str, step: int, total: int, warmup: int, floor: float) -> float:
-    """Share of the learning rate at `step` (0 is the first) of a schedule that needs no more than a floor."""
-    return Schedule(SCHEDULES[SCHEDULE_ALSO.get(name, name)].name, total, warmup, Shape(floor)).factor(step)

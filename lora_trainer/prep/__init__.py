@@ -1,1 +1,1 @@
-"""Getting pictures and captions ready before training."""
+"""Checks and previews of pictures and captions before training."""

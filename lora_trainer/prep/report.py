@@ -1,4 +1,4 @@
-"""A diagnosis as text that a person reads."""
+"""A diagnosis as Markdown."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ TAGS = 20
 BAR = 30
 
 
-def report(found: Mapping[str, Any], language: str) -> str:
-    """Markdown of the document of `prepare scan`, suggestions first."""
+def report(document: Mapping[str, Any], language: str) -> str:
+    """Markdown of the document of `prepare scan --json`, suggestions first."""
 
     def word(message: Message) -> str:
         return message.text(language)
 
-    return "\n".join([*_suggestions(found["suggestions"], word), *_files(found, word), *_captions(found, word)]) + "\n"
+    return "\n".join([*_suggestions(document["suggestions"], word), *_files(document, word), *_captions(document, word)]) + "\n"
 
 
-def _suggestions(found: Sequence[Mapping[str, Any]], word: Any) -> Iterator[str]:
+def _suggestions(suggestions: Sequence[Mapping[str, Any]], word: Any) -> Iterator[str]:
     yield f"# {word(say('What to do'))}"
     yield ""
-    for number, one in enumerate(found, start=1):
-        yield f"{number}. {one['message']} {one['fix']}"
-        if one["pictures"]:
-            yield f"   {_named(one['pictures'])}"
-    if not found:
+    for number, suggestion in enumerate(suggestions, start=1):
+        yield f"{number}. {suggestion['message']} {suggestion['fix']}"
+        if suggestion["pictures"]:
+            yield f"   {_first_keys(suggestion['pictures'])}"
+    if not suggestions:
         yield word(say("Nothing: the pictures are as they should be."))
     yield ""
 
 
-def _files(found: Mapping[str, Any], word: Any) -> Iterator[str]:
-    counts, sizes = found["counts"], found["sizes"]
+def _files(document: Mapping[str, Any], word: Any) -> Iterator[str]:
+    counts, sizes = document["counts"], document["sizes"]
     yield f"# {word(say('Pictures and sizes'))}"
     yield ""
-    yield found["understood"]
+    yield document["understood"]
     yield word(say("{used} of {all} files are used.", used=counts["used"], all=counts["all"]))
     for name, template in COUNTS.items():
         if counts[name]:
             yield f"- {word(template)}: {counts[name]}"
-    for one in found["unusable"][:NAMED]:
-        yield f"- {one['key']}: {one['reason']}"
+    for file in document["unusable"][:NAMED]:
+        yield f"- {file['key']}: {file['reason']}"
     if sizes["smallest"]:
         values = {name: "{} x {}".format(*sizes[name]) for name in ("smallest", "middle", "largest")}
         yield word(say("Sizes from {smallest} to {largest}, in the middle {middle}.", **values))
     yield ""
-    most = max((bucket["count"] for bucket in found["buckets"]), default=1)
-    for bucket in found["buckets"]:
+    largest = max((bucket["count"] for bucket in document["buckets"]), default=1)
+    for bucket in document["buckets"]:
         size = f"{bucket['width']} x {bucket['height']}"
-        yield f"    {size:<12} {bucket['count']:>5}  {'#' * max(1, round(BAR * bucket['count'] / most))}"
+        yield f"    {size:<12} {bucket['count']:>5}  {'#' * max(1, round(BAR * bucket['count'] / largest))}"
     yield ""
-    yield from (f"- {note}" for note in found["notes"])
+    yield from (f"- {note}" for note in document["notes"])
 
 
-def _captions(found: Mapping[str, Any], word: Any) -> Iterator[str]:
-    captions, used = found["captions"], found["counts"]["used"]
+def _captions(document: Mapping[str, Any], word: Any) -> Iterator[str]:
+    captions, used = document["captions"], document["counts"]["used"]
     yield ""
     yield f"# {word(say('Words'))}"
     yield ""
@@ -67,11 +67,11 @@ def _captions(found: Mapping[str, Any], word: Any) -> Iterator[str]:
         values = {"word": entry["word"], "pieces": entry["pieces"], "count": entry["captions"]}
         yield "- " + word(say("{word}: {pieces} pieces, in {count} captions", **values))
     yield ""
-    for tag in found["tags"][:TAGS]:
+    for tag in document["tags"][:TAGS]:
         yield f"    {tag['count']:>5}  {tag['text']}"
 
 
-def _named(keys: Sequence[str]) -> str:
+def _first_keys(keys: Sequence[str]) -> str:
     return ", ".join(keys[:NAMED]) + (" ..." if len(keys) > NAMED else "")
 
 

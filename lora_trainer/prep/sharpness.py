@@ -1,4 +1,4 @@
-"""How sharp a picture is, whatever its contrast."""
+"""Sharpness of a picture, independent of its contrast."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lora_trainer.data.pictures.images import opened_small
+from lora_trainer.data.pictures.images import open_small
 from lora_trainer.errors import DatasetError
 
 SIDE = 512
-SHARP = 0.008
+LIMIT = 0.008
 """Below this a picture may be blurred: drawn edges softened by 2 of 512 pixels give 0.005 at most, sharp ones 0.1 and more."""
-BESIDE_OTHERS = 0.25
-"""A picture counts as blurred only where it is also below this share of the set's own middle: whole soft styles are meant so."""
+RELATIVE_LIMIT = 0.25
+"""A picture only counts as blurred if it is also below this fraction of the set's median: a soft style is intended."""
 
 
 def sharpness(path: Path) -> float | None:
-    """Variance of the Laplacian over the variance of brightness, at 512 pixels on the longer side; None for flat or broken pictures."""
+    """Variance of the Laplacian over the variance of brightness, at 512 pixels on the longer side; None for flat or unreadable pictures."""
     try:
-        picture = opened_small(path, SIDE * 2).convert("L")
+        picture = open_small(path, SIDE * 2).convert("L")
     except DatasetError:
         return None
     scale = SIDE / max(picture.size)
@@ -36,9 +36,9 @@ def sharpness(path: Path) -> float | None:
 
 
 def blurred(values: dict[str, float]) -> list[str]:
-    """Keys of pictures that are blurred, by themselves and beside the others; the worst first."""
+    """Keys of blurred pictures, by absolute and relative sharpness; the worst first."""
     if not values:
         return []
     middle = float(np.median(list(values.values())))
-    limit = SHARP if len(values) < 4 else min(SHARP, BESIDE_OTHERS * middle)
+    limit = LIMIT if len(values) < 4 else min(LIMIT, RELATIVE_LIMIT * middle)
     return sorted((key for key, value in values.items() if value < limit), key=lambda key: values[key])

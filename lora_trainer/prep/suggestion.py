@@ -1,4 +1,4 @@
-"""One thing to do about a folder of pictures, and how much it is worth."""
+"""A suggestion for a folder of pictures, and its worth."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lora_trainer.messages import Message
 
 @attrs.frozen
 class Suggestion:
-    """`worth` 0..100: how much it matters, by its kind and by how many pictures it concerns; `pictures`: their keys."""
+    """`worth` 0..100: importance by kind and number of pictures; `pictures`: their keys."""
 
     worth: float
     message: Message

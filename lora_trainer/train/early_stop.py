@@ -1,4 +1,4 @@
-"""Which moment of a run validates best, and when waiting for a better one has lasted long enough."""
+"""Early stopping: the best validation loss of a run, and whether to wait any longer for a better one."""
 
 from __future__ import annotations
 
@@ -11,54 +11,62 @@ import attrs
 
 @attrs.define
 class EarlyStop:
-    """Follows the validation loss. `patience` validations in a row without one that is lower by more than `min_delta` end the run
-    (0: never).
+    """Follows the validation loss. The run ends after `patience` validations in a row (0: never) without an improvement of more than
+    `min_delta`.
 
-    `first` is the loss before training, `lowest` the lowest since, at `step` of `epoch`; `counted` is the last that counted as better,
-    `waited` how many came after it. A loss that is no number is no better one.
+    `initial_loss` is the loss before training, `best_loss` the lowest since, at `best_step` of `best_epoch`; `reference_loss` is the last
+    that counted as an improvement, `wait_count` the validations since then. A loss that is not finite is never an improvement.
     """
 
     patience: int = 0
     min_delta: float = 0.0
-    first: float | None = None
-    lowest: float | None = None
-    step: int = 0
-    epoch: int = 0
-    counted: float | None = None
-    waited: int = 0
+    initial_loss: float | None = None
+    best_loss: float | None = None
+    best_step: int = 0
+    best_epoch: int = 0
+    reference_loss: float | None = None
+    wait_count: int = 0
 
-    def after(self, step: int, epoch: int, loss: float) -> bool:
-        """Takes in a validation; whether it is the lowest of all since training began."""
-        known = math.isfinite(loss)
-        better = known and (self.counted is None or loss < self.counted - self.min_delta)
+    def update(self, step: int, epoch: int, loss: float) -> bool:
+        """Takes the loss of a validation; returns whether it is the lowest since training began."""
+        finite = math.isfinite(loss)
+        improved = finite and (self.reference_loss is None or loss < self.reference_loss - self.min_delta)
         if step == 0:
-            self.first = self.counted = loss if known else None
+            self.initial_loss = self.reference_loss = loss if finite else None
             return False
-        self.waited = 0 if better else self.waited + 1
-        self.counted = loss if better else self.counted
-        if not known or (self.lowest is not None and loss >= self.lowest):
+        self.wait_count = 0 if improved else self.wait_count + 1
+        self.reference_loss = loss if improved else self.reference_loss
+        if not finite or (self.best_loss is not None and loss >= self.best_loss):
             return False
-        self.lowest, self.step, self.epoch = loss, step, epoch
+        self.best_loss, self.best_step, self.best_epoch = loss, step, epoch
         return True
 
     @property
-    def ended(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the run should end here."""
-        return bool(self.patience) and self.waited >= self.patience
+        return bool(self.patience) and self.wait_count >= self.patience
 
     @property
-    def in_vain(self) -> bool:
-        """Whether no moment of the training validates better than the model before it."""
-        return self.first is not None and self.lowest is not None and self.lowest >= self.first
+    def never_improved(self) -> bool:
+        """Whether no validation was better than the one before training."""
+        return self.initial_loss is not None and self.best_loss is not None and self.best_loss >= self.initial_loss
 
     def to_plain(self) -> dict[str, Any]:
-        """What it has seen, as JSON can hold it; not what it is told to do."""
-        return {name: getattr(self, name) for name in _SEEN}
+        """Plain values for state.json; the options are not among them."""
+        return {key: getattr(self, name) for key, name in _FIELDS.items()}
 
     def restore(self, plain: Mapping[str, Any]) -> None:
-        """Takes back what `to_plain` gave."""
-        for name in _SEEN:
-            setattr(self, name, plain[name])
+        """Takes the values of `to_plain`."""
+        for key, name in _FIELDS.items():
+            setattr(self, name, plain[key])
 
 
-_SEEN = ("first", "lowest", "step", "epoch", "counted", "waited")
+_FIELDS = {
+    "first": "initial_loss",
+    "lowest": "best_loss",
+    "step": "best_step",
+    "epoch": "best_epoch",
+    "counted": "reference_loss",
+    "waited": "wait_count",
+}
+"""Key in state.json -> field."""

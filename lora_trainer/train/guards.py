@@ -1,4 +1,4 @@
-"""What is watched while a run goes on: numbers that are none, a loss that runs away, steps that become slow, a disk that fills up."""
+"""What is watched during a run: values that are not finite, divergence, steps that become slow, disk space."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ if TYPE_CHECKING:
 
 
 BAD_STEPS = 10
-"""So many steps in a row without a usable number cannot become well again."""
+"""After so many steps in a row that are not finite the run cannot recover."""
 HALVINGS = 16
-"""So often a GradScaler halves its factor, from 65536 to 1, until a step without a number says something about the network."""
+"""So often a GradScaler halves its scale, from 65536 to 1, before an overflow says anything about the network."""
 RUNAWAY = 3.0
-"""A loss of so many times the lowest is no chance any more, with means over this many steps."""
+"""A mean loss of so many times the lowest is divergence, not chance."""
 WINDOW = 100
 SLOWER = 3.0
-"""A step that takes so many times as long as at first."""
+"""A step is slow when it takes so many times as long as at first."""
 SPARE_MB = 64.0
 ONE_TOKEN = 64
-"""Pictures of at most this side are one single token in the middle block, whose attention then has nothing to choose."""
+"""Pictures of at most this side are one single token in the middle block, where self-attention then has no effect."""
 MIDDLE = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_"
 
 
 class FiniteGuard:
-    """Steps whose loss or gradient is no number are left out; too many in a row end the run with what is behind it."""
+    """Counts steps whose loss or gradient is not finite, which are skipped; too many in a row end the run with the likely cause."""
 
     def __init__(self, remedy: Callable[[], Message], *, scaled: bool) -> None:
         self.remedy, self.patience = remedy, BAD_STEPS + (HALVINGS if scaled else 0)
         self._in_a_row = 0
 
     def is_finite(self, loss: float, norm: float) -> bool:
-        """Whether the step was usable. Raises TrainingError when it is hopeless."""
-        fine = math.isfinite(loss) and math.isfinite(norm)
-        self._in_a_row = 0 if fine else self._in_a_row + 1
+        """Whether a step was usable. Raises TrainingError after too many in a row that were not."""
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        self._in_a_row = 0 if finite else self._in_a_row + 1
         if not math.isfinite(loss) and self._in_a_row >= BAD_STEPS:
-            raise self._hopeless("the loss has been no number for {count} steps.")
+            raise self._hopeless("the loss has not been finite for {count} steps.")
         if self._in_a_row >= self.patience:
-            raise self._hopeless("the gradient has been no number for {count} steps.")
-        return fine
+            raise self._hopeless("the gradient has not been finite for {count} steps.")
+        return finite
 
     def _hopeless(self, template: str) -> TrainingError:
         return TrainingError(template, count=self._in_a_row, remedy=self.remedy(), fix="{remedy}")
 
 
 class DivergenceGuard:
-    """Notices a loss that has run away from where it was: compares means over `WINDOW` steps with the lowest of them."""
+    """Notices divergence: compares mean losses over `WINDOW` steps with the lowest of them."""
 
     def __init__(self) -> None:
         self._window: deque[float] = deque(maxlen=WINDOW)
@@ -71,8 +71,8 @@ class DivergenceGuard:
         self._seen = 0
         self._told = False
 
-    def look(self, step: int, loss: float) -> Message | None:
-        """After each step; once a warning."""
+    def check(self, step: int, loss: float) -> Message | None:
+        """Takes the loss of a step; returns a warning the first time that the run has diverged."""
         if not math.isfinite(loss):
             return None
         self._window.append(loss)
@@ -93,7 +93,7 @@ class DivergenceGuard:
 
 
 class SlowStepGuard:
-    """Notices steps that become slow because the GPU's memory is full and the driver moves parts of it to ordinary memory."""
+    """Notices steps that become slow because the GPU's memory is full and the driver swaps it to system memory."""
 
     def __init__(self, full: float = 0.03) -> None:
         self.full = full
@@ -101,8 +101,8 @@ class SlowStepGuard:
         self._last: deque[float] = deque(maxlen=10)
         self._told = False
 
-    def look(self, seconds: float, free: Callable[[], float]) -> Message | None:
-        """After each step: its time, and how to ask which share of the GPU's memory is free; once a warning."""
+    def check(self, seconds: float, free: Callable[[], float]) -> Message | None:
+        """Takes the seconds of a step, and a function that gives the free share of the GPU's memory; returns a warning once."""
         if len(self._first) < 20:
             self._first.append(seconds)
             return None
@@ -122,30 +122,30 @@ class SlowStepGuard:
 
 
 class Guards:
-    """All of them for one run."""
+    """All guards of one run."""
 
-    def __init__(self, trainer: Trainer, course: TrainingProgress) -> None:
-        self.trainer, self.course = trainer, course
+    def __init__(self, trainer: Trainer, progress: TrainingProgress) -> None:
+        self.trainer, self.progress = trainer, progress
         self._numbers = FiniteGuard(self._remedy, scaled=trainer.scaler is not None)
         self._divergence, self._pace = DivergenceGuard(), SlowStepGuard()
-        self._found: list[Message | None] = []
+        self._messages: list[Message | None] = []
 
-    def look(self, loss: float, norm: float, seconds: float) -> None:
-        """After each step. Raises TrainingError when it is hopeless."""
-        self.course.skipped += not self._numbers.is_finite(loss, norm)
-        self._found = [self._divergence.look(self.course.step + 1, loss), self._pace.look(seconds, self._free)]
+    def check_step(self, loss: float, norm: float, seconds: float) -> None:
+        """Takes loss, gradient norm and seconds of a step. Raises TrainingError when the run cannot recover."""
+        self.progress.skipped += not self._numbers.is_finite(loss, norm)
+        self._messages = [self._divergence.check(self.progress.step + 1, loss), self._pace.check(seconds, self._free)]
 
     def warnings(self) -> Iterator[Event]:
-        """What was noticed at this step."""
-        found, self._found = self._found, []
-        yield from (Warned(message) for message in found if message is not None)
+        """What was noticed at the last step."""
+        messages, self._messages = self._messages, []
+        yield from (Warned(message) for message in messages if message is not None)
 
     def _remedy(self) -> Message:
-        network = (tensor for part in self.trainer.adapter.parameters().values() for tensor in part)
-        return remedy(self.trainer.precision.name, largest(network), self.trainer.config.loss)
+        parameters = (tensor for part in self.trainer.adapter.parameters().values() for tensor in part)
+        return remedy(self.trainer.precision.name, max_abs(parameters), self.trainer.config.loss)
 
     def _free(self) -> float:
-        """Which share of the GPU's memory is free; 1 where there is none."""
+        """The free share of the GPU's memory; 1 without a GPU."""
         device = self.trainer.device
         if device.type != "cuda":
             return 1.0
@@ -154,93 +154,97 @@ class Guards:
 
 
 def missing_mb(folder: Path, needed_mb: float) -> float:
-    """How many MB the disk of `folder` lacks for a file of `needed_mb` and a little more; 0 where there is room."""
-    place = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
-    if place is None:
+    """How many MB the disk of `folder` lacks for a file of `needed_mb` plus SPARE_MB; 0 where there is room."""
+    existing = next((parent for parent in (folder, *folder.parents) if parent.is_dir()), None)
+    if existing is None:
         return 0.0
     try:
-        free = shutil.disk_usage(place).free / 2**20
-    except OSError:  # a file system that does not tell
+        free = shutil.disk_usage(existing).free / 2**20
+    except OSError:  # a file system that does not report its space
         return 0.0
     return max(0.0, needed_mb + SPARE_MB - free)
 
 
 def check_disk(folder: Path, name: str, plan: TrainingPlan) -> Message | None:
-    """What to say before the start of a disk that cannot hold all files of a run.
+    """A warning, before the start, where the disk cannot hold all files of a run.
 
-    Raises TrainerError where not even the first one has room: such a run would wait for it as soon as it has learned something.
+    Raises TrainerError where there is not even room for the first one: the run would have to wait at its first save.
     """
-    one, lacking = plan.disk_mb / max(1, plan.files), missing_mb(folder, plan.disk_mb)
-    if missing_mb(folder, one):
+    file_mb, missing = plan.disk_mb / max(1, plan.files), missing_mb(folder, plan.disk_mb)
+    if missing_mb(folder, file_mb):
         raise TrainerError(
             "the disk of {folder} has no room for {name}: a file takes {mb} MB, and some space has to stay free.",
             folder=str(folder),
             name=name,
-            mb=round(one, 1),
+            mb=round(file_mb, 1),
             path="save.output_dir",
             fix="Free some disk space or choose another folder.",
         )
-    if not lacking:
+    if not missing:
         return None
     return say(
         "The disk of {folder} lacks {mb} MB for all {count} files of this run: it will wait until there is room.",
         folder=str(folder),
-        mb=round(lacking),
+        mb=round(missing),
         count=plan.files,
     )
 
 
-def check_moved(trainer: Trainer) -> None:
-    """After ten steps every layer that gets a gradient has moved; raises TrainingError naming the first that has not."""
+def check_layers_trained(trainer: Trainer) -> None:
+    """Raises TrainingError naming the first layer that gets a gradient and is still as it was initialised."""
     rates = {"unet": effective.unet_lr(trainer.config), "text_encoder": effective.text_encoder_lr(trainer.config)}
-    unmoved = trainer.adapter.untrained_layers()
-    still = [name for part, names in unmoved.items() if rates[part] > 0 for name in names if not _without_effect(trainer, name)]
-    if still:
+    untrained = trainer.adapter.untrained_layers()
+    unchanged = [name for part, names in untrained.items() if rates[part] > 0 for name in names if not _has_no_effect(trainer, name)]
+    if unchanged:
         raise TrainingError(
-            "after ten steps {count} layers have not moved, the first is {name}.",
-            count=len(still),
-            name=still[0],
+            "after ten steps {count} layers have not changed; the first is {name}.",
+            count=len(unchanged),
+            name=unchanged[0],
             fix="Please report this: nothing useful is being learned.",
         )
 
 
-def _without_effect(trainer: Trainer, name: str) -> bool:
-    """Whether a layer cannot matter in this run: text layers behind the one that is read, asking and being asked of one token."""
+def _has_no_effect(trainer: Trainer, name: str) -> bool:
+    """Whether a layer cannot get a gradient in this run: text layers after the one that is read (clip skip), q and k for a single token."""
     if name.startswith("lora_te"):
         number = next(number for number, prefix in enumerate(text_prefixes(trainer.bundle)) if name.startswith(f"{prefix}_"))
         encoder = trainer.bundle.text_encoders[number]
-        unread = trainer.bundle.family.unread_layers(trainer.bundle, trainer.config.model.clip_skip)[number]
-        return int(name.split("_layers_")[1].split("_")[0]) >= encoder.config.num_hidden_layers - unread
-    small = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.dataset.trained)
-    return small and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")
+        unused = trainer.bundle.family.unused_layers(trainer.bundle, trainer.config.model.clip_skip)[number]
+        return int(name.split("_layers_")[1].split("_")[0]) >= encoder.config.num_hidden_layers - unused
+    is_single_token = all(max(record.bucket or (0, 0)) <= ONE_TOKEN for record in trainer.dataset.train_records)
+    return is_single_token and name.startswith(MIDDLE) and name[len(MIDDLE) :] in ("q", "k")
 
 
 GROWN = 5.0
-"""Numbers of a network stay around 1 and below; one of this size means that steps were far too long."""
+"""Weights of a network stay around 1 and below; one of this size means that the learning rate was far too high."""
 HEAVY = 50.0
-"""A weight of the loss that makes single pictures count so many times as much."""
+"""A loss weight that makes single pictures count so many times as much."""
 LEAST_SIGNAL = 0.0047
-"""Signal to noise at the last step of Stable Diffusion 1.x."""
+"""Signal-to-noise ratio at the last timestep of Stable Diffusion 1.x."""
 
 
-def largest(network: Iterable[Tensor]) -> float:
-    """The largest number of the network without its sign; infinite where one is no number."""
-    found = [float(tensor.detach().abs().max()) for tensor in network if tensor.numel()]
-    return max((size if math.isfinite(size) else math.inf for size in found), default=0.0)
+def max_abs(tensors: Iterable[Tensor]) -> float:
+    """The largest absolute value of all tensors; infinite when one is not finite."""
+    largest = [float(tensor.detach().abs().max()) for tensor in tensors if tensor.numel()]
+    return max((size if math.isfinite(size) else math.inf for size in largest), default=0.0)
 
 
-def remedy(precision: str, size: float, loss: LossConfig) -> Message:
-    """The most likely cause, with what to do. `size` is the network's largest number, `precision` no, fp16 or bf16."""
-    if size > GROWN:
+def remedy(precision: str, largest_weight: float, loss_config: LossConfig) -> Message:
+    """The most likely cause of values that are not finite, with what to do.
+
+    `precision` is no, fp16 or bf16; `largest_weight` the largest absolute value of the network.
+    """
+    if largest_weight > GROWN:
         return say(
-            "The network's numbers have grown to {size}: the learning rate is far too high. Take a tenth of it or less.", size=_shown(size)
+            "The network's weights have grown to {size}: the learning rate is far too high. Take a tenth of it or less.",
+            size=_format_size(largest_weight),
         )
     if precision == "fp16":
-        return say('Set memory.mixed_precision to "bf16" or "no": fp16 knows no large numbers, and some cards are wrong with it.')
-    if (times := 1.0 + loss.v_pred_like_loss * (1.0 + 1.0 / LEAST_SIGNAL)) > HEAVY:
+        return say('Set memory.mixed_precision to "bf16" or "no": fp16 overflows at large values, and some cards compute it wrongly.')
+    if (times := 1.0 + loss_config.v_pred_like_loss * (1.0 + 1.0 / LEAST_SIGNAL)) > HEAVY:
         return say("loss.v_pred_like_loss makes very noisy pictures count {times} times: take a smaller value.", times=round(times))
     return say("Use a lower learning rate. Where that does not help, the model or the VAE is damaged: try another file.")
 
 
-def _shown(size: float) -> str:
+def _format_size(size: float) -> str:
     return f"{size:.0f}" if size < 1e6 else f"{size:.0e}"

@@ -1,4 +1,4 @@
-"""Keeps the computer from going to sleep while a run goes on; where the system offers no way, nothing happens."""
+"""Keeps the computer from going to sleep during a run; does nothing where the system offers no way."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CONTINUOUS, SYSTEM_REQUIRED = 0x80000000, 0x00000001
 
 
 @contextmanager
-def keep_awake(*, wanted: bool = True) -> Iterator[None]:
-    """Awake for the time of the block; the screen may go dark."""
-    if not wanted:
+def keep_awake(*, enabled: bool = True) -> Iterator[None]:
+    """The computer does not sleep while the block runs; the screen may turn off."""
+    if not enabled:
         yield
     elif sys.platform == "win32":
         import ctypes
@@ -28,11 +28,11 @@ def keep_awake(*, wanted: bool = True) -> Iterator[None]:
         finally:
             ctypes.windll.kernel32.SetThreadExecutionState(CONTINUOUS)  # type: ignore[attr-defined,unused-ignore]
     else:
-        yield from _beside(_command(sys.platform))
+        yield from _run_inhibitor(_inhibitor_command(sys.platform))
 
 
-def _command(platform: str) -> list[str]:
-    """A program that holds sleep off until it ends; it ends by itself when this process does. [] where there is none."""
+def _inhibitor_command(platform: str) -> list[str]:
+    """A program that inhibits sleep until it ends; it ends by itself when this process does. [] where there is none."""
     pid = str(os.getpid())
     if platform == "darwin" and (path := shutil.which("caffeinate")):
         return [path, "-i", "-w", pid]
@@ -41,7 +41,7 @@ def _command(platform: str) -> list[str]:
     return []
 
 
-def _beside(command: list[str]) -> Iterator[None]:
+def _run_inhibitor(command: list[str]) -> Iterator[None]:
     process = None
     if command:
         try:

@@ -1,14 +1,14 @@
-"""Settings that are changed while a run goes on: from the next step on they hold, and a resumed run follows them too."""
+"""Settings that are changed during a run: they hold from the next step on, and in a resumed run too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lora_trainer.config.live_settings import changed
+from lora_trainer.config.live_settings import apply_live_changes
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Changed, Event, Phase, Warned
-from lora_trainer.host.base import with_remedy
+from lora_trainer.host.base import message_with_fix
 from lora_trainer.train import setup
 from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.progress import TrainingProgress
@@ -16,47 +16,47 @@ from lora_trainer.train.trainer import Trainer
 
 
 class LiveChanges:
-    """Changes the settings of one run. `plan` makes the plan of a config anew.
+    """Changes the settings of one run. `make_plan` gives the plan of a config.
 
-    `coming` are changes that a killed process made after its last state: they are made again at their steps.
+    `pending` are changes that a killed process made after its last state: they are applied again at their steps.
     """
 
-    def __init__(self, trainer: Trainer, course: TrainingProgress, plan: Callable[[Any], TrainingPlan]) -> None:
-        self.trainer, self.course, self.plan = trainer, course, plan
-        self.coming: list[Mapping[str, Any]] = []
+    def __init__(self, trainer: Trainer, progress: TrainingProgress, make_plan: Callable[[Any], TrainingPlan]) -> None:
+        self.trainer, self.progress, self.make_plan = trainer, progress, make_plan
+        self.pending: list[Mapping[str, Any]] = []
 
-    def change(self, wanted: Mapping[str, Any]) -> Iterator[Event]:
-        """Makes changes (path -> value); one that cannot be made is told, and nothing is changed. Another length is a phase anew."""
-        before = self.course.plan.total_steps
+    def apply(self, values: Mapping[str, Any]) -> Iterator[Event]:
+        """Applies changes (path -> value), all or none: a refused one is a warning. A run of another length begins its phase anew."""
+        total_before = self.progress.plan.total_steps
         try:
-            config, made = changed(self.trainer.config, wanted)
-            self._follow(config)
+            config, changes = apply_live_changes(self.trainer.config, values)
+            self._apply_config(config)
         except TrainerError as error:
-            yield Warned(with_remedy(error), error.problems[0].path)
+            yield Warned(message_with_fix(error), error.problems[0].path)
             return
-        for one in made:
-            self.course.changes.append({**one, "step": self.course.step})
-            yield Changed(one["path"], one["old"], one["new"], self.course.step)
-        if self.course.plan.total_steps != before:
-            yield Phase("training", self.course.plan.total_steps)
+        for change in changes:
+            self.progress.changes.append({**change, "step": self.progress.step})
+            yield Changed(change["path"], change["old"], change["new"], self.progress.step)
+        if self.progress.plan.total_steps != total_before:
+            yield Phase("training", self.progress.plan.total_steps)
 
     def replay(self) -> Iterator[Event]:
-        """Changes that belong to this step."""
-        while self.coming and self.coming[0]["step"] <= self.course.step:
-            one = self.coming.pop(0)
-            yield from self.change({one["path"]: one["new"]})
+        """Applies the pending changes of this step."""
+        while self.pending and self.pending[0]["step"] <= self.progress.step:
+            change = self.pending.pop(0)
+            yield from self.apply({change["path"]: change["new"]})
 
     def restore(self, changes: Sequence[Mapping[str, Any]]) -> None:
-        """Makes again what had been changed by the time that a state was kept."""
+        """Applies what had been changed by the time that a state was saved."""
         config = self.trainer.config
-        for one in changes:
-            config, _ = changed(config, {one["path"]: one["new"]})
-        self._follow(config)
-        self.course.changes = [dict(one) for one in changes]
+        for change in changes:
+            config, _ = apply_live_changes(config, {change["path"]: change["new"]})
+        self._apply_config(config)
+        self.progress.changes = [dict(change) for change in changes]
 
-    def _follow(self, config: Any) -> None:
-        """Everything that was made of the config before, made anew. Raises TrainerError before anything is changed."""
-        trainer, plan = self.trainer, self.plan(config)
-        groups = setup.group_plans(config, trainer.adapter)
-        trainer.config, self.course.plan = config, plan
-        trainer.optimizer.set_rates({group.name: group.rate for group in groups})
+    def _apply_config(self, config: Any) -> None:
+        """Plan and learning rates of a new config. Raises TrainerError before anything is changed."""
+        trainer, plan = self.trainer, self.make_plan(config)
+        param_groups = setup.plan_param_groups(config, trainer.adapter)
+        trainer.config, self.progress.plan = config, plan
+        trainer.optimizer.set_learning_rates({group.name: group.lr for group in param_groups})

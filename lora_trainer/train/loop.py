@@ -11,15 +11,13 @@ import attrs
 import torch
 
 from lora_trainer.config import effective
-from lora_trainer.config.live_settings import changed
+from lora_trainer.config.live_settings import apply_live_changes
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data import batch_sampler
-from lora_trainer.errors import HostBusy
 from lora_trainer.events import (
     Event,
     Finished,
-    Paused,
     Phase,
     Progress,
     Resumed,
@@ -28,7 +26,7 @@ from lora_trainer.events import (
     Stopped,
     Warned,
 )
-from lora_trainer.host.base import Host, Lease, with_remedy
+from lora_trainer.host.base import Host, Lease
 from lora_trainer.jobs.process_rank import SINGLE, Rank
 from lora_trainer.jobs.resume_point import ResumePoint
 from lora_trainer.jobs.status import FROM_STATE
@@ -36,327 +34,337 @@ from lora_trainer.messages import say
 from lora_trainer.models.source import LiveSource
 from lora_trainer.train import setup, state
 from lora_trainer.train.distributed import SingleProcess, process_group
-from lora_trainer.train.guards import Guards, check_disk, check_moved, missing_mb
-from lora_trainer.train.inputs.caption_encoder import ROWS, captions_within
+from lora_trainer.train.guards import Guards, check_disk, check_layers_trained
+from lora_trainer.train.inputs.caption_encoder import CAPTION_BATCH, captions_within
 from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.inputs.examples import CaptionSampler
 from lora_trainer.train.keep_awake import keep_awake
 from lora_trainer.train.live_changes import LiveChanges
-from lora_trainer.train.memory.oom import ENCODING, LOOKING, OomFallback, is_out_of_memory, raise_as_out_of_memory, retry_after_free
+from lora_trainer.train.memory.oom import ENCODING, EVALUATING, OomFallback, raise_as_out_of_memory, retry_after_free
 from lora_trainer.train.outputs.background_writer import BackgroundWriter
 from lora_trainer.train.outputs.output import NullOutput, Output
 from lora_trainer.train.outputs.saving import OutputNames, claimed_names, refuse_overwriting
+from lora_trainer.train.pausing import Pausing
 from lora_trainer.train.planning.plan import Machine, TrainingPlan, make_plan
 from lora_trainer.train.planning.preflight import early_warnings
 from lora_trainer.train.previews.previews import NullPreviews, Previews
 from lora_trainer.train.progress import TrainingProgress
-from lora_trainer.train.setup import facts_of
+from lora_trainer.train.setup import inspect_checkpoint
 from lora_trainer.train.state import NullStateKeeper, StateKeeper
 from lora_trainer.train.step.accumulate import GradientAccumulator, OptimizerStep
 from lora_trainer.train.step.precision import choose_precision, vram_mb
 from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.validation import Validation
 
-MOVED_AFTER = 10
-WORTH_TELLING = 4 * ROWS
-"""More captions than this are a phase of their own."""
+CHECK_LAYERS_AT = 10
+"""The step after which every layer must have changed."""
+ENCODING_PHASE_MIN = 4 * CAPTION_BATCH
+"""Encoding more captions than this is a phase of its own."""
 
 
 def run(
-    config: TrainConfig, host: Host, control: Control, folder: Path, place: Rank = SINGLE, since: ResumePoint | None = None
+    config: TrainConfig, host: Host, control: Control, folder: Path, rank: Rank = SINGLE, since: ResumePoint | None = None
 ) -> Iterator[Event]:
-    """Trains as `config` says and yields what happens; `folder` is the run's own (samples and states go there).
+    """Trains as `config` says and yields what happens; `folder` is the run's own (previews and states go there).
 
-    With `since` it goes on from there: `config` is then what the run began with. Of several processes each iterates its own; only the
-    first one writes. Ends with Finished or Stopped; raises TrainerError. The host is given back in every case.
+    With `since` the run continues from that state: `config` is then the one that it was started with. Each of several processes
+    iterates its own generator; only the first one writes. Ends with Finished or Stopped. Raises TrainerError. The host gets everything
+    back in every case.
     """
-    config = setup.with_rank_of_weights(config)
+    config = setup.with_ranks_of_weights(config)
     names = OutputNames(Path(config.save.output_dir or host.paths().lora_dir), effective.output_name(config))
-    own = config.save.overwrite or since is not None
-    if place.is_main:
-        refuse_overwriting(names, own)
-    pictures = load_dataset(config)
+    overwrite = config.save.overwrite or since is not None
+    if rank.is_main:
+        refuse_overwriting(names, overwrite)
+    dataset = load_dataset(config)
     setup.check_optimizer(config)
-    yield from setup.fetched(config.model, host, control)
+    yield from setup.fetch_models(config.model, host, control)
     if control.stopping:
         yield Stopped(0, ())
         return
     with (
         raise_as_out_of_memory(lambda: config),
-        keep_awake(wanted=config.steps.keep_awake),
+        keep_awake(enabled=config.steps.keep_awake),
         host.lease(config.model) as lease,
-        process_group(place, lease.device) as shares,
-        claimed_names(names, own) if place.is_main else nullcontext(),
+        process_group(rank, lease.device) as group,
+        claimed_names(names, overwrite) if rank.is_main else nullcontext(),
     ):
         machine = Machine(lease.device.type, host.memory()["free_mb"], lent=isinstance(lease.source, LiveSource))
-        facts = facts_of(lease.checkpoint, config.model, host.known_sha256(lease.checkpoint))
+        facts = inspect_checkpoint(lease.checkpoint, config.model, host.known_sha256(lease.checkpoint))
 
-        def planned(config: TrainConfig) -> TrainingPlan:
-            return make_plan(config, pictures.records, facts, machine, pictures.datasets, place.world_size)
+        def plan_for(config: TrainConfig) -> TrainingPlan:
+            return make_plan(config, dataset.records, facts, machine, dataset.datasets, rank.world_size)
 
-        course = TrainingProgress(planned(config if since is None else changed(config, since.settings())[0]))
-        course.began = 0.0 if since is None else since.kept.plain["began"]
-        shares.require_same(setup.digest(config, pictures))
+        progress = TrainingProgress(plan_for(config if since is None else apply_live_changes(config, since.changed_settings())[0]))
+        progress.started_at = 0.0 if since is None else since.state.content["began"]
+        group.require_same(setup.run_digest(config, dataset))
         precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
-        yield Started(course.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), place.world_size)
+        yield Started(progress.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), rank.world_size)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
-        yield from early_warnings(config, pictures, lease.checkpoint)
-        if place.is_main and (full := check_disk(names.folder, names.name, course.plan)) is not None:
-            yield Warned(full, "save.output_dir")
-        own_pictures = pictures if place.is_main else pictures.without_held()
+        yield from early_warnings(config, dataset, lease.checkpoint)
+        if rank.is_main and (disk_warning := check_disk(names.folder, names.name, progress.plan)) is not None:
+            yield Warned(disk_warning, "save.output_dir")
+        own_dataset = dataset if rank.is_main else dataset.without_validation()
         trainer = retry_after_free(
-            lambda: setup.prepare(config, own_pictures, lease, host.paths().cache_dir, resumed=since is not None), config, lease.device
+            lambda: setup.prepare(config, own_dataset, lease, host.paths().cache_dir, is_resumed=since is not None), config, lease.device
         )
         yield from trainer.notes
-        run = _Run.of(trainer, course, names, lease, shares.shared_control(control), folder, shares, planned)
+        run_loop = RunLoop.of(trainer, progress, names, lease, group.shared_control(control), folder, group, plan_for)
         trainer.attach()
         try:
-            with raise_as_out_of_memory(lambda: trainer.config, lambda: course.step):
+            with raise_as_out_of_memory(lambda: trainer.config, lambda: progress.step):
                 if since is not None:
-                    yield from run.take_back(since)
-                yield from run.events()
+                    yield from run_loop.restore(since)
+                yield from run_loop.events()
         except Exception:
-            yield from run.writer.finish()
+            yield from run_loop.writer.finish()
             raise
         finally:
-            run.writer.close()
+            run_loop.writer.close()
             trainer.detach()
             trainer.latent_cache.close()
             trainer.caption_encoder.close()
     host.refresh_networks()
-    yield (Stopped if run.stopped else Finished)(course.step, tuple(str(path) for path in course.files))
+    yield (Stopped if run_loop.stopped else Finished)(progress.step, tuple(str(path) for path in progress.files))
 
 
 @attrs.define(eq=False)
-class _Run:
-    """One run between its steps."""
+class RunLoop:
+    """The loop of one run, from the first encoded picture to the last file."""
 
     trainer: Trainer
-    course: TrainingProgress
+    progress: TrainingProgress
     control: Control
-    lease: Lease
     names: OutputNames
-    words: CaptionSampler
-    gradient: GradientAccumulator
-    updater: OptimizerStep
+    captions: CaptionSampler
+    accumulator: GradientAccumulator
+    optimizer_step: OptimizerStep
     writer: BackgroundWriter
     output: Output
-    keeping: StateKeeper
+    state_keeper: StateKeeper
     previews: Previews
     validation: Validation
-    live: LiveChanges
+    live_changes: LiveChanges
     guards: Guards
-    shares: SingleProcess
-    ladder: OomFallback
+    group: SingleProcess
+    oom_fallback: OomFallback
+    pausing: Pausing
     stopped: bool = False
 
     @classmethod
     def of(
         cls,
         trainer: Trainer,
-        course: TrainingProgress,
+        progress: TrainingProgress,
         names: OutputNames,
         lease: Lease,
         control: Control,
         folder: Path,
-        shares: SingleProcess,
-        planned: Callable[[TrainConfig], TrainingPlan],
-    ) -> _Run:
-        words, writer, leads = CaptionSampler(trainer.dataset, trainer.config.seed, course), BackgroundWriter(), shares.rank.is_main
-        output = (Output if leads else NullOutput)(trainer, course, names, lease, writer)
-        updater = OptimizerStep(trainer.optimizer, trainer.scaler, trainer.ema, trainer.clip_weight_norms)
+        group: SingleProcess,
+        plan_for: Callable[[TrainConfig], TrainingPlan],
+    ) -> RunLoop:
+        """Makes the parts of a run's loop; `folder` is the run's own. Processes other than the first write nothing."""
+        captions, writer = CaptionSampler(trainer.dataset, trainer.config.seed, progress), BackgroundWriter()
+        is_main = group.rank.is_main
+        output = (Output if is_main else NullOutput)(trainer, progress, names, lease, writer)
+        optimizer_step = OptimizerStep(trainer.optimizer, trainer.scaler, trainer.ema, trainer.clip_weight_norms)
         return cls(
             trainer=trainer,
-            course=course,
+            progress=progress,
             control=control,
-            lease=lease,
             names=names,
-            words=words,
-            gradient=GradientAccumulator(trainer, course, words, shares),
-            updater=updater,
+            captions=captions,
+            accumulator=GradientAccumulator(trainer, progress, captions, group),
+            optimizer_step=optimizer_step,
             writer=writer,
             output=output,
-            keeping=(StateKeeper if leads else NullStateKeeper)(trainer, course, writer, folder),
-            previews=(Previews if leads else NullPreviews)(trainer, course, output, lease, control.now, folder / "samples"),
-            validation=Validation(trainer, course, words, control.now),
-            live=LiveChanges(trainer, course, planned),
-            guards=Guards(trainer, course),
-            shares=shares,
-            ladder=OomFallback(trainer, course, lambda: updater.begun or shares.synced),
+            state_keeper=(StateKeeper if is_main else NullStateKeeper)(trainer, progress, writer, folder),
+            previews=(Previews if is_main else NullPreviews)(trainer, progress, output, lease, control.local, folder / "samples"),
+            validation=Validation(trainer, progress, captions, control.local),
+            live_changes=LiveChanges(trainer, progress, plan_for),
+            guards=Guards(trainer, progress),
+            group=group,
+            oom_fallback=OomFallback(trainer, progress, lambda: optimizer_step.is_irreversible or group.synced),
+            pausing=Pausing(trainer, progress, lease, control, writer),
         )
 
     @property
     def config(self) -> TrainConfig:
         return self.trainer.config
 
-    def take_back(self, since: ResumePoint) -> Iterator[Event]:
-        """The run is where it was when its state was kept; changes that were made after that are to be made again."""
-        course = self.course
-        self.output.sweep()
-        self.keeping.sweep()
-        self.live.restore(since.kept.plain["changes"])
+    def restore(self, since: ResumePoint) -> Iterator[Event]:
+        """Brings the run back to a saved state; changes of settings that were made after it are applied again at their steps."""
+        progress = self.progress
+        self.output.remove_partial_files()
+        self.state_keeper.remove_partial_files()
+        self.live_changes.restore(since.state.content["changes"])
         with torch.inference_mode(False):
-            state.restore(state.read(since.kept), self.trainer, course)
-        self.keeping.mark_saved()
-        yield Resumed(course.step, FROM_STATE, course.epoch)
-        if since.kept.plain["pictures"] != self.trainer.dataset.digest:
-            yield Warned(say("The pictures are not those that this run began with: it goes on with what is there now."))
-        yield from self.output.replay(since.told)
-        self.live.coming = list(since.replay)
-        yield from self.live.replay()
-        if not course.over:  # a run that was finished, and goes on
-            again = (self.names.final(), *([] if course.epoch_ends else [self.names.epoch(course.epoch)]))
-            course.files = [path for path in course.files if path not in again]
-            course.saves = {path: save for path, save in course.saves.items() if Path(path) in course.files}
+            state.restore(state.read(since.state), self.trainer, progress)
+        self.state_keeper.mark_saved()
+        yield Resumed(progress.step, FROM_STATE, progress.epoch)
+        if since.state.content["pictures"] != self.trainer.dataset.digest:
+            yield Warned(say("The pictures have changed since this run began: it continues with those that are there now."))
+        yield from self.output.replay(since.saved_files)
+        self.live_changes.pending = list(since.replay)
+        yield from self.live_changes.replay()
+        if not progress.is_done:  # a finished run that continues: its last files are written anew
+            rewritten = (self.names.final(), *([] if progress.is_epoch_done else [self.names.epoch(progress.epoch)]))
+            progress.files = [path for path in progress.files if path not in rewritten]
+            progress.saves = {path: save for path, save in progress.saves.items() if Path(path) in progress.files}
 
     def events(self) -> Iterator[Event]:
-        """The whole run: cache, look before training, epochs, the last file."""
-        if self.config.data.cache_latents or self.trainer.dataset.held:
+        """The whole run: caching, the first validation, epochs of steps, the last file."""
+        if self.config.data.cache_latents or self.trainer.dataset.validation_records:
             yield Phase("caching", len(self.trainer.dataset.records))
-            for event in self.ladder.with_fallback(lambda: setup.fill_cache(self.trainer, self.control.now, self.shares), ENCODING):
+            for event in self.oom_fallback.with_fallback(
+                lambda: setup.cache_latents(self.trainer, self.control.local, self.group), ENCODING
+            ):
                 yield event
                 if self.control.pausing:
-                    yield from self._pause()
+                    yield from self.pausing.pause()
             self.trainer.offload_unused()
-        self.control.agree()
+        self.control.sync()
         if not self.control.stopping:
-            yield from self._look_first()
-        yield Phase("training", self.course.plan.total_steps)
-        while not self.course.over and not self.control.stopping:
-            if self.course.epoch_ends:
-                self.course.next_epoch()
-            yield from self._rest_of_epoch()
+            yield from self._before_first_step()
+        yield Phase("training", self.progress.plan.total_steps)
+        while not self.progress.is_done and not self.control.stopping:
+            if self.progress.is_epoch_done:
+                self.progress.begin_epoch()
+            yield from self._epoch()
         yield from self._end()
 
-    def _look_first(self) -> Iterator[Event]:
-        """Before the first step; a run that was resumed does what was due at the step where it was."""
-        if self.course.step:
+    def _before_first_step(self) -> Iterator[Event]:
+        """Validation and previews of the untrained model; a resumed run does what was due at the step that it resumed from."""
+        if self.progress.step:
             yield from self._after_step()
             return
         yield from self._validate()
         if self.config.sample.at_first:
             yield from self._preview()
 
-    def _rest_of_epoch(self) -> Iterator[Event]:
-        course, groups = self.course, self._groups()
-        encoded = course.groups
-        while course.groups < len(groups):
+    def _epoch(self) -> Iterator[Event]:
+        """The steps of this epoch that are left."""
+        progress, steps = self.progress, self._step_batches()
+        encoded = progress.step_in_epoch
+        while progress.step_in_epoch < len(steps):
             yield from self._between_steps()
-            if course.groups >= encoded and not self.control.stopping:
-                encoded = course.groups + (yield from self._encode_ahead(groups[course.groups :]))
-            if self.control.stopping or course.over:
+            if progress.step_in_epoch >= encoded and not self.control.stopping:
+                encoded = progress.step_in_epoch + (yield from self._encode_ahead(steps[progress.step_in_epoch :]))
+            if self.control.stopping or progress.is_done:
                 return
-            yield from self.ladder.with_fallback(lambda: self._one_step(groups[course.groups]))
+            yield from self.oom_fallback.with_fallback(lambda: self._step(steps[progress.step_in_epoch]))
             yield from self._after_step()
-        yield from self._rest()
+        if self.pausing.is_rest_due:
+            yield from self._save_state()
+            yield from self.pausing.rest()
 
-    def _groups(self) -> list[list[tuple[batch_sampler.Item, ...]]]:
-        """The batches of this epoch, those of each step together."""
-        pictures, accumulation = self.trainer.dataset, self.config.steps.gradient_accumulation_steps
-        sizes = [size * self.shares.rank.world_size for size in pictures.batch_sizes]
-        batches = batch_sampler.epoch_batches(pictures.trained, batch_size=sizes, seed=self.config.seed, epoch=self.course.epoch)
+    def _step_batches(self) -> list[list[tuple[batch_sampler.Item, ...]]]:
+        """For each optimizer step of this epoch, the batches whose gradients it accumulates."""
+        dataset, accumulation = self.trainer.dataset, self.config.steps.gradient_accumulation_steps
+        sizes = [size * self.group.rank.world_size for size in dataset.batch_sizes]
+        batches = batch_sampler.epoch_batches(dataset.train_records, batch_size=sizes, seed=self.config.seed, epoch=self.progress.epoch)
         return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
 
-    def _encode_ahead(self, groups: Sequence[Sequence[Sequence[batch_sampler.Item]]]) -> Generator[Event, None, int]:
-        """Encodes the captions of the steps that come, as far as they may be kept; returns how many steps that are."""
-        captions, left = self.trainer.caption_encoder, groups[: self.course.plan.total_steps - self.course.step]
-        if captions.trained:
-            return len(groups)
-        step = self.course.step
-        own = ([item for batch in group for item in self.shares.shard(batch)] for group in left)
-        showings = ([self.words.caption_at(item, step + number) for item in group] for number, group in enumerate(own))
-        texts, count = captions_within(showings, captions.room())
-        captions.forget_others([*texts, *map(self.words.validation_caption, self.trainer.dataset.held)])
-        missing = captions.missing(texts)
-        if len(missing) > WORTH_TELLING:
+    def _encode_ahead(self, steps: Sequence[Sequence[Sequence[batch_sampler.Item]]]) -> Generator[Event, None, int]:
+        """Encodes the captions of the next steps, as many as fit into memory; returns how many steps that are."""
+        encoder, remaining = self.trainer.caption_encoder, steps[: self.progress.plan.total_steps - self.progress.step]
+        if encoder.is_trained:
+            return len(steps)
+        step = self.progress.step
+        items = ([item for batch in batches for item in self.group.shard(batch)] for batches in remaining)
+        step_captions = ([self.captions.caption_at(item, step + number) for item in own] for number, own in enumerate(items))
+        captions, count = captions_within(step_captions, encoder.capacity())
+        encoder.retain([*captions, *map(self.captions.validation_caption, self.trainer.dataset.validation_records)])
+        missing = encoder.missing(captions)
+        if len(missing) > ENCODING_PHASE_MIN:
             yield Phase("encoding", len(missing))
-        for start in range(0, len(missing), ROWS):
-            if start and self.shares.rank.is_single:  # others have other captions to encode: they meet between the steps only
+        for start in range(0, len(missing), CAPTION_BATCH):
+            if start and self.group.rank.is_single:  # other processes encode other captions: all of them meet between the steps only
                 yield from self._between_steps()
             if self.control.stopping:
                 break
-            yield from self.ladder.with_fallback(lambda: self._encode(missing[start : start + ROWS]), ENCODING)  # noqa: B023 - used at once
-            if len(missing) > WORTH_TELLING:
-                yield Progress(min(start + ROWS, len(missing)))
-        yield from self._without_encoders()
+            yield from self.oom_fallback.with_fallback(lambda: self._encode(missing[start : start + CAPTION_BATCH]), ENCODING)  # noqa: B023 - called at once
+            if len(missing) > ENCODING_PHASE_MIN:
+                yield Progress(min(start + CAPTION_BATCH, len(missing)))
+        yield from self._offload_encoders()
         return count
 
-    def _without_encoders(self) -> Iterator[Event]:
-        """Everything that this epoch reads is encoded: where that is wanted, the encoders leave the GPU until they are needed again."""
-        if effective.keeps_captions(self.config):
+    def _offload_encoders(self) -> Iterator[Event]:
+        """Once captions are encoded, the encoders leave the GPU until they are needed again, where the config wants that."""
+        if effective.caches_captions(self.config):
             self.trainer.offload_unused()
-        yield from map(Warned, self.trainer.caption_encoder.told)
-        self.trainer.caption_encoder.told.clear()
+        yield from map(Warned, self.trainer.caption_encoder.warnings)
+        self.trainer.caption_encoder.warnings.clear()
 
-    def _encode(self, texts: Sequence[str]) -> Iterator[Event]:
-        self.trainer.caption_encoder.fill(self.trainer.bundle, texts)
+    def _encode(self, captions: Sequence[str]) -> Iterator[Event]:
+        self.trainer.caption_encoder.fill(self.trainer.bundle, captions)
         return iter(())
 
-    def _one_step(self, group: Sequence[Sequence[batch_sampler.Item]]) -> Iterator[Event]:
-        """Until the optimizer has stepped, it can be done again with the same bits."""
-        begin = time.perf_counter()
-        course, plan = self.course, self.course.plan
+    def _step(self, batches: Sequence[Sequence[batch_sampler.Item]]) -> Iterator[Event]:
+        """One optimizer step. Until the optimizer has stepped, it can be repeated with the same bits."""
+        started = time.perf_counter()
+        progress, plan = self.progress, self.progress.plan
         with torch.inference_mode(False), torch.enable_grad():
-            total = self.gradient.accumulate(group)
-            total = self.shares.all_reduce([group.buffer for group in self.trainer.optimizer.groups], total)
-            rate = plan.rate_factor(course.step)
-            norm, loss = self.updater.update(rate, self.config.optimizer.max_grad_norm, total, course.step + 1)
-        rates = self.trainer.optimizer.rates(rate)
-        seconds = time.perf_counter() - begin
-        self.guards.look(loss, norm, seconds)
-        course.stepped(loss)
+            mean_loss = self.accumulator.accumulate(batches)
+            mean_loss = self.group.all_reduce([params.buffer for params in self.trainer.optimizer.groups], mean_loss)
+            rate_factor = plan.rate_factor(progress.step)
+            grad_norm, loss = self.optimizer_step.update(rate_factor, self.config.optimizer.max_grad_norm, mean_loss, progress.step + 1)
+        rates = self.trainer.optimizer.learning_rates(rate_factor)
+        seconds = time.perf_counter() - started
+        self.guards.check_step(loss, grad_norm, seconds)
+        progress.count_step(loss)
         yield Stepped(
-            step=course.step,
-            epoch=course.epoch,
+            step=progress.step,
+            epoch=progress.epoch,
             loss=loss,
-            loss_average=course.loss_average,
+            loss_average=progress.loss_average,
             lr=next(iter(rates.values())),
-            grad_norm=norm,
+            grad_norm=grad_norm,
             seconds=seconds,
             vram_mb=round(vram_mb(self.trainer.bundle.device), 1),
             rates=rates if len(rates) > 1 else {},
-            skipped=course.skipped,
-            loss_scale=self.updater.loss_scale,
+            skipped=progress.skipped,
+            loss_scale=self.optimizer_step.loss_scale,
         )
 
     def _after_step(self) -> Iterator[Event]:
-        """Whatever is due at this step; done again at the same step, it does nothing."""
-        course, plan = self.course, self.course.plan
-        if course.step == MOVED_AFTER:
-            check_moved(self.trainer)
+        """Whatever is due at this step; a second call at the same step does nothing."""
+        progress, plan = self.progress, self.progress.plan
+        if progress.step == CHECK_LAYERS_AT:
+            check_layers_trained(self.trainer)
         yield from self.guards.warnings()
-        yield from self.gradient.warnings()
-        epoch_done, files = course.epoch_ends or course.over, len(course.files)
-        if plan.saves.steps and course.step % plan.saves.steps == 0 and not course.over:
-            yield from self._save(self.names.step(course.step))
-        if plan.saves.epochs and epoch_done and (course.epoch % plan.saves.epochs == 0 or course.over):
-            yield from self._save(self.names.epoch(course.epoch))
-        if self.keeping.due(len(course.files) - files) and not course.over:
-            yield from self._keep()
-        if plan.validations.is_due(course.step, course.epoch, epoch_done):
+        yield from self.accumulator.warnings()
+        epoch_done, file_count = progress.is_epoch_done or progress.is_done, len(progress.files)
+        if plan.saves.steps and progress.step % plan.saves.steps == 0 and not progress.is_done:
+            yield from self._save(self.names.step(progress.step))
+        if plan.saves.epochs and epoch_done and (progress.epoch % plan.saves.epochs == 0 or progress.is_done):
+            yield from self._save(self.names.epoch(progress.epoch))
+        if self.state_keeper.is_due(len(progress.files) - file_count) and not progress.is_done:
+            yield from self._save_state()
+        if plan.validations.is_due(progress.step, progress.epoch, epoch_done):
             yield from self._validate()
-            yield from self._end_early()
-        if plan.previews.is_due(course.step, course.epoch, epoch_done):
+            yield from self._stop_early()
+        if plan.previews.is_due(progress.step, progress.epoch, epoch_done):
             yield from self._preview()
 
-    def _end_early(self) -> Iterator[Event]:
-        """Ends the run where validation has found nothing better for long; every process learns it from the first."""
-        course = self.course
-        if not self.config.validate.early_stop_patience or not self.shares.broadcast(course.early.ended) or course.over:
+    def _stop_early(self) -> Iterator[Event]:
+        """Ends the run when the validation loss has not fallen for long enough; all processes follow the first one."""
+        progress = self.progress
+        if not self.config.validate.early_stop_patience or not self.group.broadcast(progress.early_stop.should_stop) or progress.is_done:
             return
-        course.ended = True
-        if self.shares.rank.is_main:
-            yield Warned(self.validation.why_early(), "validate.early_stop_patience")
+        progress.stopped_early = True
+        if self.group.rank.is_main:
+            yield Warned(self.validation.early_stop_reason(), "validate.early_stop_patience")
 
     def _between_steps(self) -> Iterator[Event]:
-        """What the user asked for meanwhile: change, save, preview, pause; and other people's turn at the host."""
-        self.control.agree()
-        yield from self.writer.notes()
-        yield from self.live.replay()
-        for wanted in self.control.take_changes():
-            yield from self.live.change(wanted)
+        """What was asked for meanwhile: changed settings, a file, previews, a pause; and generations that wait at the host."""
+        self.control.sync()
+        yield from self.writer.poll()
+        yield from self.live_changes.replay()
+        for values in self.control.take_changes():
+            yield from self.live_changes.apply(values)
         if self.control.take("save"):
-            yield from self._save(self.names.step(self.course.step))
+            yield from self._save(self.names.step(self.progress.step))
         if self.control.take("sample"):
             yield from self._preview()
         yield from self._turn()
@@ -364,95 +372,39 @@ class _Run:
     def _turn(self) -> Iterator[Event]:
         """Between two steps, and between two previews."""
         if self.control.pausing:
-            yield from self._keep()
-            yield from self._pause()
+            yield from self._save_state()
+            yield from self.pausing.pause()
         else:
-            self.lease.breathe()
-            self._follow_source()
+            self.pausing.let_host_in()
 
     def _save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
-        yield from self._wait_for_room(path.parent, self.output.megabytes())
-        yield from self.ladder.with_fallback(lambda: self.output.save(path, final=final), LOOKING)
+        yield from self.pausing.wait_for_disk(path.parent, self.output.size_mb())
+        yield from self.oom_fallback.with_fallback(lambda: self.output.save(path, final=final), EVALUATING)
 
-    def _keep(self) -> Iterator[Event]:
+    def _save_state(self) -> Iterator[Event]:
         if self.config.save.state:
-            yield from self._wait_for_room(self.keeping.folder, self.keeping.megabytes())
-            yield from self.ladder.with_fallback(self.keeping.save, LOOKING)
+            yield from self.pausing.wait_for_disk(self.state_keeper.folder, self.state_keeper.size_mb())
+            yield from self.oom_fallback.with_fallback(self.state_keeper.save, EVALUATING)
 
     def _validate(self) -> Iterator[Event]:
-        return self.ladder.with_fallback(self.validation.look, LOOKING)
+        return self.oom_fallback.with_fallback(self.validation.run, EVALUATING)
 
     def _preview(self) -> Iterator[Event]:
-        """What is saved is on the disk before anything is drawn, the last file too."""
-        if self.course.over:
+        """Draws previews; every file, the last one too, is on the disk before that."""
+        if self.progress.is_done:
             yield from self._save(self.names.final(), final=True)
         yield from self.writer.finish()
-        yield from self.previews.draw(self._turn if self.shares.rank.is_single else lambda: iter(()))
-        yield from self._without_encoders()
-
-    def _wait_for_room(self, folder: Path, megabytes: float) -> Iterator[Event]:
-        """A full disk loses nothing: the run waits until there is room, or somebody stops it."""
-        while (missing := missing_mb(folder, megabytes)) and not self.control.stopping:
-            yield Warned(
-                say("The disk of {folder} lacks {mb} MB: the run waits until there is room.", folder=str(folder), mb=round(missing)),
-                "save.output_dir",
-            )
-            yield from self._pause("disk", lambda: self._until(lambda: not missing_mb(folder, megabytes)))
-
-    def _until(self, there: Callable[[], bool]) -> None:
-        while not there() and not self.control.rest(5.0):
-            pass
-
-    def _rest(self) -> Iterator[Event]:
-        """A rest for the graphics card after so many epochs."""
-        every, seconds = self.config.steps.pause_after_n_epochs, self.config.steps.pause_seconds
-        if every and seconds and self.course.epoch % every == 0 and not self.course.over and not self.control.stopping:
-            yield from self._keep()
-            yield from self._pause("rest", lambda: self.control.rest(seconds))
-
-    def _pause(self, reason: str = "user", wait: Callable[[], object] = lambda: None) -> Iterator[Event]:
-        """Gives everything back, waits (also as long as the user wants), and takes it again as it was."""
-        yield from self.writer.finish()
-        self.trainer.release()
-        self.lease.pause()
-        yield Paused(self.course.step, reason)
-        wait()
-        while True:
-            self.control.wait_while_paused()
-            if self.control.stopping:  # the host stays with its user: what is saved now does not need it
-                return
-            try:
-                source = self.lease.resume()
-            except HostBusy as busy:
-                yield Warned(with_remedy(busy))
-                self.control.command("pause")
-                continue
-            try:
-                self.trainer.rebuild(source)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                self.trainer.release()
-                self.lease.pause()
-                yield Warned(say("There is not enough memory to go on: close what else uses it, then press Resume."))
-                self.control.command("pause")
-            else:
-                yield Resumed(self.course.step)
-                return
-
-    def _follow_source(self) -> None:
-        """The host may have had to read the model anew while somebody else generated."""
-        if self.lease.source is not self.trainer.source:
-            self.trainer.rebuild(self.lease.source)
+        yield from self.previews.draw(self._turn if self.group.rank.is_single else lambda: iter(()))
+        yield from self._offload_encoders()
 
     def _end(self) -> Iterator[Event]:
-        course = self.course
-        self.stopped = not course.over
+        progress = self.progress
+        self.stopped = not progress.is_done
         if not self.stopped:
             yield from self._validate()
             yield from self._save(self.names.final(), final=True)
-            yield from self._keep()
-        elif self.control.save_on_stop and course.step:
-            yield from self._save(self.names.step(course.step))
-            yield from self._keep()
+            yield from self._save_state()
+        elif self.control.save_on_stop and progress.step:
+            yield from self._save(self.names.step(progress.step))
+            yield from self._save_state()
         yield from self.writer.finish()

@@ -1,4 +1,4 @@
-"""Where a run is: all that changes from step to step besides the network and its optimizer."""
+"""How far a run has come: everything that changes from step to step besides the network and its optimizer."""
 
 from __future__ import annotations
 
@@ -15,85 +15,95 @@ from lora_trainer.train.planning.plan import TrainingPlan
 
 @attrs.define(eq=False)
 class TrainingProgress:
-    """The course that a run takes, and how far it is on it; the loop moves it, the others read it.
+    """The plan of a run and how much of it is done; the loop moves it, everything else reads it.
 
-    `step` counts optimizer steps, `epoch` is the one that goes on (1 is the first, 0 before it), `groups` the steps done in it.
-    `preview` is the first picture of those drawn at step `sampled_at`. `changes` are the settings that were changed on the way, as
-    {"path", "old", "new", "step"}; `began` is when the run began (seconds since 1970), `skipped` how many steps had no usable gradient.
-    `saves` tells of each file its step, its epoch, whether it is the final one, and the average loss then; `states` counts what was kept.
+    `step` counts optimizer steps; `epoch` is the current epoch (1 is the first, 0 before it), with `step_in_epoch` of its steps done.
+    `preview_path` is the first of the previews drawn at step `sampled_at`. `changes` are the settings that were changed during the run,
+    as {"path", "old", "new", "step"}. `started_at` is in seconds since 1970, `skipped` counts steps without a usable gradient,
+    `state_count` the states saved so far. `saves`: path of a file -> its step, its epoch, whether it is the final one, average loss.
     """
 
     plan: TrainingPlan
     step: int = 0
     epoch: int = 0
-    groups: int = 0
+    step_in_epoch: int = 0
     files: list[Path] = attrs.field(factory=list)
     saves: dict[str, tuple[int, int, bool, float]] = attrs.field(factory=dict)
     sampled_at: int = -1
-    preview: Path | None = None
+    preview_path: Path | None = None
     validated_at: int = -1
-    early: EarlyStop = attrs.field(factory=EarlyStop)
-    ended: bool = False
+    early_stop: EarlyStop = attrs.field(factory=EarlyStop)
+    stopped_early: bool = False
     changes: list[dict[str, Any]] = attrs.field(factory=list)
-    began: float = 0.0
+    started_at: float = 0.0
     skipped: int = 0
-    states: int = 0
-    recent: deque[float] = attrs.field(init=False)
+    state_count: int = 0
+    recent_losses: deque[float] = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.recent = deque(maxlen=max(1, self.plan.steps_per_epoch))
+        self.recent_losses = deque(maxlen=max(1, self.plan.steps_per_epoch))
 
     @property
-    def over(self) -> bool:
+    def is_done(self) -> bool:
         """Whether every planned step is done, or validation has ended the run early."""
-        return self.ended or self.step >= self.plan.total_steps
+        return self.stopped_early or self.step >= self.plan.total_steps
 
     @property
-    def epoch_ends(self) -> bool:
+    def is_epoch_done(self) -> bool:
         """Whether all steps of this epoch are done; true also before the first."""
-        return self.epoch == 0 or self.groups >= self.plan.steps_per_epoch
+        return self.epoch == 0 or self.step_in_epoch >= self.plan.steps_per_epoch
 
-    def next_epoch(self) -> None:
-        """The next one begins."""
-        self.epoch, self.groups = self.epoch + 1, 0
+    def begin_epoch(self) -> None:
+        """Moves to the next epoch."""
+        self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
-    def stepped(self, loss: float) -> None:
-        """One optimizer step is done, with this loss."""
+    def count_step(self, loss: float) -> None:
+        """Counts an optimizer step with this loss."""
         self.step += 1
-        self.groups += 1
-        self.recent.append(loss)
+        self.step_in_epoch += 1
+        self.recent_losses.append(loss)
 
     @property
     def loss_average(self) -> float:
-        """Mean loss of the last epoch's number of steps."""
-        return sum(self.recent) / len(self.recent)
+        """Mean loss of the last steps, as many as an epoch has."""
+        return sum(self.recent_losses) / len(self.recent_losses)
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """Plain values for state.json."""
         return {
-            **{name: getattr(self, name) for name in _NUMBERS},
+            **{key: getattr(self, name) for key, name in _NUMBERS.items()},
             "files": [str(path) for path in self.files],
             "saves": dict(self.saves),
-            "preview": None if self.preview is None else str(self.preview),
+            "preview": None if self.preview_path is None else str(self.preview_path),
             "changes": list(self.changes),
-            "recent": list(self.recent),
-            "early": self.early.to_plain(),
+            "recent": list(self.recent_losses),
+            "early": self.early_stop.to_plain(),
             "steps_per_epoch": self.plan.steps_per_epoch,
             "total_steps": self.plan.total_steps,
         }
 
     def restore(self, plain: Mapping[str, Any]) -> None:
-        """Takes back what `to_plain` gave, but for the changes, which were made before."""
-        for name in _NUMBERS:
-            setattr(self, name, plain[name])
+        """Takes the values of `to_plain`, except for the changes, which LiveChanges restores."""
+        for key, name in _NUMBERS.items():
+            setattr(self, name, plain[key])
         self.files = [Path(text) for text in plain["files"]]
         self.saves = {path: (step, epoch, final, average) for path, (step, epoch, final, average) in plain["saves"].items()}
-        self.preview = Path(plain["preview"]) if plain["preview"] else None
-        self.recent.extend(plain["recent"])
-        self.early.restore(plain["early"])
+        self.preview_path = Path(plain["preview"]) if plain["preview"] else None
+        self.recent_losses.extend(plain["recent"])
+        self.early_stop.restore(plain["early"])
         if plain["total_steps"] != self.plan.total_steps:
-            self.early.waited = 0  # a run that is prolonged is given time anew
-        self.ended = self.early.ended
+            self.early_stop.wait_count = 0  # a run that was made longer waits anew
+        self.stopped_early = self.early_stop.should_stop
 
 
-_NUMBERS = ("step", "epoch", "groups", "sampled_at", "validated_at", "began", "skipped", "states")
+_NUMBERS = {
+    "step": "step",
+    "epoch": "epoch",
+    "groups": "step_in_epoch",
+    "sampled_at": "sampled_at",
+    "validated_at": "validated_at",
+    "began": "started_at",
+    "skipped": "skipped",
+    "states": "state_count",
+}
+"""Key in state.json -> field."""

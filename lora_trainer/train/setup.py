@@ -1,4 +1,4 @@
-"""The composition root: from a config and a lent model to everything that the loop needs."""
+"""The composition root: from a config and a loaded or lent model to everything that the loop needs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ import attrs
 import torch
 
 from lora_trainer import assets
+from lora_trainer.adapters.base import Adapter
 from lora_trainer.adapters.initial_weights import load_initial_weights, ranks_of_file
 from lora_trainer.adapters.lora_file import read_base_weights
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.targets import planned
+from lora_trainer.adapters.targets import plan_layers
 from lora_trainer.config import effective
 from lora_trainer.config.build import to_mapping
-from lora_trainer.config.checks.learning_rate_checks import refuse_different_rates
+from lora_trainer.config.checks.learning_rate_checks import require_single_rate
 from lora_trainer.config.choices.networks import NETWORK_TYPES
-from lora_trainer.config.choices.optimizers import optimizer_named
+from lora_trainer.config.choices.optimizers import optimizer_spec
 from lora_trainer.config.schema import DataConfig, ModelConfig, TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.data.cache.array_store import LATENTS, TEXTS
-from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
-from lora_trainer.data.captions import caption_of
-from lora_trainer.data.sources.blueprint import training_size
+from lora_trainer.data.cache.latent_cache import DiskCache, LatentCache
+from lora_trainer.data.cache.npz import NpzFormat
+from lora_trainer.data.captions import plain_caption
+from lora_trainer.data.sources.blueprint import largest_resolution
 from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
 from lora_trainer.host.base import Host, Lease, find_checkpoint, find_vae
 from lora_trainer.host.devices import require_step
 from lora_trainer.messages import say
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.detection.detect import ModelFacts, inspect_with
+from lora_trainer.models.detection.detect import ModelFacts, inspect_with_flags
 from lora_trainer.models.files import hub
-from lora_trainer.models.identity import encoder_of
+from lora_trainer.models.identity import vae_encoder_id
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, make_optimizer, probe
 from lora_trainer.train.distributed import SingleProcess
 from lora_trainer.train.inputs import vae
@@ -53,38 +55,44 @@ from lora_trainer.train.step.precision import Precision, choose_precision, make_
 from lora_trainer.train.trainer import Trainer
 
 MEGABYTE = 2**20
-NO_COMPILING = say("Blocks are not compiled: {reason}", reason=say("the network draws at random in each step."))
-ALIKE = ("seed", "network", "optimizer", "schedule", "steps", "loss")
-"""Sections that several processes of a run must have alike; folders may have other names on other machines."""
+NOT_COMPILED = say("Blocks are not compiled: {reason}", reason=say("the network makes random choices in each step."))
+SHARED_SECTIONS = ("seed", "network", "optimizer", "schedule", "steps", "loss")
+"""Sections that must be equal in all processes of a run; folders may differ from machine to machine."""
 
 
 @torch.inference_mode(False)
 def prepare(
-    config: TrainConfig, pictures: TrainingDataset, lease: Lease, cache_dir: Path | None = None, *, resumed: bool = False
+    config: TrainConfig, dataset: TrainingDataset, lease: Lease, cache_dir: Path | None = None, *, is_resumed: bool = False
 ) -> Trainer:
-    """Loads the model, makes network, optimizer and caches. Nothing of the host is changed.
+    """Loads the model, makes adapter, optimizer and caches. Nothing of the host is changed.
 
-    Encoded pictures are kept below `cache_dir`, where the config wants that; without it in memory. The weights of a run that is
-    `resumed` are in its state.
+    Latents and captions are cached below `cache_dir` where the config wants that, else in memory. A resumed run reads no initial
+    weights: its state has them. Raises TrainerError.
     """
-    config, told = working_optimizer(config, str(lease.device))
+    config, warnings = with_working_optimizer(config, str(lease.device))
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     require_step(lease.device, precision.base)
-    bundle = eight_bit.loaded(lease.source, lease.device, precision.base, asked=config.memory.fp8_base_unet)
+    bundle = eight_bit.load_bundle(lease.source, lease.device, precision.base, fp8=config.memory.fp8_base_unet)
     vae.set_precision(bundle, config.memory.vae_precision)
-    attend, notes = attention.choose(config.memory.attention, bundle, lease.attention)
-    below = read_base_weights(config.network.base_weights, config.network.base_weights_multiplier)
-    adapter = NetworkAdapter(bundle, planned(bundle, config.network, effective.parts(config)), seed=config.seed, below=below)
-    if config.network.network_weights and not resumed:
+    attention_name, notes = attention.choose(config.memory.attention, bundle, lease.attention)
+    base_weights = read_base_weights(config.network.base_weights, config.network.base_weights_multiplier)
+    adapter = NetworkAdapter(
+        bundle, plan_layers(bundle, config.network, effective.trained_parts(config)), seed=config.seed, base_weights=base_weights
+    )
+    if config.network.network_weights and not is_resumed:
         load_initial_weights(adapter, Path(config.network.network_weights))
-    optimizer = make_optimizer(config.optimizer.type, adapter.parameters(), group_plans(config, adapter), effective.optimizer_args(config))
-    cache = _cache(config.data, lambda: trainer.bundle, cache_dir)
-    captions = _captions(config, pictures, precision, "text_encoder" in adapter.layers, lambda: trainer.bundle, cache_dir)
+    optimizer = make_optimizer(
+        config.optimizer.type, adapter.parameters(), plan_param_groups(config, adapter), effective.optimizer_args(config)
+    )
+    latent_cache = _make_latent_cache(config.data, lambda: trainer.bundle, cache_dir)
+    caption_encoder = _make_caption_encoder(
+        config, dataset, precision, "text_encoder" in adapter.parameters(), lambda: trainer.bundle, cache_dir
+    )
     compiles = config.memory.compile and not adapter.is_random
-    uncompiled = [Warned(NO_COMPILING, "memory.compile")] if config.memory.compile and not compiles else []
+    uncompiled = [Warned(NOT_COMPILED, "memory.compile")] if config.memory.compile and not compiles else []
     trainer = Trainer(
         config=config,
-        dataset=pictures,
+        dataset=dataset,
         precision=precision,
         source=lease.source,
         device=lease.device,
@@ -92,129 +100,138 @@ def prepare(
         adapter=adapter,
         optimizer=optimizer,
         scaler=make_scaler(precision, lease.device),
-        caption_encoder=captions,
-        latent_cache=cache,
-        views=LatentViews(cache, lambda record: pictures.subset_of(record).data, config.seed),
+        caption_encoder=caption_encoder,
+        latent_cache=latent_cache,
+        views=LatentViews(latent_cache, lambda record: dataset.subset_of(record).data, config.seed),
         loss_config=config.loss,
         ema=EmaWeights(optimizer, config.save.ema_decay) if config.save.ema_decay else None,
-        attention=attend,
-        notes=(*told, *notes, *_of_eight_bits(config, lease), *uncompiled),
+        attention=attention_name,
+        notes=(*warnings, *notes, *_eight_bit_warnings(config, lease), *uncompiled),
         compiled=CompiledBlocks() if compiles else None,
     )
     return trainer
 
 
-def _of_eight_bits(config: TrainConfig, lease: Lease) -> list[Warned]:
-    """That a lent model is not changed into eight bits."""
-    asked = config.memory.fp8_base_unet
-    if not asked or eight_bit.applies(lease.source, asked=asked):
+def _eight_bit_warnings(config: TrainConfig, lease: Lease) -> list[Warned]:
+    """A warning where fp8 is wanted and the model is a lent one, which is not quantized."""
+    fp8 = config.memory.fp8_base_unet
+    if not fp8 or eight_bit.is_quantized(lease.source, fp8=fp8):
         return []
-    template = "The WebUI's model is used as it is held: 8 bits are for runs that read a file (a process of their own, for example)."
-    return [Warned(say(template), "memory.fp8_base_unet")]
+    message = say(
+        "The WebUI's model is used in its own format: 8 bits are only for runs that read a file (in a process of their own, for example)."
+    )
+    return [Warned(message, "memory.fp8_base_unet")]
 
 
-def with_rank_of_weights(config: TrainConfig) -> TrainConfig:
-    """The config with the ranks and alphas of the file that the training begins with, where it says so. Raises ModelError."""
+def with_ranks_of_weights(config: TrainConfig) -> TrainConfig:
+    """The config with the ranks and alphas of its network_weights, where dim_from_weights is on. Raises ModelError."""
     network = config.network
     if not (network.network_weights and network.dim_from_weights):
         return config
-    rooted = network.rs_lora or bool(NETWORK_TYPES[network.type].fixed.get("rs_lora"))
-    found = ranks_of_file(Path(network.network_weights), rs_lora=rooted)
-    ranks = {f"{group}{word}": value for group, pair in found.items() for word, value in zip(("dim", "alpha"), pair, strict=True)}
+    rs_lora = network.rs_lora or bool(NETWORK_TYPES[network.type].fixed.get("rs_lora"))
+    file_ranks = ranks_of_file(Path(network.network_weights), rs_lora=rs_lora)
+    ranks = {f"{prefix}{name}": value for prefix, pair in file_ranks.items() for name, value in zip(("dim", "alpha"), pair, strict=True)}
     return attrs.evolve(config, network=attrs.evolve(network, **ranks, dim_from_weights=False))
 
 
-def group_plans(config: TrainConfig, adapter: NetworkAdapter) -> list[GroupPlan]:
-    """The learning rates of a config for the parts of a network; LoRA+ parts the upper matrices from the others, blocks have shares.
+def plan_param_groups(config: TrainConfig, adapter: Adapter) -> list[GroupPlan]:
+    """The optimizer's parameter groups: by part, by block rate, and with LoRA+ the upper matrices apart from the others.
 
     Raises TrainerError for rates that the optimizer does not take.
     """
-    rates = effective.rates(config)
+    rates = effective.learning_rates(config)
     plans: list[GroupPlan] = []
-    for part, shares in adapter.rates().items():
-        upper = {*adapter.upper(part)} if f"{part} plus" in rates else set()
-        for share in sorted({*shares}, reverse=True):
-            places = {place for place, own in enumerate(shares) if own == share}
-            for name, own in ((part, places - upper), (f"{part} plus", places & upper)):
-                if own:
-                    plans.append(GroupPlan(effective.group_name(name, share), part, rates[name] * share, tuple(sorted(own))))
-    refuse_different_rates(config, [plan.rate for plan in plans])
+    for part, lr_weights in adapter.lr_weights().items():
+        plus = {*adapter.lora_plus_indices(part)} if f"{part} plus" in rates else set()
+        for lr_weight in sorted({*lr_weights}, reverse=True):
+            indices = {index for index, own in enumerate(lr_weights) if own == lr_weight}
+            for name, members in ((part, indices - plus), (f"{part} plus", indices & plus)):
+                if members:
+                    plans.append(GroupPlan(effective.group_name(name, lr_weight), part, rates[name] * lr_weight, tuple(sorted(members))))
+    require_single_rate(config, [plan.lr for plan in plans])
     return plans
 
 
-def _cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path | None) -> LatentCache:
-    def disk() -> OnDisk:
-        return OnDisk((cache_dir or Path()) / LATENTS, encoder_of(bundle(), together=data.vae_batch_size))
+def _make_latent_cache(data: DataConfig, bundle: Callable[[], ModelBundle], cache_dir: Path | None) -> LatentCache:
+    def disk() -> DiskCache:
+        return DiskCache(
+            (cache_dir or Path()) / LATENTS, vae_encoder_id(bundle(), batch_size=data.vae_batch_size), bundle().family.latent_channels
+        )
+
+    def npz() -> NpzFormat | None:
+        if not data.npz_caches:
+            return None
+        return NpzFormat(bundle().family.latent_scale, bundle().family.latent_channels)
 
     return LatentCache(
         lambda pixels: vae.encode(bundle(), pixels),
         keep=data.cache_latents,
         disk=disk if cache_dir is not None and data.cache_latents and data.cache_latents_to_disk else None,
-        batch=data.vae_batch_size,
-        npz_scale=lambda: bundle().family.latent_scale if data.npz_caches else 0.0,
+        batch_size=data.vae_batch_size,
+        npz=npz,
     )
 
 
-def _captions(
+def _make_caption_encoder(
     config: TrainConfig,
-    pictures: TrainingDataset,
+    dataset: TrainingDataset,
     precision: Precision,
-    trained: bool,
+    trains_encoder: bool,
     bundle: Callable[[], ModelBundle],
     cache_dir: Path | None,
 ) -> CaptionEncoder:
-    """What encodes captions; on disk stay those that a picture has where nothing of them is drawn, and the empty one."""
-    skip, length = config.model.clip_skip, config.model.max_token_length
-    store = None
-    if cache_dir is not None and config.data.cache_text_encoder_outputs_to_disk and not trained:
-        store = CaptionCache(cache_dir / TEXTS, lambda: encoder_key(bundle(), precision, skip, length))
-    lasting = {caption_of(record, pictures.rules_of(record)) for record in pictures.records} if store is not None else set()
-    return CaptionEncoder(precision, skip, trained, length, store=store, lasting={*lasting, ""})
+    """The encoder of captions; on disk it keeps each picture's caption as it is without shuffling and dropout, and the empty one."""
+    clip_skip, max_token_length = config.model.clip_skip, config.model.max_token_length
+    cache = None
+    if cache_dir is not None and config.data.cache_text_encoder_outputs_to_disk and not trains_encoder:
+        cache = CaptionCache(cache_dir / TEXTS, lambda: encoder_key(bundle(), precision, clip_skip, max_token_length))
+    kept_captions = {plain_caption(record, dataset.caption_rules_of(record)) for record in dataset.records} if cache is not None else set()
+    return CaptionEncoder(precision, clip_skip, trains_encoder, max_token_length, cache=cache, persistent={*kept_captions, ""})
 
 
 def check_optimizer(config: TrainConfig) -> None:
     """Raises TrainerError when the optimizer is not installed, or does not take its arguments or the rates."""
-    refuse_different_rates(config)
-    gpu = optimizer_named(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
-    working_optimizer(config, "cuda" if gpu else "cpu")
+    require_single_rate(config)
+    gpu = optimizer_spec(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
+    with_working_optimizer(config, "cuda" if gpu else "cpu")
 
 
-def working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, list[Warned]]:
-    """The config with an optimizer that steps on the device: where an 8-bit one does not, the one that steps alike with more memory.
+def with_working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, list[Warned]]:
+    """The config with an optimizer that works on the device: an 8-bit one that does not gives way to its full-precision equivalent.
 
     Raises TrainerError where there is none.
     """
     try:
         probe(config.optimizer.type, effective.optimizer_args(config), device)
     except CannotStep as error:
-        known = optimizer_named(config.optimizer.type)
-        if not known.stand_in:
+        choice = optimizer_spec(config.optimizer.type)
+        if not choice.fallback:
             raise
-        instead = attrs.evolve(config, optimizer=attrs.evolve(config.optimizer, type=known.stand_in))
-        probe(known.stand_in, effective.optimizer_args(instead), device)
-        told = say("{why} {other} takes its place: the same steps, more memory.", why=error.problems[0].message, other=known.stand_in)
-        return instead, [Warned(told, "optimizer.type")]
+        replaced = attrs.evolve(config, optimizer=attrs.evolve(config.optimizer, type=choice.fallback))
+        probe(choice.fallback, effective.optimizer_args(replaced), device)
+        message = say("{why} {other} is used instead: the same steps, more memory.", why=error.problems[0].message, other=choice.fallback)
+        return replaced, [Warned(message, "optimizer.type")]
     return config, []
 
 
-def fetched(model: ModelConfig, host: Host, control: Control) -> Iterator[Event]:
-    """Brings the Hub's models here that the config names as model and VAE and that are not; Progress in MB. Raises ModelError."""
-    named = model.pretrained_model_name_or_path
-    looks: list[Callable[[], object]] = [lambda: named and find_checkpoint(named, host.checkpoints())]
+def fetch_models(model: ModelConfig, host: Host, control: Control) -> Iterator[Event]:
+    """Downloads the Hub's models that the config names as model and VAE and that are not there yet; Progress in MB. Raises ModelError."""
+    name = model.pretrained_model_name_or_path
+    lookups: list[Callable[[], object]] = [lambda: name and find_checkpoint(name, host.checkpoints())]
     if host.name == "standalone":  # a WebUI takes files of its own only
-        looks.append(lambda: find_vae(model.vae, host.vaes()))
-    for look in looks:
+        lookups.append(lambda: find_vae(model.vae, host.vaes()))
+    for lookup in lookups:
         try:
-            look()
-        except hub.NotFetched as missing:
-            yield from _fetching(missing, model.hub_token, control)
+            lookup()
+        except hub.NotDownloaded as missing:
+            yield from _fetch_model(missing, model.hub_token, control)
         except ModelError:
-            return  # the lease says what is wrong
+            return  # the lease will raise it
 
 
-def _fetching(missing: hub.NotFetched, token: str, control: Control) -> Iterator[Event]:
+def _fetch_model(missing: hub.NotDownloaded, token: str, control: Control) -> Iterator[Event]:
     total = 0
-    for progress in hub.Hub.of_environment(token).fetch(missing.name, assets.cache_folder()):
+    for progress in hub.Hub.of_environment(token).download(missing.name, assets.cache_folder()):
         if progress.total != total:
             total = progress.total
             yield Phase("fetching", total // MEGABYTE)
@@ -223,17 +240,17 @@ def _fetching(missing: hub.NotFetched, token: str, control: Control) -> Iterator
             return
 
 
-def facts_of(checkpoint: Path, model: ModelConfig, sha256: str = "") -> ModelFacts | None:
-    """What the file tells with the config's flags, or None where a host holds a model whose file cannot be read so."""
+def inspect_checkpoint(checkpoint: Path, model: ModelConfig, sha256: str = "") -> ModelFacts | None:
+    """Facts of a checkpoint's file with the config's flags; None when the file cannot be read, as of some models that a host lends."""
     try:
-        return inspect_with(checkpoint, model, sha256=sha256)
+        return inspect_with_flags(checkpoint, model, sha256=sha256)
     except ModelError:
         return None
 
 
 def preview_defaults(config: TrainConfig) -> SampleRequest:
-    """What holds where a preview prompt says nothing: the training size, the run's seed, sampler and text encoder."""
-    width, height = training_size(config.data)
+    """Defaults of preview prompts: the training size, the run's seed, sampler and text encoder."""
+    width, height = largest_resolution(config.data)
     return SampleRequest(
         "",
         width=multiple_of_8(width),
@@ -245,13 +262,13 @@ def preview_defaults(config: TrainConfig) -> SampleRequest:
     )
 
 
-def prompts_of(config: TrainConfig) -> Prompts:
-    """The preview prompts of a config, its prompt file as it is now."""
-    return read_prompts(effective.prompts(config), config.sample.prompt_file, preview_defaults(config))
+def preview_prompts(config: TrainConfig) -> Prompts:
+    """The preview prompts of a config; reads its prompt file anew."""
+    return read_prompts(effective.prompt_lines(config), config.sample.prompt_file, preview_defaults(config))
 
 
-def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, precision: str) -> dict[str, Any]:
-    """`ss_` key without the prefix -> value; `data` holds the options of the first dataset."""
+def header_options(config: TrainConfig, plan: TrainingPlan, data_config: DataConfig, precision: str) -> dict[str, Any]:
+    """Metadata of the options: `ss_` key without the prefix -> value; `data_config` is that of the first dataset."""
     return {
         "learning_rate": config.optimizer.learning_rate,
         "unet_lr": effective.unet_lr(config),
@@ -260,8 +277,8 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
         "num_batches_per_epoch": plan.steps_per_epoch * config.steps.gradient_accumulation_steps,
         "num_epochs": plan.epochs,
         "max_train_steps": plan.total_steps,
-        "batch_size_per_device": data.batch_size,
-        "total_batch_size": data.batch_size * plan.processes,
+        "batch_size_per_device": data_config.batch_size,
+        "total_batch_size": data_config.batch_size * plan.processes,
         "gradient_accumulation_steps": config.steps.gradient_accumulation_steps,
         "gradient_checkpointing": config.memory.gradient_checkpointing,
         "lr_scheduler": config.schedule.type,
@@ -273,27 +290,27 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data: DataConfig, pr
         "max_token_length": config.model.max_token_length,
         "cache_latents": config.data.cache_latents,
         "seed": config.seed,
-        **metadata.loss_words(config.loss),
-        **metadata.validation_words(config.validate),
+        **metadata.loss_metadata(config.loss),
+        **metadata.validation_metadata(config.validate),
         "network_args": None,
-        **{name: getattr(data, name) for name in metadata.OF_DATASET},
+        **{name: getattr(data_config, name) for name in metadata.DATASET_OPTIONS},
     }
 
 
-def digest(config: TrainConfig, pictures: TrainingDataset) -> str:
-    """Equal in processes that would train the same: settings, and every picture with its place."""
-    plain = to_mapping(config)
-    seen = [(record.key, record.bucket, record.repeats, record.crop) for record in pictures.records]
-    told = repr(([plain[name] for name in ALIKE], seen))
-    return hashlib.sha256(told.encode("utf-8", "replace")).hexdigest()
+def run_digest(config: TrainConfig, dataset: TrainingDataset) -> str:
+    """SHA-256 of the settings and of every picture with its bucket: equal in processes that train the same."""
+    sections = to_mapping(config)
+    records = [(record.key, record.bucket, record.repeats, record.crop) for record in dataset.records]
+    content = repr(([sections[name] for name in SHARED_SECTIONS], records))
+    return hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
 
 
-def fill_cache(trainer: Trainer, control: Control, shares: SingleProcess) -> Iterator[Event]:
-    """Encodes all pictures once; Progress as it goes on. What several processes keep on disk, each encodes a part of."""
-    pictures = trainer.dataset
-    if not shares.rank.is_single and trainer.latent_cache.lasting:
-        own = shares.shard(pictures.records)
-        for event in trainer.latent_cache.fill(own, flip=lambda record: pictures.subset_of(record).flip_aug, control=control):
-            yield Progress(event.done * shares.rank.world_size) if isinstance(event, Progress) else event
-        shares.barrier()
-    yield from trainer.latent_cache.fill(pictures.records, flip=lambda record: pictures.subset_of(record).flip_aug, control=control)
+def cache_latents(trainer: Trainer, control: Control, group: SingleProcess) -> Iterator[Event]:
+    """Encodes all pictures once, with Progress. Of a cache on disk each of several processes encodes a shard."""
+    dataset = trainer.dataset
+    if not group.rank.is_single and trainer.latent_cache.is_on_disk:
+        records = group.shard(dataset.records)
+        for event in trainer.latent_cache.fill(records, flip=lambda record: dataset.subset_of(record).flip_aug, control=control):
+            yield Progress(event.done * group.rank.world_size) if isinstance(event, Progress) else event
+        group.barrier()
+    yield from trainer.latent_cache.fill(dataset.records, flip=lambda record: dataset.subset_of(record).flip_aug, control=control)

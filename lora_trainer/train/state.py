@@ -1,4 +1,7 @@
-"""The whole state of a run between two steps: taken, written whole, read, put back. Nothing random is in it: chance is a function."""
+"""The state of a run between two steps: captured, written, read and restored; and StateKeeper, which saves it when due.
+
+It contains no random state, since everything random is a function of seed and step.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from lora_trainer.errors import TrainerError, TrainingError
 from lora_trainer.events import Event
 from lora_trainer.files import sync_folder, write_durably
 from lora_trainer.jobs import resume_point
-from lora_trainer.jobs.resume_point import sweep
+from lora_trainer.jobs.resume_point import remove_leftovers
 from lora_trainer.train.outputs.background_writer import BackgroundWriter, copy_tensors
 from lora_trainer.train.progress import TrainingProgress
 
@@ -27,77 +30,77 @@ if TYPE_CHECKING:
 
 
 VERSION = 1
-NETWORK, OPTIMIZER, AVERAGE = "network.", "optimizer.", "average."
+NETWORK, OPTIMIZER, EMA = "network.", "optimizer.", "average."
 
 
 @attrs.frozen(eq=False)
 class TrainingState:
-    """`tensors` on the CPU, owned by nobody else; `plain` as JSON can hold it."""
+    """`tensors` are copies on the CPU; `plain` holds JSON values."""
 
     tensors: dict[str, Tensor]
     plain: dict[str, Any]
 
 
 @torch.no_grad()
-def capture(trainer: Trainer, course: TrainingProgress) -> TrainingState:
-    """A copy of all that the next steps depend on."""
-    kept, plain = trainer.optimizer.state_dict()
-    average = trainer.ema
+def capture(trainer: Trainer, progress: TrainingProgress) -> TrainingState:
+    """A copy of everything that the next steps depend on."""
+    optimizer_tensors, plain = trainer.optimizer.state_dict()
+    ema = trainer.ema
     tensors = {
         **{NETWORK + name: tensor for name, tensor in _parameters(trainer).items()},
-        **{OPTIMIZER + name: tensor for name, tensor in kept.items()},
-        **({AVERAGE + name: tensor for name, tensor in average.state_dict().items()} if average is not None else {}),
+        **{OPTIMIZER + name: tensor for name, tensor in optimizer_tensors.items()},
+        **({EMA + name: tensor for name, tensor in ema.state_dict().items()} if ema is not None else {}),
     }
-    whole = {
+    values = {
         "version": VERSION,
-        **course.to_plain(),
+        **progress.to_plain(),
         "pictures": trainer.dataset.digest,
         "optimizer": {"name": trainer.optimizer.name, **plain},
         "scaler": None if trainer.scaler is None else trainer.scaler.state_dict(),
     }
-    return TrainingState(copy_tensors(tensors), whole)
+    return TrainingState(copy_tensors(tensors), values)
 
 
 @torch.no_grad()
-def restore(state: TrainingState, trainer: Trainer, course: TrainingProgress) -> None:
-    """The run is where it was when `state` was taken. Raises TrainerError where network or optimizer are of another kind."""
-    own, name = _parameters(trainer), str(state.plain["optimizer"]["name"])
-    wrong = [
-        key for key, tensor in own.items() if (held := state.tensors.get(NETWORK + key)) is None or held.shape != tensor.shape
-    ] or sorted({key.removeprefix(NETWORK) for key in state.tensors if key.startswith(NETWORK)} - set(own))
-    if wrong:
+def restore(state: TrainingState, trainer: Trainer, progress: TrainingProgress) -> None:
+    """Puts the run back to where `state` was captured. Raises TrainingError for a state of another network or optimizer."""
+    parameters, name = _parameters(trainer), str(state.plain["optimizer"]["name"])
+    mismatched = [
+        key for key, tensor in parameters.items() if (saved := state.tensors.get(NETWORK + key)) is None or saved.shape != tensor.shape
+    ] or sorted({key.removeprefix(NETWORK) for key in state.tensors if key.startswith(NETWORK)} - set(parameters))
+    if mismatched:
         raise TrainingError(
             "the state is of another network: {name} does not fit.",
-            name=wrong[0],
+            name=mismatched[0],
             path="network",
             fix="Resume with the model, the rank and the parts that the run began with.",
         )
     if name != trainer.optimizer.name:
         raise TrainingError(
-            "the state was kept by the optimizer {name}.", name=name, path="optimizer.type", fix="Resume with the same optimizer."
+            "the state was saved with the optimizer {name}.", name=name, path="optimizer.type", fix="Resume with the same optimizer."
         )
-    for key, tensor in own.items():
+    for key, tensor in parameters.items():
         tensor.copy_(state.tensors[NETWORK + key])
-    trainer.optimizer.load_state_dict(_part(state, OPTIMIZER), state.plain["optimizer"])
+    trainer.optimizer.load_state_dict(_with_prefix(state, OPTIMIZER), state.plain["optimizer"])
     if trainer.ema is not None:
-        trainer.ema.load_state_dict(_part(state, AVERAGE))
+        trainer.ema.load_state_dict(_with_prefix(state, EMA))
     if trainer.scaler is not None and state.plain["scaler"]:
         trainer.scaler.load_state_dict(state.plain["scaler"])
-    course.restore(state.plain)
+    progress.restore(state.plain)
 
 
-def write(state: TrainingState, run: Path, keep: int) -> None:
-    """Writes it whole below RUN/state under a name of its own, then deletes older ones. Raises TrainerError."""
+def write(state: TrainingState, run_folder: Path, keep: int) -> None:
+    """Writes the state to a new folder below RUN/state, atomically, then deletes all but the newest `keep`. Raises TrainerError."""
     from safetensors.torch import save
 
-    target = resume_point.free_place(run, state.plain["step"])
+    target = resume_point.new_state_path(run_folder, state.plain["step"])
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     content = save(state.tensors)
-    plain = {**state.plain, "bytes": len(content), "sha256": resume_point.digest(content)}
+    plain = {**state.plain, "bytes": len(content), "sha256": resume_point.sha256_hex(content)}
     try:
         part.mkdir(parents=True)
-        write_durably(part / resume_point.TENSORS, content)
-        write_durably(part / resume_point.PLAIN, json.dumps(plain, ensure_ascii=False).encode("utf-8"))
+        write_durably(part / resume_point.TENSORS_FILE, content)
+        write_durably(part / resume_point.JSON_FILE, json.dumps(plain, ensure_ascii=False).encode("utf-8"))
         part.replace(target)
         sync_folder(target.parent)
     except OSError as error:
@@ -109,20 +112,20 @@ def write(state: TrainingState, run: Path, keep: int) -> None:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    resume_point.remove_old(run, keep)
+    resume_point.remove_old_states(run_folder, keep)
 
 
-def read(kept: resume_point.KeptState) -> TrainingState:
-    """The state that stands there."""
+def read(saved: resume_point.SavedState) -> TrainingState:
+    """Reads a saved state."""
     from safetensors import safe_open
 
-    with safe_open(str(kept.path / resume_point.TENSORS), framework="pt") as file:
+    with safe_open(str(saved.path / resume_point.TENSORS_FILE), framework="pt") as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    return TrainingState(tensors, kept.plain)
+    return TrainingState(tensors, saved.content)
 
 
 def megabytes(state: TrainingState) -> float:
-    """What it takes on the disk."""
+    """Size on disk."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.tensors.values()) / 2**20
 
 
@@ -134,67 +137,67 @@ def _parameters(trainer: Trainer) -> dict[str, Tensor]:
     }
 
 
-def _part(state: TrainingState, prefix: str) -> dict[str, Tensor]:
+def _with_prefix(state: TrainingState, prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in state.tensors.items() if name.startswith(prefix)}
 
 
 class StateKeeper:
-    """The states of one run, in its folder."""
+    """Saves the states of one run to its folder."""
 
-    def __init__(self, trainer: Trainer, course: TrainingProgress, writer: BackgroundWriter, folder: Path) -> None:
-        self.trainer, self.course, self.writer, self.folder = trainer, course, writer, folder
-        self._kept: tuple[int, int, int] | None = None
-        self._at = time.monotonic()
+    def __init__(self, trainer: Trainer, progress: TrainingProgress, writer: BackgroundWriter, folder: Path) -> None:
+        self.trainer, self.progress, self.writer, self.folder = trainer, progress, writer, folder
+        self._saved_position: tuple[int, int, int] | None = None
+        self._saved_at = time.monotonic()
 
     def mark_saved(self) -> None:
-        """The run is at a state that is on the disk."""
-        self._kept = self._now()
+        """Marks the current position as saved."""
+        self._saved_position = self._position()
 
-    def sweep(self) -> None:
-        """Takes away what a killed process left half-written in the run's folder."""
-        sweep(self.folder)
+    def remove_partial_files(self) -> None:
+        """Deletes partly written states that a killed process left in the run's folder."""
+        remove_leftovers(self.folder)
 
-    def _now(self) -> tuple[int, int, int]:
-        return self.course.step, len(self.course.changes), len(self.course.files)
+    def _position(self) -> tuple[int, int, int]:
+        return self.progress.step, len(self.progress.changes), len(self.progress.files)
 
-    def due(self, files: int) -> bool:
-        """Whether the state is to be kept after this step, when `files` of weights were saved at it."""
+    def is_due(self, files: int) -> bool:
+        """Whether the state is to be saved after this step, at which `files` weight files were saved."""
         options = self.trainer.config.save
-        by_steps = options.state_every_n_steps and self.course.step % options.state_every_n_steps == 0
-        by_time = options.state_every_minutes and time.monotonic() - self._at >= options.state_every_minutes * 60
+        by_steps = options.state_every_n_steps and self.progress.step % options.state_every_n_steps == 0
+        by_time = options.state_every_minutes and time.monotonic() - self._saved_at >= options.state_every_minutes * 60
         return bool(files or by_steps or by_time)
 
     def save(self) -> Iterator[Event]:
-        """Hands a copy of the state to the writer; nothing where there is none to keep, or this one is kept already."""
-        course, options = self.course, self.trainer.config.save
-        now = self._now()
-        if not options.state or not course.step or now == self._kept:
+        """Queues a copy of the state for writing; does nothing where states are off or this one is saved already."""
+        progress, options = self.progress, self.trainer.config.save
+        position = self._position()
+        if not options.state or not progress.step or position == self._saved_position:
             return
-        yield from self.writer.notes()
-        course.states += 1
+        yield from self.writer.poll()
+        progress.state_count += 1
         try:
-            state, folder, count = capture(self.trainer, course), self.folder, options.last_n_states
+            state, folder, keep = capture(self.trainer, progress), self.folder, options.last_n_states
         except (RuntimeError, MemoryError):
-            course.states -= 1
+            progress.state_count -= 1
             raise
-        self._kept, self._at = now, time.monotonic()
-        self.writer.put(lambda: write(state, folder, count))
+        self._saved_position, self._saved_at = position, time.monotonic()
+        self.writer.submit(lambda: write(state, folder, keep))
 
-    def megabytes(self) -> float:
-        """About what a state takes on the disk."""
+    def size_mb(self) -> float:
+        """Approximate size of a state in MB (2**20 bytes)."""
         return sum(group.buffer.numel() for group in self.trainer.optimizer.groups) * 16 / 2**20
 
 
 class NullStateKeeper(StateKeeper):
-    """Of a process that trains along with another one, which keeps the state of both."""
+    """The state keeper of a process that is not the main one: saves nothing."""
 
-    def due(self, files: int) -> bool:
-        """Never."""
+    def is_due(self, files: int) -> bool:
+        """False."""
         return False
 
     def save(self) -> Iterator[Event]:
-        """Nothing is written."""
+        """Does nothing."""
         return iter(())
 
-    def sweep(self) -> None:
-        """The first process does."""
+    def remove_partial_files(self) -> None:
+        """Does nothing: the main process deletes them."""

@@ -1,4 +1,4 @@
-"""What the loop works with: model, network, optimizer and caches, put on the modules and taken off again."""
+"""What the loop works with: model, adapter, optimizer and caches, attached to the modules and detached again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.base import Adapter
 from lora_trainer.config.schema import LossConfig, TrainConfig
 from lora_trainer.data.cache.latent_cache import LatentCache
 from lora_trainer.data.records import ImageRecord
@@ -24,7 +24,7 @@ from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.examples import LatentViews, sizes_of
 from lora_trainer.train.memory import checkpointing, eight_bit
 from lora_trainer.train.memory.activations import Block, DtypeSizes
-from lora_trainer.train.memory.checkpointing import Checkpointing, blocks_of
+from lora_trainer.train.memory.checkpointing import Checkpointing
 from lora_trainer.train.outputs.ema import EmaWeights, ema_weights
 from lora_trainer.train.step import attention
 from lora_trainer.train.step.compiling import CompiledBlocks
@@ -36,7 +36,7 @@ RELEASED: Any = None
 
 @attrs.define(eq=False)
 class Trainer:
-    """Everything that the loop works with. `bundle` is replaced when the host's model had to be read anew."""
+    """Everything that the loop works with. `bundle` is replaced when the host had to load its model anew."""
 
     config: TrainConfig
     dataset: TrainingDataset
@@ -44,7 +44,7 @@ class Trainer:
     source: ModelSource
     device: torch.device
     bundle: ModelBundle
-    adapter: NetworkAdapter
+    adapter: Adapter
     optimizer: TrainingOptimizer
     scaler: Any
     caption_encoder: CaptionEncoder
@@ -59,41 +59,41 @@ class Trainer:
     cuda_graphs: CudaGraphs | None = None
 
     def attach(self) -> None:
-        """Puts network, attention and checkpointing on the bundle's modules."""
-        attention.use(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
+        """Puts attention, adapter, compiled blocks and checkpointing on the bundle's modules."""
+        attention.set_processors(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
         self.adapter.attach(self.bundle)
         if self.compiled is not None:
-            self.compiled.put_on(self.bundle.unet)
-        self.checkpointing = checkpointing.checkpointing(self.config.memory, self.bundle, *self.blocks())
+            self.compiled.compile_blocks(self.bundle.unet)
+        self.checkpointing = checkpointing.apply_checkpointing(self.config.memory, self.bundle, *self.activation_blocks())
 
     def detach(self) -> None:
-        """Takes both off again."""
+        """Takes adapter, compiled blocks and checkpointing off again."""
         if self.checkpointing is not None:
             self.checkpointing.remove()
             self.checkpointing = None
         if self.compiled is not None:
             self.compiled.remove()
         if self.cuda_graphs is not None:
-            self.cuda_graphs.forget()
+            self.cuda_graphs.reset()
         self.adapter.detach()
 
     @torch.inference_mode(False)
     def rebuild(self, source: ModelSource) -> None:
-        """The network on a model that was lent anew (after a pause, or when somebody generated meanwhile)."""
+        """Attaches to a model that was lent anew (after a pause, or when somebody generated meanwhile). Raises ModelError."""
         self.detach()
         if source is not self.source or self.bundle is RELEASED:
             if self.bundle is RELEASED:
-                self._move(self.device)
-            eight = self.config.memory.fp8_base_unet
-            self.bundle, self.source = eight_bit.loaded(source, self.device, self.precision.base, asked=eight), source
+                self._move_tensors(self.device)
+            fp8 = self.config.memory.fp8_base_unet
+            self.bundle, self.source = eight_bit.load_bundle(source, self.device, self.precision.base, fp8=fp8), source
             vae.set_precision(self.bundle, self.config.memory.vae_precision)
         self.attach()
 
     @torch.inference_mode(False)
-    def reset(self, config: TrainConfig) -> None:
-        """Other settings of [memory] from now on, and of how many pictures are encoded together."""
+    def reconfigure(self, config: TrainConfig) -> None:
+        """Applies other settings of [memory] and another VAE batch size."""
         self.detach()
-        self.config, self.latent_cache.batch = config, config.data.vae_batch_size
+        self.config, self.latent_cache.batch_size = config, config.data.vae_batch_size
         if config.memory.attention != "auto":
             self.attention = config.memory.attention
         if not config.memory.cuda_graphs:
@@ -102,60 +102,61 @@ class Trainer:
 
     @torch.inference_mode(False)
     def release(self) -> None:
-        """Lets go of the model and parks network and optimizer, so that nothing stays on the device; `rebuild` brings all back."""
+        """Drops the model and moves adapter and optimizer to the CPU, so that nothing stays on the device; `rebuild` brings all back."""
         self.detach()
-        self._move(torch.device("cpu"))
+        self._move_tensors(torch.device("cpu"))
         self.bundle = self.source = RELEASED
 
-    def blocks(self) -> tuple[list[Block], float]:
-        """What the largest batch keeps for its gradient: by block, and the rest that is always kept."""
-        pixels, pictures = checkpointing.largest_batch(self.dataset.trained, self.dataset.batch_sizes, self.config.memory.pictures_at_once)
-        size = torch.finfo(self.precision.base).bits // 8
-        return blocks_of(
+    def activation_blocks(self) -> tuple[list[Block], float]:
+        """The U-Net's blocks with the activations that the largest batch keeps for backward, and the bytes of the rest, always kept."""
+        dataset, pictures_at_once = self.dataset, self.config.memory.pictures_at_once
+        pixels, pictures = checkpointing.largest_batch(dataset.train_records, dataset.batch_sizes, pictures_at_once)
+        element_size = torch.finfo(self.precision.base).bits // 8
+        return checkpointing.activation_blocks(
             self.bundle,
             pixels=pixels,
             pictures=pictures,
             rank=self.config.network.dim,
-            words="text_encoder" in self.adapter.parameters(),
-            numbers=DtypeSizes(size, 4 if self.device.type == "cuda" else size),
+            trains_text="text_encoder" in self.adapter.parameters(),
+            sizes=DtypeSizes(element_size, 4 if self.device.type == "cuda" else element_size),
         )
 
     def offload_unused(self) -> bool:
-        """Puts what no step needs into ordinary memory; False when there was nothing.
+        """Moves what no step needs to the CPU; False when there was nothing.
 
-        Only parts that are the trainer's own: what a host lends stays where it is.
+        Only parts that the trainer loaded itself: what a host lends stays where it is.
         """
         if self.device.type == "cpu" or not isinstance(self.source, FileSource):
             return False
         unused = [self.bundle.vae] if self.config.data.cache_latents else []
-        return checkpointing.offload([*unused, *([] if self.caption_encoder.trained else self.bundle.text_encoders)], self.device)
+        return checkpointing.offload([*unused, *([] if self.caption_encoder.is_trained else self.bundle.text_encoders)], self.device)
 
-    def _move(self, device: torch.device) -> None:
-        """Network, optimizer and average as fresh copies there."""
-        self.optimizer.unpark(device)
+    def _move_tensors(self, device: torch.device) -> None:
+        """Moves parameters, optimizer state and EMA to the device, as fresh copies."""
+        self.optimizer.move(device)
         if self.ema is not None:
             self.ema.move(device)
-        if self.scaler is not None:  # its two numbers are made anew, where they are needed, from what it knows
-            kept = self.scaler.state_dict()
+        if self.scaler is not None:  # its two tensors are lazily made anew from its state
+            scaler_state = self.scaler.state_dict()
             self.scaler._scale = self.scaler._growth_tracker = None
-            self.scaler.load_state_dict(kept)
+            self.scaler.load_state_dict(scaler_state)
 
     def clip_weight_norms(self) -> None:
-        """After a step: no layer's addition is longer than the config allows."""
+        """Max-norm regularisation after a step: clips each layer's weight delta to the norm that the config allows."""
         if self.config.network.scale_weight_norms:
             self.adapter.clip_weight_norms(self.config.network.scale_weight_norms)
 
     def ema_weights(self) -> AbstractContextManager[None]:
-        """Inside, the network holds the weights that are saved, drawn with and validated with."""
+        """Inside, the adapter has the weights that are saved and used for previews and validation."""
         return ema_weights(self.optimizer, self.ema)
 
     def conditioning_for(self, record: ImageRecord, caption: str) -> Conditioning:
-        """What the U-Net is told with a picture as it is: its caption, and its sizes where the family reads them."""
-        found = self.caption_encoder.encode(self.bundle, [caption])
-        if not self.bundle.family.reads_sizes:
-            return found
-        return found.with_sizes(torch.tensor([sizes_of(record, False)], device=self.bundle.device))
+        """Conditioning of a picture that is not augmented: its caption, and its sizes where the family reads them."""
+        conditioning = self.caption_encoder.encode(self.bundle, [caption])
+        if not self.bundle.family.uses_sizes:
+            return conditioning
+        return conditioning.with_sizes(torch.tensor([sizes_of(record, False)], device=self.bundle.device))
 
     def latent(self, record: ImageRecord, flipped: bool) -> Tensor:
-        """Scaled latents [4, h/8, w/8] of a picture, from memory or read now."""
+        """Scaled latents [channels, h/8, w/8] of a picture, cached or encoded now. Raises DatasetError."""
         return self.latent_cache.get(record, flipped)

@@ -1,4 +1,4 @@
-"""Validation loss: pictures that are never trained on, ten fixed timesteps, noise that never changes."""
+"""Validation loss: mean squared error on pictures that are not trained on, with ten fixed timesteps and fixed noise."""
 
 from __future__ import annotations
 
@@ -27,66 +27,66 @@ if TYPE_CHECKING:
 
 
 TIMESTEPS = tuple(range(50, 1000, 100))
-PLAIN = LossConfig()
+PLAIN_LOSS = LossConfig()
 
 
 class Validation:
-    """Looks at the pictures of one run that are held back."""
+    """Validates one run on its validation pictures, and ends it early where the loss no longer falls."""
 
-    def __init__(self, trainer: Trainer, course: TrainingProgress, words: CaptionSampler, control: Control) -> None:
-        self.trainer, self.course, self.words, self.control = trainer, course, words, control
+    def __init__(self, trainer: Trainer, progress: TrainingProgress, captions: CaptionSampler, control: Control) -> None:
+        self.trainer, self.progress, self.captions, self.control = trainer, progress, captions, control
         rules = trainer.config.validate
-        self.held = chosen(trainer.dataset.held, rules.max_pictures)
-        course.early.patience, course.early.min_delta = rules.early_stop_patience, rules.early_stop_min_delta
+        self.records = choose_records(trainer.dataset.validation_records, rules.max_pictures)
+        progress.early_stop.patience, progress.early_stop.min_delta = rules.early_stop_patience, rules.early_stop_min_delta
 
-    def look(self) -> Iterator[Event]:
-        """Measures with the weights as they are; nothing when there is no such picture, or it was done at this step already."""
-        trainer, course, held = self.trainer, self.course, self.held
-        if not held or course.validated_at == course.step:
+    def run(self) -> Iterator[Event]:
+        """Validates the current weights; does nothing without validation pictures, or when this step has been validated already."""
+        trainer, progress, records = self.trainer, self.progress, self.records
+        if not records or progress.validated_at == progress.step:
             return
-        yield Phase("validating", len(held))
-        captions = trainer.caption_encoder
-        captions.fill(trainer.bundle, captions.missing(map(self.words.validation_caption, held)))
+        yield Phase("validating", len(records))
+        encoder = trainer.caption_encoder
+        encoder.fill(trainer.bundle, encoder.missing(map(self.captions.validation_caption, records)))
         with trainer.ema_weights():
             loss = validation_loss(
                 trainer.bundle,
-                [trainer.latent(record, False) for record in held],
-                [record.key for record in held],
-                lambda number: trainer.conditioning_for(held[number], self.words.validation_caption(held[number])),
+                [trainer.latent(record, False) for record in records],
+                [record.key for record in records],
+                lambda number: trainer.conditioning_for(records[number], self.captions.validation_caption(records[number])),
                 trainer.precision,
                 lambda: not self.control.stopping,
             )
         if loss is not None:
-            course.validated_at = course.step
-            yield Validated(course.step, course.epoch, loss, course.early.after(course.step, course.epoch, loss))
+            progress.validated_at = progress.step
+            yield Validated(progress.step, progress.epoch, loss, progress.early_stop.update(progress.step, progress.epoch, loss))
 
-    def why_early(self) -> Message:
-        """Why the run ends before its plan does."""
-        early = self.course.early
-        if early.in_vain or early.lowest is None:
+    def early_stop_reason(self) -> Message:
+        """Why the run ends early."""
+        early = self.progress.early_stop
+        if early.never_improved or early.best_loss is None:
             return say(
                 "The run ends early: no validation loss since the beginning is lower than that before training ({first}). "
                 "Use a lower learning rate, or other pictures for validation.",
-                first=_shown(early.first),
+                first=_format_loss(early.initial_loss),
             )
         return say(
             "The run ends early: the validation loss has not fallen for {count} validations. It is lowest at step {step}, epoch {epoch}.",
-            count=early.waited,
-            step=early.step,
-            epoch=early.epoch,
+            count=early.wait_count,
+            step=early.best_step,
+            epoch=early.best_epoch,
         )
 
 
-def chosen(held: Sequence[ImageRecord], most: int) -> tuple[ImageRecord, ...]:
-    """At most so many of the pictures (0: all), the same ones each time, whatever others there are."""
-    if not most or len(held) <= most:
-        return tuple(held)
-    ranked = sorted(held, key=lambda record: hashlib.blake2b(record.key.encode("utf-8")).digest())
-    kept = {record.key for record in ranked[:most]}
-    return tuple(record for record in held if record.key in kept)
+def choose_records(records: Sequence[ImageRecord], limit: int) -> tuple[ImageRecord, ...]:
+    """At most `limit` of the pictures (0: all), chosen by hash, so that adding pictures keeps most of the choice."""
+    if not limit or len(records) <= limit:
+        return tuple(records)
+    ranked = sorted(records, key=lambda record: hashlib.blake2b(record.key.encode("utf-8")).digest())
+    chosen = {record.key for record in ranked[:limit]}
+    return tuple(record for record in records if record.key in chosen)
 
 
-def _shown(loss: float | None) -> str:
+def _format_loss(loss: float | None) -> str:
     return "?" if loss is None else f"{loss:.4f}"
 
 
@@ -98,9 +98,10 @@ def validation_loss(
     precision: Precision,
     keep_going: Callable[[], bool] = lambda: True,
 ) -> float | None:
-    """Mean squared error over pictures and t = 50, 150 .. 950, weight 1. None when `keep_going` turned False.
+    """Mean squared error over pictures and t = 50, 150 .. 950, unweighted. None when `keep_going` returns False.
 
-    `conditioning(i)` is what is told with picture i. Noise depends on the picture's key and t only: runs compare.
+    `latents` [channels, h, w] each; `conditioning(i)` is that of picture i. Noise depends on the picture's key and t only, so that runs
+    can be compared.
     """
     total = 0.0
     for number, (latent, key) in enumerate(zip(latents, keys, strict=False)):
@@ -109,14 +110,14 @@ def validation_loss(
         noise = [torch.randn(latent.shape, generator=generator_for("validation", key, t)) for t in TIMESTEPS]
         count = len(TIMESTEPS)
         with compute_scope(precision, bundle.device, grad=False):
-            told = conditioning(number).repeated(count)
+            repeated = conditioning(number).expand(count)
             batch = Batch(
                 latent.unsqueeze(0).expand(count, *latent.shape).to(bundle.device),
                 torch.stack(noise).to(bundle.device),
                 torch.tensor(TIMESTEPS, device=bundle.device),
-                told.states,
-                pooled=told.pooled,
-                sizes=told.sizes,
+                repeated.states,
+                pooled=repeated.pooled,
+                sizes=repeated.sizes,
             )
-            total += float(per_image_losses(bundle, batch, PLAIN).mean())
+            total += float(per_image_losses(bundle, batch, PLAIN_LOSS).mean())
     return total / len(latents)

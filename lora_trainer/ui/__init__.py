@@ -1,1 +1,1 @@
-"""The tab: Gradio holds its frame, javascript/ draws it from the routes. gradio is named only here."""
+"""The tab: Gradio provides the frame, javascript/ draws it from the API's routes. gradio is imported only here."""

@@ -1,4 +1,4 @@
-"""The page of `ui`: our scripts and style put into Gradio's HTML, as a WebUI does it, and whatever asks other servers taken out."""
+"""The stand-alone page: our scripts and style added to Gradio's HTML, as a WebUI does it, and requests to other servers removed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PREFIX = "/lora-trainer/page/"
-FOREIGN = re.compile(r'<(?:script|link)\b[^>]*\b(?:src|href)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
+EXTERNAL_TAGS = re.compile(r'<(?:script|link)\b[^>]*\b(?:src|href)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
 OWN_STYLE = """<style>
 body, gradio-app, .gradio-container { margin: 0 !important; padding: 0 !important; max-width: none !important; }
 gradio-app .main, gradio-app .wrap, #tab_lora_trainer { margin: 0 !important; padding: 0 !important; max-width: none !important; }
@@ -22,8 +22,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
-class Page:
-    """An ASGI middleware: answers our own files, and completes the page at "/"."""
+class PageMiddleware:
+    """An ASGI middleware that serves our own files and completes the page at "/"."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self.app = app
@@ -31,14 +31,14 @@ class Page:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "")
         if scope["type"] == "http" and path.startswith(PREFIX):
-            await _answer(send, assets().get(path.removeprefix(PREFIX)))
+            await _send_file(send, asset_files().get(path.removeprefix(PREFIX)))
         elif scope["type"] == "http" and scope["method"] == "GET" and path == "/":
             await self._complete(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
     async def _complete(self, scope: Scope, receive: Receive, send: Send) -> None:
-        plain = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+        headers_in = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
         start: MutableMapping[str, Any] = {}
         body = b""
 
@@ -49,29 +49,29 @@ class Page:
             else:
                 body += message.get("body", b"")
 
-        await self.app({**scope, "headers": plain}, receive, keep)
+        await self.app({**scope, "headers": headers_in}, receive, keep)
         headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
         if any(name.lower() == b"content-type" and b"html" in value for name, value in headers):
-            body = completed(body.decode("utf-8")).encode("utf-8")
+            body = complete_page(body.decode("utf-8")).encode("utf-8")
         await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         await send({"type": "http.response.body", "body": body})
 
 
-def assets() -> dict[str, Path]:
-    """Name in the address -> file: style.css and every javascript/*.js."""
+def asset_files() -> dict[str, Path]:
+    """Name in the URL -> file: style.css and every javascript/*.js."""
     return {file.name: file for file in (ROOT / "style.css", *sorted((ROOT / "javascript").glob("*.js")))}
 
 
-def completed(html: str) -> str:
-    """The page with our files at the end of its head, and without scripts, styles and fonts of other servers."""
+def complete_page(html: str) -> str:
+    """The page with our files at the end of its head, and without scripts, styles and fonts from other servers."""
     tags = [OWN_STYLE]
-    for name, file in assets().items():
+    for name, file in asset_files().items():
         address = f"{PREFIX[1:]}{name}?{int(file.stat().st_mtime)}"
         tags.append(f'<link rel="stylesheet" href="{address}">' if name.endswith(".css") else f'<script defer src="{address}"></script>')
-    return FOREIGN.sub("", html).replace("</head>", "\n".join([*tags, "</head>"]), 1)
+    return EXTERNAL_TAGS.sub("", html).replace("</head>", "\n".join([*tags, "</head>"]), 1)
 
 
-async def _answer(send: Send, file: Path | None) -> None:
+async def _send_file(send: Send, file: Path | None) -> None:
     status, body, kind = (200, file.read_bytes(), mimetypes.guess_type(file.name)[0] or "text/plain") if file else (404, b"", "text/plain")
     if kind == "application/javascript":  # what Windows' registry may call it
         kind = "text/javascript"

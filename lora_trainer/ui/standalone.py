@@ -8,14 +8,14 @@ import webbrowser
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.ui.page import Page
+from lora_trainer.ui.page import PageMiddleware
 
 if TYPE_CHECKING:
     from lora_trainer.host.base import Host
     from lora_trainer.jobs.manager import JobManager
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Microsoft YaHei", "PingFang SC", "sans-serif")
-"""Of the reader's own system: Gradio's default asks Google for one."""
+"""System fonts: Gradio's default theme would load one from Google."""
 
 
 def create_app(host: Host, manager: JobManager | None = None) -> Any:
@@ -33,7 +33,7 @@ def create_app(host: Host, manager: JobManager | None = None) -> Any:
         fill(None)
     app = gr.mount_gradio_app(new_app(), blocks, path="/")
     mount(app, host, manager or MANAGER)
-    app.add_middleware(Page)
+    app.add_middleware(PageMiddleware)
     return app
 
 
@@ -41,15 +41,15 @@ def serve(host: Host, manager: JobManager | None = None, *, port: int = 7860, ad
     """Serves the page until Ctrl-C. Raises TrainerError when the port is taken."""
     import uvicorn
 
-    refuse_taken(address, port)
+    require_free_port(address, port)
     app = create_app(host, manager)
     if browser:
         webbrowser.open(f"http://{'127.0.0.1' if address == '0.0.0.0' else address}:{port}/")
     uvicorn.run(app, host=address, port=port, log_level="warning")
 
 
-def refuse_taken(address: str, port: int) -> None:
-    """Raises TrainerError when another program listens there."""
+def require_free_port(address: str, port: int) -> None:
+    """Raises TrainerError when the port is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

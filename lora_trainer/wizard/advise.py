@@ -1,4 +1,4 @@
-"""The Performance Wizard: offers changes with reasons and makes none (no torch)."""
+"""The Performance Wizard: suggests changes with reasons and applies none (no torch)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from lora_trainer.messages import Message, say
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
-from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, whole
+from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, rounded
 from lora_trainer.wizard.rule_context import RuleContext
 from lora_trainer.wizard.rules import PICTURE_RULES, TRAINING_RULES
-from lora_trainer.wizard.subjects import Subject, subject_called
+from lora_trainer.wizard.subjects import Subject, find_subject
 
 
 @attrs.frozen
 class Suggestion:
-    """Changes (those in `typed` last), the config with the others made, the plan of that, and what no setting cures."""
+    """Changes (those to options that the user typed come last, `typed` names them), the config and plan with the others applied, and
+    notes on what no setting can fix."""
 
     changes: tuple[Change, ...]
     typed: frozenset[str]
@@ -40,68 +41,68 @@ def suggest(
     host: Host | None = None,
     typed: Collection[str] = (),
 ) -> Suggestion:
-    """Looks at pictures, model and machine, and advises. Raises ConfigError (subject), DatasetError, ModelError.
+    """Inspects pictures, model and machine and suggests changes. Raises ConfigError (subject), DatasetError, ModelError.
 
-    `vram_gb` is a card's size and wins over the machine's own; `typed` are the paths of options that the user wrote.
+    `vram_gb` is a card's size and takes precedence over this machine's; `typed` are the paths of options that the user set.
     """
-    kind = subject_called(subject)
+    kind = find_subject(subject)
     machine, model = probe.machine(host, vram_gb), probe.model(config.model, model_path, host)
-    pictures = DatasetFacts.read(config)
-    now = RuleContext(config, machine, pictures, model, _on(kind, model), typed, probe.clip_skip(config.model, host))
-    offered, asked = _advise(now)
-    after = apply_changes(config, offered)
-    plan = make_plan(after, pictures.placed(after), model, machine.for_plan(), pictures.datasets(after))
-    notes = _remarks(machine, pictures, kind, plan.needed_mb, plan.seconds)
-    return Suggestion((*offered, *asked), frozenset(change.path for change in asked), after, plan, tuple(notes))
+    dataset = DatasetFacts.read(config)
+    context = RuleContext(config, machine, dataset, model, _for_model(kind, model), typed, probe.clip_skip(config.model, host))
+    changes, typed_changes = _advise(context)
+    after = apply_changes(config, changes)
+    plan = make_plan(after, dataset.bucketed(after), model, machine.to_machine(), dataset.datasets(after))
+    notes = _remarks(machine, dataset, kind, plan.needed_mb, plan.seconds)
+    return Suggestion((*changes, *typed_changes), frozenset(change.path for change in typed_changes), after, plan, tuple(notes))
 
 
 def advise(
     config: TrainConfig,
     machine: MachineFacts,
-    pictures: DatasetFacts,
+    dataset: DatasetFacts,
     model: ModelFacts | None,
     subject: str,
     typed: Collection[str] = (),
 ) -> list[Change]:
-    """What should be changed and why; what the user typed comes last, and the other advice counts on it staying.
+    """Changes with reasons; those to options that the user typed come last, and the others assume that they are not applied.
 
-    The config with these changes made gets no further advice. Raises ConfigError for an unknown subject.
+    The config with these changes applied gets no further changes. Raises ConfigError for an unknown subject.
     """
-    offered, asked = _advise(RuleContext(config, machine, pictures, model, _on(subject_called(subject), model), typed, None))
-    return offered + asked
+    changes, typed_changes = _advise(RuleContext(config, machine, dataset, model, _for_model(find_subject(subject), model), typed, None))
+    return changes + typed_changes
 
 
-def _on(subject: Subject, model: ModelFacts | None) -> Subject:
-    return subject if model is None else subject.on(model.family)
+def _for_model(subject: Subject, model: ModelFacts | None) -> Subject:
+    return subject if model is None else subject.for_family(model.family)
 
 
 def _advise(start: RuleContext) -> tuple[list[Change], list[Change]]:
-    """(changes that are counted on, changes of what the user typed)."""
-    fixed = start.pictures.fixed(start.config)
-    start = attrs.evolve(start, config=start.pictures.as_trained(start.config))
-    offered: list[Change] = []
-    asked: list[Change] = []
-    now = start
+    """(changes that later rules build on, changes to options that the user typed)."""
+    fixed = start.dataset.fixed_options(start.config)
+    start = attrs.evolve(start, config=start.dataset.with_dataset_options(start.config))
+    changes: list[Change] = []
+    typed_changes: list[Change] = []
+    context = start
     for rules in (PICTURE_RULES, TRAINING_RULES):
         for rule in rules:
-            for change in rule(now):
+            for change in rule(context):
                 if change.path not in fixed and value_at(start.config, change.path) != change.value:
-                    (asked if start.is_typed(change.path) else offered).append(change)
-            now = attrs.evolve(now, config=apply_changes(start.config, offered))
-        if not now.groups:
-            now = attrs.evolve(now, groups=start.pictures.groups(now.config))
-    return offered, asked
+                    (typed_changes if start.is_typed(change.path) else changes).append(change)
+            context = attrs.evolve(context, config=apply_changes(start.config, changes))
+        if not context.bucket_counts:
+            context = attrs.evolve(context, bucket_counts=start.dataset.bucket_counts(context.config))
+    return changes, typed_changes
 
 
-def _remarks(machine: MachineFacts, pictures: DatasetFacts, subject: Subject, needed_mb: float, seconds: float) -> Iterator[Message]:
-    """What no setting cures. `needed_mb` and `seconds` are the plan's estimates."""
+def _remarks(machine: MachineFacts, dataset: DatasetFacts, subject: Subject, needed_mb: float, seconds: float) -> Iterator[Message]:
+    """Notes on what no setting can fix. `needed_mb` and `seconds` are the plan's estimates."""
     if machine.on_cpu and seconds < 7200:
         yield say("There is no GPU: training is slow, about {minutes} min (estimate).", minutes=max(1, round(seconds / 60)))
     elif machine.on_cpu:
         yield say("There is no GPU: training is slow, about {hours} hours (estimate).", hours=round(seconds / 3600))
     if machine.free_mb and needed_mb > machine.free_mb:
-        room = {"needed": whole(needed_mb / GB), "free": whole(machine.free_mb / GB)}
-        yield say("About {needed} GB are needed and {free} GB are free (estimate): it may not fit.", **room)
-    if pictures.images < subject.wanted:
-        values = {"subject": subject.label, "wanted": subject.wanted, "count": pictures.images}
+        sizes = {"needed": rounded(needed_mb / GB), "free": rounded(machine.free_mb / GB)}
+        yield say("About {needed} GB are needed and {free} GB are free (estimate): it may not fit.", **sizes)
+    if dataset.images < subject.min_pictures:
+        values = {"subject": subject.label, "wanted": subject.min_pictures, "count": dataset.images}
         yield say("For {subject}, {wanted} pictures or more are better; there are {count}.", **values)

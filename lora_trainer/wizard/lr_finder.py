@@ -1,4 +1,4 @@
-"""The learning rate of a config's own pictures and model, found by a short run with Prodigy, which looks for it by itself."""
+"""A learning rate for a config's own pictures and model, from a short run with Prodigy, which estimates it."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from lora_trainer.host.base import Host
 
 STEPS = 100
-REST = 0.2
-"""The estimate rests where it has not grown by more than GROWN over this share of the steps."""
-GROWN = 1.05
+PLATEAU_SHARE = 0.2
+"""The estimate is on a plateau where it grows by no more than PLATEAU_GROWTH over this share of the steps."""
+PLATEAU_GROWTH = 1.05
 TEXT_SHARE = 0.5
-"""Of the U-Net's rate, as the wizard has it."""
+"""Share of the U-Net's rate, as in the wizard."""
 
 
 @attrs.frozen
-class FoundRate:
-    """`rate` is for Adam-like optimizers; `rests`: the estimate had stopped growing. `curve`: (step, estimate)."""
+class LrEstimate:
+    """`rate` is for Adam-like optimizers; `has_plateau`: the estimate stopped growing. `curve`: (step, estimate)."""
 
     rate: float
-    rests: bool
+    has_plateau: bool
     curve: tuple[tuple[int, float], ...]
 
     def to_json(self, config: TrainConfig) -> dict[str, Any]:
@@ -41,31 +41,31 @@ class FoundRate:
             "unet_lr": rate if effective.trains_unet(config) else 0.0,
             "text_encoder_lr": float(f"{rate * TEXT_SHARE:.2g}") if effective.trains_text_encoder(config) else 0.0,
             "curve": [list(point) for point in self.curve],
-            "sure": self.rests,
+            "sure": self.has_plateau,
         }
 
 
-def find_rate(config: TrainConfig, host: Host, control: Control, steps: int = STEPS) -> FoundRate:
-    """Trains `steps` steps and throws them away; the first rest of the estimate is the rate. Raises TrainerError."""
+def find_rate(config: TrainConfig, host: Host, control: Control, steps: int = STEPS) -> LrEstimate:
+    """Trains `steps` steps and discards them; the rate is the estimate's first plateau. Raises TrainerError."""
     from lora_trainer.events import Stepped
 
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        contextlib.closing(search(config, host, control, Path(folder), steps)) as work,
+        contextlib.closing(run_search(config, host, control, Path(folder), steps)) as events,
     ):
-        return at_rest([(event.step, event.lr) for event in work if isinstance(event, Stepped)])
+        return find_plateau([(event.step, event.lr) for event in events if isinstance(event, Stepped)])
 
 
-def search(config: TrainConfig, host: Host, control: Control, folder: Path, steps: int = STEPS) -> Iterator[Event]:
-    """The events of that short run, whose folder is `folder`; what it trained is gone at its end. Raises TrainerError."""
+def run_search(config: TrainConfig, host: Host, control: Control, folder: Path, steps: int = STEPS) -> Iterator[Event]:
+    """The events of the short run in `folder`; its weights are deleted at the end. Raises TrainerError."""
     from lora_trainer.train.loop import run
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as out:
-        yield from run(looking(config, Path(out), steps), host, control, folder)
+        yield from run(search_config(config, Path(out), steps), host, control, folder)
 
 
-def looking(config: TrainConfig, folder: Path, steps: int) -> TrainConfig:
-    """The config with Prodigy at a rate of 1, so long, and nothing kept."""
+def search_config(config: TrainConfig, folder: Path, steps: int) -> TrainConfig:
+    """The config with Prodigy at a rate of 1 for `steps` steps, without saves, previews or validation."""
     optimizer = OptimizerConfig(
         type="Prodigy",
         learning_rate=1.0,
@@ -84,14 +84,14 @@ def looking(config: TrainConfig, folder: Path, steps: int) -> TrainConfig:
     )
 
 
-def at_rest(curve: Sequence[tuple[int, float]]) -> FoundRate:
-    """The first place where the estimate, once it has begun to grow, does not for a while; else where it ended."""
+def find_plateau(curve: Sequence[tuple[int, float]]) -> LrEstimate:
+    """The first plateau of the estimate after it has begun to grow; otherwise its last value."""
     rates = [rate for _, rate in curve]
     if not rates:
-        return FoundRate(0.0, False, ())
-    span = max(1, int(len(rates) * REST))
-    begin = rates[0] * 10  # it starts at a millionth and first has to leave that
-    for number in range(len(rates) - span):
-        if rates[number] > begin and rates[number + span] <= GROWN * rates[number]:
-            return FoundRate(rates[number], True, tuple(curve))
-    return FoundRate(rates[-1], False, tuple(curve))
+        return LrEstimate(0.0, False, ())
+    window = max(1, int(len(rates) * PLATEAU_SHARE))
+    threshold = rates[0] * 10  # Prodigy starts at d0 = 1e-6 and stays there for some steps
+    for number in range(len(rates) - window):
+        if rates[number] > threshold and rates[number + window] <= PLATEAU_GROWTH * rates[number]:
+            return LrEstimate(rates[number], True, tuple(curve))
+    return LrEstimate(rates[-1], False, tuple(curve))

@@ -1,4 +1,4 @@
-"""How often each picture is seen, as whole repeats and epochs (no torch)."""
+"""How often each picture is trained on, as whole repeats and epochs (no torch)."""
 
 from __future__ import annotations
 
@@ -7,102 +7,109 @@ from collections.abc import Sequence
 
 import attrs
 
-from lora_trainer.wizard.facts import Group
+from lora_trainer.wizard.facts import BucketCounts
 from lora_trainer.wizard.subjects import Subject
 
-FEWEST_STEPS, MOST_STEPS, MOST_STEPS_SDXL = 400, 3000, 4000
+MIN_STEPS, MAX_STEPS, MAX_STEPS_SDXL = 400, 3000, 4000
 EPOCHS = range(8, 13)
 ENOUGH_PICTURES = 40
-LIKED_EPOCHS = 10
+PREFERRED_EPOCHS = 10
 
 
 @attrs.frozen
 class SampleCount:
-    """A run's length: `repeats` None where the folders' names say them. `most`: steps that it should not go beyond."""
+    """Pictures per bucket and the batch size, from which a run's steps are counted; `max_steps` is the upper limit."""
 
-    groups: Sequence[Group]
+    bucket_counts: Sequence[BucketCounts]
     batch: int
     accumulation: int
-    most: int = MOST_STEPS
+    max_steps: int = MAX_STEPS
 
     @property
     def pictures(self) -> int:
-        """How many are trained on."""
-        return sum(group.pictures for group in self.groups)
+        """Number of training pictures."""
+        return sum(counts.pictures for counts in self.bucket_counts)
 
     @property
-    def together(self) -> int:
-        """Pictures of one optimizer step."""
+    def effective_batch_size(self) -> int:
+        """Pictures per optimizer step: batch size times accumulation steps."""
         return self.batch * self.accumulation
 
     @property
     def folder_repeats(self) -> float:
-        """Mean repeats by the folders' names."""
-        return sum(group.showings for group in self.groups) / self.pictures
+        """Mean repeats set by the folder names."""
+        return sum(counts.examples for counts in self.bucket_counts) / self.pictures
 
     def steps(self, repeats: int | None, epochs: int) -> int:
-        """Exact steps: a bucket's last batch and an epoch's last step may be smaller."""
-        grown = 1.0 if repeats is None else repeats / self.folder_repeats
-        showings = [
-            (group.showings if repeats is None else group.pictures * repeats) + round(group.regularisation * grown) for group in self.groups
+        """Exact number of optimizer steps: a bucket's last batch and an epoch's last step may be smaller.
+
+        `repeats` None: those of the folder names.
+        """
+        scale = 1.0 if repeats is None else repeats / self.folder_repeats
+        examples = [
+            (counts.examples if repeats is None else counts.pictures * repeats) + round(counts.regularisation * scale)
+            for counts in self.bucket_counts
         ]
-        batches = sum(math.ceil(count / self.batch) for count in showings)
+        batches = sum(math.ceil(count / self.batch) for count in examples)
         return epochs * math.ceil(batches / self.accumulation)
 
 
 @attrs.frozen
 class RepeatsAndEpochs:
-    """Whole repeats (None: the folders') and epochs; `bound` is "few" or "many" where the number of steps set them."""
+    """Whole repeats (None: the folders') and epochs; `exposures` is their product, how often a picture is trained on.
+
+    `bound` is "few" or "many" where the minimum or maximum number of steps decided.
+    """
 
     repeats: int | None
     epochs: int
-    seen: float
+    exposures: float
     bound: str
 
 
-def wanted_exposures(subject: Subject, pictures: int) -> float:
-    """How often each picture is to be seen: more often where there are fewer than 40."""
+def target_exposures(subject: Subject, pictures: int) -> float:
+    """How often each picture should be trained on: more often where there are fewer than 40."""
     return subject.exposures * math.sqrt(math.sqrt(max(1.0, ENOUGH_PICTURES / pictures)))
 
 
-def choose(subject: Subject, course: SampleCount, *, repeats: int | None, epochs: int | None, folder: bool) -> RepeatsAndEpochs:
-    """The nearest whole amount of 400 steps or more, and no more than the course may have.
+def choose_repeats(subject: Subject, counts: SampleCount, *, repeats: int | None, epochs: int | None, by_folder: bool) -> RepeatsAndEpochs:
+    """The whole repeats and epochs nearest to the target exposures, within 400 to `max_steps` steps.
 
-    `repeats` and `epochs` are those that the user has set, else None.
+    `repeats` and `epochs` are fixed where the user set them, else None; `by_folder`: the folder names set the repeats.
     """
-    wanted = wanted_exposures(subject, course.pictures)
-    low, high = (steps * course.together / course.pictures for steps in (FEWEST_STEPS, course.most))
-    aim = min(max(wanted, low), high)
-    bound = "few" if wanted < low else "many" if wanted > high else ""
-    if folder:
-        pairs: list[tuple[int | None, int]] = [(None, count) for count in _around(aim / course.folder_repeats)]
+    target = target_exposures(subject, counts.pictures)
+    low, high = (steps * counts.effective_batch_size / counts.pictures for steps in (MIN_STEPS, counts.max_steps))
+    aim = min(max(target, low), high)
+    bound = "few" if target < low else "many" if target > high else ""
+    if by_folder:
+        candidates: list[tuple[int | None, int]] = [(None, count) for count in _around(aim / counts.folder_repeats)]
     elif repeats is not None:
-        pairs = [(repeats, count) for count in _around(aim / repeats)]
+        candidates = [(repeats, count) for count in _around(aim / repeats)]
     elif epochs is not None:
-        pairs = [(count, epochs) for count in _around(aim / epochs)]
+        candidates = [(count, epochs) for count in _around(aim / epochs)]
     else:
-        pairs = [(count, many) for many in EPOCHS for count in _around(aim / many)]
-        if not any(_within(course, pair) for pair in pairs):
-            pairs += [(1, many) for many in range(1, EPOCHS.start)]
+        candidates = [(count, number) for number in EPOCHS for count in _around(aim / number)]
+        if not any(_within(counts, candidate) for candidate in candidates):
+            candidates += [(1, number) for number in range(1, EPOCHS.start)]
 
-    def distance(pair: tuple[int | None, int]) -> tuple[float, ...]:
-        steps = course.steps(*pair)
-        outside = max(0, FEWEST_STEPS - steps, steps - course.most)
-        return outside, abs(_seen(course, pair) - aim), abs(pair[1] - LIKED_EPOCHS), -pair[1]
+    def distance(candidate: tuple[int | None, int]) -> tuple[float, ...]:
+        steps = counts.steps(*candidate)
+        outside = max(0, MIN_STEPS - steps, steps - counts.max_steps)
+        return outside, abs(_exposures(counts, candidate) - aim), abs(candidate[1] - PREFERRED_EPOCHS), -candidate[1]
 
-    best = min(pairs, key=distance)
-    return RepeatsAndEpochs(*best, _seen(course, best), bound)
-
-
-def _seen(course: SampleCount, pair: tuple[int | None, int]) -> float:
-    return (course.folder_repeats if pair[0] is None else pair[0]) * pair[1]
+    best = min(candidates, key=distance)
+    return RepeatsAndEpochs(*best, _exposures(counts, best), bound)
 
 
-def _within(course: SampleCount, pair: tuple[int | None, int]) -> bool:
-    return FEWEST_STEPS <= course.steps(*pair) <= course.most
+def _exposures(counts: SampleCount, candidate: tuple[int | None, int]) -> float:
+    return (counts.folder_repeats if candidate[0] is None else candidate[0]) * candidate[1]
+
+
+def _within(counts: SampleCount, candidate: tuple[int | None, int]) -> bool:
+    return MIN_STEPS <= counts.steps(*candidate) <= counts.max_steps
 
 
 def _around(value: float) -> list[int]:
-    """Whole numbers near a value, at least 1; some below it, since uneven groups make more steps than the mean says."""
+    """Whole numbers near a value, at least 1; some below it, since uneven buckets make more steps than the mean says."""
     middle = max(1, round(value))
     return list(range(max(1, middle // 3), middle + 2))

@@ -1,4 +1,4 @@
-"""What a rule of the wizard looks at: settings as advised so far, machine, pictures and model (no torch)."""
+"""What a wizard rule reads: the config with all changes so far, machine, data set and model (no torch)."""
 
 from __future__ import annotations
 
@@ -12,59 +12,61 @@ from lora_trainer.config.schema import TrainConfig
 from lora_trainer.messages import say
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.wizard import repeats, vram
-from lora_trainer.wizard.facts import DatasetFacts, Group, MachineFacts
+from lora_trainer.wizard.facts import BucketCounts, DatasetFacts, MachineFacts
 from lora_trainer.wizard.subjects import Subject
 
-INSTEAD = {
+OVERRIDES = {
     "optimizer.unet_lr": "optimizer.learning_rate",
     "optimizer.text_encoder_lr": "optimizer.learning_rate",
     "steps.max_train_epochs": "steps.max_train_steps",
 }
-"""A change of the first takes the second's effect away: it is the user's too where the second is."""
+"""Setting the first option overrides the second: where the user typed the second, the first counts as typed too."""
 
 
 @attrs.frozen(eq=False)
 class RuleContext:
-    """What a rule sees. `groups` are the pictures by bucket, once size and validation stand."""
+    """What a rule reads. `bucket_counts` are empty until resolution and validation split are decided."""
 
     config: TrainConfig
     machine: MachineFacts
-    pictures: DatasetFacts
+    dataset: DatasetFacts
     model: ModelFacts | None
     subject: Subject
     typed: Collection[str]
     clip_skip: int | None
-    groups: tuple[Group, ...] = ()
+    bucket_counts: tuple[BucketCounts, ...] = ()
 
     @property
     def family(self) -> str:
-        """Of the model; Stable Diffusion 1 where none is known."""
+        """The model's family; "sd1" where no model is known."""
         return self.model.family if self.model else "sd1"
 
     @property
-    def course(self) -> repeats.SampleCount:
-        """Pictures and pictures a step, for counting steps."""
-        most = repeats.MOST_STEPS_SDXL if self.family == "sdxl" else repeats.MOST_STEPS
-        return repeats.SampleCount(self.groups, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps, most)
+    def sample_count(self) -> repeats.SampleCount:
+        """Pictures per bucket and batch size, for counting steps."""
+        max_steps = repeats.MAX_STEPS_SDXL if self.family == "sdxl" else repeats.MAX_STEPS
+        return repeats.SampleCount(
+            self.bucket_counts, self.config.data.batch_size, self.config.steps.gradient_accumulation_steps, max_steps
+        )
 
     @property
     def limits(self) -> vram.Limits:
-        """What the memory allows at the training size."""
+        """What fits in memory at the training size."""
         width, height = effective.resolution(self.config)
         return vram.limits(self.machine, width * height, self.family)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of the config as it stands."""
-        return self.course.steps(None if self.pictures.folder_repeats else self.config.data.num_repeats, 1)
+        """Optimizer steps per epoch of the current config."""
+        return self.sample_count.steps(None if self.dataset.folder_repeats else self.config.data.num_repeats, 1)
 
     @property
     def total_steps(self) -> int:
-        """Of the config as it stands."""
+        """Optimizer steps of the whole run with the current config."""
         return effective.train_length(self.config, self.steps_per_epoch)[1]
 
     def needed_mb(self, checkpointing: bool, batch: int | None = None) -> float:
-        """The plan's estimate with this way of training, the text encoder trained where the memory allows it."""
+        """The plan's memory estimate in MB; the text encoder counts as trained where the memory tier allows it."""
         changes = [Change("memory.gradient_checkpointing", checkpointing, say(""))]
         if effective.trains_unet(self.config):
             changes.append(Change("optimizer.text_encoder_lr", 1e-5 if self.limits.text_encoder else 0.0, say("")))
@@ -75,6 +77,8 @@ class RuleContext:
         return vram.needed_mb(apply_changes(self.config, changes), self.model, self.machine)
 
     def is_typed(self, path: str) -> bool:
-        """Whether the user wrote this value, or the one that stands in its place."""
-        other = INSTEAD.get(path, "")
-        return path in self.typed or (other in self.typed and bool(value_at(self.config, other)) and not value_at(self.config, path))
+        """Whether the user typed this option, or the one that it overrides."""
+        overridden = OVERRIDES.get(path, "")
+        return path in self.typed or (
+            overridden in self.typed and bool(value_at(self.config, overridden)) and not value_at(self.config, path)
+        )

@@ -1,4 +1,4 @@
-"""The memory ladder: what a card of a given size trains at once, for LoRA on each family (no torch)."""
+"""Memory tiers: the batch size that a card of a given size can train, for LoRA on each family (no torch)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.train.planning.plan import make_plan
 from lora_trainer.wizard.facts import GB, MachineFacts
 
-FULL = 0.9
-"""Share of the free memory that a plan may fill."""
+MAX_FILL = 0.9
+"""Share of the free memory that a plan may use."""
 SLACK_GB = 0.5
-"""A card called 8 GB says 7.6 to 8."""
+"""Cards sold as 8 GB report 7.6 to 8 GB."""
 CPU_BATCH = 4
 
 
 @attrs.frozen
 class MemoryTier:
-    """A card of `gb`: pictures a step at a ladder's small size and at its large one (0: does not fit), each with or without recomputing.
+    """A card of `gb` GB: batch size at the small and at the large resolution (0: does not fit), each with or without checkpointing.
 
-    `text_encoder`: whether it is trained too.
+    `text_encoder`: whether it can be trained too; `rank`: the largest that fits.
     """
 
     gb: float
@@ -34,11 +34,11 @@ class MemoryTier:
 
 @attrs.frozen
 class MemoryTiers:
-    """The rungs of a family, lowest first, and the sides in pixels that they speak of."""
+    """The tiers of a family, lowest first, and the two resolutions (side in pixels) that they are for."""
 
     small: int
     large: int
-    rungs: tuple[MemoryTier, ...]
+    tiers: tuple[MemoryTier, ...]
 
 
 SD1 = MemoryTiers(
@@ -69,13 +69,13 @@ SDXL = MemoryTiers(
         MemoryTier(32, 16, True, 12, True, text_encoder=False),
     ),
 )
-"""Two text encoders of 1.6 GB stay as they are: the U-Net alone learns subjects and styles."""
-LADDERS = {"sdxl": SDXL}
+"""The two text encoders (1.6 GB) stay frozen: training the U-Net alone is enough for subjects and styles."""
+TIERS = {"sdxl": SDXL}
 
 
 @attrs.frozen
 class Limits:
-    """What the memory allows: pictures a step, whether with recomputing, whether the text encoder is trained, largest rank."""
+    """What fits in memory: batch size, whether checkpointing is needed, whether the text encoder can be trained, largest rank."""
 
     batch: int
     checkpointing: bool
@@ -83,23 +83,23 @@ class Limits:
     rank: int
 
 
-def ladder(family: str) -> MemoryTiers:
-    """Of a family by its name."""
-    return LADDERS.get(family, SD1)
+def memory_tiers(family: str) -> MemoryTiers:
+    """The tiers of a family by its name; those of Stable Diffusion 1 for any other."""
+    return TIERS.get(family, SD1)
 
 
-def rung(machine: MachineFacts, family: str = "sd1") -> MemoryTier:
-    """The highest rung that the card reaches; the lowest for a smaller card."""
-    rungs = ladder(family).rungs
-    reached = [rung for rung in rungs if rung.gb <= machine.total_mb / GB + SLACK_GB]
-    return reached[-1] if reached else rungs[0]
+def memory_tier(machine: MachineFacts, family: str = "sd1") -> MemoryTier:
+    """The highest tier that the card reaches; the lowest for a smaller card."""
+    tiers = memory_tiers(family).tiers
+    reached = [memory_tier for memory_tier in tiers if memory_tier.gb <= machine.total_mb / GB + SLACK_GB]
+    return reached[-1] if reached else tiers[0]
 
 
 def limits(machine: MachineFacts, pixels: int, family: str = "sd1") -> Limits:
-    """The ladder's answer for pictures of this many pixels. Without a GPU more pictures a step save no time."""
-    here, sizes = rung(machine, family), ladder(family)
+    """The limits for pictures of this many pixels. Without a GPU larger batches save no time."""
+    here, sizes = memory_tier(machine, family), memory_tiers(family)
     if machine.on_cpu:
-        return Limits(CPU_BATCH, False, sizes.rungs[-1].text_encoder, 1024)
+        return Limits(CPU_BATCH, False, sizes.tiers[-1].text_encoder, 1024)
     if pixels <= sizes.small**2:
         return Limits(here.batch, here.checkpointing, here.text_encoder, here.rank)
     batch = max(1, int(here.large_batch * min(1.0, sizes.large**2 / pixels)))
@@ -107,10 +107,10 @@ def limits(machine: MachineFacts, pixels: int, family: str = "sd1") -> Limits:
 
 
 def needed_mb(config: TrainConfig, model: ModelFacts | None, machine: MachineFacts) -> float:
-    """The plan's estimate for this config."""
-    return make_plan(config, (), model, machine.for_plan()).needed_mb
+    """The plan's memory estimate in MB for this config."""
+    return make_plan(config, (), model, machine.to_machine()).needed_mb
 
 
 def fits(megabytes: float, machine: MachineFacts) -> bool:
-    """Whether that leaves a tenth of the free memory; where the memory is unknown everything fits."""
-    return not machine.free_mb or megabytes <= FULL * machine.free_mb
+    """Whether that leaves a tenth of the free memory unused; where the memory is unknown, always true."""
+    return not machine.free_mb or megabytes <= MAX_FILL * machine.free_mb

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.targets import planned
+from lora_trainer.adapters.targets import plan_layers
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.tokenize import tokenize
@@ -16,7 +16,7 @@ PARTS = ("unet", "text_encoder")
 
 def network_of(bundle: ModelBundle, seed: int = 1, **options: object) -> NetworkAdapter:
     """A network of these settings of [network], on all parts."""
-    return NetworkAdapter(bundle, planned(bundle, NetworkConfig(**{"dim": 4, "alpha": 2.0, **options}), PARTS), seed=seed)
+    return NetworkAdapter(bundle, plan_layers(bundle, NetworkConfig(**{"dim": 4, "alpha": 2.0, **options}), PARTS), seed=seed)
 
 
 def answer(bundle: ModelBundle) -> Tensor:

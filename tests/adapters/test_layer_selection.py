@@ -27,7 +27,7 @@ def test_an_ordinary_lora_stands_on_the_layers_that_sd_scripts_trains(family, un
 
 def test_a_file_of_an_ordinary_lora_is_as_large_as_published():
     """Rank 16 in fp16 is 18.87 MB (LyCORIS' table: rank 32 37 MB)."""
-    assert round(2 * sum(one.numbers for one in chosen(dim=16)) / 1e6, 2) == 18.87
+    assert round(2 * sum(one.parameter_count for one in chosen(dim=16)) / 1e6, 2) == 18.87
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_types_that_train_convolutions_do_so_unless_their_rank_is_none():
 def test_a_full_difference_has_no_biases_that_a1111_does_not_read(family, unread):
     """Those of query, key and value of an encoder that is packed as open_clip's."""
     left = [one for one in chosen(family, type="full") if one.plan.options.get("bias") is False]
-    assert len(left) == unread and all(one.shape.bias and one.numbers == one.shape.weight[0] * one.shape.weight[1] for one in left)
+    assert len(left) == unread and all(one.shape.bias and one.parameter_count == one.shape.weight[0] * one.shape.weight[1] for one in left)
 
 
 def test_empty_alphas_keep_the_strength_that_alpha_has_for_its_rank():
@@ -98,8 +98,8 @@ def test_ranks_by_block_and_blocks_without_a_rank():
 def test_a_block_whose_share_of_the_rate_is_none_is_not_trained():
     found = [one.plan for one in chosen(parts=("unet",), down_lr_weight="zeros", mid_lr_weight="0.5")]
     assert {plan.name.split("_")[2] for plan in found} == {"mid", "up"}
-    assert {plan.rate for plan in found if "mid_block" in plan.name} == {0.5}
-    assert {plan.rate for plan in found if "up_blocks" in plan.name} == {1.0}
+    assert {plan.lr_weight for plan in found if "mid_block" in plan.name} == {0.5}
+    assert {plan.lr_weight for plan in found if "up_blocks" in plan.name} == {1.0}
 
 
 @pytest.mark.parametrize(("family", "length"), [("sd1", 23), ("sd2", 20), ("sdxl", 25)])

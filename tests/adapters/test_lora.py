@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lora_trainer.adapters.lora_file import LoraAdapter, read_lora, verify, with_loras, write_lora
+from lora_trainer.adapters.lora_file import LoraAdapter, read_lora, verify_written, with_loras, write_lora
 from lora_trainer.adapters.targets import targets
 from lora_trainer.errors import ModelError, TrainerError, TrainingError
 from lora_trainer.models.load import load
@@ -145,7 +145,7 @@ def test_a_file_that_lost_a_tensor_is_found_out(bundle, adapter, tmp_path: Path)
     short = dict(list(state.items())[:-1])
     write_lora(path, short, {}, "fp16")
     with pytest.raises(TrainingError, match="not written correctly"):
-        verify(path, state)
+        verify_written(path, state)
 
 
 def test_a_network_of_another_shape_is_refused(bundle, adapter, toy_checkpoint: Path):
@@ -156,6 +156,6 @@ def test_a_network_of_another_shape_is_refused(bundle, adapter, toy_checkpoint: 
 
 
 def test_a_layer_that_was_not_trained_is_named(bundle, adapter):
-    assert {part: len(names) for part, names in adapter.unmoved().items()} == {"unet": 192, "text_encoder": 24}
+    assert {part: len(names) for part, names in adapter.untrained_layers().items()} == {"unet": 192, "text_encoder": 24}
     stir(adapter)
-    assert adapter.unmoved() == {"unet": [], "text_encoder": []}
+    assert adapter.untrained_layers() == {"unet": [], "text_encoder": []}

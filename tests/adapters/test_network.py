@@ -8,16 +8,17 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_trainer.adapters.base_layer import base_layer
 from lora_trainer.adapters.base_weights import MergedNetwork
 from lora_trainer.adapters.initial_weights import load_initial_weights, ranks_of_file
 from lora_trainer.adapters.layer_plan import LayerPlan
 from lora_trainer.adapters.lora_file import read_base_weights, with_loras, write_lora
-from lora_trainer.adapters.network import NetworkAdapter, forward_of, make_layer, norm_of
-from lora_trainer.adapters.network_file import delta_of, modules_of, read_network
+from lora_trainer.adapters.network import NetworkAdapter, delta_norm, make_forward, make_layer
+from lora_trainer.adapters.network_file import delta_of, modules_of
 from lora_trainer.adapters.rng import LayerRng
-from lora_trainer.adapters.targets import module_at, planned
+from lora_trainer.adapters.targets import module_at, plan_layers
 from lora_trainer.config.choices.networks import NETWORK_KINDS, NETWORK_TYPES
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import ModelError, TrainerError
@@ -91,12 +92,12 @@ def test_a_file_draws_what_was_trained_and_adds_the_same_to_every_weight(bundle,
     path = written(network, tmp_path / "x.safetensors")
     with with_loras(bundle, [(path, 1.0)]):
         assert torch.allclose(answer(bundle), trained, atol=2e-4)
-    found = read_network(path)
+    found = modules_of(load_file(str(path)), str(path))
     assert set(found) == {row.name for row in network.plan}
     for row in network.plan[::17]:
         weight = module_at(bundle, row.path).weight.detach()
         layer = network.layers[row.part][row.name]
-        own = layer.kind.delta({name: tensor.detach() for name, tensor in layer.parameters.items()}, layer.alpha, weight)
+        own = layer.kind.weight_delta({name: tensor.detach() for name, tensor in layer.parameters.items()}, layer.alpha, weight)
         assert torch.allclose(delta_of(found[row.name], weight), own, atol=1e-6)
 
 
@@ -104,7 +105,8 @@ def test_a_file_draws_what_was_trained_and_adds_the_same_to_every_weight(bundle,
 def test_a_file_holds_as_many_numbers_as_were_foretold(bundle, put_on, way: str):
     network = put_on(**WAYS[way])
     foretold = sum(
-        NETWORK_KINDS[row.kind].numbers(base_layer(module_at(bundle, row.path)).shape, row.rank, row.options) for row in network.plan
+        NETWORK_KINDS[row.kind].parameter_count(base_layer(module_at(bundle, row.path)).shape, row.rank, row.options)
+        for row in network.plan
     )
     assert sum(tensor.numel() for tensor in network.state_dict().values()) == foretold
 
@@ -124,13 +126,13 @@ def test_gradients_reach_the_optimizers_buffers_and_a_step_moves_every_layer(bun
     optimizer = make_optimizer("AdamW", network.parameters(), plans, {})
     network.attach(bundle)
     x = torch.ones(1, 4, 8, 8)
-    with network.calculating_with(optimizer.tensors(), LayerRng(1, 1)):
+    with network.using_tensors(optimizer.tensors(), LayerRng(1, 1)):
         words = bundle.family.encode_text(bundle, bundle.tokenizer("a", return_tensors="pt", padding="max_length").input_ids, 1)
         bundle.family.denoise(bundle, x, torch.tensor([500]), words).square().sum().backward()
-    assert all(len(names) == len(network.layers[part]) for part, names in network.unmoved().items())
+    assert all(len(names) == len(network.layers[part]) for part, names in network.untrained_layers().items())
     optimizer.step(1.0)
     single = re.compile("mid_block.*_attn1_to_[qk]|_attn2_to_[qk]")  # one token has nothing to choose from
-    still = [name for names in network.unmoved().values() for name in names if not single.search(name)]
+    still = [name for names in network.untrained_layers().values() for name in names if not single.search(name)]
     assert still == [] or way == "dylora"
 
 
@@ -150,14 +152,14 @@ def test_weights_of_several_files_of_different_kinds_add_up(bundle, put_on, way:
 def test_training_on_top_of_a_frozen_network_begins_with_it_and_leaves_it_as_it_is(bundle, put_on, way: str, tmp_path: Path):
     path = written(put_on(type="loha"), tmp_path / "below.safetensors")
     with with_loras(bundle, [(path, 0.5)]):
-        below = answer(bundle)
+        base_weights = answer(bundle)
     before, weights = answer(bundle), {name: value.clone() for name, value in bundle.unet.named_parameters()}
-    rows = planned(bundle, NetworkConfig(dim=4, alpha=2.0, **WAYS[way]), PARTS)
-    network = NetworkAdapter(bundle, rows, below=read_base_weights([str(path)], 0.5))
+    rows = plan_layers(bundle, NetworkConfig(dim=4, alpha=2.0, **WAYS[way]), PARTS)
+    network = NetworkAdapter(bundle, rows, base_weights=read_base_weights([str(path)], 0.5))
     network.attach(bundle)
-    assert torch.allclose(answer(bundle), below, atol=2e-4)
+    assert torch.allclose(answer(bundle), base_weights, atol=2e-4)
     stir(network)
-    assert not torch.allclose(answer(bundle), below, atol=1e-3)
+    assert not torch.allclose(answer(bundle), base_weights, atol=1e-3)
     network.detach()
     assert torch.equal(answer(bundle), before)
     assert all(torch.equal(value, weights[name]) for name, value in bundle.unet.named_parameters())
@@ -170,7 +172,7 @@ def test_half_a_module_and_a_module_of_another_model_are_named(bundle, put_on, t
         modules_of(half, "x.safetensors")
     strange = MergedNetwork(modules_of({f"lora_unet_nowhere.{word}": torch.ones(2, 2) for word in ("diff",)}, "x"), 1.0, "x.safetensors")
     with pytest.raises(ModelError, match="lora_unet_nowhere"):
-        NetworkAdapter(bundle, [], below=[strange])
+        NetworkAdapter(bundle, [], base_weights=[strange])
 
 
 def test_an_option_that_a_kind_does_not_read_is_refused(bundle):
@@ -198,8 +200,8 @@ def test_a_slice_of_dylora_is_the_same_slice_of_its_file_and_only_its_last_block
         seen.add(rank)
         cut = (up[:, :rank].flatten(1) @ down[:rank].flatten(1)).reshape(module.weight.shape) * (4.0 / 8)
         site = base_layer(module)
-        said = forward_of(site, layer)(x)
-        assert torch.allclose(said, site.call(x, module.weight + cut, module.bias), atol=1e-5)
+        said = make_forward(site, layer)(x)
+        assert torch.allclose(said, site.operation(x, module.weight + cut, module.bias), atol=1e-5)
         for tensor in layer.parameters.values():
             tensor.grad = None
         said.sum().backward()
@@ -208,7 +210,7 @@ def test_a_slice_of_dylora_is_the_same_slice_of_its_file_and_only_its_last_block
     assert seen == {2, 4, 6, 8}
     layer.rng = None
     whole = (up.flatten(1) @ down.flatten(1)).reshape(module.weight.shape) * (4.0 / 8)
-    assert torch.allclose(forward_of(site, layer)(x), site.call(x, module.weight + whole, module.bias), atol=1e-5)
+    assert torch.allclose(make_forward(site, layer)(x), site.operation(x, module.weight + whole, module.bias), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_dropout_leaves_out_in_training_only_and_keeps_the_mean(kind: str, optio
     plain, layer = layer_on(module, kind), layer_on(module, kind, **{option: 0.5})
     x = torch.randn(4, 12)
     with torch.no_grad():
-        whole, forward = forward_of(base_layer(module), plain)(x), forward_of(base_layer(module), layer)
+        whole, forward = make_forward(base_layer(module), plain)(x), make_forward(base_layer(module), layer)
         assert torch.allclose(forward(x), whole, atol=1e-5)
         drawn = []
         for step in range(300):
@@ -237,12 +239,12 @@ def test_dropout_leaves_out_in_training_only_and_keeps_the_mean(kind: str, optio
 @pytest.mark.parametrize("way", ["locon, tucker", "lokr"])
 def test_no_addition_is_longer_than_the_limit_and_shorter_ones_stay(put_on, way: str):
     network = put_on(**WAYS[way])
-    norms = sorted(float(norm_of(layer)) for layer in network.every())
+    norms = sorted(float(delta_norm(layer)) for layer in network.iter_layers())
     limit = norms[len(norms) // 2]
-    before = {layer.plan.name: float(norm_of(layer)) for layer in network.every()}
-    assert network.limit_norms(limit) == sum(norm > limit for norm in norms) > 0
-    for layer in network.every():
-        delta = layer.kind.delta(layer.parameters, layer.alpha, torch.empty(layer.shape, device="meta"))
+    before = {layer.plan.name: float(delta_norm(layer)) for layer in network.iter_layers()}
+    assert network.clip_weight_norms(limit) == sum(norm > limit for norm in norms) > 0
+    for layer in network.iter_layers():
+        delta = layer.kind.weight_delta(layer.parameters, layer.alpha, torch.empty(layer.shape, device="meta"))
         assert float(delta.norm()) == pytest.approx(min(before[layer.plan.name], limit), rel=1e-3)
 
 

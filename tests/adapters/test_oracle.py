@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from lora_trainer.adapters.base_layer import base_layer
 from lora_trainer.adapters.kinds import kind_of
-from lora_trainer.adapters.kinds.base import Layer
+from lora_trainer.adapters.kinds.base import AdapterLayer
 from lora_trainer.adapters.layer_plan import LayerPlan
-from lora_trainer.adapters.network import forward_of, make_layer
+from lora_trainer.adapters.network import make_forward, make_layer
 from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
 from lora_trainer.config.choices.networks import NETWORK_KINDS, factors
 
@@ -87,7 +87,7 @@ def pictures(place: str) -> Tensor:
     return torch.randn(2, 5, 24) if place in ("linear", "layer norm") else torch.randn(2, 24, 6, 6)
 
 
-def layer_of(case: Case, module: nn.Module) -> Layer:
+def layer_of(case: Case, module: nn.Module) -> AdapterLayer:
     """Ours, with every tensor moved away from where it begins."""
     with torch.no_grad():
         layer = make_layer(LayerPlan("unet", "x", "", case.kind, case.rank, ALPHA, case.ours), base_layer(module), 7)
@@ -105,13 +105,13 @@ def oracle_of(case: Case, module: nn.Module) -> Any:
     return kind("x", module, lora_dim=case.rank, alpha=ALPHA, **case.theirs)
 
 
-def file_of(layer: Layer) -> dict[str, Tensor]:
+def file_of(layer: AdapterLayer) -> dict[str, Tensor]:
     """Its tensors by suffix, as a file holds them."""
-    alpha = {"alpha": torch.tensor(layer.alpha)} if layer.kind.facts.always_alpha else {}
+    alpha = {"alpha": torch.tensor(layer.alpha)} if layer.kind.spec.saves_alpha else {}
     return {**alpha, **{suffix: tensor.detach().clone() for suffix, tensor in layer.parameters.items()}}
 
 
-def given(case: Case, module: nn.Module, layer: Layer) -> Any:
+def given(case: Case, module: nn.Module, layer: AdapterLayer) -> Any:
     """The oracle with our tensors, read from the names of our file. Its scale stays that of its own construction."""
     oracle = oracle_of(case, module)
     oracle.load_state_dict({**oracle.state_dict(), **file_of(layer)} if case.kind != "full" else file_of(layer))
@@ -156,7 +156,7 @@ def test_a_layer_says_and_learns_what_the_oracle_does(case: str, place: str):
     module.requires_grad_(False)
     layer = layer_of(way, module)
     oracle = given(way, module, layer)
-    ours, theirs = run(forward_of(base_layer(module), layer), x), run(oracle, x)
+    ours, theirs = run(make_forward(base_layer(module), layer), x), run(oracle, x)
     assert torch.allclose(ours[0], theirs[0], **NEAR)
     assert torch.allclose(ours[1], theirs[1], atol=1e-4, rtol=1e-5)
     assert not torch.allclose(ours[0], module(x), atol=1e-3)
@@ -207,13 +207,13 @@ def test_the_oracles_file_adds_the_same_to_the_weight(case: str, place: str):
 def test_in_short_formats_a_layer_is_as_near_to_the_truth_as_the_oracle(case: str, place: str, dtype: torch.dtype):
     module, way, x = module_of(place, case), case_of(case), pictures(place)
     layer = layer_of(way, module)
-    truth, _ = run(forward_of(base_layer(module), layer), x)
+    truth, _ = run(make_forward(base_layer(module), layer), x)
     short = copy.deepcopy(module).to(dtype)
     layer = attrs.evolve(layer)
-    layer.used = tuple(tensor.to(dtype) for tensor in layer.parameters.values())
+    layer.compute_tensors = tuple(tensor.to(dtype) for tensor in layer.parameters.values())
     oracle = given(way, short, layer).to(dtype)
     with torch.autocast("cpu", dtype=dtype):
-        ours, gradient = run(forward_of(base_layer(short), layer), x.to(dtype))
+        ours, gradient = run(make_forward(base_layer(short), layer), x.to(dtype))
         theirs, _ = run(oracle, x.to(dtype))
     distances = [float((answer.float() - truth).abs().mean()) for answer in (ours, theirs)]
     assert distances[0] <= 1.25 * distances[1] + float(truth.abs().mean()) * torch.finfo(dtype).eps

@@ -31,7 +31,7 @@ class TestHost(StandaloneHost):
         self.busy = None
         self.refreshed = 0
 
-    def authorized(self, request):
+    def is_authorized(self, request):
         return not self.password or request.headers.get("authorization") == self.password
 
     def model_info(self):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.process import process_mark
+from lora_trainer.jobs.process import process_start_time
 from tests.api.conftest import Server
 
 
@@ -44,7 +44,7 @@ def stepped(step: int) -> dict[str, Any]:
 def begin(runs: Path, process: subprocess.Popen[bytes]) -> RunFolder:
     """A run's folder that the process works in."""
     folder = RunFolder.create(runs, "moon")
-    owner = {"pid": process.pid, "mark": process_mark(process.pid), "machine": socket.gethostname()}
+    owner = {"pid": process.pid, "mark": process_start_time(process.pid), "machine": socket.gethostname()}
     folder.pid_file.write_text(json.dumps(owner), encoding="utf-8")
     append(folder, {"event": "started", "plan": {"total_steps": 10, "epochs": 1, "steps_per_epoch": 10}}, stepped(1), stepped(2))
     return folder

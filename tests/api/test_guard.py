@@ -160,7 +160,7 @@ def test_the_time_is_measured_where_the_same_work_was_done_before(server, pictur
 
     assert "seconds_measured" not in asked()
     folder = RunFolder.create(server.host.paths().runs_dir, "moon")
-    folder.describe(work=work_key(build(small_config(pictures))))
+    folder.update_info(work=work_key(build(small_config(pictures))))
     Job(small_work(folder), folder).run()
     found = asked(steps__max_train_steps=100)
     assert found["seconds_measured"] is True and found["seconds"] == 1.0  # 100 steps of the 0.01 s that its events tell

@@ -46,5 +46,5 @@ def test_a_run_in_its_own_process_is_steered_from_the_tab_and_its_death_is_told(
     os.kill(json.loads(folder.pid_file.read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
     ended = waited(lambda: (now := server.get(f"runs/{run}").json())["outcome"] and now)
     assert ended["outcome"] == "failed"
-    assert "ended without a word" in ended["error"]
+    assert "ended without a message" in ended["error"]
     assert server.host.refreshed == 1

@@ -23,8 +23,8 @@ def finished(server, name="moon"):
     output.mkdir(parents=True, exist_ok=True)
     for epoch in (1, 2):
         (output / f"moon-{epoch:06d}.safetensors").write_bytes(b"weights")
-    (folder.samples).mkdir()
-    (folder.samples / "1.png").write_bytes(b"\x89PNG picture")
+    (folder.samples_dir).mkdir()
+    (folder.samples_dir / "1.png").write_bytes(b"\x89PNG picture")
     folder.config_file.write_text('[network]\ndim = 8\n[save]\noutput_name = "moon"\n', encoding="utf-8")
     Job(small_work(folder, output=output), folder).run()
     return folder
@@ -167,7 +167,7 @@ def test_no_file_outside_the_run_is_given_out(server):
 
 def test_files_come_with_a_kind_that_no_browser_runs(server):
     folder = finished(server)
-    (folder.samples / "x.html").write_text("<script>alert(1)</script>", encoding="utf-8")
+    (folder.samples_dir / "x.html").write_text("<script>alert(1)</script>", encoding="utf-8")
     page = server.get(f"runs/{folder.id}/files/samples/x.html")
     assert page.headers["content-type"].startswith("text/plain") and page.headers["x-content-type-options"] == "nosniff"
     assert server.get(f"runs/{folder.id}/files/samples/1.png").headers["content-type"] == "image/png"

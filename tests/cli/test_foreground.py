@@ -7,7 +7,7 @@ import json
 import pytest
 
 from lora_trainer.cli.console import Console
-from lora_trainer.cli.foreground import ProgressPrinter, clock, pace
+from lora_trainer.cli.foreground import ProgressPrinter, format_duration, format_speed
 from lora_trainer.cli.main import main
 from lora_trainer.events import Phase, Saved, Started, Stepped, Stopped, Validated
 from lora_trainer.jobs.events_log import EventRecord
@@ -17,12 +17,12 @@ from lora_trainer.jobs.sinks import standard_sinks
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.1, "10.00 it/s"), (1.0, "1.00 it/s"), (2.5, "2.50 s/it"), (0.0, "0.00 s/it")])
 def test_pace_is_steps_a_second_or_seconds_a_step(seconds: float, words: str):
-    assert pace(seconds) == words
+    assert format_speed(seconds) == words
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (245, "4:05"), (7445, "2:04:05")])
 def test_time_left_has_hours_only_where_there_are_some(seconds: float, words: str):
-    assert clock(seconds) == words
+    assert format_duration(seconds) == words
 
 
 @pytest.mark.parametrize(("language", "expected"), [("en", "2.00 it/s, 0:49 left"), ("zh_CN", "2.00 it/s，剩余 0:49")])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from lora_trainer.cli.main import main
-from lora_trainer.data.cache.array_store import LatentStore
+from lora_trainer.data.cache.array_store import ArrayStore
 
 
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     monkeypatch.setenv("LORA_TRAINER_CACHE", str(tmp_path / "cache"))
-    store = LatentStore(tmp_path / "cache" / "latents")
+    store = ArrayStore(tmp_path / "cache" / "latents")
     for number in range(3):
         store.put(bytes([number]) * 32, np.full((4, 8, 8), number, np.float32))
     store.put(b"w" * 32, np.zeros((4, 8, 16), np.float32))
@@ -39,11 +39,11 @@ def test_clear_deletes_it_and_says_how_much(kept, capsys):
     assert status == 0 and found["left"] == 0 and found["count"] == 4
     assert not list(kept.glob("*.latents")) and not list(kept.glob("*.keys"))
     assert said(capsys)[1]["count"] == 0
-    assert LatentStore(kept).get((4, 8, 8), bytes(32)) is None
+    assert ArrayStore(kept).get((4, 8, 8), bytes(32)) is None
 
 
 def test_encoded_captions_are_counted_and_cleared_too(kept, capsys):
-    texts = LatentStore(kept.parent / "texts")
+    texts = ArrayStore(kept.parent / "texts")
     texts.put(b"t" * 32, np.zeros(2 + 77 * 8, np.float32))
     texts.close()
     assert main(["prepare", "cache"]) == 0

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lora_trainer.config.build import apply_sets, build, to_mapping
-from lora_trainer.config.param import declared
+from lora_trainer.config.build import apply_overrides, build, to_mapping
+from lora_trainer.config.param import declared_options
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError
 
@@ -134,7 +134,7 @@ def test_a_value_where_a_section_belongs_is_named():
     assert "[model]" in problems({"model": "sd15.safetensors"})["model"].text()
 
 
-@pytest.mark.parametrize("option", list(declared(TrainConfig)), ids=lambda option: option.path)
+@pytest.mark.parametrize("option", list(declared_options(TrainConfig)), ids=lambda option: option.path)
 def test_every_bound_is_guarded_on_both_sides(option):
     known = option.option
     for bound, outside, inside in [
@@ -238,27 +238,27 @@ def test_only_what_was_changed_is_told_when_asked_for():
 
 def test_sets_are_read_as_toml_else_as_text():
     sets = ["data.resolution=[64, 128]", "data.flip_aug=true", "sample.prompts=a dog, --w 64", "seed=3", "optimizer.args=weight_decay=0.1"]
-    config = build(apply_sets({"seed": 1, "data": {"batch_size": 2}}, sets))
+    config = build(apply_overrides({"seed": 1, "data": {"batch_size": 2}}, sets))
     assert (config.seed, config.data.batch_size, config.data.resolution, config.data.flip_aug) == (3, 2, (64, 128), True)
     assert config.sample.prompts == ("a dog, --w 64",) and config.optimizer.args == "weight_decay=0.1"
 
 
 def test_a_set_keeps_text_that_looks_like_a_number_and_backslashes():
-    config = build(apply_sets({}, ["save.output_name=2024", r"data.train_data_dir=C:\new\train", "data.trigger_word='sks'"]))
+    config = build(apply_overrides({}, ["save.output_name=2024", r"data.train_data_dir=C:\new\train", "data.trigger_word='sks'"]))
     assert config.save.output_name == "2024" and config.data.train_data_dir == r"C:\new\train" and config.data.trigger_word == "sks"
 
 
 def test_sets_leave_the_mapping_that_they_were_given_alone():
     mapping = {"data": {"batch_size": 2}}
-    apply_sets(mapping, ["data.batch_size=3", "network.dim=1"])
+    apply_overrides(mapping, ["data.batch_size=3", "network.dim=1"])
     assert mapping == {"data": {"batch_size": 2}}
 
 
 @pytest.mark.parametrize("text", ["data.batch_size", "=3", ""])
 def test_a_set_without_a_name_or_a_value_is_refused(text):
     with pytest.raises(ConfigError, match=r"section\.name=value"):
-        apply_sets({}, [text])
+        apply_overrides({}, [text])
 
 
 def test_a_set_of_an_unknown_name_is_answered_with_the_nearest():
-    assert "data.batch_size" in problems(apply_sets({}, ["data.batchsize=3"]))["data.batchsize"].fix.text()
+    assert "data.batch_size" in problems(apply_overrides({}, ["data.batchsize=3"]))["data.batchsize"].fix.text()

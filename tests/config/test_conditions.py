@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from lora_trainer.config.param import declared, param, section
+from lora_trainer.config.param import declared_options, param, section
 from lora_trainer.config.schema import TrainConfig
 
-OPTIONS = {option.path: option for option in declared(TrainConfig)}
+OPTIONS = {option.path: option for option in declared_options(TrainConfig)}
 
 
 @section
@@ -18,13 +18,13 @@ class _Inner:
 
 
 def test_a_name_without_a_dot_is_of_the_same_section():
-    size, more = (option.option for option in declared(_Inner, "inner.") if option.path != "inner.kind")
+    size, more = (option.option for option in declared_options(_Inner, "inner.") if option.path != "inner.kind")
     assert [(need.path, need.values) for need in size.when] == [("inner.kind", ("odd",)), ("outer.on", ())]
     assert [(need.path, need.values) for need in more.when] == [("inner.size", ())]
 
 
 def test_choices_may_bring_their_words():
-    kind = next(declared(_Inner)).option
+    kind = next(declared_options(_Inner)).option
     assert (kind.choices, kind.labels) == (("plain", "odd"), (("plain", "Plain"), ("odd", "Odd")))
 
 

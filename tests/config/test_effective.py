@@ -72,7 +72,7 @@ def test_the_name_comes_from_the_name_the_trigger_or_the_folder(mapping, name):
 
 def test_prompt_lines_without_comments_and_empty_lines():
     config = build({"sample": {"prompts": ["a dog\n# note\n\n a cat ", "#x", "last"]}})
-    assert effective.prompts(config) == ["a dog", "a cat", "last"]
+    assert effective.prompt_lines(config) == ["a dog", "a cat", "last"]
 
 
 def test_optimizer_arguments_are_python_values_else_text():

@@ -8,8 +8,8 @@ import pytest
 
 from lora_trainer.config import effective
 from lora_trainer.config.build import build
-from lora_trainer.config.checks.learning_rate_checks import rate_notes, refuse_different_rates
-from lora_trainer.config.choices.optimizers import OPTIMIZER_NAMES
+from lora_trainer.config.checks.learning_rate_checks import learning_rate_warnings, require_single_rate
+from lora_trainer.config.choices.optimizers import OPTIMIZER_SPECS
 from lora_trainer.errors import ConfigError, TrainerError
 
 
@@ -17,19 +17,19 @@ def notes(pictures: int = 1, **options: Any) -> dict[str, str]:
     """Option -> what is said of it; options of [optimizer], and `schedule` of its own section."""
     schedule = options.pop("schedule", {})
     config = build({"optimizer": options, "schedule": schedule})
-    return {path: message.text("en") for path, message in rate_notes(config, pictures)}
+    return {path: message.text("en") for path, message in learning_rate_warnings(config, pictures)}
 
 
-@pytest.mark.parametrize("known", OPTIMIZER_NAMES, ids=lambda known: known.name)
+@pytest.mark.parametrize("known", OPTIMIZER_SPECS, ids=lambda known: known.name)
 def test_each_family_is_warned_of_rates_of_another_and_not_of_its_own(known):
     constant = {"type": "constant"}
     if known.name == "AdaFactor":
         return
-    assert "optimizer.learning_rate" not in notes(type=known.name, learning_rate=known.family.hint, schedule=constant)
+    assert "optimizer.learning_rate" not in notes(type=known.name, learning_rate=known.rate_range.hint, schedule=constant)
     high = notes(type=known.name, learning_rate=10.0, schedule=constant)
     low = notes(type=known.name, learning_rate=1e-9, schedule=constant)
-    hint = f"{known.family.hint:g}"
-    if known.family.high < 10.0:
+    hint = f"{known.rate_range.hint:g}"
+    if known.rate_range.high < 10.0:
         assert hint in high["optimizer.learning_rate"]
     assert hint in low["optimizer.learning_rate"]
 
@@ -63,15 +63,15 @@ def test_adafactor_says_whose_rates_count():
         ("AdamWScheduleFree", "cosine", "needs no schedule"),
         ("ProdigyPlus", "cosine", "needs no schedule"),
         ("DAdaptation", "cosine", "constant schedule"),
-        ("Prodigy", "cosine_with_restarts", "rises anew"),
-        ("DAdaptAdam", "cosine_with_restarts", "rises anew"),
+        ("Prodigy", "cosine_with_restarts", "rises again"),
+        ("DAdaptAdam", "cosine_with_restarts", "rises again"),
         ("Prodigy", "cosine", ""),
         ("AdamW", "cosine_with_restarts", ""),
         ("AdamW", "adafactor", "constant with AdamW"),
     ],
 )
 def test_a_schedule_that_the_optimizer_does_not_want_is_named(name: str, schedule: str, told: str):
-    rate = next(known.family.hint for known in OPTIMIZER_NAMES if known.name == name)
+    rate = next(known.rate_range.hint for known in OPTIMIZER_SPECS if known.name == name)
     assert told in notes(type=name, learning_rate=rate, schedule={"type": schedule}).get("schedule.type", "")
     assert bool(told) == ("schedule.type" in notes(type=name, learning_rate=rate, schedule={"type": schedule}))
 
@@ -84,10 +84,10 @@ def test_a_warm_up_with_prodigy_wants_its_guard():
 
 @pytest.mark.parametrize("rates", [{"text_encoder_lr": 0.5}, {"loraplus_lr_ratio": 16.0}])
 def test_one_size_of_steps_takes_no_different_rates(rates: dict[str, float]):
-    with pytest.raises(TrainerError, match="no different rates"):
-        refuse_different_rates(build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, **rates}}))
-    refuse_different_rates(build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0.0}}))
-    refuse_different_rates(build({"optimizer": {"type": "ProdigyPlus", "learning_rate": 1.0, **rates}}))
+    with pytest.raises(TrainerError, match="cannot use different rates"):
+        require_single_rate(build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, **rates}}))
+    require_single_rate(build({"optimizer": {"type": "Prodigy", "learning_rate": 1.0, "text_encoder_lr": 0.0}}))
+    require_single_rate(build({"optimizer": {"type": "ProdigyPlus", "learning_rate": 1.0, **rates}}))
 
 
 def test_arguments_are_read_as_sd_scripts_writes_them_and_nothing_is_run():
@@ -111,7 +111,7 @@ def test_rates_by_part_encoder_and_batch():
     config = build(
         {"optimizer": {"learning_rate": 1e-4, "text_encoder_lr": [5e-5, 1e-5], "loraplus_unet_lr_ratio": 16, "scale_lr": "sqrt"}}
     )
-    assert effective.rates(config) == pytest.approx({"unet": 1e-4, "unet plus": 16e-4, "text_encoder": 5e-5})
+    assert effective.learning_rates(config) == pytest.approx({"unet": 1e-4, "unet plus": 16e-4, "text_encoder": 5e-5})
     assert (effective.text_encoder_lr(config, 1), effective.text_encoder_lr(config, 2)) == (1e-5, 1e-5)
-    assert (effective.batch_factor(config, 1), effective.batch_factor(config, 4)) == (1.0, 2.0)
-    assert "text_encoder" not in effective.rates(build({"optimizer": {"text_encoder_lr": [0.0, 0.0]}}))
+    assert (effective.lr_batch_scale(config, 1), effective.lr_batch_scale(config, 4)) == (1.0, 2.0)
+    assert "text_encoder" not in effective.learning_rates(build({"optimizer": {"text_encoder_lr": [0.0, 0.0]}}))

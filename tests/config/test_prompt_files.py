@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lora_trainer.config.prompt_files import rows_of_file, rows_of_lines
+from lora_trainer.config.prompt_files import rows_from_file, rows_from_lines
 from lora_trainer.errors import TrainerError
 
 TOML = """
@@ -29,29 +29,29 @@ JSON = """[
 
 
 def lines(rows) -> list[tuple[str, str]]:
-    return [(str(row.place), row.line()) for row in rows]
+    return [(str(row.source), row.to_line()) for row in rows]
 
 
 def test_a_text_file_has_a_prompt_on_each_line_that_is_no_comment():
     text = "# mine\n\na sks crescent --d 3\n  # later\nby the sea\n"
-    assert lines(rows_of_file(text, "p.txt")) == [("p.txt, line 3", "a sks crescent --d 3"), ("p.txt, line 5", "by the sea")]
-    assert lines(rows_of_lines(text)) == [("prompt 1", "a sks crescent --d 3"), ("prompt 2", "by the sea")]
+    assert lines(rows_from_file(text, "p.txt")) == [("p.txt, line 3", "a sks crescent --d 3"), ("p.txt, line 5", "by the sea")]
+    assert lines(rows_from_lines(text)) == [("prompt 1", "a sks crescent --d 3"), ("prompt 2", "by the sea")]
 
 
 def test_toml_subsets_stand_over_what_holds_for_all():
-    assert lines(rows_of_file(TOML, "p.toml", first=4)) == [
+    assert lines(rows_from_file(TOML, "p.toml", first=4)) == [
         ("p.toml, line 7", "a sks crescent --w 512 --l 7.5 --n blurry --d 3"),
         ("p.toml, line 11", "by the sea --w 768 --l 7.5 --n blurry --ss k_euler_a"),
     ]
-    assert [row.number for row in rows_of_file(TOML, "p.toml", first=4)] == [4, 5]
+    assert [row.index for row in rows_from_file(TOML, "p.toml", first=4)] == [4, 5]
 
 
 def test_json_rows_are_lines_or_objects():
-    assert lines(rows_of_file(JSON, "p.json")) == [
+    assert lines(rows_from_file(JSON, "p.json")) == [
         ("p.json, line 2", "a sks crescent --d 3"),
         ("p.json, line 3", "by the sea --w 768 --s 12"),
     ]
-    assert rows_of_file("[]", "p.json") == []
+    assert rows_from_file("[]", "p.json") == []
 
 
 @pytest.mark.parametrize(
@@ -60,5 +60,5 @@ def test_json_rows_are_lines_or_objects():
 )
 def test_a_file_that_is_broken_is_named_with_the_line(name: str, text: str, line: int):
     with pytest.raises(TrainerError, match=rf"^sample.prompt_file: {name}, line {line}: ") as caught:
-        rows_of_file(text, name)
+        rows_from_file(text, name)
     assert caught.value.problems[0].fix.text()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lora_trainer.config.build import apply_sets, build, rebuilt, to_mapping
+from lora_trainer.config.build import apply_overrides, build, rebuild, to_mapping
 from lora_trainer.config.changes import with_value
 from lora_trainer.config.files import config_text, read_config, write_config
 from lora_trainer.config.importing import import_text
@@ -17,7 +17,7 @@ TOKEN = "hf_AbC123"
 
 @pytest.fixture
 def config():
-    return build(apply_sets({}, [f"model.hub_token={TOKEN}"]))
+    return build(apply_overrides({}, [f"model.hub_token={TOKEN}"]))
 
 
 def test_a_token_is_there_for_the_run_and_is_neither_written_nor_shown(config, tmp_path: Path):
@@ -45,7 +45,7 @@ def test_a_file_that_is_written_after_the_users_own_takes_no_token_along(tmp_pat
 
 def test_changes_of_other_options_keep_the_token(config):
     assert with_value(config, "model.clip_skip", 2).model.hub_token == TOKEN
-    assert rebuilt(config, to_mapping(config)) == config
+    assert rebuild(config, to_mapping(config)) == config
 
 
 @pytest.mark.parametrize("value", [12345678, [TOKEN], f"{TOKEN}\nx", f"{TOKEN} x", f"{TOKEN}é"])

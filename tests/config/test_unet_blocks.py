@@ -28,7 +28,7 @@ from lora_trainer.errors import ConfigError
     ],
 )
 def test_a_layer_of_stable_diffusion_1_stands_in_the_block_that_sd_scripts_counts(name, place):
-    assert SD.count == 25 and SD.place(name) == place
+    assert SD.count == 25 and SD.block_index(name) == place
 
 
 @pytest.mark.parametrize(
@@ -45,12 +45,12 @@ def test_a_layer_of_stable_diffusion_1_stands_in_the_block_that_sd_scripts_count
     ],
 )
 def test_a_layer_of_sdxl_stands_in_the_block_that_sd_scripts_counts(name, place):
-    assert SDXL.count == 23 and SDXL.place(name) == place
+    assert SDXL.count == 23 and SDXL.block_index(name) == place
 
 
 def test_a_list_of_twenty_gives_the_middle_one_number_for_its_three_blocks():
     short = tuple(float(number) for number in range(20))
-    whole = SDXL.whole(short)
+    whole = SDXL.expand(short)
     assert len(whole) == 23 and whole[:10] == short[:10]
     assert whole[10:13] == (10.0, 10.0, 10.0) and whole[13:22] == short[11:20]
 
@@ -67,25 +67,25 @@ def test_a_list_of_twenty_gives_the_middle_one_number_for_its_three_blocks():
 )
 def test_curves_are_those_of_sd_scripts_with_what_is_added(curve, height):
     expected = [height(place / 11) + 0.25 for place in range(12)]
-    assert unet_blocks.weights(f"{curve}+.25", 12) == pytest.approx(expected)
+    assert unet_blocks.parse_lr_weights(f"{curve}+.25", 12) == pytest.approx(expected)
 
 
 def test_missing_shares_are_one_and_sides_that_are_not_given_keep_the_rate():
-    found = unet_blocks.rate_weights("0,.5", "", "0.05,1,", 0.1, SD)
+    found = unet_blocks.lr_weights("0,.5", "", "0.05,1,", 0.1, SD)
     assert found == (0.0, 0.5, *[1.0] * 10, 1.0, 0.0, 1.0, 0.0, *[1.0] * 9)
-    assert unet_blocks.rate_weights("", "", "", 0.1, SD) is None
-    assert len(unet_blocks.rate_weights("1", "", "", 0.0, SDXL) or ()) == 23
+    assert unet_blocks.lr_weights("", "", "", 0.1, SD) is None
+    assert len(unet_blocks.lr_weights("1", "", "", 0.0, SDXL) or ()) == 23
 
 
 @pytest.mark.parametrize(
     ("option", "text", "said"),
     [
         ("block_dims", "4,8", "2 numbers"),
-        ("block_dims", ",".join(["4"] * 24 + ["x"]), "x is no number"),
-        ("block_dims", ",".join(["4"] * 24 + ["1.5"]), "1.5 is no whole number"),
-        ("conv_block_alphas", ",".join(["4"] * 24 + ["-1"]), "-1 is no number"),
-        ("down_lr_weight", "tangent", "tangent is no share"),
-        ("up_lr_weight", "1,-1", "-1.0 is no share"),
+        ("block_dims", ",".join(["4"] * 24 + ["x"]), "x is not a number"),
+        ("block_dims", ",".join(["4"] * 24 + ["1.5"]), "1.5 is not a whole number"),
+        ("conv_block_alphas", ",".join(["4"] * 24 + ["-1"]), "-1 is not a number"),
+        ("down_lr_weight", "tangent", "tangent is not a share"),
+        ("up_lr_weight", "1,-1", "-1.0 is not a share"),
     ],
 )
 def test_a_list_that_is_none_is_refused_with_what_is_wrong(option, text, said):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import lora_trainer
-from lora_trainer.config.param import declared
+from lora_trainer.config.param import declared_options
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.messages import words
+from lora_trainer.messages import translations
 
 PACKAGE = Path(lora_trainer.__file__).parent
 LATIN_ALONE = {"VAE", "{wrong}"}
@@ -33,9 +33,9 @@ def sentences(room: str) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("option", list(declared(TrainConfig)), ids=lambda option: option.path)
+@pytest.mark.parametrize("option", list(declared_options(TrainConfig)), ids=lambda option: option.path)
 def test_every_option_has_a_chinese_label_and_help(option):
-    chinese = words("zh_CN")
+    chinese = translations("zh_CN")
     for text in (option.option.label, option.option.help):
         assert text in chinese, text
         assert re.search(r"[\u4e00-\u9fff]", chinese[text]) or text in LATIN_ALONE
@@ -43,8 +43,8 @@ def test_every_option_has_a_chinese_label_and_help(option):
 
 @pytest.mark.parametrize("room", ["config", "data"])
 def test_every_message_of_a_room_is_translated_with_the_same_values(room):
-    chinese = words("zh_CN")
-    texts = sentences(room) - {option.option.help for option in declared(TrainConfig)}
+    chinese = translations("zh_CN")
+    texts = sentences(room) - {option.option.help for option in declared_options(TrainConfig)}
     assert len(texts) > 30
     assert sorted(texts - set(chinese)) == []
     for text in texts:

@@ -10,10 +10,11 @@ import torch
 
 from lora_trainer.config.build import build
 from lora_trainer.control import Control
-from lora_trainer.data.buckets import place
-from lora_trainer.data.cache.latent_cache import LatentCache, OnDisk
-from lora_trainer.data.pictures.crops import framed
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.buckets import assign_buckets
+from lora_trainer.data.cache.latent_cache import DiskCache, LatentCache
+from lora_trainer.data.pictures.crops import apply_frames
+
+from .scanning import scan
 
 
 class Encoder:
@@ -36,11 +37,11 @@ class Encoder:
 
 def placed(folder: Path, crops: tuple[str, ...] = (), **data):
     options = build({"data": {"resolution": 64, "bucket_reso_steps": 8, "crops": list(crops), **data}}).data
-    return place(list(framed(scan(folder).records, crops)), options)
+    return assign_buckets(list(apply_frames(scan(folder).records, crops)), options)
 
 
 def disk_cache(encoder: Encoder, folder: Path, **known) -> LatentCache:
-    return LatentCache(encoder, disk=lambda: OnDisk(folder, encoder.name), **known)
+    return LatentCache(encoder, disk=lambda: DiskCache(folder, encoder.name, 4), **known)
 
 
 def filled(cache: LatentCache, records, *, flip: bool = False) -> list:

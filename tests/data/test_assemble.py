@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lora_trainer.config.build import build
-from lora_trainer.data.batch_sampler import balanced, batches_per_epoch, epoch_batches
-from lora_trainer.data.captions import caption_of, drawn_caption
-from lora_trainer.data.sources.assemble import about_regularisation, assemble, into_buckets
+from lora_trainer.data.batch_sampler import balance_regularisation, batches_per_epoch, epoch_batches
+from lora_trainer.data.captions import plain_caption, process_caption
+from lora_trainer.data.sources.assemble import assemble, prepare_records, regularisation_warnings
 from lora_trainer.data.sources.blueprint import resolve_dataset
 
 from .conftest import record
@@ -31,7 +31,7 @@ def folder_of(place: Path, count: int, caption: str = "", size=(64, 64)) -> Path
 def of(data, validation_dir="", **how):
     description = resolve_dataset(build({"data": {"resolution": 64, "bucket_reso_steps": 8, **data}}).data, str(validation_dir))
     found = assemble(description)
-    return into_buckets(found.records, description, **{"seed": 1, **how}), description, found
+    return prepare_records(found.records, description, **{"seed": 1, **how}), description, found
 
 
 # --- regularisation --------------------------------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def of(data, validation_dir="", **how):
 def test_regularisation_is_shown_as_often_as_the_rest(trained, regular, expected):
     records = [record(f"{number}", repeats=repeats) for number, repeats in enumerate(trained)]
     records += [record(f"reg{number}", repeats=repeats, is_reg=True) for number, repeats in enumerate(regular)]
-    assert [one.repeats for one in balanced(records) if one.is_reg] == expected
+    assert [one.repeats for one in balance_regularisation(records) if one.is_reg] == expected
 
 
 one = st.tuples(st.integers(0, 2), st.integers(1, 20), st.booleans(), st.booleans(), st.booleans())
@@ -62,7 +62,7 @@ def test_in_every_dataset_the_sums_are_equal_and_nothing_else_changes(drawn):
         record(f"{number}", dataset=dataset, repeats=repeats, is_reg=reg, usable=usable, validation=held)
         for number, (dataset, repeats, reg, usable, held) in enumerate(drawn)
     ]
-    found = balanced(records)
+    found = balance_regularisation(records)
     shown: Counter[tuple[int, bool]] = Counter()
     for before, after in zip(records, found, strict=True):
         if before.usable and not before.validation:
@@ -85,32 +85,32 @@ def test_regularisation_captions_never_get_the_trigger_word(tmp_path):
         "shuffle_caption": True,
     }
     placed, description, found = of(data)
-    rules = [rules.caption for rules in description.subsets]
-    texts = {record.key.partition("/")[2]: drawn_caption(record, rules[record.subset], seed=1, epoch=1, repeat=0) for record in placed}
+    rules = [rules.caption_rules for rules in description.subsets]
+    texts = {record.key.partition("/")[2]: process_caption(record, rules[record.subset], seed=1, epoch=1, repeat=0) for record in placed}
     regular = {record.key.partition("/")[2] for record in placed if record.is_reg}
     assert all("mika" not in texts[key] for key in regular) and all("mika" in text for key, text in texts.items() if key not in regular)
     assert texts["1_girl/0.png"] == "girl" and "smiling" in texts["1_woman/0.png"]
-    assert about_regularisation(placed, "mika", 1.0) == []
-    assert "1_girl" in str(found.understood) and "2_sks girl" in str(found.understood)
+    assert regularisation_warnings(placed, "mika", 1.0) == []
+    assert "1_girl" in str(found.summary) and "2_sks girl" in str(found.summary)
 
 
 def test_a_plain_regularisation_folder_uses_the_class_word(tmp_path):
     data = {"train_data_dir": str(folder_of(tmp_path / "a", 1)), "reg_data_dir": str(folder_of(tmp_path / "b", 1))}
     placed, description, _ = of({**data, "trigger_word": "sks", "class_tokens": "dog"})
-    assert [caption_of(record, description.subsets[record.subset].caption) for record in placed] == ["sks dog", "dog"]
+    assert [plain_caption(record, description.subsets[record.subset].caption_rules) for record in placed] == ["sks dog", "dog"]
 
 
 def test_what_may_go_wrong_with_regularisation_is_said(tmp_path):
     train = folder_of(tmp_path / "a", 2, caption="sks")
     data = {"train_data_dir": str(train), "reg_data_dir": str(folder_of(tmp_path / "b", 5)), "trigger_word": "sks"}
     placed, *_ = of(data)
-    told = " ".join(map(str, about_regularisation(placed, "sks", 1.0)))
+    told = " ".join(map(str, regularisation_warnings(placed, "sks", 1.0)))
     assert "3 of 5" in told and "without any words" in told
     named, *_ = of({**data, "reg_data_dir": str(folder_of(tmp_path / "1_sks girl", 1))})
-    assert "unlearned" in " ".join(map(str, about_regularisation(named, "sks", 1.0)))
+    assert "unlearned" in " ".join(map(str, regularisation_warnings(named, "sks", 1.0)))
     unused, *_ = of(data, prior_weight=0.0)
     assert [record.repeats for record in unused if record.is_reg] == [0] * 5
-    assert "prior_loss_weight" in " ".join(map(str, about_regularisation(unused, "sks", 0.0)))
+    assert "prior_loss_weight" in " ".join(map(str, regularisation_warnings(unused, "sks", 0.0)))
 
 
 # --- what is held back -------------------------------------------------------------------------------------------------------------------
@@ -194,6 +194,6 @@ def test_each_folder_has_its_own_caption_rules(tmp_path):
     a, b = folder_of(tmp_path / "a", 1, caption="smile"), folder_of(tmp_path / "b", 1, caption="frown")
     tables = [{"image_dir": str(a), "trigger_word": "sks"}, {"image_dir": str(b), "trigger_word": "ohwx", "caption_prefix": "photo,"}]
     placed, description, _ = of({"subsets": tables})
-    texts = [caption_of(record, description.subsets[record.subset].caption) for record in placed]
+    texts = [plain_caption(record, description.subsets[record.subset].caption_rules) for record in placed]
     assert "sks" in texts[0] and "ohwx" not in texts[0]
     assert "ohwx" in texts[1] and texts[1].count("photo") == 1 and "sks" not in texts[1]

@@ -8,9 +8,9 @@ import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.data.buckets import place
-from lora_trainer.data.pictures.augment import Colours, drawn, face_of
-from lora_trainer.data.pictures.images import fitted
+from lora_trainer.data.buckets import assign_buckets
+from lora_trainer.data.pictures.augment import Colours, augment, face_in_name
+from lora_trainer.data.pictures.images import load_bucket_image
 from lora_trainer.errors import ConfigError
 
 from .conftest import noise, record
@@ -22,22 +22,22 @@ FACES = DataConfig(cache_latents=False, face_crop_aug_range="2.0,4.0")
 
 def one(size=(640, 300), name="a.png", **data):
     options = build({"data": {"resolution": 256, "enable_bucket": False, **data}}).data
-    return place([record(name, width=size[0], height=size[1], bucket=None)], options)[0]
+    return assign_buckets([record(name, width=size[0], height=size[1], bucket=None)], options)[0]
 
 
 def draws(what, data, count=300, **known):
-    return [drawn(what, data, seed=1, epoch=epoch, repeat=0, **known) for epoch in range(count)]
+    return [augment(what, data, seed=1, epoch=epoch, repeat=0, **known) for epoch in range(count)]
 
 
 def test_the_same_draw_gives_the_same_picture_and_another_epoch_repeat_seed_or_picture_another():
     data, what = attrs.evolve(CUT, color_aug=True), one()
-    same = drawn(what, data, seed=1, epoch=2, repeat=0)
-    assert drawn(what, data, seed=1, epoch=2, repeat=0) == same
+    same = augment(what, data, seed=1, epoch=2, repeat=0)
+    assert augment(what, data, seed=1, epoch=2, repeat=0) == same
     others = [
-        drawn(what, data, seed=2, epoch=2, repeat=0),
-        drawn(what, data, seed=1, epoch=3, repeat=0),
-        drawn(what, data, seed=1, epoch=2, repeat=1),
-        drawn(one(name="b.png"), data, seed=1, epoch=2, repeat=0),
+        augment(what, data, seed=2, epoch=2, repeat=0),
+        augment(what, data, seed=1, epoch=3, repeat=0),
+        augment(what, data, seed=1, epoch=2, repeat=1),
+        augment(one(name="b.png"), data, seed=1, epoch=2, repeat=0),
     ]
     assert all(other[0].crop != same[0].crop for other in others)
 
@@ -66,35 +66,35 @@ def test_colours_vary_a_third_of_the_times_within_the_range():
 
 def test_hue_turns_red_towards_yellow_and_leaves_grey():
     picture = np.array([[[255, 0, 0], [128, 128, 128], [0, 0, 0]]], np.uint8)
-    turned = Colours(hue=16 / 360).on(picture)
+    turned = Colours(hue=16 / 360).apply(picture)
     assert turned[0, 0, 0] == 255 and 50 < turned[0, 0, 1] < 80 and turned[0, 0, 2] == 0
     assert np.array_equal(turned[0, 1:], picture[0, 1:])
-    assert np.array_equal(Colours().on(picture), picture)
+    assert np.array_equal(Colours().apply(picture), picture)
 
 
 def test_gamma_bends_the_middle_and_keeps_black_and_white():
     picture = np.array([[[0, 128, 255]]], np.uint8)
-    assert Colours(gamma=1.05).on(picture)[0, 0].tolist() == [0, round(255 * (128 / 255) ** 1.05), 255]
-    assert Colours(gamma=0.95).on(picture)[0, 0, 1] > 128
+    assert Colours(gamma=1.05).apply(picture)[0, 0].tolist() == [0, round(255 * (128 / 255) ** 1.05), 255]
+    assert Colours(gamma=0.95).apply(picture)[0, 0, 1] > 128
 
 
 def test_what_was_drawn_is_what_is_read(tmp_path):
     noise((200, 100), 4).save(tmp_path / "a.png")
     options = build({"data": {"resolution": 64, "enable_bucket": False}}).data
-    what = place([attrs.evolve(record("a.png", width=200, height=100, bucket=None), path=tmp_path / "a.png")], options)[0]
-    whole = fitted(attrs.evolve(what, bucket=what.resized, crop=(0, 0, *what.resized)))
+    what = assign_buckets([attrs.evolve(record("a.png", width=200, height=100, bucket=None), path=tmp_path / "a.png")], options)[0]
+    whole = load_bucket_image(attrs.evolve(what, bucket=what.resized, crop=(0, 0, *what.resized)))
     for found, _ in draws(what, CUT, 5):
         left, top, width, height = found.crop
-        assert np.array_equal(fitted(found), whole[top : top + height, left : left + width])
+        assert np.array_equal(load_bucket_image(found), whole[top : top + height, left : left + width])
 
 
 # --- faces ----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_face_is_read_from_the_file_name_as_sd_scripts_tools_write_it():
-    assert face_of(one(name="my_girl_320_100_80_60.png")) == (320, 100, 80, 60)
+    assert face_in_name(one(name="my_girl_320_100_80_60.png")) == (320, 100, 80, 60)
     for name in ("a.png", "girl_1_2_3.png", "320_100_80_60.png", "a_320_100_80_x.png", "a_9999_100_80_60.png", "a_320_100_0_0.png"):
-        assert face_of(one(name=name)) is None, name
+        assert face_in_name(one(name=name)) is None, name
 
 
 def test_a_cut_around_a_face_is_between_two_and_four_faces_wide_and_holds_it():
@@ -122,8 +122,8 @@ def test_a_small_picture_is_enlarged_just_enough():
 
 def test_a_face_in_a_chosen_part_is_where_the_part_shows_it():
     what = attrs.evolve(one((500, 1000), "a_700_400_100_100.png"), frame=(0.5, 0.0, 1.0, 1.0))
-    assert face_of(what) == (200, 400, 100, 100)
-    assert face_of(attrs.evolve(what, frame=(0.0, 0.0, 0.5, 1.0))) is None
+    assert face_in_name(what) == (200, 400, 100, 100)
+    assert face_in_name(attrs.evolve(what, frame=(0.0, 0.0, 0.5, 1.0))) is None
 
 
 def test_a_picture_without_a_face_in_its_name_is_cut_in_the_middle():

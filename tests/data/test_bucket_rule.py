@@ -14,7 +14,7 @@ from fractions import Fraction
 import pytest
 
 from lora_trainer.config.build import build
-from lora_trainer.data.buckets import place
+from lora_trainer.data.buckets import assign_buckets
 
 from .conftest import record
 
@@ -92,7 +92,7 @@ def test_five_thousand_sizes_are_grouped_resized_and_cut_by_the_rule(name):
     sizes += [(draw.randint(1, 60) * step, draw.randint(1, 60) * step) for _ in range(1500)]
     sizes += [(draw.randint(900, 1100), draw.randint(900, 1100)) for _ in range(500 - len(known))] + known
     checked = 0
-    for (width, height), found in zip(sizes, place([record(f"{w}x{h}", width=w, height=h) for w, h in sizes], data), strict=True):
+    for (width, height), found in zip(sizes, assign_buckets([record(f"{w}x{h}", width=w, height=h) for w, h in sizes], data), strict=True):
         expected = shrunk(width, height, wide * high, step) if data.bucket_no_upscale else nearest(width, height, known)
         if expected is None or 0 in expected[0]:
             continue  # narrower than one step: sd-scripts has no answer
@@ -109,7 +109,7 @@ def test_without_groups_every_picture_covers_the_size_and_loses_only_what_sticks
     side = data.resolution
     draw = random.Random(name)
     sizes = [(draw.randint(64, 4000), draw.randint(64, 4000)) for _ in range(2000)]
-    for (width, height), found in zip(sizes, place([record(f"{w}x{h}", width=w, height=h) for w, h in sizes], data), strict=True):
+    for (width, height), found in zip(sizes, assign_buckets([record(f"{w}x{h}", width=w, height=h) for w, h in sizes], data), strict=True):
         exact = Fraction(max(width, height), min(width, height)) * side
         assert found.bucket == (side, side) and min(found.resized) == side and abs(max(found.resized) - exact) <= Fraction(1, 2)
         assert found.crop[:2] == ((found.resized[0] - side) // 2, (found.resized[1] - side) // 2)

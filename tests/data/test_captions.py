@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lora_trainer.config.build import build
-from lora_trainer.data.caption_notes import notes
-from lora_trainer.data.captions import CaptionRules, caption_of, drawn_caption, holds, parts, read_caption, rules_from, write_caption
-from lora_trainer.data.sources.text_decoding import decoded
+from lora_trainer.data.caption_notes import caption_notes
+from lora_trainer.data.captions import (
+    CaptionRules,
+    caption_parts,
+    contains_trigger,
+    plain_caption,
+    process_caption,
+    read_caption,
+    rules_from,
+    write_caption,
+)
+from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import DatasetError
 
 from .caption_table import CASES, OURS, Case
@@ -22,7 +31,7 @@ TAGS = "1girl, smile, red hair, outdoors, looking at viewer, hat"
 
 
 def drawn(caption, rules, *, seed=1, epoch=1, repeat=0, key="a.png"):
-    return drawn_caption(record(key, caption=caption), rules, seed=seed, epoch=epoch, repeat=repeat)
+    return process_caption(record(key, caption=caption), rules, seed=seed, epoch=epoch, repeat=repeat)
 
 
 # --- the written table ---
@@ -32,7 +41,7 @@ def readings(one: Case, count: int) -> set[str]:
     """What is read of a case at `count` showings."""
     known = {"class_tokens": one.words} if one.caption is None else {"caption": one.caption}
     rules, at = CaptionRules(**one.options), {"epoch": 1, **one.at}
-    return {drawn_caption(record(**known), rules, seed=3, repeat=repeat, **at) for repeat in range(count)}
+    return {process_caption(record(**known), rules, seed=3, repeat=repeat, **at) for repeat in range(count)}
 
 
 @pytest.mark.parametrize("one", [*CASES, *OURS], ids=str)
@@ -65,7 +74,7 @@ def test_the_table_holds_what_was_promised():
     ],
 )
 def test_the_trigger_word_is_put_in_front_of_captions_that_lack_it(caption, trigger, final):
-    assert caption_of(record(caption=caption), CaptionRules(trigger)) == final
+    assert plain_caption(record(caption=caption), CaptionRules(trigger)) == final
 
 
 @pytest.mark.parametrize(
@@ -81,11 +90,11 @@ def test_the_trigger_word_is_put_in_front_of_captions_that_lack_it(caption, trig
     ],
 )
 def test_without_a_caption_file_trigger_and_class_words_are_the_caption(folder, words, trigger, final):
-    assert caption_of(record(class_tokens=folder), CaptionRules(trigger, words)) == final
+    assert plain_caption(record(class_tokens=folder), CaptionRules(trigger, words)) == final
 
 
 def test_with_a_caption_file_the_class_words_are_unused():
-    assert caption_of(record(caption="smile", class_tokens="sks girl"), CaptionRules("sks", "girl")) == "sks, smile"
+    assert plain_caption(record(caption="smile", class_tokens="sks girl"), CaptionRules("sks", "girl")) == "sks, smile"
 
 
 def test_nothing_is_changed_where_nothing_is_asked_for():
@@ -143,7 +152,7 @@ def test_another_process_draws_the_same():
     code = (
         "from pathlib import Path; from lora_trainer.data.records import ImageRecord; from lora_trainer.data.captions import *\n"
         f"one = ImageRecord(Path('a.png'), 'a.png', 64, 64, caption_path=Path('a.txt'), caption={TAGS!r})\n"
-        "print(drawn_caption(one, CaptionRules('sks', shuffle=True), seed=5, epoch=3, repeat=2))"
+        "print(process_caption(one, CaptionRules('sks', shuffle=True), seed=5, epoch=3, repeat=2))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.strip() == drawn(TAGS, CaptionRules("sks", shuffle=True), seed=5, epoch=3, repeat=2)
@@ -155,11 +164,11 @@ def test_another_process_draws_the_same():
 def test_parts_tell_what_each_is():
     rules = CaptionRules("sks", keep_tokens=2, shuffle=True)
     kinds = [("sks", "trigger", ""), ("a", "kept", ", "), ("b", "shuffled", ", "), ("c", "shuffled", ", ")]
-    assert parts(record(caption="a, b, c"), rules) == kinds
-    assert parts(record(caption="a,b"), CaptionRules()) == [("a", "plain", ""), ("b", "plain", ",")]
-    assert parts(record(class_tokens="girl"), CaptionRules("sks")) == [("sks", "trigger", ""), ("girl", "class", " ")]
-    assert parts(record(class_tokens="girl"), CaptionRules()) == [("girl", "class", "")]
-    assert parts(record(), CaptionRules()) == []
+    assert caption_parts(record(caption="a, b, c"), rules) == kinds
+    assert caption_parts(record(caption="a,b"), CaptionRules()) == [("a", "plain", ""), ("b", "plain", ",")]
+    assert caption_parts(record(class_tokens="girl"), CaptionRules("sks")) == [("sks", "trigger", ""), ("girl", "class", " ")]
+    assert caption_parts(record(class_tokens="girl"), CaptionRules()) == [("girl", "class", "")]
+    assert caption_parts(record(), CaptionRules()) == []
 
 
 words = st.text("ab 画,|{}\n;é", max_size=30)
@@ -188,18 +197,18 @@ many_rules = st.builds(
 def test_parts_are_the_caption_that_is_trained_on(caption, written, rules, epoch, step):
     one = record(caption=caption) if written else record(class_tokens=caption.replace("\n", ""))
     moment = {"seed": 1, "epoch": epoch, "repeat": 1, "step": step, "total_steps": 12}
-    final = drawn_caption(one, rules, **moment)
-    assert "".join(part.before + part.text for part in parts(one, rules, **moment)) == final
-    assert "".join(part.before + part.text for part in parts(one, rules)) == caption_of(one, rules)
+    final = process_caption(one, rules, **moment)
+    assert "".join(part.before + part.text for part in caption_parts(one, rules, **moment)) == final
+    assert "".join(part.before + part.text for part in caption_parts(one, rules)) == plain_caption(one, rules)
     if rules.trigger_word in ("sks", "a") and not rules.secondary_separator:
-        assert final == "" or holds(final, rules.trigger_word)
+        assert final == "" or contains_trigger(final, rules.trigger_word)
 
 
 @given(words, many_rules)
 def test_a_caption_that_cannot_vary_never_does(caption, rules):
-    if not rules.varied:
+    if not rules.varies:
         read = {drawn(caption, rules, seed=seed, epoch=seed, repeat=seed) for seed in range(5)}
-        assert read == {caption_of(record(caption=caption), rules)}
+        assert read == {plain_caption(record(caption=caption), rules)}
 
 
 def test_no_option_changes_what_another_one_draws():
@@ -219,8 +228,8 @@ def test_parts_are_dropped_as_often_as_asked_for():
 
 
 def test_pictures_of_the_class_get_no_trigger_word():
-    assert caption_of(record(class_tokens="girl", is_reg=True), CaptionRules("sks")) == "girl"
-    assert drawn_caption(record(caption="smile", is_reg=True), CaptionRules("sks"), seed=1, epoch=1, repeat=0) == "smile"
+    assert plain_caption(record(class_tokens="girl", is_reg=True), CaptionRules("sks")) == "girl"
+    assert process_caption(record(caption="smile", is_reg=True), CaptionRules("sks"), seed=1, epoch=1, repeat=0) == "smile"
 
 
 def test_each_option_of_the_config_reaches_the_rules():
@@ -261,7 +270,7 @@ def test_each_option_of_the_config_reaches_the_rules():
     ],
 )
 def test_what_options_do_to_captions_unexpectedly_is_told(caption, rules, option):
-    told = list(notes([record(caption=caption), record("b.png", caption=caption)], lambda _: rules))
+    told = list(caption_notes([record(caption=caption), record("b.png", caption=caption)], lambda _: rules))
     assert [path for path, _ in told] == ([] if option is None else [option])
     assert all(message.values["count"] == 2 for _, message in told)
 
@@ -286,12 +295,12 @@ def test_a_caption_is_read_in_whatever_it_was_written(tmp_path, text, encoding):
 
 @given(st.binary(max_size=60))
 def test_no_bytes_at_all_stop_the_reading(data):
-    assert isinstance(decoded(data), str)
+    assert isinstance(decode_text(data), str)
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0\ufeff")))
 def test_utf_8_is_never_taken_for_something_else(text):
-    assert decoded(text.encode("utf-8")) == text
+    assert decode_text(text.encode("utf-8")) == text
 
 
 def test_a_caption_file_that_cannot_be_read_is_named(tmp_path):

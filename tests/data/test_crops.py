@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_trainer.data.pictures.crops import frame_box, framed, write_frame
-from lora_trainer.data.pictures.images import fitted, open_picture
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.pictures.crops import apply_frames, frame_box
+from lora_trainer.data.pictures.images import load_bucket_image, open_picture
 from lora_trainer.errors import DatasetError
 
 from .conftest import noise
 from .encoder import placed
+from .scanning import scan
 
 
 def test_a_frame_is_taken_to_the_nearest_pixel_and_holds_at_least_one():
@@ -23,11 +23,9 @@ def test_a_frame_is_taken_to_the_nearest_pixel_and_holds_at_least_one():
     assert frame_box((0.999, 0.999, 1.0, 1.0), (10, 10)) == (9, 9, 10, 10)
 
 
-def test_a_written_frame_is_read_again(tmp_path):
+def test_a_frame_is_read_from_its_text(tmp_path):
     noise((200, 100), 1).save(tmp_path / "a=b.png")
-    text = write_frame("a=b.png", (0.1, 0.2, 0.85, 1.0))
-    assert text == "a=b.png=0.1,0.2,0.85,1"
-    assert next(framed(scan(tmp_path).records, [text])).frame == (0.1, 0.2, 0.85, 1.0)
+    assert next(apply_frames(scan(tmp_path).records, ["a=b.png=0.1,0.2,0.85,1"])).frame == (0.1, 0.2, 0.85, 1.0)
 
 
 def test_buckets_see_the_frame_alone(tmp_path):
@@ -41,7 +39,7 @@ def test_pixels_are_those_of_the_frame_and_the_file_stays(tmp_path):
     noise((128, 128), 1).save(tmp_path / "a.png")
     before = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
     one = placed(tmp_path, ("a.png=0.5,0.25,1,0.75",), enable_bucket=False)[0]
-    assert np.array_equal(fitted(one), np.asarray(Image.open(tmp_path / "a.png"))[32:96, 64:128])
+    assert np.array_equal(load_bucket_image(one), np.asarray(Image.open(tmp_path / "a.png"))[32:96, 64:128])
     assert hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest() == before
 
 
@@ -52,7 +50,7 @@ def test_a_frame_belongs_to_the_upright_picture(tmp_path):
     one = placed(tmp_path, ("a.jpg=0,0,1,0.5",), enable_bucket=False)[0]
     assert (one.width, one.height) == (100, 100)
     upper = open_picture(tmp_path / "a.jpg").crop((0, 0, 100, 100)).resize((64, 64), Image.Resampling.LANCZOS)
-    assert np.array_equal(fitted(one), np.asarray(upper))
+    assert np.array_equal(load_bucket_image(one), np.asarray(upper))
 
 
 def test_a_frame_that_is_too_small_leaves_the_picture_out_and_says_why(tmp_path):
@@ -67,7 +65,7 @@ def test_a_picture_that_changed_its_size_under_a_frame_is_named(tmp_path):
     one = placed(tmp_path, ("a.png=0,0,0.5,1",))[0]
     noise((80, 100), 1).save(tmp_path / "a.png")
     with pytest.raises(DatasetError, match=r"a\.png has changed"):
-        fitted(one)
+        load_bucket_image(one)
 
 
 def test_frames_of_pictures_that_are_not_there_do_not_matter(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lora_trainer.config.build import build
-from lora_trainer.data.sources.assemble import assemble, into_buckets
+from lora_trainer.data.sources.assemble import assemble, prepare_records
 from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
 from lora_trainer.errors import ConfigError
 
@@ -77,7 +77,7 @@ def test_the_documented_example_inherits_downwards(written, tmp_path):
     assert [rules.data.keep_tokens for rules in found.subsets] == [2, 3, 1, 1]
     assert [rules.dataset for rules in found.subsets] == [0, 0, 0, 1]
     assert [rules.is_reg for rules in found.subsets] == [False, False, True, False]
-    assert all(rules.data.shuffle_caption and rules.source.endings == (".txt",) for rules in found.subsets)
+    assert all(rules.data.shuffle_caption and rules.source.caption_extensions == (".txt",) for rules in found.subsets)
     assert [Path(rules.source.folder) for rules in found.subsets] == [tmp_path / name for name in ("a", "b", "reg", "meta")]
     records = assemble(found).records
     assert [(record.key, record.class_tokens, record.caption) for record in records] == [
@@ -90,11 +90,11 @@ def test_the_documented_example_inherits_downwards(written, tmp_path):
 
 def test_without_enable_bucket_pictures_are_cut_to_the_size_and_that_is_said(written):
     found = described(written(OVERVIEW))
-    placed = into_buckets(assemble(found).records, found, seed=1)
+    placed = prepare_records(assemble(found).records, found, seed=1)
     assert {record.bucket for record in placed} == {(512, 512), (768, 768)}
     assert any("enable_bucket" in str(message) for message in found.warnings)
     grouped = described(written(OVERVIEW.replace("[general]", "[general]\nenable_bucket = true")))
-    placed = into_buckets(assemble(grouped).records, grouped, seed=1)
+    placed = prepare_records(assemble(grouped).records, grouped, seed=1)
     assert {record.bucket for record in placed} == {(640, 384), (896, 640)}  # 1.5: 1.4 is nearer than 1.667
     assert grouped.warnings == ()
     assert not described(written(OVERVIEW), enable_bucket=False).warnings
@@ -150,7 +150,7 @@ def test_the_documented_example_of_separators(written):
     found = described(written(SEPARATORS))
     (rules,), (data,) = found.subsets, found.datasets
     assert (data.resolution, data.batch_size, data.bucket_no_upscale, rules.flip_aug) == ((1024, 1024), 6, True, True)
-    caption = rules.caption
+    caption = rules.caption_rules
     assert (caption.keep_tokens_separator, caption.secondary_separator, caption.wildcard) == ("|||", ";;;", True)
     assert (caption.tag_dropout_rate, caption.shuffle) == (0.1, True)
     assert caption.prefix.endswith("|||") and caption.suffix.endswith("rating: general")
@@ -216,7 +216,7 @@ def test_every_key_is_read_and_what_has_no_use_is_said(written, tmp_path):
     assert (data.keep_tokens, data.keep_tokens_separator, data.secondary_separator, data.caption_separator) == (2, "|||", ";;;", ".")
     assert (data.enable_wildcard, data.token_warmup_min, data.token_warmup_step) == (True, 2, 100)
     assert (data.caption_prefix, data.caption_suffix, data.caption_dropout_every_n_epochs) == ("p", "s", 3)
-    assert (data.caption_dropout_rate, data.caption_tag_dropout_rate, rules.source.endings) == (0.5, 0.25, (".cap",))
+    assert (data.caption_dropout_rate, data.caption_tag_dropout_rate, rules.source.caption_extensions) == (0.5, 0.25, (".cap",))
     assert (data.class_tokens, data.alpha_mask, Path(data.mask_dir)) == ("sks", True, tmp_path / "b")
     told = " ".join(map(str, found.warnings))
     assert "general.cache_info" in told and "general.custom_attributes" in told

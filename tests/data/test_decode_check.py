@@ -9,14 +9,14 @@ from PIL import Image
 
 from lora_trainer import assets, file_hashes
 from lora_trainer.data.pictures import decode_check
-from lora_trainer.data.pictures.decode_check import check_decodes, look_closer
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.pictures.decode_check import check_and_mark_copies, check_decodes
 
 from .conftest import noise
+from .scanning import scan
 
 
 def verdicts(folder):
-    return {one.key: one.verdict for one in look_closer(scan(folder).records)}
+    return {one.key: one.verdict for one in check_and_mark_copies(scan(folder).records)}
 
 
 def test_a_file_that_is_cut_off_behind_its_header_is_found_and_named(tmp_path):
@@ -27,7 +27,7 @@ def test_a_file_that_is_cut_off_behind_its_header_is_found_and_named(tmp_path):
         (tmp_path / name).write_bytes(data[: len(data) // 2])
     found = scan(tmp_path).records
     assert all(one.usable for one in found)  # the header is whole
-    seen = list(look_closer(found))
+    seen = list(check_and_mark_copies(found))
     assert [one.verdict for one in seen] == ["broken", "broken", "used"] and [one.usable for one in seen] == [False, False, True]
     assert "damaged" in str(seen[0].reason)
 
@@ -37,7 +37,7 @@ def test_a_file_that_is_gone_is_broken_and_does_not_stop_the_others(tmp_path):
         noise((64, 64), number).save(tmp_path / f"{number}.png")
     records = scan(tmp_path).records
     (tmp_path / "1.png").unlink()
-    assert [one.verdict for one in look_closer(records)] == ["used", "broken", "used"]
+    assert [one.verdict for one in check_and_mark_copies(records)] == ["used", "broken", "used"]
 
 
 def test_an_opaque_picture_with_an_alpha_channel_is_not_called_transparent(tmp_path):
@@ -56,7 +56,7 @@ def test_copies_are_found_in_another_size_kind_and_quality(tmp_path):
     picture.convert("RGBA").save(tmp_path / "4.png")
     picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "5.png")
     noise((640, 480), 8).save(tmp_path / "6.png")
-    found = {one.key: one for one in look_closer(scan(tmp_path).records)}
+    found = {one.key: one for one in check_and_mark_copies(scan(tmp_path).records)}
     assert {key for key, one in found.items() if "copy" in one.notes} == {"2.jpg", "3.webp", "4.png"}
     assert "1.png" in str(found["2.jpg"].reason) and found["2.jpg"].usable
 
@@ -92,8 +92,8 @@ def test_a_picture_found_whole_is_not_decoded_by_the_next_process_unless_it_was_
     assert before == [("a.png", "used"), ("b.png", "used"), ("c.png", "broken")]
 
     decoded = []
-    look = decode_check._look
-    monkeypatch.setattr(decode_check, "_look", lambda path: decoded.append(path.name) or look(path))
+    look = decode_check._decode
+    monkeypatch.setattr(decode_check, "_decode", lambda path: decoded.append(path.name) or look(path))
     assert [(one.key, one.verdict) for one in decode_check.check_all(scan(folder).records, cache)] == before
     assert decoded == ["c.png"]  # what is broken may have been mended by other means than its bytes: a plugin
     noise((64, 64), 3).save(folder / "a.png")

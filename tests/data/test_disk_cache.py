@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from lora_trainer.data.cache import array_store
-from lora_trainer.data.cache.array_store import LatentStore
+from lora_trainer.data.cache.array_store import ArrayStore
 from lora_trainer.data.cache.latent_cache import LatentCache
+from lora_trainer.data.cache.npz import NpzFormat
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Warned
 from lora_trainer.file_hashes import FileHashes, stamp_of
@@ -178,7 +179,7 @@ def test_a_picture_that_changes_while_it_is_encoded_is_not_kept_under_its_old_co
 
 def test_pictures_encoded_together_are_the_same_whoever_stands_beside_them(pictures, tmp_path):
     records = placed(pictures)
-    one, other = LatentCache(Encoder(), batch=4), LatentCache(Encoder(), batch=4)
+    one, other = LatentCache(Encoder(), batch_size=4), LatentCache(Encoder(), batch_size=4)
     filled(one, records)
     filled(other, records[:3])
     for record in records[:3]:
@@ -197,7 +198,7 @@ def test_what_is_already_there_is_told_at_once(pictures, tmp_path, monkeypatch):
 def test_latents_on_disk_take_no_memory(pictures, tmp_path):
     cache = disk_cache(Encoder(), tmp_path / "cache")
     filled(cache, placed(pictures))
-    assert cache.megabytes == 0 and array_store.size_of(tmp_path / "cache") > COUNT * 4 * 8 * 8
+    assert cache.megabytes == 0 and array_store.store_size(tmp_path / "cache") > COUNT * 4 * 8 * 8
 
 
 # --- damage and other processes -------------------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def test_a_disk_that_refuses_leaves_latents_in_memory_and_says_so_once(pictures,
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LatentStore, "put", full)
+    monkeypatch.setattr(ArrayStore, "put", full)
     encoder = Encoder()
     cache, records = disk_cache(encoder, tmp_path / "cache"), placed(pictures)
     told = [event for event in filled(cache, records) if isinstance(event, Warned)]
@@ -331,9 +332,9 @@ def test_clearing_under_a_run_takes_nothing_from_it(pictures, tmp_path):
     records = placed(pictures)
     cache = disk_cache(Encoder(), tmp_path / "cache")
     filled(cache, records)
-    size = array_store.size_of(tmp_path / "cache")
+    size = array_store.store_size(tmp_path / "cache")
     freed, left = array_store.clear(tmp_path / "cache")
-    assert (freed, left) == (size, 0) and array_store.size_of(tmp_path / "cache") == 0
+    assert (freed, left) == (size, 0) and array_store.store_size(tmp_path / "cache") == 0
     for record in records:
         assert torch.equal(cache.get(record, False), LatentCache(Encoder()).get(record, False))
     other = Encoder()
@@ -351,10 +352,10 @@ def test_contents_are_read_again_only_when_a_file_was_touched(tmp_path, monkeypa
     _, digest = first.digest(path)
     first.save()
     second = FileHashes(tmp_path / "known")
-    second.look_up([path])
-    assert second.known(path, stamp_of(path)) == digest
+    second.preload([path])
+    assert second.get(path, stamp_of(path)) == digest
     path.write_bytes(b"two")
-    assert second.known(path, stamp_of(path)) is None and second.digest(path)[1] != digest
+    assert second.get(path, stamp_of(path)) is None and second.digest(path)[1] != digest
 
 
 def test_a_file_that_was_changed_just_now_is_not_believed_to_stay(tmp_path):
@@ -362,7 +363,7 @@ def test_a_file_that_was_changed_just_now_is_not_believed_to_stay(tmp_path):
     path.write_bytes(b"one")
     contents = FileHashes(tmp_path / "known")
     contents.digest(path)
-    assert contents.known(path, stamp_of(path)) is None
+    assert contents.get(path, stamp_of(path)) is None
 
 
 # --- sd-scripts' npz ------------------------------------------------------------------------------------------------------------------
@@ -379,7 +380,7 @@ def npz_beside(record, *, name: str = "", seed: int = 0, scale: float = 0.5, sha
 
 def with_npz(records, **how):
     encoder = Encoder()
-    cache = LatentCache(encoder, npz_scale=lambda: 0.5, **how)
+    cache = LatentCache(encoder, npz=lambda: NpzFormat(0.5, 4), **how)
     events = filled(cache, records, flip=True)
     return cache, encoder.calls, " ".join(event.message.text() for event in events if isinstance(event, Warned))
 

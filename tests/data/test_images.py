@@ -9,12 +9,12 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from lora_trainer.config.build import build
-from lora_trainer.data.buckets import place
-from lora_trainer.data.pictures.images import fitted, open_picture, thumbnail
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.buckets import assign_buckets
+from lora_trainer.data.pictures.images import load_bucket_image, open_picture, thumbnail
 from lora_trainer.errors import DatasetError
 
 from .conftest import noise, quartered
+from .scanning import scan
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -130,13 +130,15 @@ def test_files_that_are_no_pictures_are_named(tmp_path, data):
 
 
 def placed(tmp_path, **data):
-    return place(scan(tmp_path).records, build({"data": {"resolution": 64, "bucket_reso_steps": 8, "min_bucket_reso": 32, **data}}).data)[0]
+    return assign_buckets(
+        scan(tmp_path).records, build({"data": {"resolution": 64, "bucket_reso_steps": 8, "min_bucket_reso": 32, **data}}).data
+    )[0]
 
 
 def test_a_picture_in_its_bucket_is_resized_and_cut_in_the_middle(draw, tmp_path):
     draw("a.png", (400, 200))
     one = placed(tmp_path, enable_bucket=False)
-    pixels = fitted(one)
+    pixels = load_bucket_image(one)
     assert pixels.shape == (64, 64, 3) and pixels.dtype == np.uint8
     assert close(pixels[10, 10], RED) and close(pixels[10, 54], BLUE) and close(pixels[54, 10], BLUE)
     assert one.crop == (32, 0, 64, 64)
@@ -145,7 +147,7 @@ def test_a_picture_in_its_bucket_is_resized_and_cut_in_the_middle(draw, tmp_path
 def test_a_picture_of_its_buckets_size_keeps_every_pixel(tmp_path):
     original = noise((64, 64), 3)
     original.save(tmp_path / "a.png")
-    assert np.array_equal(fitted(placed(tmp_path)), np.asarray(original))
+    assert np.array_equal(load_bucket_image(placed(tmp_path)), np.asarray(original))
 
 
 def test_a_turned_picture_is_fitted_upright(draw, tmp_path):
@@ -154,7 +156,7 @@ def test_a_turned_picture_is_fitted_upright(draw, tmp_path):
     draw("a.jpg", (256, 128), exif=exif, quality=95)
     one = placed(tmp_path, max_bucket_reso=128)
     assert one.bucket[0] < one.bucket[1]
-    pixels = fitted(one)
+    pixels = load_bucket_image(one)
     assert pixels.shape[:2] == one.bucket[::-1] and close(pixels[4, -4], RED, 20) and close(pixels[4, 4], BLUE, 20)
 
 
@@ -163,7 +165,7 @@ def test_a_picture_that_changed_since_the_folder_was_read_is_named(draw, tmp_pat
     one = placed(tmp_path)
     draw("a.png", (80, 100))
     with pytest.raises(DatasetError, match=r"a\.png has changed"):
-        fitted(one)
+        load_bucket_image(one)
 
 
 def test_a_thumbnail_is_a_small_upright_jpeg(draw):

@@ -8,20 +8,20 @@ import torch
 
 from lora_trainer.config.build import build
 from lora_trainer.control import Control
-from lora_trainer.data.buckets import place
-from lora_trainer.data.cache.latent_cache import LatentCache, pixels_of
-from lora_trainer.data.pictures.images import fitted
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.buckets import assign_buckets
+from lora_trainer.data.cache.latent_cache import LatentCache, load_pixels
+from lora_trainer.data.pictures.images import load_bucket_image
 from lora_trainer.errors import DatasetError
 
 from .conftest import noise
+from .scanning import scan
 
 
 @pytest.fixture
 def records(tmp_path):
     for number in range(4):
         noise((64, 96) if number % 2 else (80, 64), number).save(tmp_path / f"{number}.png")
-    return place(scan(tmp_path).records, build({"data": {"resolution": 64, "bucket_reso_steps": 8}}).data)
+    return assign_buckets(scan(tmp_path).records, build({"data": {"resolution": 64, "bucket_reso_steps": 8}}).data)
 
 
 class Encoder:
@@ -44,9 +44,11 @@ def filled(cache, records, *, flip=False):
 
 
 def test_pixels_are_the_picture_from_minus_one_to_one(records):
-    pixels = pixels_of(records[0], False)
-    assert torch.equal(((pixels[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8), torch.from_numpy(fitted(records[0]).copy()))
-    assert torch.equal(pixels_of(records[0], True), pixels.flip(-1)) and np.prod(pixels.shape[2:]) <= 64 * 64
+    pixels = load_pixels(records[0], False)
+    assert torch.equal(
+        ((pixels[0].permute(1, 2, 0) + 1) * 127.5).round().to(torch.uint8), torch.from_numpy(load_bucket_image(records[0]).copy())
+    )
+    assert torch.equal(load_pixels(records[0], True), pixels.flip(-1)) and np.prod(pixels.shape[2:]) <= 64 * 64
 
 
 def test_kept_latents_equal_those_that_are_read_anew_bit_for_bit(records):
@@ -63,7 +65,7 @@ def test_a_mirrored_picture_is_encoded_mirrored_and_its_latents_are_not_just_tur
     encoder = Encoder()
     cache = LatentCache(encoder)
     filled(cache, records, flip=True)
-    assert torch.equal(cache.get(records[0], True), encoder(pixels_of(records[0], False).flip(-1))[0])
+    assert torch.equal(cache.get(records[0], True), encoder(load_pixels(records[0], False).flip(-1))[0])
     assert not torch.equal(cache.get(records[0], True), cache.get(records[0], False).flip(-1))
 
 

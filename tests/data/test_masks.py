@@ -8,12 +8,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.data.pictures.masks import Masks, with_masks
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.pictures.masks import MaskCache, assign_masks
 from lora_trainer.errors import DatasetError
 
 from .conftest import noise
 from .encoder import placed
+from .scanning import scan
 
 BESIDE = DataConfig(masks_beside=True)
 ALPHA = DataConfig(alpha_mask=True)
@@ -26,12 +26,12 @@ def left_half(size=(64, 64)) -> Image.Image:
 
 
 def found(folder, data: DataConfig, crops=(), **options):
-    records, told = with_masks(placed(folder, crops, **options), lambda record: data)
+    records, told = assign_masks(placed(folder, crops, **options), lambda record: data)
     return records, " ".join(message.text() for message in told)
 
 
 def weights(record, data, **how):
-    return Masks().get(record, data, **{"flipped": False, **how})
+    return MaskCache().get(record, data, **{"flipped": False, **how})
 
 
 @pytest.fixture(params=["beside", "folder", "folder inside", "alpha"])
@@ -175,5 +175,5 @@ def test_alpha_that_is_opaque_is_no_mask(tmp_path):
         picture.save(tmp_path / f"{name}.png")
     from lora_trainer.data.pictures.decode_check import check_all
 
-    records, told = with_masks(check_all(placed(tmp_path)), lambda record: ALPHA)
+    records, told = assign_masks(check_all(placed(tmp_path)), lambda record: ALPHA)
     assert [record.alpha_mask for record in records] == [True, False] and "1 of 2" in told[0].text()

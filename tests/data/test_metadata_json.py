@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lora_trainer.config.build import build
-from lora_trainer.data.captions import caption_of
-from lora_trainer.data.sources.assemble import assemble, into_buckets
+from lora_trainer.data.captions import plain_caption
+from lora_trainer.data.sources.assemble import assemble, prepare_records
 from lora_trainer.data.sources.blueprint import resolve_dataset
 from lora_trainer.errors import DatasetError
 
@@ -52,13 +52,13 @@ def test_tags_stand_behind_every_line_of_the_caption(folder, tmp_path):
 
 def test_an_entry_without_words_uses_trigger_and_class(folder, tmp_path):
     found, description = read({"frog": {}}, tmp_path, folder, trigger_word="sks", class_tokens="animal")
-    assert caption_of(found.records[0], description.subsets[0].caption) == "sks animal"
+    assert plain_caption(found.records[0], description.subsets[0].caption_rules) == "sks animal"
 
 
 def test_the_group_that_the_file_names_is_taken_where_it_fits(folder, tmp_path):
     entries = {"frog": {"caption": "a", "train_resolution": [448, 576]}, "newt": {"caption": "b", "train_resolution": [1024, 1024]}}
     found, description = read(entries, tmp_path, folder)
-    assert [record.bucket for record in into_buckets(found.records, description, seed=1)] == [(448, 576), (640, 384)]
+    assert [record.bucket for record in prepare_records(found.records, description, seed=1)] == [(448, 576), (640, 384)]
 
 
 def test_a_set_that_was_moved_is_found_in_the_folder(folder, tmp_path):

@@ -6,13 +6,13 @@ import pytest
 
 from lora_trainer.data.pictures.decode_check import check_all
 from lora_trainer.data.pictures.images import open_picture, thumbnail
-from lora_trainer.data.records import stable
-from lora_trainer.data.sources.scan import scan
+from lora_trainer.data.records import nfc
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Finished, Started, Warned
 
 from ..train.runs import events_of, small_config
 from .odd_files import BROKEN, NO_PICTURE, TOO_SMALL, draw_all
+from .scanning import scan
 
 UNUSABLE = (BROKEN, NO_PICTURE, TOO_SMALL)
 
@@ -20,7 +20,7 @@ UNUSABLE = (BROKEN, NO_PICTURE, TOO_SMALL)
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
     folder = tmp_path_factory.mktemp("odd") / "数据 集" / "ü {x}" / "[1]"
-    return folder, {stable(name): verdict for name, verdict in draw_all(folder).items()}
+    return folder, {nfc(name): verdict for name, verdict in draw_all(folder).items()}
 
 
 def test_every_file_gets_the_verdict_that_it_deserves(odd):

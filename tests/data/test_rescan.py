@@ -9,7 +9,7 @@ import pytest
 
 from lora_trainer.data.sources import scan
 from lora_trainer.data.sources.blueprint import Source
-from lora_trainer.data.sources.scan import rescan, scan_source
+from lora_trainer.data.sources.scan import cached_scan, scan_source
 
 from .conftest import noise
 
@@ -27,9 +27,9 @@ def source(tmp_path, monkeypatch):
 
 def again(source: Source) -> bool:
     """Whether it was read anew; what is answered is right in any case."""
-    before = scan._scanned.cache_info().misses
-    assert rescan(source) == scan_source(source)
-    return scan._scanned.cache_info().misses > before
+    before = scan._scan_of_fingerprint.cache_info().misses
+    assert cached_scan(source) == scan_source(source)
+    return scan._scan_of_fingerprint.cache_info().misses > before
 
 
 def test_an_untouched_folder_is_read_once(source):
@@ -56,8 +56,8 @@ def test_whatever_is_changed_is_seen(source, change):
 
 def test_a_file_that_was_changed_just_now_is_not_believed(source, monkeypatch):
     monkeypatch.setattr(scan, "FRESH", 10**12)
-    before = scan._scanned.cache_info().misses
-    assert rescan(source) == scan_source(source) and scan._scanned.cache_info().misses == before
+    before = scan._scan_of_fingerprint.cache_info().misses
+    assert cached_scan(source) == scan_source(source) and scan._scan_of_fingerprint.cache_info().misses == before
 
 
 def test_other_options_read_anew(source):

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from lora_trainer import assets
-from lora_trainer.data.sources.scan import scan, split_validation
+from lora_trainer.data.sources.assemble import split_validation
 from lora_trainer.errors import DatasetError
 
 from .conftest import quartered, record
+from .scanning import scan
 
 
 def keys(found):
@@ -43,7 +44,7 @@ def test_a_folder_of_pictures_is_read_in_natural_order(draw, tmp_path):
     found = scan(tmp_path, num_repeats=3, class_tokens="girl")
     assert keys(found) == ["1.jpg", "2.png", "10.png", "A.bmp", "b.webp"]
     assert {(one.repeats, one.class_tokens, one.width, one.height) for one in found.records} == {(3, "girl", 64, 48)}
-    assert "A folder of pictures (5)" in str(found.understood)
+    assert "A folder of pictures (5)" in str(found.summary)
 
 
 def test_a_parent_of_numbered_folders_takes_repeats_and_words_from_their_names(draw, tmp_path):
@@ -54,7 +55,7 @@ def test_a_parent_of_numbered_folders_takes_repeats_and_words_from_their_names(d
         ("2_my_style/a.png", 2, "my_style"),
         ("10_sks girl/a.png", 10, "sks girl"),
     ]
-    assert "2_my_style, 10_sks girl" in str(found.understood)
+    assert "2_my_style, 10_sks girl" in str(found.summary)
 
 
 def test_what_stands_beside_numbered_folders_is_left_aside_and_named(draw, tmp_path):
@@ -72,14 +73,14 @@ def test_a_parent_of_folders_without_numbers_uses_them_alike(draw, tmp_path):
     draw("back/a.png")
     found = scan(tmp_path, num_repeats=4)
     assert [(one.key, one.repeats, one.class_tokens) for one in found.records] == [("back/a.png", 4, ""), ("front/a.png", 4, "")]
-    assert "back, front" in str(found.understood)
+    assert "back, front" in str(found.summary)
 
 
 def test_one_numbered_folder_itself_is_understood(draw, tmp_path):
     draw("10_sks girl/a.png")
     found = scan(tmp_path / "10_sks girl", num_repeats=1)
     assert (found.records[0].key, found.records[0].repeats, found.records[0].class_tokens) == ("a.png", 10, "sks girl")
-    assert '10 repeats and the words "sks girl"' in str(found.understood)
+    assert '10 repeats and the words "sks girl"' in str(found.summary)
 
 
 def test_a_folder_whose_name_is_only_a_number_has_no_repeats_in_it(draw, tmp_path):
@@ -109,7 +110,7 @@ def test_a_path_with_spaces_umlauts_chinese_and_brackets_is_read(draw, tmp_path)
     draw("数据 集/ü {x}/[1]/5_米 卡/图 [1] {a}.png", caption="一个女孩")
     found = scan(tmp_path / "数据 集/ü {x}/[1]")
     assert (found.records[0].key, found.records[0].class_tokens) == ("5_米 卡/图 [1] {a}.png", "米 卡")
-    assert found.records[0].caption == "一个女孩" and "5_米 卡" in str(found.understood)
+    assert found.records[0].caption == "一个女孩" and "5_米 卡" in str(found.summary)
     assert "ü {x}" in refusal(tmp_path / "数据 集/ü {x}").text()
 
 
@@ -170,7 +171,7 @@ def test_a_folder_of_somebody_else_is_named(draw, tmp_path):
         if folder != Path("/") and folder.owner() == "root":
             folder.chmod(folder.stat().st_mode | 0o011)
     code = (
-        "import os, sys; from pathlib import Path; from lora_trainer.data.sources.scan import scan\n"
+        "import os, sys; from pathlib import Path; from tests.data.scanning import scan\n"
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "try: scan(Path(sys.argv[1]))\n"
         "except Exception as error: print(type(error).__name__, error)"

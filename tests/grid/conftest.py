@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from lora_trainer import assets
-from lora_trainer.api.runs.start_run import new_folder, placed, training
+from lora_trainer.api.runs.start_run import create_run_folder, resolve_paths, training_work
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs.folder import RunFolder
@@ -41,9 +41,9 @@ class TrainedRun:
 def train(config: TrainConfig, root: Path) -> TrainedRun:
     """Trains in this thread and says where everything is."""
     host = StandaloneHost(root)
-    config = placed(config, host)
-    folder = new_folder(config)
-    job = Job(training(config, host, folder), folder)
+    config = resolve_paths(config, host)
+    folder = create_run_folder(config)
+    job = Job(training_work(config, host, folder), folder)
     job.run()
     assert job.status.state == "finished", job.status.problems
     return TrainedRun(folder, Path(config.save.output_dir), host)

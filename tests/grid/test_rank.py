@@ -12,18 +12,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lora_trainer.grid.rank import (
-    MOST,
+    MAX_CELLS,
     PROMPTS,
     SEEDS,
-    Drawn,
-    apart,
+    CellLatents,
     distances,
+    make_baseline,
     measure,
     rank,
+    rms_distances,
     seed_error,
     shortlist,
     standard_error,
-    yardstick,
 )
 
 
@@ -44,17 +44,17 @@ class Bench:
         concept = shapes(1, 1)
         self.held = near(concept.expand(held, -1, -1, -1), 0.4, 2)
         self.training = near(concept.expand(training, -1, -1, -1), 0.4, 3)
-        self.base = Drawn(shapes(SEEDS, 4), shapes(2 * PROMPTS, 5))
+        self.base = CellLatents(shapes(SEEDS, 4), shapes(2 * PROMPTS, 5))
 
-    def drawn(self, *, likeness: float, wrecked: float, seed: int) -> Drawn:
+    def drawn(self, *, likeness: float, wrecked: float, seed: int) -> CellLatents:
         """Pictures between the base's own and the concept, and others changed by so much."""
         pictures = near(self.held[:1].expand(SEEDS, -1, -1, -1), 0.4, seed)
         concept = likeness * pictures + (1 - likeness) * self.base.concept
-        return Drawn(concept, near(self.base.others, wrecked, seed + 1))
+        return CellLatents(concept, near(self.base.others, wrecked, seed + 1))
 
     def ranking(self, cells: dict, losses: dict):
         references = self.held if len(self.held) >= 4 else self.training
-        scale = yardstick(self.base, references, self.training if references is self.held else None)
+        scale = make_baseline(self.base, references, self.training if references is self.held else None)
         are_training = references is self.training
         return rank(
             {cell: measure(drawn, self.base, references, are_training=are_training) for cell, drawn in cells.items()}, scale, losses
@@ -90,20 +90,20 @@ def test_no_cell_is_best_when_the_pictures_are_those_of_the_base():
 @pytest.mark.parametrize("seed", range(5))
 def test_chance_does_not_win(seed):
     bench = Bench()
-    other = Drawn(shapes(SEEDS, 100 + seed), bench.base.others)
+    other = CellLatents(shapes(SEEDS, 100 + seed), bench.base.others)
     assert bench.ranking({(3, 1.0): other}, LOSSES).best is None
 
 
 def test_empty_pictures_are_no_likeness():
     bench = Bench()
-    empty = Drawn(torch.zeros(SEEDS, 4, 8, 8), bench.base.others)
+    empty = CellLatents(torch.zeros(SEEDS, 4, 8, 8), bench.base.others)
     ranking = bench.ranking({(3, 1.0): empty}, LOSSES)
     assert ranking.best is None and ranking.scores[0].likeness == 0
 
 
 def test_copies_of_training_pictures_cannot_win_where_nothing_was_held_back():
     bench = Bench(held=3)
-    copies = Drawn(near(bench.training.repeat(3, 1, 1, 1)[:SEEDS], 0.01, 7), bench.base.others)
+    copies = CellLatents(near(bench.training.repeat(3, 1, 1, 1)[:SEEDS], 0.01, 7), bench.base.others)
     honest = bench.drawn(likeness=0.8, wrecked=0.2, seed=50)
     ranking = bench.ranking({(3, 1.0): copies, (2, 1.0): honest}, LOSSES)
     by_cell = {score.cell: score for score in ranking.scores}
@@ -114,7 +114,7 @@ def test_copies_of_training_pictures_cannot_win_where_nothing_was_held_back():
 
 def test_only_copies_means_no_best():
     bench = Bench(held=0)
-    copies = Drawn(bench.training.repeat(3, 1, 1, 1)[:SEEDS], bench.base.others)
+    copies = CellLatents(bench.training.repeat(3, 1, 1, 1)[:SEEDS], bench.base.others)
     ranking = bench.ranking({(3, 1.0): copies}, LOSSES)
     assert ranking.best is None and "copying" in str(ranking.because[0])
 
@@ -159,7 +159,7 @@ def test_without_validation_the_shortlist_is_spread_over_the_run():
 )
 def test_a_shortlist_holds_at_most_six_different_cells_of_the_grid(losses, weights):
     cells = shortlist(losses, weights)
-    assert len(cells) == len(set(cells)) <= MOST
+    assert len(cells) == len(set(cells)) <= MAX_CELLS
     assert all(epoch in losses and weight in weights and weight for epoch, weight in cells)
     assert bool(cells) == bool(losses and any(weights))
 
@@ -176,7 +176,7 @@ def test_distance_is_one_less_correlation():
 def test_apart_is_the_root_of_the_mean_squared_difference():
     one, other = shapes(2, 8), shapes(3, 9)
     expected = [[float(((a - b) ** 2).mean()) ** 0.5 for b in other] for a in one]
-    assert apart(one, other).numpy() == pytest.approx(np.array(expected), abs=1e-4)
+    assert rms_distances(one, other).numpy() == pytest.approx(np.array(expected), abs=1e-4)
 
 
 def test_standard_error_is_the_deviation_by_the_root_of_the_count():

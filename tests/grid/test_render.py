@@ -33,7 +33,7 @@ def drawn(
     run: TrainedRun, *, prompt: str = PROMPT, weights: list[float] = WEIGHTS, epochs: list[int] | None = None, **more: Any
 ) -> list[Event]:
     """All events of a grid in the run's own folder."""
-    host, control, out = more.get("host", run.host), more.get("control", Control()), more.get("out", run.folder.grid)
+    host, control, out = more.get("host", run.host), more.get("control", Control()), more.get("out", run.folder.grid_dir)
     with contextlib.closing(render(run.path, host, prompt, weights, epochs, control, out)) as work:
         return list(work)
 
@@ -46,29 +46,29 @@ def test_a_grid_has_one_picture_per_cell_and_a_ranked_shortlist(trained: Trained
     events = drawn(trained)
     cells = [(epoch, weight) for epoch in range(1, EPOCHS + 1) for weight in WEIGHTS]
     assert [(event.epoch, event.weight) for event in rendered(events)] == cells
-    found = grid_json(trained.folder.grid)
+    found = grid_json(trained.folder.grid_dir)
     assert [(cell["epoch"], cell["weight"]) for cell in found["cells"]] == cells
     for cell in found["cells"]:
-        assert Image.open(trained.folder.grid / cell["image"]).size == (64, 64)
+        assert Image.open(trained.folder.grid_dir / cell["image"]).size == (64, 64)
         assert cell["prompt"] == f"sks crescent, black background <lora:small-{cell['epoch']:06d}:{cell['weight']:g}>"
         assert Path(cell["nearest"]).parent.name == "1_sks crescent"
     assert 1 <= sum(cell["scores"] is not None for cell in found["cells"]) <= 6
     assert found["best"] is None and "No cell shows the concept" in found["sentence"]  # nine steps teach nothing
     assert (found["seed"], found["steps"], found["cfg"]) == (5, 2, 5.0)  # the run's first preview prompt
     assert isinstance(events[-1], Finished) and Path(events[-1].files[0]).name == "grid.png"
-    assert Image.open(trained.folder.grid / "grid.png").width > 2 * 64
+    assert Image.open(trained.folder.grid_dir / "grid.png").width > 2 * 64
     assert [event.name for event in events if isinstance(event, Phase)] == ["rendering", "ranking"]
 
 
 def test_what_is_drawn_is_not_drawn_again(trained: TrainedRun):
     drawn(trained)
-    before = grid_json(trained.folder.grid)
-    lost = trained.folder.grid / before["cells"][2]["image"]
+    before = grid_json(trained.folder.grid_dir)
+    lost = trained.folder.grid_dir / before["cells"][2]["image"]
     pixels = Image.open(lost).tobytes()
     lost.unlink()
     assert [event.cached for event in rendered(drawn(trained))] == [True, True, False, True, True, True]
     assert Image.open(lost).tobytes() == pixels
-    after = grid_json(trained.folder.grid)
+    after = grid_json(trained.folder.grid_dir)
     assert after["cells"] == before["cells"]
     assert not any(event.cached for event in rendered(drawn(trained, prompt=PROMPT + " --d 6", weights=[1.0], epochs=[2])))
 
@@ -76,42 +76,42 @@ def test_what_is_drawn_is_not_drawn_again(trained: TrainedRun):
 def test_other_networks_of_the_prompt_count(trained: TrainedRun):
     shutil.copyfile(trained.lora(3), trained.loras / "light.safetensors")
     drawn(trained, weights=[1.0], epochs=[1])
-    alone = Image.open(trained.folder.grid / grid_json(trained.folder.grid)["cells"][0]["image"]).tobytes()
+    alone = Image.open(trained.folder.grid_dir / grid_json(trained.folder.grid_dir)["cells"][0]["image"]).tobytes()
     drawn(trained, prompt=PROMPT + " <lora:light:0.5>", weights=[1.0], epochs=[1])
-    found = grid_json(trained.folder.grid)
-    assert Image.open(trained.folder.grid / found["cells"][0]["image"]).tobytes() != alone
+    found = grid_json(trained.folder.grid_dir)
+    assert Image.open(trained.folder.grid_dir / found["cells"][0]["image"]).tobytes() != alone
     with pytest.raises(TrainerError, match="shadow"):
         drawn(trained, prompt=PROMPT + " <lora:shadow:0.5>", weights=[1.0], epochs=[1])
 
 
 def test_weight_zero_is_the_picture_without_the_network(trained: TrainedRun):
     drawn(trained, weights=[0.0, 1.0], epochs=[3])
-    found = grid_json(trained.folder.grid)
-    zero, full = (Image.open(trained.folder.grid / cell["image"]).tobytes() for cell in found["cells"])
-    assert zero == Image.open(trained.folder.grid / found["base"]).tobytes() != full
+    found = grid_json(trained.folder.grid_dir)
+    zero, full = (Image.open(trained.folder.grid_dir / cell["image"]).tobytes() for cell in found["cells"])
+    assert zero == Image.open(trained.folder.grid_dir / found["base"]).tobytes() != full
 
 
 def test_a_stopped_grid_keeps_its_cells_and_goes_on_from_there(trained: TrainedRun):
     control = Control()
     events = []
-    with contextlib.closing(render(trained.path, trained.host, PROMPT, WEIGHTS, None, control, trained.folder.grid)) as work:
+    with contextlib.closing(render(trained.path, trained.host, PROMPT, WEIGHTS, None, control, trained.folder.grid_dir)) as work:
         for event in work:
             events.append(event)
             if len(rendered(events)) == 3:
                 control.command("stop")
     assert isinstance(events[-1], Stopped) and events[-1].step == 3
-    found = grid_json(trained.folder.grid)
+    found = grid_json(trained.folder.grid_dir)
     assert len(found["cells"]) == 3 and found["best"] is None and found["epochs"] == [1, 2, 3]
     assert [event.cached for event in rendered(drawn(trained))] == [True] * 3 + [False] * 3
 
 
 def test_a_ranking_that_was_stopped_names_no_best_and_says_so(trained: TrainedRun):
     control = Control()
-    with contextlib.closing(render(trained.path, trained.host, PROMPT, [1.0], None, control, trained.folder.grid)) as work:
+    with contextlib.closing(render(trained.path, trained.host, PROMPT, [1.0], None, control, trained.folder.grid_dir)) as work:
         for event in work:
             if isinstance(event, Phase) and event.name == "ranking":
                 control.command("stop")
-    found = grid_json(trained.folder.grid)
+    found = grid_json(trained.folder.grid_dir)
     assert found["best"] is None and "stopped" in found["sentence"] and len(found["cells"]) == EPOCHS
 
 
@@ -137,7 +137,7 @@ def test_a_grid_elsewhere_is_whole_there(trained: TrainedRun, tmp_path: Path):
     out = tmp_path / "elsewhere"
     drawn(trained, weights=[1.0], epochs=[3], out=out)
     found = grid_json(out)
-    assert found == grid_json(trained.folder.grid)
+    assert found == grid_json(trained.folder.grid_dir)
     assert (out / found["cells"][0]["image"]).is_file() and (out / found["base"]).is_file() and (out / "grid.png").is_file()
 
 
@@ -147,7 +147,7 @@ def test_without_the_pictures_the_grid_is_drawn_and_not_ranked(trained: TrainedR
     gone = next(line for line in text.splitlines() if line.startswith("train_data_dir"))
     config.write_text(text.replace(gone, 'train_data_dir = "/nowhere/at/all"'), encoding="utf-8")
     events = drawn(trained, weights=[1.0], epochs=[3])
-    found = grid_json(trained.folder.grid)
+    found = grid_json(trained.folder.grid_dir)
     assert len(rendered(events)) == 1 and found["cells"][0]["scores"] is None
     assert "Not ranked" in found["sentence"] and any(isinstance(event, Warned) for event in events)
 
@@ -155,7 +155,7 @@ def test_without_the_pictures_the_grid_is_drawn_and_not_ranked(trained: TrainedR
 def test_the_consumer_keeps_its_own_torch(trained: TrainedRun):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    with contextlib.closing(render(trained.path, trained.host, PROMPT, [1.0], [3], Control(), trained.folder.grid)) as work:
+    with contextlib.closing(render(trained.path, trained.host, PROMPT, [1.0], [3], Control(), trained.folder.grid_dir)) as work:
         for _ in work:
             assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
             assert torch.equal(torch.get_rng_state(), state)
@@ -210,8 +210,8 @@ def test_a_host_draws_the_cells_and_finds_the_files_by_name(trained: TrainedRun,
         ("sks crescent, black background <lora:small-000003:0.5>", None),
         ("sks crescent, black background <lora:small-000003:1>", None),
     ]
-    found = grid_json(trained.folder.grid)
-    assert Image.open(trained.folder.grid / found["cells"][1]["image"]).getpixel((0, 0)) == (100, 50, 200)
+    found = grid_json(trained.folder.grid_dir)
+    assert Image.open(trained.folder.grid_dir / found["cells"][1]["image"]).getpixel((0, 0)) == (100, 50, 200)
 
 
 def test_a_file_that_the_host_cannot_find_is_lent_to_it(trained: TrainedRun, tmp_path: Path):
@@ -232,7 +232,7 @@ def test_a_second_file_of_the_same_name_is_not_drawn_by_mistake(trained: Trained
 def test_a_paused_grid_gives_the_host_back_and_goes_on(trained: TrainedRun, tmp_path: Path):
     host, control = Pipeline(tmp_path, trained.loras), Control()
     kinds = []
-    with contextlib.closing(render(trained.path, host, PROMPT, WEIGHTS, [3], control, trained.folder.grid)) as work:
+    with contextlib.closing(render(trained.path, host, PROMPT, WEIGHTS, [3], control, trained.folder.grid_dir)) as work:
         for event in work:
             kinds.append(type(event))
             if isinstance(event, Rendered) and Paused not in kinds:

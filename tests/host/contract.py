@@ -37,7 +37,7 @@ class World:
     """A host with two checkpoints (the first chosen), a VAE, and a LoRA called "mark"."""
 
     Host = A1111Host
-    weights_of = "lora_trainer.host.a1111.model.weights_of"
+    weight_fingerprints = "lora_trainer.host.a1111.model.weight_fingerprints"
 
     def __init__(self, loras, other_checkpoint, vae):
         self.host, self.loras, self.vae = self.Host(), Path(loras), vae
@@ -77,7 +77,7 @@ class World:
         model.wipe(self.loaded())
 
     def same_storages(self, source):
-        return model.same_storages(source, self.loaded())
+        return model.shares_memory(source, self.loaded())
 
     def generate(self, prompt, seed=3, **more):
         """A picture by the host's own hands, in the queue as every user's."""
@@ -158,7 +158,7 @@ def wait_for(condition, seconds=30):
 def untouched(world, *, but=()):
     """The host is the same afterwards: every weight, option and list, the queue free, nobody's job open, no file left."""
     m = world.modules
-    networks = model.loaded_networks()
+    networks = model.networks_module()
 
     def seen():
         return {
@@ -179,7 +179,7 @@ def untouched(world, *, but=()):
     networks.networks_in_memory.clear()
     before = seen()
     yield
-    model.loaded_networks().networks_in_memory.clear()
+    model.networks_module().networks_in_memory.clear()
     after = seen()
     for key, value in before.items():
         if key not in but:

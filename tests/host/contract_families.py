@@ -114,7 +114,7 @@ def every_family_is_lent_without_a_copy_and_answers_as_the_host_does(world):
 def own_sampler_reads_weighted_words_as_the_host_does(world):
     from modules.prompt_parser import SdConditioning
 
-    from lora_trainer.train.previews.sampling import encode_texts
+    from lora_trainer.train.previews.sampling import encode_prompts
 
     seen = {}
     for name, family in FAMILIES.items():
@@ -123,7 +123,7 @@ def own_sampler_reads_weighted_words_as_the_host_does(world):
             for prompt in WEIGHTED:
                 theirs = held.get_learned_conditioning(SdConditioning([prompt], width=64, height=64))
                 theirs = theirs["crossattn"] if family == "sdxl" else theirs
-                seen[name, prompt] = apart(encode_texts(bundle, [prompt], 1).states, theirs)
+                seen[name, prompt] = apart(encode_prompts(bundle, [prompt], 1).states, theirs)
     assert max(seen.values()) < CLOSE, seen
     return {name: f"{value:.1e}" for (name, _), value in seen.items()}
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import random_checkpoint
 from lora_trainer.control import Control
 from lora_trainer.errors import OutOfMemory
-from lora_trainer.host.a1111.model import loaded_networks
+from lora_trainer.host.a1111.model import networks_module
 from lora_trainer.models.detection.prediction_type import V_KEY, ZERO_SNR_KEY
 from tests.host import contract, contract_runs
 from tests.host.contract import REQUEST, untouched, write_lora
@@ -195,7 +195,7 @@ def trained_file_is_listed_and_drawn_with_whole(world):
         found = Counter(next((name for name in NAMES[world.family] if re.match(name, module)), module) for module in modules)
         assert dict(found) == NAMES[world.family], found
         world.host.refresh_networks()
-        assert loaded_networks().available_networks["whole"].sd_version.name == world.family.upper()
+        assert networks_module().available_networks["whole"].sd_version.name == world.family.upper()
         base = world.generate("a red circle")
         assert world.generate("a red circle<lora:whole:0>") == base
         assert world.generate("a red circle<lora:whole:1>") != base

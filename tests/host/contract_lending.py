@@ -127,7 +127,7 @@ def what_cannot_be_lent_is_refused_by_name_before_anything_is_touched(world):
         (held, "is_ssd", True, ("SSD-1B", "SDXL")),
         (held, "is_sd3", True, ("Stable Diffusion 3",)),
         (held, "is_sdxl", True, ("an SDXL refiner",)),  # one text encoder where two belong
-        (held, "is_sd2", True, ("a family that is not trained here",)),  # of another kind than its family's
+        (held, "is_sd2", True, ("a family that is not supported",)),  # of another kind than its family's
         (held, "embedder", SimpleNamespace(), ("an unCLIP model",)),
         (held.model.diffusion_model, "in_channels", 9, ("inpainting",)),
         (held.model.diffusion_model, "in_channels", 5, ("a depth model",)),
@@ -240,7 +240,7 @@ def network_saved_a_second_ago_works_and_is_listed(world):
     write_lora(world.loras / "fresh.safetensors", 11)
     try:
         world.host.refresh_networks()
-        assert "fresh" in model.loaded_networks().available_networks
+        assert "fresh" in model.networks_module().available_networks
         assert world.generate("a red circle<lora:fresh:1>") != world.generate("a red circle")
     finally:
         (world.loras / "fresh.safetensors").unlink()

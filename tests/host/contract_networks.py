@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lora_trainer.adapters.network_file import bias_delta_of, delta_of, read_network
-from lora_trainer.config.choices.network_hosts import ALL, NO, kind_of_type, reading
+from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
+from lora_trainer.config.choices.network_hosts import ALL, NO, file_kind, host_support
 from lora_trainer.config.choices.networks import NETWORK_TYPES
-from lora_trainer.network_tools.extract import placed
-from lora_trainer.network_tools.layers import layers_of
+from lora_trainer.network_tools.extract import read_slice
+from lora_trainer.network_tools.layers import checkpoint_layers
 from tests.host.contract import only_in_a1111, untouched
 from tests.host.contract_families import FAMILIES, loaded
 from tests.host.contract_forge_families import in_each
@@ -35,14 +35,14 @@ def in_checkpoints_words(world):
 
 def expected(file, checkpoint, held):
     """(place of a weight in a checkpoint, what should stand there) for every layer of the file that is to be seen in the host."""
-    _, layers = layers_of(checkpoint)
+    _, layers = checkpoint_layers(checkpoint)
     with safe_open(checkpoint, "pt") as base:
-        for name, state in read_network(file).items():
+        for name, state in modules_of(load_file(str(file)), str(file)).items():
             changes = {layers[name].weight: delta_of, layers[name].bias: lambda state, _: bias_delta_of(state)}
             for place, change in changes.items():
                 if place is None or place.key not in held:
                     continue
-                plain = placed(base.get_tensor, place).float()
+                plain = read_slice(base.get_tensor, place).float()
                 if (delta := change(state, plain)) is not None:
                     yield place, plain + delta
 
@@ -65,7 +65,7 @@ def drawn_with(world, file, whole):
         at_1 = world.generate(f"{prompt}1>")
         held = in_checkpoints_words(world)
         wanted = list(expected(file, checkpoint, held))
-        wrong = {place.key: beyond(placed(held.get, place), weight) for place, weight in wanted}
+        wrong = {place.key: beyond(read_slice(held.get, place), weight) for place, weight in wanted}
         wrong = {key: value for key, value in wrong.items() if not value <= CLOSE}
         assert (at_1 != base) is (whole != NO), f"{file.stem}: the picture {'does not change' if at_1 == base else 'changes'}"
         assert world.generate("a red circle") == base
@@ -81,7 +81,7 @@ def each_type(world, family):
     """Type -> weights found right, of a file that a run in this host has left."""
     seen = {}
     for name in NETWORK_TYPES:
-        whole = reading(kind_of_type(name), world.host.name)[0]
+        whole = host_support(file_kind(name), world.host.name)[0]
         rates = dict.fromkeys(("learning_rate", "text_encoder_lr"), RATES.get(name, 0.02))
         network, steps = {"type": name, "dim": 4, "alpha": 4}, {"max_train_steps": 3}
         run = Run(world, f"{family}-of-type-{name}", network=network, optimizer=rates, steps=steps)

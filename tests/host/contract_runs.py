@@ -28,7 +28,7 @@ from tests.host.contract import CHECKS, REQUEST, check, only_in_a1111, untouched
 STEPS = 6
 PHASES = {
     "loading": "lora_trainer.train.memory.eight_bit.load",
-    "caching": "lora_trainer.train.setup.fill_cache",
+    "caching": "lora_trainer.train.setup.cache_latents",
     "training": "lora_trainer.train.step.accumulate.per_image_losses",
     "validating": "lora_trainer.train.validation.validation_loss",
     "saving": "lora_trainer.train.outputs.output.write_lora",
@@ -212,7 +212,9 @@ def run_changed_stopped_and_resumed_ends_like_one_that_went_on(world):
         assert (cut.count("Changed"), cut.count("Stopped")) == (1, 1)
         cut.at, cut.control = {}, Control()
         cut.go(
-            resume_point.since(cut.folder, [{"event": "changed", "path": path, "new": new, "step": 2} for path, new in rate.items()], {})
+            resume_point.find_resume_point(
+                cut.folder, [{"event": "changed", "path": path, "new": new, "step": 2} for path, new in rate.items()], {}
+            )
         )
     assert (cut.count("Resumed"), cut.count("Finished")) == (1, 1)
     assert [event.step for event in cut.events if type(event).__name__ == "Stepped"] == list(range(1, STEPS + 1))
@@ -245,7 +247,7 @@ def run_whose_model_cannot_come_back_stays_paused_and_says_so(world):
             tries.append(str(run.events[-1].message))
             resume(run)
 
-    take_back = A1111Lease._take_back
+    take_back = A1111Lease._recover_model
 
     def refuse_once(lease):
         if not tries:
@@ -254,7 +256,7 @@ def run_whose_model_cannot_come_back_stays_paused_and_says_so(world):
 
     with untouched(world, but=["files"]):
         plain = Run(world, "calm").go()
-        with patch.object(A1111Lease, "_take_back", refuse_once):
+        with patch.object(A1111Lease, "_recover_model", refuse_once):
             run = Run(world, "stubborn", at={3: lambda run: run.control.command("pause"), "paused": resume, "warned": again}).go()
     assert tries == ["the checkpoint is gone. Load it."], tries
     assert (run.count("Paused"), run.count("Resumed")) == (1, 1)

@@ -25,7 +25,7 @@ def another_checkpoint_chosen_during_the_loan_waits_until_it_ends(world):
             for _ in range(2):
                 assert lease.preview(REQUEST, weights(5), 1.0, Control()).tobytes() == before
                 assert m.shared.opts.data["sd_model_checkpoint"] == world.other
-            assert not lease.breathe(), "let through what would load another model"
+            assert not lease.let_one_through(), "let through what would load another model"
             assert world.hashes() == clean
             assert choosing.is_alive()
         choosing.join(60)
@@ -77,7 +77,7 @@ def model_that_cannot_be_brought_back_is_named_and_the_run_stays_paused(world):
     broken = {"unet.input_blocks.0.0.bias": 0}
     with untouched(world), world.lend() as lease:
         lease.pause()
-        with patch(world.weights_of, return_value=broken):
+        with patch(world.weight_fingerprints, return_value=broken):
             raises(HostBusy, lease.resume, lease.title, "Resume")
         assert world.queue_is_free()
         assert isinstance(lease.resume(), LiveSource)
@@ -144,14 +144,14 @@ def breathing_lets_exactly_one_waiting_picture_through(world):
     with untouched(world):
         with world.lend() as lease:
             clean, source = world.hashes(), lease.source
-            assert not lease.breathe()
+            assert not lease.let_one_through()
             for number in range(12):
                 draw = lambda number=number: done.append((number, world.generate("a ring <lora:mark:1>", seed=number)))  # noqa: E731
                 threads.append(threading.Thread(target=draw))
                 threads[-1].start()
                 wait_for(lambda number=number: world.host.waiting() == number + 1)
             for count in range(1, 5):
-                assert lease.breathe()
+                assert lease.let_one_through()
                 assert [number for number, _ in done] == list(range(count))
                 assert world.hashes() == clean
                 assert lease.source is source
@@ -172,7 +172,7 @@ def breathing_lets_nobody_through_when_the_user_wants_so(world):
                 thread = threading.Thread(target=lambda: done.append(world.generate("a ring")))
                 thread.start()
                 wait_for(lambda: world.host.waiting() == 1)
-                assert not lease.breathe()
+                assert not lease.let_one_through()
                 assert not done
             thread.join(60)
             assert done
@@ -190,7 +190,7 @@ def forty_five_waiting_pictures_all_come(world):
                 threads[-1].start()
             wait_for(lambda: world.host.waiting() == 45)
             for _ in range(6):
-                lease.breathe()
+                lease.let_one_through()
                 time.sleep(0.01)
             assert 6 <= len(done) < 20
         for thread in threads:

@@ -11,14 +11,14 @@ class ForgeWorld(contract.World):
     """A choice is loaded by the picture that follows it, so `choose` asks for one: it waits for its turn as A1111's loading does."""
 
     Host = ForgeHost
-    weights_of = "lora_trainer.host.forge.model.weights_of"
+    weight_fingerprints = "lora_trainer.host.forge.model.weight_fingerprints"
 
     def __init__(self, *names):
         super().__init__(*names)
         self.generate("what loads the checkpoint", steps=1)
 
     def loaded(self):
-        return engine.loaded()
+        return engine.loaded_model()
 
     def state(self):
         original = self.loaded().forge_objects_original
@@ -41,7 +41,7 @@ class ForgeWorld(contract.World):
         engine.clean(self.loaded())
 
     def same_storages(self, source):
-        return model.same_storages(source, self.loaded())
+        return model.shares_memory(source, self.loaded())
 
     def choose(self, key, value):
         from modules_forge import main_entry
@@ -57,7 +57,7 @@ class ReForgeWorld(ForgeWorld):
     """A choice is loaded as in A1111."""
 
     Host = ReForgeHost
-    weights_of = "lora_trainer.host.forge.reforge.weights_of"
+    weight_fingerprints = "lora_trainer.host.forge.reforge.weight_fingerprints"
     choose = contract.World.choose
 
     def described(self, family):

@@ -79,27 +79,27 @@ def test_a_lent_model_is_the_file_itself_and_nothing_of_it_is_copied(checkpoint)
         assert ours.config == theirs.config or ours.config.to_dict() == theirs.config.to_dict()
         assert {name: torch.equal(value, others[name]) for name, value in ours.named_parameters()} == dict.fromkeys(others, True)
         assert all(value.untyped_storage().data_ptr() in own for value in ours.parameters())
-    assert model.same_storages(source, held)
+    assert model.shares_memory(source, held)
     held.model.diffusion_model.half()
-    assert not model.same_storages(source, held)
+    assert not model.shares_memory(source, held)
 
 
 def test_a_change_of_either_encoder_is_seen(checkpoint):
     held = held_as_a1111_does(*checkpoint)
-    before = model.weights_of(held)
-    for encoder in model.encoders(held).values():
+    before = model.weight_fingerprints(held)
+    for encoder in model.text_encoders(held).values():
         next(encoder.parameters()).data.view(-1)[0] += 1
-    changed = [name for name, number in model.weights_of(held).items() if before[name] != number]
-    assert len(changed) == len(model.encoders(held)), changed
+    changed = [name for name, number in model.weight_fingerprints(held).items() if before[name] != number]
+    assert len(changed) == len(model.text_encoders(held)), changed
 
 
 def test_what_a_hypernetwork_left_in_the_layers_is_no_weight_of_the_model(checkpoint):
     held = held_as_a1111_does(*checkpoint)
-    before = model.weights_of(held)
+    before = model.weight_fingerprints(held)
     attention = held.model.diffusion_model.middle_block._modules["1"].transformer_blocks._modules["0"].attn1
     attention.hyper_k = nn.Linear(4, 4)
     assert any(".hyper_k." in name for name in held.state_dict())
-    assert model.weights_of(held) == before
+    assert model.weight_fingerprints(held) == before
 
 
 def known_of(tmp_path, family="sdxl", *, marks=(), yaml="", host="eps", name="model", **more):
@@ -107,45 +107,50 @@ def known_of(tmp_path, family="sdxl", *, marks=(), yaml="", host="eps", name="mo
     if not path.exists():
         random_checkpoint.write(path, random_checkpoint.SHAPES[family][1], torch.float16, marks=marks)
     path.with_suffix(".yaml").write_text(yaml, encoding="utf-8")
-    return facts.of_model(SimpleNamespace(**{f"is_{family}": True}, parameterization=host, sd_checkpoint_info=info_of(path), **more))
+    return facts.from_model(SimpleNamespace(**{f"is_{family}": True}, parameterization=host, sd_checkpoint_info=info_of(path), **more))
 
 
 def test_marks_in_the_file_count_more_than_what_the_host_takes_it_for(tmp_path):
     known = known_of(tmp_path, marks=("v_pred", "ztsnr"))
-    assert (known.found.kind, known.found.zero_terminal_snr, known.found.sure, known.drawn_as) == ("v", True, True, "epsilon")
-    assert "v_pred" in str(known.found.because)
+    assert (known.prediction.kind, known.prediction.zero_terminal_snr, known.prediction.sure, known.host_prediction) == (
+        "v",
+        True,
+        True,
+        "epsilon",
+    )
+    assert "v_pred" in str(known.prediction.reason)
 
 
 def test_where_nothing_tells_the_host_is_believed_if_it_knows_and_else_the_model_is_asked(tmp_path):
     plain = known_of(tmp_path)
-    assert (plain.found.kind, plain.found.sure, plain.native_size) == ("epsilon", True, 1024)
+    assert (plain.prediction.kind, plain.prediction.sure, plain.native_size) == ("epsilon", True, 1024)
     by_yaml = known_of(tmp_path, yaml="target: x.VScaling\n", host="v")
-    assert (by_yaml.found.kind, by_yaml.found.marked) == ("v", True)
+    assert (by_yaml.prediction.kind, by_yaml.prediction.is_marked) == ("v", True)
     (tmp_path / "model.safetensors").rename(tmp_path / "animal-vpred.safetensors")
     by_name = known_of(tmp_path, name="animal-vpred")
-    assert (by_name.found.kind, by_name.found.sure) == ("v", False)
+    assert (by_name.prediction.kind, by_name.prediction.sure) == ("v", False)
     later = known_of(tmp_path, name="animal-vpred", host="v", ztsnr=True)  # versions after 1.10.1 know the keys themselves
-    assert (later.found.kind, later.found.zero_terminal_snr, later.drawn_zero) == ("v", True, True)
+    assert (later.prediction.kind, later.prediction.zero_terminal_snr, later.host_zero_snr) == ("v", True, True)
 
 
 def test_of_stable_diffusion_2_the_host_has_asked_the_model(tmp_path):
     for host, kind, size in (("v", "v", 768), ("eps", "epsilon", 512)):
         known = known_of(tmp_path, "sd2", host=host)
-        assert (known.found.kind, known.found.sure, known.native_size) == (kind, True, size)
+        assert (known.prediction.kind, known.prediction.sure, known.native_size) == (kind, True, size)
 
 
 def test_a_flag_of_the_config_is_heeded_where_nothing_tells_and_refused_where_something_does(tmp_path):
     known = known_of(tmp_path)
-    settled = known.settled(SimpleNamespace(**NO_FLAGS | {"v_parameterization": True}))
-    assert (settled.found.kind, settled.found.sure) == ("v", True)
+    settled = known.with_flags(SimpleNamespace(**NO_FLAGS | {"v_parameterization": True}))
+    assert (settled.prediction.kind, settled.prediction.sure) == ("v", True)
     marked = known_of(tmp_path, yaml="target: x.EpsScaling\n")
     with pytest.raises(ModelError, match="v_parameterization says otherwise"):
-        marked.settled(SimpleNamespace(**NO_FLAGS | {"v_parameterization": True}))
+        marked.with_flags(SimpleNamespace(**NO_FLAGS | {"v_parameterization": True}))
     with pytest.raises(ModelError, match="v2 is set"):
-        marked.settled(SimpleNamespace(**NO_FLAGS | {"v2": True}))
+        marked.with_flags(SimpleNamespace(**NO_FLAGS | {"v2": True}))
 
 
 def test_a_file_that_is_gone_leaves_what_the_host_says(tmp_path):
     held = SimpleNamespace(is_sdxl=True, parameterization="v", sd_checkpoint_info=info_of(tmp_path / "gone.safetensors"))
-    known = facts.of_model(held)
-    assert (known.family, known.found.kind, known.native_size) == ("sdxl", "v", 1024)
+    known = facts.from_model(held)
+    assert (known.family, known.prediction.kind, known.native_size) == ("sdxl", "v", 1024)

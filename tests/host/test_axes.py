@@ -19,7 +19,7 @@ from lora_trainer.host.a1111 import axes
     ],
 )
 def test_epochs_are_written_as_people_write_them(text, numbers):
-    assert axes.epochs(text) == numbers
+    assert axes.parse_epochs(text) == numbers
 
 
 def processing(prompt, negative=""):

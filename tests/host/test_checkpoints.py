@@ -15,7 +15,7 @@ from lora_trainer.files import file_sha256
 from lora_trainer.host.base import find_checkpoint
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.files import tensor_file
-from lora_trainer.models.files.hub import NotFetched
+from lora_trainer.models.files.hub import NotDownloaded
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 
@@ -85,9 +85,9 @@ def test_a_flag_against_the_file_is_refused_before_anything_is_lent(models: Path
 def test_a_hubs_model_that_is_not_here_is_told_apart_from_a_name_that_is_wrong(models: Path, monkeypatch):
     monkeypatch.setenv("LORA_TRAINER_CACHE", str(models.parent / "cache"))
     known = StandaloneHost(models.parent).checkpoints()
-    with pytest.raises(NotFetched, match="someone/some-model"):
+    with pytest.raises(NotDownloaded, match="someone/some-model"):
         find_checkpoint("someone/some-model", known)
     with pytest.raises(ModelError, match="no checkpoint nev") as caught:
         find_checkpoint("nev", known)
     assert "new" in str(caught.value)
-    assert not isinstance(caught.value, NotFetched)
+    assert not isinstance(caught.value, NotDownloaded)

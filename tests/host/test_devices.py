@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lora_trainer.errors import TrainerError
 from lora_trainer.host import devices
-from lora_trainer.host.memory import device_memory, empty, peak
+from lora_trainer.host.memory import device_memory, empty_cache, peak_memory
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.source import LiveSource
 from lora_trainer.train.step.precision import choose_precision
@@ -24,9 +24,9 @@ NOTHING = LiveSource({}, {}, {}, 8, 4, None, Path())
 @pytest.fixture(autouse=True)
 def fresh():
     """What was tried in one test is tried again in the next."""
-    devices.why_not.cache_clear()
+    devices.step_failure.cache_clear()
     yield
-    devices.why_not.cache_clear()
+    devices.step_failure.cache_clear()
 
 
 @pytest.fixture
@@ -44,12 +44,12 @@ def only(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_is_really_taken(dtype):
-    assert devices.why_not(CPU, dtype) == ""
+    assert devices.step_failure(CPU, dtype) == ""
 
 
 def test_the_step_draws_nothing_from_the_runs_chance():
     before = torch.random.get_rng_state()
-    devices.why_not(CPU, torch.float32)
+    devices.step_failure(CPU, torch.float32)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -57,9 +57,9 @@ def test_an_operation_that_a_device_lacks_is_the_reason(monkeypatch):
     def lacking(*_, **__):
         raise NotImplementedError("The operator 'aten::linear' is not currently implemented for the MPS device.\nA second line")
 
-    reference = devices._step(CPU, torch.float32)
-    monkeypatch.setattr(devices, "_step", lambda device, dtype: reference if device == CPU else lacking())
-    assert devices.why_not(torch.device("mps"), torch.float32) == (
+    reference = devices._run_step(CPU, torch.float32)
+    monkeypatch.setattr(devices, "_run_step", lambda device, dtype: reference if device == CPU else lacking())
+    assert devices.step_failure(torch.device("mps"), torch.float32) == (
         "The operator 'aten::linear' is not currently implemented for the MPS device."
     )
     with pytest.raises(TrainerError, match=r"does not work on Apple MPS \(mps\) in float32: The operator") as caught:
@@ -68,32 +68,32 @@ def test_an_operation_that_a_device_lacks_is_the_reason(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"), [(lambda loss: loss * float("nan"), "are no numbers"), (lambda loss: loss * 1.5, "differ from the CPU's by 50%")]
+    ("wrong", "words"), [(lambda loss: loss * float("nan"), "is not finite"), (lambda loss: loss * 1.5, "differ from the CPU's by 50%")]
 )
 def test_a_device_that_calculates_wrongly_is_found_out(monkeypatch, wrong, words):
-    step = devices._step
+    step = devices._run_step
     monkeypatch.setattr(
-        devices, "_step", lambda device, dtype: tuple(wrong(each) if device.type == "xpu" else each for each in step(CPU, dtype))
+        devices, "_run_step", lambda device, dtype: tuple(wrong(each) if device.type == "xpu" else each for each in step(CPU, dtype))
     )
-    assert words in devices.why_not(torch.device("xpu"), torch.float32)
+    assert words in devices.step_failure(torch.device("xpu"), torch.float32)
 
 
 def test_a_full_device_is_not_taken_for_one_that_cannot_train(monkeypatch):
-    step, full = devices._step, [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")]
+    step, full = devices._run_step, [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB")]
 
     def tried(device, dtype):
         if device != CPU and full:
             raise full.pop()
         return step(CPU, dtype)
 
-    monkeypatch.setattr(devices, "_step", tried)
+    monkeypatch.setattr(devices, "_run_step", tried)
     with pytest.raises(RuntimeError, match="out of memory"):
         devices.require_step(torch.device("cuda"), torch.float32)
     devices.require_step(torch.device("cuda"), torch.float32)
 
 
 def test_cards_of_amd_are_called_by_their_name(monkeypatch):
-    monkeypatch.setattr(devices, "why_not", lambda device, dtype: "no kernel image is available")
+    monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "no kernel image is available")
     for hip, name in ((None, "CUDA"), ("6.1", "AMD ROCm")):
         monkeypatch.setattr(torch.version, "hip", hip)
         with pytest.raises(TrainerError, match=rf"does not work on {name} \(cuda:0\) in float16: no kernel image") as caught:
@@ -109,7 +109,7 @@ def test_a_wrong_backward_pass_is_found_out_by_the_step_itself(monkeypatch):
     def detached(*values, **named):
         return true(*values, **named).detach() if count > 1 else true(*values, **named)
 
-    step = devices._step
+    step = devices._run_step
 
     def counted(device, dtype):
         nonlocal count
@@ -117,21 +117,21 @@ def test_a_wrong_backward_pass_is_found_out_by_the_step_itself(monkeypatch):
         return step(CPU, dtype)
 
     monkeypatch.setattr(functional, "group_norm", detached)
-    monkeypatch.setattr(devices, "_step", counted)
-    assert devices.why_not(torch.device("mps"), torch.float32)
+    monkeypatch.setattr(devices, "_run_step", counted)
+    assert devices.step_failure(torch.device("mps"), torch.float32)
 
 
 def test_a_device_without_memory_of_its_own_cannot_be_trained_on():
-    assert devices.why_not(torch.device("meta"), torch.float32)
+    assert devices.step_failure(torch.device("meta"), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["xpu", "mps"])
 def test_a_device_that_trains_is_taken_by_itself_and_one_that_does_not_is_told(only, monkeypatch, kind):
     only(kind)
-    monkeypatch.setattr(devices, "why_not", lambda device, dtype: "")
+    monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "")
     assert devices.default_device() == (torch.device(kind), None)
     assert devices.device_named(kind) == torch.device(kind)
-    monkeypatch.setattr(devices, "why_not", lambda device, dtype: "no gradients")
+    monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "no gradients")
     device, told = devices.default_device()
     assert device == CPU
     assert told is not None
@@ -142,7 +142,7 @@ def test_what_is_told_of_the_device_is_told_by_the_lease(only, monkeypatch, tmp_
     from lora_trainer.config.schema import ModelConfig
 
     only("mps")
-    monkeypatch.setattr(devices, "why_not", lambda device, dtype: "no gradients")
+    monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "no gradients")
     with StandaloneHost(tmp_path).lease(ModelConfig()) as lease:
         assert lease.device == CPU
         assert ["Apple MPS is not used" in note.text() for note in lease.notes] == [True]
@@ -172,9 +172,9 @@ def test_a_name_that_is_none_is_answered_with_those_that_are_here(only):
 def test_half_precision_gives_way_to_float32_where_its_step_does_not_work(monkeypatch, tmp_path):
     held = attrs.evolve(NOTHING, unet_state={"x": torch.zeros(1, dtype=torch.float16)}, path=tmp_path / "x.safetensors")
     for device in (torch.device("mps"), torch.device("cuda")):
-        monkeypatch.setattr(devices, "why_not", lambda device, dtype: "")
+        monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "")
         assert choose_precision("auto", held, device).base is torch.float16
-        monkeypatch.setattr(devices, "why_not", lambda device, dtype: "" if dtype is torch.float32 else "no")
+        monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "" if dtype is torch.float32 else "no")
         assert choose_precision("auto", held, device).base is torch.float32
         assert choose_precision("bf16", held, device).base is torch.bfloat16  # asked for: require_step says why not
     with pytest.raises(TrainerError, match="in bfloat16: no"):
@@ -188,11 +188,11 @@ def test_the_memory_of_a_card_is_as_its_own_library_tells_it(monkeypatch):
     memory = device_memory(torch.device("mps"))
     assert (memory["device"], memory["total_mb"], memory["host_mb"]) == ("Apple MPS", 8 * 1024, 3 * 1024)
     assert 0 < memory["free_mb"] <= 5 * 1024
-    assert peak(torch.device("mps")) == 3 * gigabyte
+    assert peak_memory(torch.device("mps")) == 3 * gigabyte
     card = types.SimpleNamespace(name="Arc", total_memory=16 * gigabyte)
     told = {"memory_reserved": lambda device: gigabyte, "get_device_properties": lambda device: card, "empty_cache": lambda: None}
     monkeypatch.setattr(torch, "xpu", types.SimpleNamespace(**told), raising=False)
     assert device_memory(torch.device("xpu")) == {"device": "Arc", "total_mb": 16 * 1024, "free_mb": 15 * 1024, "host_mb": 1024}
     for kind in ("cpu", "mps", "xpu"):
-        empty(torch.device(kind))
-    assert peak(CPU) is None
+        empty_cache(torch.device(kind))
+    assert peak_memory(CPU) is None

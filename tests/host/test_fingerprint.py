@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lora_trainer.host.fingerprint import changed, fingerprint
+from lora_trainer.host.fingerprint import changed_tensors, fingerprint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.uint8])
@@ -10,7 +10,7 @@ def test_one_changed_bit_is_seen_in_any_format(dtype):
     before = fingerprint({"a": tensor, "b": tensor.clone()})
     last = tensor.view(torch.uint8)[-1, -1, -1:]
     last ^= 1
-    assert changed(before, fingerprint({"a": tensor, "b": before and tensor.clone()})) == ["a", "b"]
+    assert changed_tensors(before, fingerprint({"a": tensor, "b": before and tensor.clone()})) == ["a", "b"]
     last ^= 1
     assert fingerprint({"a": tensor, "b": tensor}) == before
 
@@ -24,4 +24,4 @@ def test_memory_format_does_not_matter():
 def test_tensors_that_came_or_went_are_named():
     one = fingerprint({"a": torch.ones(2), "b": torch.ones(2)})
     other = fingerprint({"b": torch.ones(2), "c": torch.tensor(1.0)})
-    assert changed(one, other) == ["a", "c"]
+    assert changed_tensors(one, other) == ["a", "c"]

@@ -51,7 +51,7 @@ def test_forge_and_reforge_are_told_from_a1111_by_their_own_package(monkeypatch)
 def test_a_tensor_of_inference_mode_is_learned_through_on_the_same_memory():
     with torch.inference_mode():
         held = torch.nn.Parameter(torch.randn(6, 4))[1:5].t()
-    seen = model.normal(held)
+    seen = model.normal_tensor(held)
     assert (seen.data_ptr(), seen.shape, seen.stride()) == (held.data_ptr(), held.shape, held.stride())
     factor = torch.ones(4, requires_grad=True)
     (seen @ factor).sum().backward()
@@ -74,7 +74,12 @@ def test_a_number_format_that_cannot_be_shared_is_called_by_its_name():
     four.quant_type = "nf4"
     eight = torch.nn.Parameter(torch.zeros(2, dtype=torch.float8_e4m3fn), **frozen)
     half = torch.nn.Parameter(torch.zeros(2, dtype=torch.float16), **frozen)
-    assert [model.odd_format(with_weight(weight)) for weight in (packed, four, eight, half)] == ["gguf", "nf4", "float8_e4m3fn", ""]
+    assert [model.number_format_not_shared(with_weight(weight)) for weight in (packed, four, eight, half)] == [
+        "gguf",
+        "nf4",
+        "float8_e4m3fn",
+        "",
+    ]
 
 
 def test_prediction_is_the_one_that_the_host_samples_with():

@@ -30,7 +30,7 @@ def basic(account):
 
 
 def test_without_a_login_everybody_may(options):
-    assert A1111Host().authorized(request())
+    assert A1111Host().is_authorized(request())
     assert A1111Host().challenge() == {}
 
 
@@ -38,11 +38,11 @@ def test_page_login_is_the_cookie_that_gradio_gave(options):
     options.gradio_auth = "mika:secret"
     app = SimpleNamespace(tokens={"token-of-mika": "mika"})
     host = A1111Host()
-    assert not host.authorized(request(app=app))
-    assert not host.authorized(request({"access-token": "guessed"}, app=app))
-    assert host.authorized(request({"access-token": "token-of-mika"}, app=app))
-    assert host.authorized(request({"access-token-unsecure": "token-of-mika"}, app=app))
-    assert not host.authorized(request(authorization=basic("mika:secret"), app=app)), "the host's own API takes no password here"
+    assert not host.is_authorized(request(app=app))
+    assert not host.is_authorized(request({"access-token": "guessed"}, app=app))
+    assert host.is_authorized(request({"access-token": "token-of-mika"}, app=app))
+    assert host.is_authorized(request({"access-token-unsecure": "token-of-mika"}, app=app))
+    assert not host.is_authorized(request(authorization=basic("mika:secret"), app=app)), "the host's own API takes no password here"
     assert host.challenge() == {}
 
 
@@ -50,19 +50,19 @@ def test_newer_gradio_names_its_cookie_by_an_id(options):
     options.gradio_auth_path = "accounts.txt"
     host = A1111Host()
     host.app = SimpleNamespace(tokens={"t": "mika"}, cookie_id="xyz")
-    assert host.authorized(request({"access-token-xyz": "t"}))
-    assert host.authorized(request({"access-token-unsecure-xyz": "t"}))
-    assert not host.authorized(request({"access-token": "t"}))
+    assert host.is_authorized(request({"access-token-xyz": "t"}))
+    assert host.is_authorized(request({"access-token-unsecure-xyz": "t"}))
+    assert not host.is_authorized(request({"access-token": "t"}))
 
 
 def test_api_login_is_the_basic_password(options):
     options.api_auth = "mika:secret,otto:näher:dran"
     host = A1111Host()
-    assert host.authorized(request(authorization=basic("mika:secret")))
-    assert host.authorized(request(authorization=basic("otto:näher:dran")))
+    assert host.is_authorized(request(authorization=basic("mika:secret")))
+    assert host.is_authorized(request(authorization=basic("otto:näher:dran")))
     for wrong in ("", basic("mika:wrong"), basic("nobody:secret"), basic("mika"), "Bearer abc", "Basic !!!", "Basic " + "ÿ"):
-        assert not host.authorized(request(authorization=wrong))
-    assert not host.authorized(request({"access-token": "t"}, app=SimpleNamespace(tokens={"t": "mika"})))
+        assert not host.is_authorized(request(authorization=wrong))
+    assert not host.is_authorized(request({"access-token": "t"}, app=SimpleNamespace(tokens={"t": "mika"})))
     assert host.challenge() == {"WWW-Authenticate": "Basic"}
 
 
@@ -70,9 +70,9 @@ def test_either_login_is_enough_where_both_are_set(options):
     options.api_auth, options.gradio_auth = "robot:key", "mika:secret"
     host = A1111Host()
     host.app = SimpleNamespace(tokens={"t": "mika"})
-    assert host.authorized(request({"access-token": "t"}))
-    assert host.authorized(request(authorization=basic("robot:key")))
-    assert not host.authorized(request())
+    assert host.is_authorized(request({"access-token": "t"}))
+    assert host.is_authorized(request(authorization=basic("robot:key")))
+    assert not host.is_authorized(request())
     assert host.challenge() == {}, "the page has a login form of its own"
 
 
@@ -84,7 +84,7 @@ def test_folders_are_bounded_when_the_host_listens_on_the_network(options, flag,
     setattr(options, flag, "yes")
     options.lora_trainer_allow_path = [str(tmp_path / "photos")]
     paths = host.paths()
-    assert host.listening()
+    assert host.is_listening()
     assert paths.allows(paths.data_path / "lora_trainer" / "uploads" / "mika")
     assert paths.allows(paths.lora_dir)
     assert paths.allows(tmp_path / "photos" / "mika")

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from lora_trainer.adapters.network_file import bias_delta_of, delta_of, read_network
-from lora_trainer.config.choices.network_hosts import ALL, NO, PARTLY, READS, doubt, kind_of_type, reading
+from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
+from lora_trainer.config.choices.network_hosts import ALL, NO, PARTLY, SUPPORT, file_kind, host_support, support_warning
 from lora_trainer.config.choices.networks import NETWORK_TYPES
-from lora_trainer.network_tools.layers import Layer, layers_of
+from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers
 from tests.models.conftest import checkpoint
 from tests.network_tools.made import state_of, write
 
@@ -41,7 +41,7 @@ MADE: dict[str, tuple[str, dict[str, Any]]] = {
 """Name of the row, and after a comma which form of it -> kind and options."""
 
 
-def layers_for(kind: str, layers: dict[str, Layer]) -> dict[str, Layer]:
+def layers_for(kind: str, layers: dict[str, CheckpointLayer]) -> dict[str, CheckpointLayer]:
     """What our own networks of a kind are put on."""
     if kind == "norm":
         return {name: layer for name, layer in layers.items() if len(layer.shape) == 1 and layer.part == "unet"}
@@ -51,13 +51,13 @@ def layers_for(kind: str, layers: dict[str, Layer]) -> dict[str, Layer]:
 
 def made_files(model: Path, folder: Path) -> dict[str, Path]:
     """A file of every kind, and beside it the weights that it should give."""
-    layers, weights = layers_of(model)[1], load_file(str(model))
+    layers, weights = checkpoint_layers(model)[1], load_file(str(model))
     files = {}
     for row, (kind, options) in MADE.items():
         own = layers_for(row.partition(",")[0], layers)
         path = write(folder / f"{row.replace(', ', '-')}.safetensors", state_of(own, kind, **options))
         expected = {}
-        for name, state in read_network(path).items():
+        for name, state in modules_of(load_file(str(path)), str(path)).items():
             place, bias = own[name].weight, own[name].bias
             expected[place.key] = weights[place.key] + delta_of(state, weights[place.key])
             if (added := bias_delta_of(state)) is not None:
@@ -91,7 +91,7 @@ def test_the_hosts_own_loader_does_with_each_kind_what_the_table_says(checkpoint
     order = (NO, PARTLY, ALL)
     for kind in worst:
         worst[kind] = min((found[row] for row in found if row.partition(",")[0] == kind), key=order.index)
-    assert worst == {kind: reading(kind, host)[0] for kind in worst}, json.dumps(notes, indent=1)
+    assert worst == {kind: host_support(kind, host)[0] for kind in worst}, json.dumps(notes, indent=1)
     assert all(told[str(path)].get("restored", True) for path in files.values())
 
 
@@ -104,14 +104,14 @@ def host_of(tree: Path) -> str:
 
 def test_every_type_has_its_row_and_every_gap_a_reason():
     for name in NETWORK_TYPES:
-        assert kind_of_type(name) in READS
-    for row in READS.values():
+        assert file_kind(name) in SUPPORT
+    for row in SUPPORT.values():
         assert all(loads in (NO, PARTLY) and why is not None for loads, why in row.values())
 
 
 def test_only_a_type_that_the_host_does_not_read_whole_raises_a_doubt():
-    assert doubt("lora", "forge") is None
-    assert doubt("oft", "standalone") is None
-    assert "Forge does not read" in str(doubt("oft", "forge"))
-    assert "only in part" in str(doubt("dora", "a1111", "out"))
-    assert doubt("dora", "a1111", "in") is None
+    assert support_warning("lora", "forge") is None
+    assert support_warning("oft", "standalone") is None
+    assert "Forge does not read" in str(support_warning("oft", "forge"))
+    assert "only in part" in str(support_warning("dora", "a1111", "out"))
+    assert support_warning("dora", "a1111", "in") is None

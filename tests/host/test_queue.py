@@ -15,7 +15,7 @@ def queue():
 
 def test_oldest_waiting_job_runs_and_the_turn_comes_back_before_the_next(queue):
     turn, order = Turn(queue), []
-    turn.take()
+    turn.acquire()
     threads = []
     for number in range(5):
         threads.append(threading.Thread(target=work, args=(queue, order, number)))
@@ -25,7 +25,7 @@ def test_oldest_waiting_job_runs_and_the_turn_comes_back_before_the_next(queue):
     assert order == [0]
     assert turn.let_one_through()
     assert order == [0, 1]
-    turn.give()
+    turn.release()
     for thread in threads:
         thread.join(10)
     assert order == [0, 1, 2, 3, 4]
@@ -33,7 +33,7 @@ def test_oldest_waiting_job_runs_and_the_turn_comes_back_before_the_next(queue):
 
 def test_nobody_waiting_costs_nothing(queue):
     turn = Turn(queue)
-    turn.take()
+    turn.acquire()
     begin = time.perf_counter()
     assert not turn.let_one_through()
     assert time.perf_counter() - begin < 0.01
@@ -43,7 +43,7 @@ def test_nobody_waiting_costs_nothing(queue):
 def test_nobody_starves_while_newcomers_keep_coming(queue):
     """Others come at any moment of a run that goes on: each of them is served during the run, not after it."""
     turn, order, coming = Turn(queue), [], True
-    turn.take()
+    turn.acquire()
     threads = []
 
     def come():
@@ -64,7 +64,7 @@ def test_nobody_starves_while_newcomers_keep_coming(queue):
     while any(thread.is_alive() for thread in threads) and time.monotonic() < end:
         turn.let_one_through()
     alive = sum(thread.is_alive() for thread in threads)
-    turn.give()
+    turn.release()
     assert alive == 0, f"{alive} of {len(threads)} were never let through"
     assert len(order) == len(threads) > 20
 

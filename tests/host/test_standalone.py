@@ -32,7 +32,7 @@ def test_small_model_serves_where_there_is_no_other(tmp_path, place, toy_checkpo
         assert lease.source == FileSource(toy_checkpoint)
         assert lease.source is lease.resume()
         assert lease.sha256 == file_sha256(toy_checkpoint)
-        assert not lease.own_previews and not lease.breathe()
+        assert not lease.own_previews and not lease.let_one_through()
         with pytest.raises(TrainerError):
             lease.preview(None, None, 1.0, None)
     assert host.model_info()["trainable"] and host.model_info()["family"] == "sd1"

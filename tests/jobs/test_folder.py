@@ -15,7 +15,7 @@ import pytest
 
 from lora_trainer.errors import TrainerError
 from lora_trainer.jobs.events_log import EventsLog
-from lora_trainer.jobs.folder import RunFolder, runs_in
+from lora_trainer.jobs.folder import RunFolder, list_runs
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.manager import JobManager
 from tests.jobs.works import small_work, stepped
@@ -129,7 +129,7 @@ def test_another_process_with_the_old_number_is_not_taken_for_the_run(tmp_path):
     try:
         owner = json.loads(folder.pid_file.read_text(encoding="utf-8"))
         folder.pid_file.write_text(json.dumps(owner | {"pid": other.pid}), encoding="utf-8")
-        alive = folder.alive()
+        alive = folder.is_alive()
     finally:
         other.kill()
         other.wait()
@@ -147,7 +147,7 @@ def test_the_own_process_knows_its_runs_by_the_manager_and_not_by_the_number(tmp
 def test_a_folder_that_is_no_run_is_not_in_the_history(tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "file.txt").write_text("x", encoding="utf-8")
-    assert runs_in(tmp_path) == [] and runs_in(tmp_path / "missing") == []
+    assert list_runs(tmp_path) == [] and list_runs(tmp_path / "missing") == []
 
 
 def test_seconds_left_follow_the_measured_pace(tmp_path):
@@ -198,7 +198,7 @@ def test_the_size_of_a_folder_is_told_while_its_files_come_and_go(tmp_path):
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        sizes = [folder.bytes() for _ in range(400)]
+        sizes = [folder.size_bytes() for _ in range(400)]
     finally:
         stop.set()
         writer.join()

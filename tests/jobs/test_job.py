@@ -11,7 +11,7 @@ from lora_trainer.events import Finished, Phase, Started, Warned
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.manager import JobManager
-from lora_trainer.jobs.status import RunStatus, word_problem
+from lora_trainer.jobs.status import RunStatus, translate_problem
 from tests.jobs.works import PLAN, endless_work, small_work, stepped
 
 
@@ -69,7 +69,7 @@ def test_an_error_with_a_remedy_ends_in_failed_in_the_readers_language(folder):
         "here holds no pictures.",
         "Choose another folder.",
     )
-    assert word_problem(problem, "en")["message"] == "here holds no pictures."
+    assert translate_problem(problem, "en")["message"] == "here holds no pictures."
     assert problem["words"]["message"]["values"]["folder"] == "here"
     assert "here holds no pictures." in status.to_json()["error"]
 

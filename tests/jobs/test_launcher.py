@@ -10,7 +10,7 @@ import pytest
 from lora_trainer import events
 from lora_trainer.events import Event, to_json
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.launcher import OwnProcess, environment, event_of
+from lora_trainer.jobs.launcher import SubprocessRun, event_from_json, subprocess_environment
 from lora_trainer.messages import say
 
 VALUES = {"str": "text", "int": 3, "float": 0.5, "bool": True, "Message": say("The learning rate is 0: nothing will be learned.")}
@@ -30,21 +30,21 @@ def made(kind: type) -> Event:
 def test_a_line_of_the_events_tells_the_event_again(kind: type):
     event = made(kind)
     line = json.loads(json.dumps({"n": 1, "time": 2.0, **to_json(event)}))
-    again = event_of(line)
+    again = event_from_json(line)
     assert type(again) is kind
     assert to_json(again) == to_json(event)
 
 
 def test_a_line_of_a_later_version_is_passed_over():
-    assert event_of({"event": "levitated", "step": 3}) is None
-    assert event_of({"event": "stepped"}) is None
-    assert event_of({**to_json(events.Resumed(7)), "mood": "good"}).step == 7
+    assert event_from_json({"event": "levitated", "step": 3}) is None
+    assert event_from_json({"event": "stepped"}) is None
+    assert event_from_json({**to_json(events.Resumed(7)), "mood": "good"}).step == 7
 
 
 def test_a_process_that_says_nothing_is_told_by_what_it_printed(tmp_path):
     folder = RunFolder.create(tmp_path, "run")
     ended = []
-    run = OwnProcess(folder, ("levitate",), cache=tmp_path / "cache", at_end=lambda: ended.append(True))
+    run = SubprocessRun(folder, ("levitate",), cache_dir=tmp_path / "cache", on_end=lambda: ended.append(True))
     run.start()
     assert run.snapshot()["own_process"]
     assert run.join(60)
@@ -58,6 +58,6 @@ def test_a_process_that_says_nothing_is_told_by_what_it_printed(tmp_path):
 def test_the_new_process_trains_alone_and_shares_the_kept_pictures(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    given = environment(tmp_path)
+    given = subprocess_environment(tmp_path)
     assert given["LORA_TRAINER_CACHE"] == str(tmp_path)
     assert not {"RANK", "WORLD_SIZE"} & set(given)

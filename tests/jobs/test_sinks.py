@@ -15,8 +15,8 @@ from lora_trainer.events import Changed, Resumed, Sampled, Stepped, Validated, W
 from lora_trainer.jobs.csv_log import StepsCsv
 from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
-from lora_trainer.jobs.sinks import asked_sinks
-from lora_trainer.jobs.tensorboard import crc32c, masked
+from lora_trainer.jobs.sinks import log_sinks
+from lora_trainer.jobs.tensorboard import crc32c, mask_crc
 from lora_trainer.messages import say
 
 BY_TENSORBOARD = base64.b64decode(
@@ -62,38 +62,38 @@ def rows_of(folder: RunFolder) -> list[dict[str, str]]:
 
 def test_the_files_are_those_of_tensorboard_itself_byte_for_byte(tmp_path: Path):
     folder = folder_of(tmp_path, logging_dir=str(tmp_path / "logs"), csv=False)
-    send(asked_sinks(folder), *told(tmp_path))
+    send(log_sinks(folder), *told(tmp_path))
     (file,) = (tmp_path / "logs").rglob("events.out.tfevents.*")
     assert file.read_bytes() == BY_TENSORBOARD
 
 
 def test_checksums_are_castagnolis():
     assert crc32c(b"123456789") == 0xE3069283 and crc32c(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
-    assert masked(0) == 0xA282EAD8
+    assert mask_crc(0) == 0xA282EAD8
 
 
 def test_each_run_has_its_place_by_prefix_time_and_name(tmp_path: Path):
     named = folder_of(tmp_path, logging_dir=str(tmp_path / "logs"), log_prefix="my_", log_tracker_name="net")
-    send(asked_sinks(named), step(1))
+    send(log_sinks(named), step(1))
     (place,) = (tmp_path / "logs").iterdir()
-    assert place.name == "my_" + time.strftime("%Y%m%d%H%M%S", time.localtime(named.about()["created"]))
-    send(asked_sinks(named), step(2))  # resumed: the same place
+    assert place.name == "my_" + time.strftime("%Y%m%d%H%M%S", time.localtime(named.info()["created"]))
+    send(log_sinks(named), step(2))  # resumed: the same place
     assert [path.name for path in (tmp_path / "logs").iterdir()] == [place.name] and (place / "net").is_dir()
     inside = folder_of(tmp_path, log_with="tensorboard")
-    send(asked_sinks(inside), step(1))
+    send(log_sinks(inside), step(1))
     assert len(list((inside.path / "logs").rglob("moon-v2/events.out.tfevents.*"))) == 1
 
 
 @pytest.mark.parametrize(("log", "count"), [({}, 1), ({"csv": False}, 0), ({"logging_dir": "x", "log_with": "none"}, 1)])
 def test_nothing_is_written_that_was_not_asked_for(tmp_path: Path, log, count):
-    assert len(asked_sinks(folder_of(tmp_path, **log))) == count
+    assert len(log_sinks(folder_of(tmp_path, **log))) == count
 
 
 def test_the_table_has_a_line_a_step_and_one_a_validation(tmp_path: Path):
     folder = folder_of(tmp_path)
     rates = {"unet": 1e-4, "text_encoder": 5e-5}
     events = [Validated(0, 0, 0.25), step(1, rates=rates), step(2, float("nan"), rates=rates), Validated(2, 1, 0.2)]
-    send(asked_sinks(folder), *events, Warned(say("x")), Changed("a.b", 1, 2, 2))
+    send(log_sinks(folder), *events, Warned(say("x")), Changed("a.b", 1, 2, 2))
     rows = rows_of(folder)
     assert [(row["step"], row["loss"], row["validation_loss"]) for row in rows] == [
         ("0", "", "0.25"),
@@ -106,7 +106,7 @@ def test_the_table_has_a_line_a_step_and_one_a_validation(tmp_path: Path):
 
 def test_lines_are_there_while_the_run_goes_on(tmp_path: Path):
     folder = folder_of(tmp_path)
-    sinks = asked_sinks(folder)
+    sinks = log_sinks(folder)
     send(sinks, step(1), step(2), close=False)
     assert [row["step"] for row in rows_of(folder)] == ["1", "2"]
     send(sinks)
@@ -114,8 +114,8 @@ def test_lines_are_there_while_the_run_goes_on(tmp_path: Path):
 
 def test_a_resumed_run_drops_the_lines_of_steps_that_it_does_again(tmp_path: Path):
     folder = folder_of(tmp_path)
-    send(asked_sinks(folder), *(step(number) for number in range(1, 6)))
-    send(asked_sinks(folder), Resumed(3, "state", 1), step(4, 9.0), Resumed(4), step(5, 9.0))
+    send(log_sinks(folder), *(step(number) for number in range(1, 6)))
+    send(log_sinks(folder), Resumed(3, "state", 1), step(4, 9.0), Resumed(4), step(5, 9.0))
     rows = rows_of(folder)
     assert [(row["step"], row["loss"]) for row in rows] == [("1", "0.125"), ("2", "0.125"), ("3", "0.125"), ("4", "9"), ("5", "9")]
 

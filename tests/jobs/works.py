@@ -29,7 +29,7 @@ def small_work(folder, *, steps=10, output=Path("out")):
             yield stepped(step, epoch)
             if step % 5 == 0:
                 yield Saved(step, epoch, str(output / f"moon-{epoch:06d}.safetensors"), "ab" * 32, 1000)
-                yield Sampled(step, epoch, str(folder.samples / f"{epoch}.png"), "a moon", 7)
+                yield Sampled(step, epoch, str(folder.samples_dir / f"{epoch}.png"), "a moon", 7)
                 yield Validated(step, epoch, 0.4 if epoch == 1 else 0.45)
         yield Finished(steps, ("moon.safetensors",))
 

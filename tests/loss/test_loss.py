@@ -8,7 +8,7 @@ from lora_trainer.config.schema import LossConfig
 from lora_trainer.loss.noise import add_noise, draw_noise
 from lora_trainer.loss.objectives import target
 from lora_trainer.loss.weights import min_snr, signal_to_noise
-from lora_trainer.models.noise_schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import SCALED_LINEAR
 
 PLAIN = LossConfig()
 
@@ -19,7 +19,7 @@ def test_noise_and_targets_are_those_of_diffusers():
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     latents, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     steps = torch.tensor([0, 400, 999])
-    alphas = alphas_cumprod()[steps]
+    alphas = SCALED_LINEAR.alphas_cumprod()[steps]
     assert torch.allclose(add_noise(latents, noise, alphas), scheduler.add_noise(latents, noise, steps), atol=1e-6)
     assert torch.equal(target("epsilon", latents, noise, alphas), noise)
     assert torch.allclose(target("v", latents, noise, alphas), scheduler.get_velocity(latents, noise, steps), atol=1e-6)

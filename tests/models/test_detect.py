@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import random_checkpoint
-from lora_trainer.adapters.targets import TEXT_OWNERS, UNET_OWNERS, layers
+from lora_trainer.adapters.targets import TEXT_OWNERS, UNET_OWNERS, linear_layers
 from lora_trainer.errors import ModelError
 from lora_trainer.models.detection import infer_config, prediction_type
 from lora_trainer.models.detection.detect import ModelFacts, inspect, read_header
@@ -85,7 +85,7 @@ def test_family_prediction_schedule_and_size_are_told_from_the_marks(tmp_path, h
         path.with_suffix(".yaml").write_text(f"model:\n  params:\n{yaml}", encoding="utf-8")
     facts = inspect(path)
     assert told(facts) == expected
-    assert str(facts.because)
+    assert str(facts.reason)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ REFUSED = [
         "an SDXL refiner",
     ),
     ("sdxl", lambda held: without(held, f"{UNET}middle_block.1."), "a smaller, distilled SDXL model"),
-    ("sdxl", lambda held: without(held, f"{UNET}label_emb."), "of another build than the SDXL models"),
+    ("sdxl", lambda held: without(held, f"{UNET}label_emb."), "a variant of SDXL with another architecture"),
     ("sdxl", lambda held: {**held, "edm_vpred.sigma_max": []}, "a CosXL model"),
     ("sdxl", lambda held: {**held, "edm_mean": [4], "edm_std": [4]}, "a Playground 2.5 model"),
     ("sd1", lambda held: without(held, "cond_stage_model."), "without its text encoder"),
@@ -141,7 +141,7 @@ REFUSED = [
     ("sd1", lambda held: {"lora_te1_x.lora_down.weight": [4, 4]}, "a LoRA"),
     ("sd1", lambda held: {"model.diffusion_model.joint_blocks.0.x": [1]}, "a Stable Diffusion 3 model"),
     ("sd1", lambda held: {"model.diffusion_model.double_blocks.0.x": [1]}, "a Flux model"),
-    ("sd1", lambda held: without(held, f"{UNET}input_blocks.2."), "of another build"),
+    ("sd1", lambda held: without(held, f"{UNET}input_blocks.2."), "with another architecture"),
 ]
 
 
@@ -156,7 +156,7 @@ def test_what_cannot_be_trained_on_is_refused_by_what_it_is(tmp_path, header, fa
 def test_parts_that_do_not_belong_together_are_refused(tmp_path, header):
     shapes = header("sd1")
     wide = {name: [*shape[:-1], 768] if name.endswith("token_embedding.weight") else shape for name, shape in shapes.items()}
-    with pytest.raises(ModelError, match="reads text 64 wide and its text encoder gives 768"):
+    with pytest.raises(ModelError, match="expects text states of width 64, its text encoder gives 768"):
         inspect(sparse(tmp_path / "model.safetensors", wide))
 
 
@@ -186,7 +186,7 @@ def test_a_lora_of_rank_1_has_as_many_parameters_as_the_layers_of_the_released_m
     """Stable Diffusion 1.5's at rank 16 in fp16 is the 18.87 MB file of sd-scripts."""
     found = random_checkpoint.SHAPES[family][0].modules()
     counts = [infer_config.lora_parameters(dict(module.named_parameters())) for module in found]
-    adapters = [sum(sum(layer.weight.shape[:2]) for _, layer in layers(module, UNET_OWNERS | TEXT_OWNERS)) for module in found]
+    adapters = [sum(sum(layer.weight.shape[:2]) for _, layer in linear_layers(module, UNET_OWNERS | TEXT_OWNERS)) for module in found]
     assert counts[0] == adapters[0] == unet
     assert sum(counts[2:]) == sum(adapters[2:])
     unread = sum(counts[2:]) // 24 if family == "sd2" else 0
@@ -216,21 +216,21 @@ FLAGS = [
 def test_a_flag_that_contradicts_the_model_is_refused_with_the_reason(tmp_path, header, family, added, flags, words):
     facts = inspect(sparse(tmp_path / "model.safetensors", {**header(family), **added}))
     with pytest.raises(ModelError, match=words) as caught:
-        facts.settled(**flags)
+        facts.with_flags(**flags)
     assert caught.value.problems[0].path == f"model.{next(iter(flags))}"
 
 
 def test_a_flag_decides_where_nothing_in_the_file_does(tmp_path, header):
-    facts = inspect(sparse(tmp_path / "a.safetensors", header("sd1"))).settled(v_parameterization=True, zero_terminal_snr=True)
-    assert (facts.prediction, facts.zero_terminal_snr, facts.sure, str(facts.because)) == ("v", True, True, "you said so")
+    facts = inspect(sparse(tmp_path / "a.safetensors", header("sd1"))).with_flags(v_parameterization=True, zero_terminal_snr=True)
+    assert (facts.prediction, facts.zero_terminal_snr, facts.sure, str(facts.reason)) == ("v", True, True, "you said so")
     unsure = inspect(sparse(tmp_path / "b.safetensors", header("sd2")))
-    assert told(unsure.settled(v_parameterization=False)) == ("sd2", "epsilon", False, 512, True)
-    assert unsure.settled(v2=True) == unsure
+    assert told(unsure.with_flags(v_parameterization=False)) == ("sd2", "epsilon", False, 512, True)
+    assert unsure.with_flags(v2=True) == unsure
 
 
 def test_a_flag_that_agrees_changes_nothing(tmp_path, header):
     facts = inspect(sparse(tmp_path / "a.safetensors", {**header("sdxl"), **V, **ZERO}))
-    agreed = facts.settled(v2=False, v_parameterization=True, zero_terminal_snr=True)
+    agreed = facts.with_flags(v2=False, v_parameterization=True, zero_terminal_snr=True)
     assert told(agreed) == told(facts)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import random_checkpoint
 from lora_trainer.models import layout
-from lora_trainer.models.conditioning import Conditioning, together
+from lora_trainer.models.conditioning import Conditioning, concat
 from lora_trainer.models.files import save
 from lora_trainer.models.files.tensor_file import tensors
 from lora_trainer.models.load import clip_tokenizer, load, read_parts
@@ -157,7 +157,7 @@ def test_a_model_that_a_host_holds_is_shared_without_a_copy(family):
 def test_a_checkpoint_comes_back_from_the_modules_as_it_was(family, checkpoint, bundle_of):
     made, original = bundle_of(family), tensors(checkpoint(family))
     parts = {"unet": made.unet, "vae": made.vae, "text": made.text_encoder, "text_2": made.text_encoder_2}
-    back = save.checkpoint({part: dict(module.named_parameters()) for part, module in parts.items() if module is not None}, family)
+    back = save.to_checkpoint({part: dict(module.named_parameters()) for part, module in parts.items() if module is not None}, family)
     unread = {name for name in original if family == "sd2" and (".resblocks.3." in name or name.endswith("text_projection"))}
     assert set(back) == set(original) - unread
     assert all(torch.equal(back[name], original[name]) for name in back)
@@ -195,10 +195,12 @@ def test_a_whole_checkpoint_keeps_what_no_module_has_and_every_number_format(fam
     original = {name: tensor.half() for name, tensor in tensors(checkpoint(family)).items()} | beside
     save_file({name: tensor.contiguous() for name, tensor in original.items()}, tmp_path / "x.safetensors")
     parts = parts_of(load(FileSource(tmp_path / "x.safetensors"), CPU))
-    back = save.whole(parts, family, tmp_path / "x.safetensors")
+    back = save.complete_checkpoint(parts, family, tmp_path / "x.safetensors")
     assert set(back) == set(original)
     assert all(torch.equal(back[name], original[name]) and back[name].dtype == original[name].dtype for name in original)
-    trained = save.whole({"unet": {name: tensor + 1 for name, tensor in parts["unet"].items()}}, family, tmp_path / "x.safetensors")
+    trained = save.complete_checkpoint(
+        {"unet": {name: tensor + 1 for name, tensor in parts["unet"].items()}}, family, tmp_path / "x.safetensors"
+    )
     assert set(trained) == set(original)
     assert {name for name in original if not torch.equal(trained[name], original[name])} == {
         name for name in original if name.startswith(layout.UNET)
@@ -210,7 +212,7 @@ def test_names_of_before_the_text_model_prefix_are_replaced_not_doubled(checkpoi
 
     old = {name.replace(f"{layout.TEXT}text_model.", layout.TEXT): tensor for name, tensor in tensors(checkpoint("sd1")).items()}
     save_file(old, tmp_path / "x.safetensors")
-    back = save.whole(parts_of(bundle_of("sd1")), "sd1", tmp_path / "x.safetensors")
+    back = save.complete_checkpoint(parts_of(bundle_of("sd1")), "sd1", tmp_path / "x.safetensors")
     assert set(back) == set(tensors(checkpoint("sd1")))
 
 
@@ -218,7 +220,7 @@ def test_a_checkpoint_made_of_a_folder_has_the_layer_that_hosts_miss_without(che
     from safetensors.torch import save_file
 
     original = tensors(checkpoint("sd2"))
-    back = save.whole(parts_of(bundle_of("sd2")), "sd2", tmp_path)
+    back = save.complete_checkpoint(parts_of(bundle_of("sd2")), "sd2", tmp_path)
     assert set(back) == set(original) | {"cond_stage_model.model.logit_scale"}
     assert all(back[name].shape == original[name].shape for name in original)
     save_file({name: tensor.contiguous() for name, tensor in back.items()}, tmp_path / "x.safetensors")
@@ -251,7 +253,7 @@ def test_the_names_of_the_released_sdxl_are_those_of_the_table():
         "output_blocks.8.0.emb_layers.1.weight": "up_blocks.2.resnets.2.time_emb_proj.weight",
         "label_emb.0.2.bias": "add_embedding.linear_2.bias",
     }
-    assert layout.renamed(known, prefixes) == known
+    assert layout.rename_keys(known, prefixes) == known
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -280,10 +282,10 @@ def test_sizes_of_a_picture_change_what_sdxl_answers(bundle_of):
 
 def test_conditionings_are_taken_apart_and_put_together_without_a_change():
     whole = Conditioning(torch.randn(4, 3, 2), torch.randn(4, 5), torch.arange(24).reshape(4, 6))
-    assert together([whole[:1], whole[1:3], whole[[3]]]).equals(whole)
-    assert not together([whole[1:], whole[:1]]).equals(whole)
+    assert concat([whole[:1], whole[1:3], whole[[3]]]).equals(whole)
+    assert not concat([whole[1:], whole[:1]]).equals(whole)
     assert not Conditioning(whole.states).equals(whole)
-    assert whole[:1].repeated(3).pooled.shape == (3, 5)
+    assert whole[:1].expand(3).pooled.shape == (3, 5)
     assert whole.nbytes == 4 * (4 * 6 + 4 * 5) + 8 * 24
 
 
@@ -299,8 +301,8 @@ def test_models_of_full_size_have_as_many_tensors_in_a_checkpoint_as_the_release
     """Beside them released files hold position ids and the logit scale, which no module needs."""
     modules = dict(zip(layout.part_prefixes(family), random_checkpoint.SHAPES[family][0].modules(), strict=True))
     states = {part: dict(module.named_parameters()) for part, module in modules.items()}
-    written = save.checkpoint(states, family)
-    assert {part: len(names) for part, names in layout.split_parts(written, family).items()} == counts
-    back = layout.parts_of(written, family)
+    written = save.to_checkpoint(states, family)
+    assert {part: len(names) for part, names in layout.split_keys(written, family).items()} == counts
+    back = layout.parts_of_checkpoint(written, family)
     assert set(back["unet"]) == set(states["unet"])
     assert layout.family_of(written).family == family

@@ -57,7 +57,7 @@ def unmarked(tmp_path) -> Path:
 @pytest.mark.parametrize(("kind", "size"), [("v", 768), ("epsilon", 512)])
 def test_a_released_file_is_told_by_the_hash_that_an_earlier_run_calculated(tmp_path, cache, unmarked, monkeypatch, kind, size):
     monkeypatch.setattr(prediction_type, "HASHES", {file_sha256(unmarked): kind})
-    monkeypatch.setattr(load, "asked", lambda bundle: pytest.fail("the model was asked"))
+    monkeypatch.setattr(load, "probe_prediction", lambda bundle: pytest.fail("the model was asked"))
     host = StandaloneHost(tmp_path)
     assert host.known_sha256(unmarked) == ""
     with host.lease(ModelConfig()) as lease:

@@ -14,7 +14,8 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection import detect
 from lora_trainer.models.load import clip_tokenizer, load, read_parts
 from lora_trainer.models.source import FileSource, LiveSource
-from lora_trainer.models.tokenize import count_tokens, tokenize
+from lora_trainer.models.tokenize import tokenize
+from lora_trainer.prep.caption_tokens import ClipTokens
 
 CPU = torch.device("cpu")
 
@@ -64,11 +65,11 @@ def test_a_live_source_is_shared_without_a_copy(parts):
 
 
 def test_small_model_predicts_the_noise_of_a_picture_better_than_nothing(bundle):
-    from lora_trainer.models.noise_schedule import alphas_cumprod
+    from lora_trainer.models.noise_schedule import SCALED_LINEAR
 
     words = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, ["a red circle on a white background"]), 1)
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    alpha = alphas_cumprod()[700]
+    alpha = SCALED_LINEAR.alphas_cumprod()[700]
     noisy = (1 - alpha).sqrt() * noise
     with torch.no_grad():
         answer = bundle.family.denoise(bundle, noisy, torch.tensor([700]), words)
@@ -78,10 +79,10 @@ def test_small_model_predicts_the_noise_of_a_picture_better_than_nothing(bundle)
 def test_noise_schedule_is_that_of_diffusers_scaled_linear():
     from diffusers.schedulers import DDIMScheduler
 
-    from lora_trainer.models.noise_schedule import alphas_cumprod
+    from lora_trainer.models.noise_schedule import SCALED_LINEAR
 
     theirs = DDIMScheduler(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear").alphas_cumprod
-    assert torch.equal(alphas_cumprod(), theirs)
+    assert torch.equal(SCALED_LINEAR.alphas_cumprod(), theirs)
 
 
 def test_clip_skip_two_reads_the_layer_before_the_last_through_the_final_norm(bundle):
@@ -95,7 +96,7 @@ def test_clip_skip_two_reads_the_layer_before_the_last_through_the_final_norm(bu
 
 def test_tokens_are_counted_as_clip_does_and_cut_at_75():
     tokenizer = clip_tokenizer()
-    assert count_tokens(tokenizer, "a red circle") == 3
+    assert ClipTokens().count("a red circle") == 3
     assert tokenize(tokenizer, ["word " * 200]).shape == (1, 77)
     assert tokenize(tokenizer, [""]).tolist() == [[49406] + [49407] * 76]
 

@@ -10,20 +10,20 @@ import torch
 from lora_trainer.loss.noise import add_noise
 from lora_trainer.loss.objectives import target
 from lora_trainer.loss.weights import min_snr, signal_to_noise
-from lora_trainer.models.noise_schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import SCALED_LINEAR
 
-SCALED_LINEAR = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DIFFUSERS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 def test_the_schedule_without_signal_at_the_end_is_diffusers():
     from diffusers.schedulers import DDIMScheduler
 
-    theirs = DDIMScheduler(**SCALED_LINEAR, rescale_betas_zero_snr=True).alphas_cumprod
-    assert torch.allclose(alphas_cumprod(zero_terminal_snr=True), theirs, atol=1e-6)
+    theirs = DDIMScheduler(**DIFFUSERS, rescale_betas_zero_snr=True).alphas_cumprod
+    assert torch.allclose(SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True), theirs, atol=1e-6)
 
 
 def test_it_ends_in_pure_noise_begins_as_before_and_falls():
-    plain, zero = alphas_cumprod().double(), alphas_cumprod(zero_terminal_snr=True).double()
+    plain, zero = SCALED_LINEAR.alphas_cumprod().double(), SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True).double()
     assert zero[-1] == 0
     assert math.isclose(zero[0], plain[0], rel_tol=1e-6)
     assert bool((zero.diff() < 0).all())
@@ -35,10 +35,10 @@ def test_it_ends_in_pure_noise_begins_as_before_and_falls():
 def test_the_v_that_is_learned_is_that_of_diffusers_scheduler(zero_terminal_snr):
     from diffusers.schedulers import DDIMScheduler
 
-    scheduler = DDIMScheduler(**SCALED_LINEAR, rescale_betas_zero_snr=zero_terminal_snr, prediction_type="v_prediction")
+    scheduler = DDIMScheduler(**DIFFUSERS, rescale_betas_zero_snr=zero_terminal_snr, prediction_type="v_prediction")
     latents, noise = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     steps = torch.tensor([0, 10, 500, 998, 999])
-    alphas = alphas_cumprod(zero_terminal_snr=zero_terminal_snr)[steps]
+    alphas = SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=zero_terminal_snr)[steps]
     assert torch.allclose(add_noise(latents, noise, alphas), scheduler.add_noise(latents, noise, steps), atol=1e-5)
     assert torch.allclose(target("v", latents, noise, alphas), scheduler.get_velocity(latents, noise, steps), atol=1e-5)
 
@@ -46,7 +46,7 @@ def test_the_v_that_is_learned_is_that_of_diffusers_scheduler(zero_terminal_snr)
 def test_from_v_and_the_noisy_picture_both_noise_and_picture_come_back():
     """x = sqrt(a) z - sqrt(1 - a) v and e = sqrt(1 - a) z + sqrt(a) v (Salimans & Ho 2022, appendix D), also where a is 0."""
     latents, noise = torch.randn(2, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    alphas = alphas_cumprod(zero_terminal_snr=True)[torch.tensor([0, 400, 998, 999])].double()
+    alphas = SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True)[torch.tensor([0, 400, 998, 999])].double()
     kept = alphas.view(-1, 1, 1, 1)
     noisy, v = add_noise(latents, noise, alphas), target("v", latents, noise, alphas)
     assert torch.allclose(kept.sqrt() * noisy - (1 - kept).sqrt() * v, latents, atol=1e-6)
@@ -58,7 +58,7 @@ def test_learning_v_has_the_gradient_of_learning_the_noise_times_what_the_formul
     """With the noise that a v means, e = sqrt(1 - a) z + sqrt(a) v, the error of e is sqrt(a) times that of v, so its gradient a times."""
     generator = torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 3, 4, 4, 4, generator=generator, dtype=torch.float64)
-    alphas = alphas_cumprod()[torch.tensor([100, 500, 900])].double()
+    alphas = SCALED_LINEAR.alphas_cumprod()[torch.tensor([100, 500, 900])].double()
     kept, weight = alphas.view(-1, 1, 1, 1), torch.randn(4, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     noisy = add_noise(latents, noise, alphas)
 
@@ -75,7 +75,7 @@ def test_learning_v_has_the_gradient_of_learning_the_noise_times_what_the_formul
 
 
 def test_weights_stay_finite_where_nothing_of_the_picture_is_left():
-    alphas = alphas_cumprod(zero_terminal_snr=True)[torch.tensor([0, 500, 999])]
+    alphas = SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True)[torch.tensor([0, 500, 999])]
     weights = min_snr(signal_to_noise(alphas), 5.0, "v")
     assert torch.isfinite(weights).all()
     assert weights[-1] == 0

@@ -32,7 +32,7 @@ CASES = [
 
 @pytest.mark.parametrize(("prompt", "wanted"), CASES, ids=[prompt for prompt, _ in CASES])
 def test_brackets_say_how_much_a_word_counts(prompt, wanted):
-    found = prompt_weights.weighted(prompt)
+    found = prompt_weights.parse_prompt_attention(prompt)
     assert [text for text, _ in found] == [text for text, _ in wanted]
     assert [weight for _, weight in found] == pytest.approx([weight for _, weight in wanted])
 
@@ -40,13 +40,13 @@ def test_brackets_say_how_much_a_word_counts(prompt, wanted):
 @pytest.mark.parametrize("limit", [75, 150])
 def test_a_prompt_without_brackets_is_read_like_a_caption(limit):
     tokenizer, prompts = clip_tokenizer(), ["", "a red circle, on a wall", "one girl, long hair, " * 30]
-    ids, weights = prompt_weights.read(tokenizer, prompts, limit)
+    ids, weights = prompt_weights.tokenize_weighted(tokenizer, prompts, limit)
     assert torch.equal(ids, tokenize(tokenizer, prompts, limit))
     assert torch.equal(weights, torch.ones(3, limit + 2))
 
 
 def test_without_a_limit_the_longest_prompt_is_read_to_its_end():
-    ids, weights = prompt_weights.read(clip_tokenizer(), ["a", "(one girl, long hair, :1.2)" * 15], 0)
+    ids, weights = prompt_weights.tokenize_weighted(clip_tokenizer(), ["a", "(one girl, long hair, :1.2)" * 15], 0)
     assert ids.shape == (2, 77 * 2) and weights.shape == (2, 152)
     assert weights[1].unique().tolist() == pytest.approx([1.0, 1.2]) and weights[0].eq(1).all()
 
@@ -55,10 +55,10 @@ def test_states_are_weighed_and_each_encoder_keeps_its_mean():
     states = torch.randn(2, 77, 10, generator=torch.Generator().manual_seed(1)) + 0.5
     weights = torch.ones(2, 77)
     weights[1, 3:6] = 1.5
-    found = prompt_weights.strengthened(states, weights, [4, 6])
+    found = prompt_weights.apply_weights(states, weights, [4, 6])
     assert torch.equal(found[0], states[0]) and not torch.equal(found[1], states[1])
     for part in (slice(0, 4), slice(4, 10)):
         wanted = states[1, :, part].double().numpy() * weights[1, :, None].double().numpy()
         wanted *= states[1, :, part].double().numpy().mean() / wanted.mean()
         assert abs(found[1, :, part].double().numpy() - wanted).max() < 1e-5
-    assert prompt_weights.strengthened(states, torch.ones(2, 77), [4, 6]) is states
+    assert prompt_weights.apply_weights(states, torch.ones(2, 77), [4, 6]) is states

@@ -12,12 +12,12 @@ import torch
 from lora_trainer.errors import ModelError
 from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import inspect
-from lora_trainer.models.detection.probe import asked, correlation
+from lora_trainer.models.detection.probe import correlation, probe_prediction
 from lora_trainer.models.files import save, tensor_file
-from lora_trainer.models.files.diffusers_folder import weights_file
+from lora_trainer.models.files.diffusers_folder import main_weight_file
 from lora_trainer.models.files.vae_file import check_vae
 from lora_trainer.models.load import load, read_vae
-from lora_trainer.models.noise_schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import SCALED_LINEAR
 from lora_trainer.models.source import FileSource
 from tests.models.conftest import CPU, FAMILIES
 
@@ -68,8 +68,8 @@ def test_heads_of_a_folder_are_those_of_its_configs(folder, bundle_of):
 
 def test_the_weights_by_which_a_model_is_known_are_its_unets(folder):
     path, _ = folder
-    assert weights_file(path) == path / "unet" / "diffusion_pytorch_model.safetensors"
-    assert weights_file(weights_file(path)) == weights_file(path)
+    assert main_weight_file(path) == path / "unet" / "diffusion_pytorch_model.safetensors"
+    assert main_weight_file(main_weight_file(path)) == main_weight_file(path)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +194,10 @@ class _AsV(torch.nn.Module):
 
 def test_a_trained_model_says_itself_what_it_predicts(toy_checkpoint: Path):
     bundle = load(FileSource(toy_checkpoint), CPU)
-    assert asked(bundle) == "epsilon"
+    assert probe_prediction(bundle) == "epsilon"
     assert correlation(bundle) > 0.9
-    as_v = attrs.evolve(bundle, unet=_AsV(bundle.unet, alphas_cumprod()))
-    assert asked(as_v) == "v"
+    as_v = attrs.evolve(bundle, unet=_AsV(bundle.unet, SCALED_LINEAR.alphas_cumprod()))
+    assert probe_prediction(as_v) == "v"
     assert abs(correlation(as_v)) < 0.3
 
 

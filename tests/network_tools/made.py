@@ -12,16 +12,16 @@ from torch import Tensor
 
 from lora_trainer.config.choices.networks import NETWORK_KINDS, LayerShape
 from lora_trainer.models.detection.infer_config import TARGET
-from lora_trainer.network_tools.layers import Layer, layers_of
+from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers
 
 WORDS = {"ss_base_model_version": "sd_v1", "ss_output_name": "old", "ss_network_dim": "4", "ss_sd_model_name": "base.safetensors"}
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "mid_block.resnets.0.conv2", "up_blocks.1.upsamplers.0.conv")
 NORMS = ("down_blocks.0.resnets.0.norm1", "up_blocks.3.attentions.0.norm")
 
 
-def chosen(checkpoint: Path, paths: Iterable[str] = ()) -> dict[str, Layer]:
+def chosen(checkpoint: Path, paths: Iterable[str] = ()) -> dict[str, CheckpointLayer]:
     """The attention layers of a checkpoint, and the layers at these paths."""
-    layers = layers_of(checkpoint)[1]
+    layers = checkpoint_layers(checkpoint)[1]
     return {
         name: layer
         for name, layer in layers.items()
@@ -29,13 +29,13 @@ def chosen(checkpoint: Path, paths: Iterable[str] = ()) -> dict[str, Layer]:
     }
 
 
-def some(layers: Mapping[str, Layer], step: int = 9) -> dict[str, Layer]:
+def some(layers: Mapping[str, CheckpointLayer], step: int = 9) -> dict[str, CheckpointLayer]:
     """Every ninth of them: of all blocks and parts some."""
     return dict(list(layers.items())[::step])
 
 
 def state_of(
-    layers: Mapping[str, Layer], kind: str = "lora", rank: int = 4, seed: int = 0, alpha: float = 2.0, **options: Any
+    layers: Mapping[str, CheckpointLayer], kind: str = "lora", rank: int = 4, seed: int = 0, alpha: float = 2.0, **options: Any
 ) -> dict[str, Tensor]:
     """Random tensors of one kind on these layers; norms get the kind that is made for them."""
     generator = torch.Generator().manual_seed(seed)
@@ -46,7 +46,7 @@ def state_of(
         for suffix, shape in shapes.items():
             filled = torch.randn(shape, generator=generator) * 0.1
             state[f"{name}.{suffix}"] = filled.abs() + 0.5 if suffix in ("dora_scale", "rescale") else filled
-        if facts.always_alpha:
+        if facts.saves_alpha:
             state[f"{name}.alpha"] = torch.tensor(0.0 if kind == "oft" else alpha)
     return state
 

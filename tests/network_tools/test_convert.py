@@ -78,7 +78,7 @@ def test_sdxl_goes_between_the_checkpoints_names_and_diffusers_paths(checkpoint:
 def test_what_the_other_names_cannot_say_is_refused(base: Path, lora: Path, tmp_path: Path):
     loha = write(tmp_path / "loha.safetensors", state_of(some(chosen(base)), "loha"))
     dora = write(tmp_path / "dora.safetensors", state_of(some(chosen(base)), dora="in"))
-    with pytest.raises(ModelError, match="a kind \\(loha\\) that these names are not made for"):
+    with pytest.raises(ModelError, match="a kind \\(loha\\) that these names do not support"):
         convert(loha, tmp_path / "out.safetensors", "peft")
     with pytest.raises(ModelError, match="DoRA over its inputs"):
         convert(dora, tmp_path / "out.safetensors", "peft")

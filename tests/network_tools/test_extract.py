@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lora_trainer.errors import ModelError
-from lora_trainer.network_tools.extract import Extracting, extract
-from lora_trainer.network_tools.merge import Weighted, merge_into_checkpoint
+from lora_trainer.network_tools.extract import ExtractOptions, extract
+from lora_trainer.network_tools.merge import WeightedNetwork, merge_into_checkpoint
 from tests.network_tools.made import CONVOLUTIONS, chosen, deltas, state_of, write
 
 
@@ -20,8 +20,8 @@ def test_what_was_merged_comes_back(checkpoint: Callable[[str], Path], tmp_path:
     model = checkpoint(family)
     version = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}[family]
     lora = write(tmp_path / "in.safetensors", state_of(chosen(model)), {"ss_base_model_version": version})
-    merge_into_checkpoint(model, [Weighted(lora)], tmp_path / "tuned.safetensors")
-    found = extract(model, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", Extracting(rank=4), precision="float")
+    merge_into_checkpoint(model, [WeightedNetwork(lora)], tmp_path / "tuned.safetensors")
+    found = extract(model, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", ExtractOptions(rank=4), precision="float")
     before, after = deltas(lora), deltas(tmp_path / "out.safetensors")
     assert (found.family, found.layers, found.unchanged) == (family, len(before), 0)
     assert found.energy > 1 - 1e-6
@@ -30,8 +30,8 @@ def test_what_was_merged_comes_back(checkpoint: Callable[[str], Path], tmp_path:
 
 
 def test_no_less_is_kept_than_the_chosen_energy(base: Path, lora: Path, tmp_path: Path):
-    merge_into_checkpoint(base, [Weighted(lora)], tmp_path / "tuned.safetensors")
-    found = extract(base, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", Extracting(energy=0.8), precision="float")
+    merge_into_checkpoint(base, [WeightedNetwork(lora)], tmp_path / "tuned.safetensors")
+    found = extract(base, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", ExtractOptions(energy=0.8), precision="float")
     before, after = deltas(lora), deltas(tmp_path / "out.safetensors")
     assert sum(rank < 4 for rank in found.ranks.values()) > len(found.ranks) / 2
     for name, delta in before.items():
@@ -40,9 +40,9 @@ def test_no_less_is_kept_than_the_chosen_energy(base: Path, lora: Path, tmp_path
 
 def test_convolutions_are_taken_where_they_get_a_rank(base: Path, tmp_path: Path):
     locon = write(tmp_path / "locon.safetensors", state_of(chosen(base, CONVOLUTIONS)))
-    merge_into_checkpoint(base, [Weighted(locon)], tmp_path / "tuned.safetensors")
-    narrow = extract(base, tmp_path / "tuned.safetensors", tmp_path / "a.safetensors", Extracting(rank=4), precision="float")
-    wide = extract(base, tmp_path / "tuned.safetensors", tmp_path / "b.safetensors", Extracting(4, conv_rank=4), precision="float")
+    merge_into_checkpoint(base, [WeightedNetwork(locon)], tmp_path / "tuned.safetensors")
+    narrow = extract(base, tmp_path / "tuned.safetensors", tmp_path / "a.safetensors", ExtractOptions(rank=4), precision="float")
+    wide = extract(base, tmp_path / "tuned.safetensors", tmp_path / "b.safetensors", ExtractOptions(4, conv_rank=4), precision="float")
     assert wide.layers == narrow.layers + len(CONVOLUTIONS)
     before, after = deltas(locon), deltas(tmp_path / "b.safetensors")
     name = "lora_unet_mid_block_resnets_0_conv2"
@@ -53,21 +53,21 @@ def test_convolutions_are_taken_where_they_get_a_rank(base: Path, tmp_path: Path
 def test_layers_in_which_nothing_differs_are_left_out(base: Path, tmp_path: Path):
     layers = {name: layer for name, layer in chosen(base).items() if "mid_block" in name}
     lora = write(tmp_path / "mid.safetensors", state_of(layers))
-    merge_into_checkpoint(base, [Weighted(lora)], tmp_path / "tuned.safetensors")
-    found = extract(base, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", Extracting())
+    merge_into_checkpoint(base, [WeightedNetwork(lora)], tmp_path / "tuned.safetensors")
+    found = extract(base, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", ExtractOptions())
     assert found.ranks.keys() == layers.keys()
     assert found.unchanged == len(chosen(base)) - len(layers)
 
 
 def test_two_that_do_not_belong_together_or_do_not_differ_are_refused(base: Path, checkpoint: Callable[[str], Path], tmp_path: Path):
     with pytest.raises(ModelError, match=r"of the family Stable Diffusion 1, .* of Stable Diffusion 2"):
-        extract(base, checkpoint("sd2"), tmp_path / "out.safetensors", Extracting())
+        extract(base, checkpoint("sd2"), tmp_path / "out.safetensors", ExtractOptions())
     with pytest.raises(ModelError, match="do not differ"):
-        extract(base, base, tmp_path / "out.safetensors", Extracting())
+        extract(base, base, tmp_path / "out.safetensors", ExtractOptions())
     narrow = load_file(str(base))
     key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
     narrow[key] = narrow[key][:, :-1].contiguous()
     save_file(narrow, str(tmp_path / "narrow.safetensors"))
     with pytest.raises(ModelError, match="of another shape in narrow"):
-        extract(base, tmp_path / "narrow.safetensors", tmp_path / "out.safetensors", Extracting())
+        extract(base, tmp_path / "narrow.safetensors", tmp_path / "out.safetensors", ExtractOptions())
     assert not (tmp_path / "out.safetensors").exists()

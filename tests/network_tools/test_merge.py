@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 
 from lora_trainer.adapters.lora_file import with_loras
-from lora_trainer.adapters.network_file import delta_of, read_network
+from lora_trainer.adapters.network_file import delta_of, modules_of
 from lora_trainer.errors import ModelError
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.network_tools.layers import layers_of
-from lora_trainer.network_tools.merge import Weighted, merge_into_checkpoint, merge_networks
+from lora_trainer.network_tools.layers import checkpoint_layers
+from lora_trainer.network_tools.merge import WeightedNetwork, merge_into_checkpoint, merge_networks
 from tests.network_tools.made import CONVOLUTIONS, NORMS, chosen, deltas, some, state_of, write
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def other(base: Path, tmp_path: Path) -> Path:
 
 
 def test_a_merge_adds_up_exactly_what_its_parts_add(lora: Path, other: Path, tmp_path: Path):
-    merged = merge_networks([Weighted(lora, 0.5, 0.25), Weighted(other, -1.0, 2.0)], tmp_path / "sum.safetensors")
+    merged = merge_networks([WeightedNetwork(lora, 0.5, 0.25), WeightedNetwork(other, -1.0, 2.0)], tmp_path / "sum.safetensors")
     one, two, both = deltas(lora), deltas(other), deltas(tmp_path / "sum.safetensors")
     assert merged.rank == 7
     for name in one:
@@ -37,16 +37,16 @@ def test_a_merge_adds_up_exactly_what_its_parts_add(lora: Path, other: Path, tmp
 
 
 def test_a_merge_of_a_given_rank_loses_what_it_says(lora: Path, other: Path, tmp_path: Path):
-    merged = merge_networks([Weighted(lora), Weighted(other)], tmp_path / "sum.safetensors", rank=4)
+    merged = merge_networks([WeightedNetwork(lora), WeightedNetwork(other)], tmp_path / "sum.safetensors", rank=4)
     one, two, both = deltas(lora), deltas(other), deltas(tmp_path / "sum.safetensors")
-    lost = sum(float((one[name] + two[name] - both[name]).square().sum()) for name in one)
+    residual_norm = sum(float((one[name] + two[name] - both[name]).square().sum()) for name in one)
     whole = sum(float((one[name] + two[name]).square().sum()) for name in one)
-    assert merged.energy == pytest.approx(1 - lost / whole, abs=1e-5)
+    assert merged.energy == pytest.approx(1 - residual_norm / whole, abs=1e-5)
 
 
 def test_a_picture_with_the_merge_is_that_with_both(base: Path, lora: Path, other: Path, tmp_path: Path):
-    merge_networks([Weighted(lora, 0.7, 0.7), Weighted(other, 0.4, 0.4)], tmp_path / "sum.safetensors")
-    merge_into_checkpoint(base, [Weighted(lora, 0.7, 0.7), Weighted(other, 0.4, 0.4)], tmp_path / "model.safetensors")
+    merge_networks([WeightedNetwork(lora, 0.7, 0.7), WeightedNetwork(other, 0.4, 0.4)], tmp_path / "sum.safetensors")
+    merge_into_checkpoint(base, [WeightedNetwork(lora, 0.7, 0.7), WeightedNetwork(other, 0.4, 0.4)], tmp_path / "model.safetensors")
     bundle, changed = load(FileSource(base), CPU), load(FileSource(tmp_path / "model.safetensors"), CPU)
 
     def noise(model) -> torch.Tensor:
@@ -73,10 +73,10 @@ def test_a_checkpoint_gains_what_each_kind_adds_and_nothing_else_changes(base: P
     }
     options = {"dora": {"dora": "in"}, "lokr": {"factor": 4}}.get(kind, {})
     path = write(tmp_path / "any.safetensors", state_of(layers, "lora" if kind == "dora" else kind, **options))
-    merge_into_checkpoint(base, [Weighted(path, 0.5, 0.5)], tmp_path / "model.safetensors")
+    merge_into_checkpoint(base, [WeightedNetwork(path, 0.5, 0.5)], tmp_path / "model.safetensors")
     before, after = load_file(str(base)), load_file(str(tmp_path / "model.safetensors"))
     expected = dict(before)
-    for name, state in read_network(path).items():
+    for name, state in modules_of(load_file(str(path)), str(path)).items():
         place = layers[name].weight
         expected[place.key] = before[place.key] + 0.5 * delta_of(state, before[place.key])
         if (bias := state.tensors.get("diff_b", state.tensors.get("b_norm"))) is not None:
@@ -90,9 +90,11 @@ def test_a_checkpoint_gains_what_each_kind_adds_and_nothing_else_changes(base: P
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_encoders_that_keep_three_matrices_as_one_gain_each_its_own(checkpoint: Callable[[str], Path], tmp_path: Path, family: str):
     model = checkpoint(family)
-    layers = {name: layer for name, layer in layers_of(model)[1].items() if "layers_1_self_attn" in name or "layers_1_mlp_fc1" in name}
+    layers = {
+        name: layer for name, layer in checkpoint_layers(model)[1].items() if "layers_1_self_attn" in name or "layers_1_mlp_fc1" in name
+    }
     path = write(tmp_path / "te.safetensors", state_of(layers), {"ss_base_model_version": "sd_v2" if family == "sd2" else "sdxl_base_v1-0"})
-    merge_into_checkpoint(model, [Weighted(path)], tmp_path / "model.safetensors")
+    merge_into_checkpoint(model, [WeightedNetwork(path)], tmp_path / "model.safetensors")
     before, after = load(FileSource(model), CPU), load(FileSource(tmp_path / "model.safetensors"), CPU)
     added = deltas(path)
     encoders = {"text": (before.text_encoder, after.text_encoder), "text_2": (before.text_encoder_2, after.text_encoder_2)}
@@ -103,20 +105,20 @@ def test_encoders_that_keep_three_matrices_as_one_gain_each_its_own(checkpoint: 
 
 def test_nothing_that_is_read_is_changed(base: Path, lora: Path, tmp_path: Path):
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (base, lora)]
-    merge_into_checkpoint(base, [Weighted(lora)], tmp_path / "model.safetensors", precision="fp16")
+    merge_into_checkpoint(base, [WeightedNetwork(lora)], tmp_path / "model.safetensors", precision="fp16")
     assert [hashlib.sha256(path.read_bytes()).hexdigest() for path in (base, lora)] == hashes
 
 
 def test_a_network_of_another_family_is_refused_by_name(base: Path, checkpoint: Callable[[str], Path], lora: Path, tmp_path: Path):
     foreign = write(tmp_path / "xl.safetensors", state_of(some(chosen(checkpoint("sdxl")))), {"ss_base_model_version": "sdxl_base_v1-0"})
     with pytest.raises(ModelError, match=r"xl\.safetensors is of the family sdxl, sd1\.safetensors of sd1: lora_"):
-        merge_into_checkpoint(base, [Weighted(foreign)], tmp_path / "model.safetensors")
+        merge_into_checkpoint(base, [WeightedNetwork(foreign)], tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"xl\.safetensors is of the family sdxl, plain\.safetensors of sd1"):
-        merge_networks([Weighted(lora), Weighted(foreign)], tmp_path / "sum.safetensors")
+        merge_networks([WeightedNetwork(lora), WeightedNetwork(foreign)], tmp_path / "sum.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["xl.safetensors"]
 
 
 def test_dora_becomes_no_sum_of_matrices(base: Path, lora: Path, tmp_path: Path):
     dora = write(tmp_path / "dora.safetensors", state_of(chosen(base), dora="in"))
     with pytest.raises(ModelError, match="Merge it into a checkpoint instead"):
-        merge_networks([Weighted(lora), Weighted(dora)], tmp_path / "sum.safetensors")
+        merge_networks([WeightedNetwork(lora), WeightedNetwork(dora)], tmp_path / "sum.safetensors")

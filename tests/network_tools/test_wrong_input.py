@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from lora_trainer.errors import ConfigError, ModelError
 from lora_trainer.network_tools.info import info
-from lora_trainer.network_tools.merge import Weighted, merge_networks
-from lora_trainer.network_tools.resize import Resizing, resize
+from lora_trainer.network_tools.merge import WeightedNetwork, merge_networks
+from lora_trainer.network_tools.resize import ResizeOptions, resize
 from lora_trainer.network_tools.saving import check_target
 from lora_trainer.network_tools.verify import verify
 from tests.network_tools.made import WORDS, chosen, state_of, write
@@ -94,19 +94,22 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "one layer twice": (
         lambda path: tensors(path, {**lora_tensors(), **lora_tensors("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q")}),
-        "stands in it twice",
+        "is in it twice",
     ),
     "no upper half": (lambda path: tensors(path, without("lora_up.weight")), "lacks lora_up.weight"),
     "no lower half": (lambda path: tensors(path, without("lora_down.weight")), "lacks lora_down.weight"),
     "a quarter of a LoHa": (lambda path: tensors(path, loha("hada_w2_b")), "lacks hada_w2_b"),
     "half a LoKr": (lambda path: tensors(path, {f"{Q}.lokr_w1": torch.ones(2, 2)}), "lacks lokr_w2_a"),
-    "alpha alone": (lambda path: tensors(path, {f"{Q}.alpha": torch.tensor(1.0)}), "which is nothing known"),
+    "alpha alone": (lambda path: tensors(path, {f"{Q}.alpha": torch.tensor(1.0)}), "which is unknown"),
     "two kinds in one layer": (lambda path: tensors(path, {**lora_tensors(), **loha()}), "of two kinds at once: lora, loha"),
     "an unknown suffix": (
         lambda path: tensors(path, changed("lora_left.weight", torch.ones(2))),
-        "lora_left.weight, which is nothing",
+        "lora_left.weight, which is unknown",
     ),
-    "whole numbers": (lambda path: tensors(path, changed("lora_up.weight", torch.ones(8, 2, dtype=torch.int32))), "no fractions"),
+    "whole numbers": (
+        lambda path: tensors(path, changed("lora_up.weight", torch.ones(8, 2, dtype=torch.int32))),
+        "not floating-point values",
+    ),
     "two alphas in one": (lambda path: tensors(path, changed("alpha", torch.ones(2))), "is not one number"),
     "halves of two ranks": (lambda path: tensors(path, changed("lora_up.weight", torch.ones(8, 3))), "contradict each other"),
     "no number": (lambda path: tensors(path, changed("lora_up.weight", torch.full((8, 2), float("nan")))), "not finite"),
@@ -120,7 +123,7 @@ def test_what_is_no_whole_network_is_named_and_refused(kind: str, tmp_path: Path
     make, said = WRONG[kind]
     path = tmp_path / "wrong.safetensors"
     make(path)
-    for tool in (info, verify, lambda path: resize(path, tmp_path / "out.safetensors", Resizing(rank=1))):
+    for tool in (info, verify, lambda path: resize(path, tmp_path / "out.safetensors", ResizeOptions(rank=1))):
         with pytest.raises(ModelError, match=said) as refused:
             tool(path)
         assert refused.value.problems[0].fix.text().strip()
@@ -148,14 +151,16 @@ def test_kinds_of_other_programs_are_told_but_not_calculated_with(base: Path, tm
     tensors(path, {f"{Q}.weight": torch.ones(8), f"{Q}.on_input": torch.tensor(1.0)})
     assert info(path)["kind"] == "IA3"
     with pytest.raises(ModelError, match="of the kind IA3"):
-        resize(path, tmp_path / "out.safetensors", Resizing(rank=1))
+        resize(path, tmp_path / "out.safetensors", ResizeOptions(rank=1))
 
 
 def test_shapes_of_two_models_do_not_add_up(tmp_path: Path):
     tensors(tmp_path / "a.safetensors", lora_tensors(width=8))
     tensors(tmp_path / "b.safetensors", lora_tensors(width=16))
     with pytest.raises(ModelError, match=r"different shapes in a\.safetensors, b\.safetensors"):
-        merge_networks([Weighted(tmp_path / "a.safetensors"), Weighted(tmp_path / "b.safetensors")], tmp_path / "out.safetensors")
+        merge_networks(
+            [WeightedNetwork(tmp_path / "a.safetensors"), WeightedNetwork(tmp_path / "b.safetensors")], tmp_path / "out.safetensors"
+        )
 
 
 def test_numbers_that_a_format_cannot_hold_are_not_written(base: Path, tmp_path: Path):
@@ -163,7 +168,7 @@ def test_numbers_that_a_format_cannot_hold_are_not_written(base: Path, tmp_path:
     state[f"{K}.lora_up.weight"] *= 1e14  # the halves share it
     path = write(tmp_path / "large.safetensors", state)
     with pytest.raises(ModelError, match="fp16 cannot hold"):
-        resize(path, tmp_path / "out.safetensors", Resizing(rank=2), precision="fp16")
+        resize(path, tmp_path / "out.safetensors", ResizeOptions(rank=2), precision="fp16")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -174,7 +179,7 @@ def test_the_target_is_never_what_is_read_nor_what_is_there(lora: Path, tmp_path
     for out, said in (
         (lora, "never written to"),
         (linked, "never written to"),
-        (there, "is there already"),
+        (there, "exists already"),
         (tmp_path / "a.ckpt", "end with"),
     ):
         with pytest.raises(ConfigError, match=said):
@@ -192,10 +197,10 @@ def test_a_work_that_fails_leaves_no_half_file(base: Path, lora: Path, tmp_path:
     def full(*words: object) -> torch.Tensor:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merge, "_changed", full)
+    monkeypatch.setattr(merge, "_merged_tensor", full)
     from lora_trainer.errors import TrainerError
 
     with pytest.raises(TrainerError, match="No space left on device"):
-        merge.merge_into_checkpoint(base, [Weighted(lora)], tmp_path / "model.safetensors")
+        merge.merge_into_checkpoint(base, [WeightedNetwork(lora)], tmp_path / "model.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from lora_trainer.config.choices.optimizers import OPTIMIZER_CHOICES, OPTIMIZER_NAMES, SCHEDULE_CHOICES, optimizer_named
+from lora_trainer.config.choices.optimizers import OPTIMIZER_CHOICES, OPTIMIZER_SPECS, SCHEDULE_CHOICES, optimizer_spec
 from lora_trainer.errors import MissingPackage, TrainerError
 from lora_trainer.optim.builders import OPTIMIZERS
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, TrainingOptimizer, make_optimizer, probe
 from lora_trainer.optim.schedules import SCHEDULES
 
-EIGHT_BIT = [known.name for known in OPTIMIZER_NAMES if known.package == "bitsandbytes"]
+EIGHT_BIT = [known.name for known in OPTIMIZER_SPECS if known.package == "bitsandbytes"]
 HERE = [name for name in OPTIMIZER_CHOICES if name not in EIGHT_BIT or sys.version_info >= (3, 11)]
 """Python 3.10 is tested with torch 2.1, for which there are no 8-bit optimizers on the CPU."""
 WITH_OPTIONS: list[tuple[str, dict[str, Any]]] = [
@@ -37,7 +37,7 @@ def made(name: str, options: dict[str, Any]) -> tuple[Parts, TrainingOptimizer]:
     """Two parts of matrices at the rate that the family wants; in torch's numbers the same each time."""
     drawn = torch.Generator().manual_seed(5)
     parts = {part: [nn.Parameter(torch.randn(shape, generator=drawn) * 0.1) for shape in shapes] for part, shapes in SHAPES.items()}
-    rate = optimizer_named(name).family.hint
+    rate = optimizer_spec(name).rate_range.hint
     return parts, make_optimizer(name, parts, [GroupPlan(part, part, rate) for part in parts], options)
 
 
@@ -72,8 +72,8 @@ def test_after_a_pause_and_from_its_state_an_optimizer_goes_on_in_every_bit(name
     middle = values(parts)
     tensors, plain = optimizer.state_dict()
     tensors, plain = {key: tensor.clone() for key, tensor in tensors.items()}, json.loads(json.dumps(plain))
-    optimizer.park()
-    optimizer.unpark(torch.device("cpu"))
+    optimizer.move(torch.device("cpu"))
+    optimizer.move(torch.device("cpu"))
     train(optimizer, 5, 10)
     uninterrupted = values(parts)
     assert not same(middle, begin) and not same(uninterrupted, middle)
@@ -108,7 +108,7 @@ def test_a_parked_optimizer_leaves_no_storage_of_its_own_behind(name: str):
     storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in held]
     before = values(parts)
     addresses = {tensor.untyped_storage().data_ptr() for tensor in held}
-    optimizer.park()
+    optimizer.move(torch.device("cpu"))
     after = [tensor for state in optimizer.inner.state.values() for tensor in state.values() if isinstance(tensor, Tensor)]
     after += [group.buffer for group in optimizer.groups] + [parameter for part in parts.values() for parameter in part]
     assert not addresses & {tensor.untyped_storage().data_ptr() for tensor in after}
@@ -122,7 +122,7 @@ def test_a_schedule_free_optimizer_shows_its_average_and_trains_on_as_if_nothing
     parts, optimizer = made(name, {})
     train(optimizer, 1, 12)
     trained = values(parts)
-    with optimizer.averaged():
+    with optimizer.averaged_weights():
         averaged = values(parts)
     assert not same(averaged, trained) and same(values(parts), trained)
     train(optimizer, 12, 15)
@@ -137,7 +137,7 @@ def test_other_optimizers_have_nothing_to_average():
     parts, optimizer = made("AdamW", {})
     train(optimizer, 0, 3)
     trained = values(parts)
-    with optimizer.averaged():
+    with optimizer.averaged_weights():
         assert same(values(parts), trained)
 
 
@@ -187,10 +187,10 @@ def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch):
     ("path", "told"),
     [
         ("nowhere_at_all.Optimizer", "pip install nowhere-at-all"),
-        ("torch.optim.Nothing", "no optimizer of an installed package"),
-        ("os.system", "no optimizer of an installed package"),
-        ("torch.nn.Linear", "no optimizer of an installed package"),
-        ("torch.optim.lr_scheduler.StepLR", "no optimizer of an installed package"),
+        ("torch.optim.Nothing", "not an optimizer of an installed package"),
+        ("os.system", "not an optimizer of an installed package"),
+        ("torch.nn.Linear", "not an optimizer of an installed package"),
+        ("torch.optim.lr_scheduler.StepLR", "not an optimizer of an installed package"),
     ],
 )
 def test_only_classes_of_optimizers_are_ever_called(path: str, told: str):
@@ -231,12 +231,12 @@ def test_lora_plus_steps_the_upper_matrices_faster():
     torch.stack([(tensor**2).sum() for tensor in tensors]).sum().backward()
     optimizer.step(1.0)
     assert [1.0 - float(parameter.detach().mean()) for parameter in parameters] == pytest.approx([0.01, 0.16, 0.01, 0.16], rel=1e-4)
-    assert optimizer.rates(0.5) == pytest.approx({"unet": 5e-3, "unet plus": 8e-2})
+    assert optimizer.learning_rates(0.5) == pytest.approx({"unet": 5e-3, "unet plus": 8e-2})
 
 
 def test_rates_can_be_changed_between_steps():
     parts, optimizer = made("AdamW", {"weight_decay": 0.0})
-    optimizer.set_rates({"text_encoder": 0.0, "unet": 0.5})
+    optimizer.set_learning_rates({"text_encoder": 0.0, "unet": 0.5})
     before = values(parts)
     train(optimizer, 3, 4)
     moved = [float((now - then).abs().max()) for now, then in zip(values(parts), before, strict=True)]
@@ -256,7 +256,7 @@ def test_a_gradient_scaler_finds_what_is_not_finite_for_matrices_too():
         optimizer.unscale(scaler)
         (gradient,) = optimizer.gradients()
         assert torch.allclose(gradient.abs().sum(), sum((2 * parameter).abs().sum() for parameter in parts["unet"]), rtol=1e-4)
-        optimizer.drop()
+        optimizer.zero_grad()
         scaler.update()
         assert scaler.get_scale() == 8.0
         (tensors, _) = optimizer.tensors()

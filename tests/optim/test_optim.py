@@ -12,7 +12,7 @@ from torch import nn
 from lora_trainer.errors import TrainerError
 from lora_trainer.optim.builders import OPTIMIZERS
 from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer
-from lora_trainer.optim.schedules import factor
+from lora_trainer.optim.schedules import Schedule, ScheduleOptions
 
 
 def made(name: str, groups: list[tuple[list[nn.Parameter], float]], **options: Any) -> TrainingOptimizer:
@@ -22,11 +22,11 @@ def made(name: str, groups: list[tuple[list[nn.Parameter], float]], **options: A
 
 
 def test_the_rate_rises_over_the_warm_up_and_ends_at_its_floor():
-    assert [factor("constant", step, 100, 10, 0.0) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
-    assert factor("cosine", 55, 100, 10, 0.0) == pytest.approx(0.5)
-    assert factor("cosine", 100, 100, 10, 0.1) == pytest.approx(0.1)
-    assert factor("linear", 55, 100, 10, 0.0) == pytest.approx(0.5)
-    assert factor("linear", 100, 100, 0, 0.2) == pytest.approx(0.2)
+    assert [Schedule("constant", 100, 10, ScheduleOptions(0.0)).factor(step) for step in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert Schedule("cosine", 100, 10, ScheduleOptions(0.0)).factor(55) == pytest.approx(0.5)
+    assert Schedule("cosine", 100, 10, ScheduleOptions(0.1)).factor(100) == pytest.approx(0.1)
+    assert Schedule("linear", 100, 10, ScheduleOptions(0.0)).factor(55) == pytest.approx(0.5)
+    assert Schedule("linear", 100, 0, ScheduleOptions(0.2)).factor(100) == pytest.approx(0.2)
 
 
 def test_one_flat_buffer_steps_as_separate_tensors_do():
@@ -69,4 +69,4 @@ def test_gradients_arrive_whole_and_in_float32_also_where_a_parameter_was_not_us
 def test_a_choice_that_does_not_exist_names_the_nearest():
     with pytest.raises(TrainerError, match="AdamW"):
         OPTIMIZERS["adamm"]
-    assert math.isclose(factor("Cosine", 0, 10, 0, 0.0), 1.0)
+    assert math.isclose(Schedule("Cosine", 10, 0, ScheduleOptions(0.0)).factor(0), 1.0)

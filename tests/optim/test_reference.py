@@ -59,4 +59,4 @@ def test_what_prodigy_found_is_told_as_the_rate_in_effect():
         ours.step(1.0)
         paper.step(paper.weights, 1.0)
     assert paper.size > 2e-3
-    assert ours.rates(0.5)["unet"] == pytest.approx(0.5 * paper.size, rel=1e-4)
+    assert ours.learning_rates(0.5)["unet"] == pytest.approx(0.5 * paper.size, rel=1e-4)

@@ -6,27 +6,27 @@ import pytest
 import torch
 from torch import nn
 
-from lora_trainer.optim.rounding import HalfWeights, rounded
+from lora_trainer.optim.rounding import HalfWeights, stochastic_round
 
 
 def test_numbers_between_two_of_bfloat16_become_either_of_them_with_the_right_mean():
     one, above = 1.0, 1.0 + 2**-7
     value = one + 0.3 * (above - one)
-    found = rounded(torch.full((200_000,), value), torch.Generator().manual_seed(3)).float()
+    found = stochastic_round(torch.full((200_000,), value), torch.Generator().manual_seed(3)).float()
     assert set(found.unique().tolist()) == {one, above}
     assert float((found == above).float().mean()) == pytest.approx(0.3, abs=0.005)
 
 
 def test_what_bfloat16_holds_stays_and_what_is_no_number_too():
     exact = torch.tensor([0.0, -0.0, 1.5, -3.0, 2.0**-130, 1e30]).to(torch.bfloat16).float()
-    assert torch.equal(rounded(exact).float(), exact)
-    odd = rounded(torch.tensor([float("inf"), float("-inf"), float("nan")]))
+    assert torch.equal(stochastic_round(exact).float(), exact)
+    odd = stochastic_round(torch.tensor([float("inf"), float("-inf"), float("nan")]))
     assert odd[0] == float("inf") and odd[1] == float("-inf") and bool(odd[2].isnan())
-    assert bool(torch.isfinite(rounded(torch.tensor([3.38e38]))).all())
+    assert bool(torch.isfinite(stochastic_round(torch.tensor([3.38e38]))).all())
 
 
 def test_negative_numbers_are_not_drawn_towards_zero():
-    found = rounded(torch.full((100_000,), -1.0 - 2**-9), torch.Generator().manual_seed(1)).float()
+    found = stochastic_round(torch.full((100_000,), -1.0 - 2**-9), torch.Generator().manual_seed(1)).float()
     assert float(found.mean()) == pytest.approx(-1.0 - 2**-9, abs=2e-4)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lora_trainer.api.dataset_reports import shown as show_batches
+from lora_trainer.api.dataset_reports import write_first_batches as show_batches
 from lora_trainer.cli.main import main
 from lora_trainer.config.build import build
 from lora_trainer.config.schema import TrainConfig
@@ -19,7 +19,7 @@ from lora_trainer.data.cache import latent_cache
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import loop, setup
 from lora_trainer.train.inputs.dataset import load_dataset
-from lora_trainer.train.inputs.examples import batches, pixels
+from lora_trainer.train.inputs.examples import first_batches, pixels
 from tests.prep.test_doctor import drawn
 
 
@@ -45,7 +45,7 @@ def test_the_batches_that_are_shown_are_those_that_the_loop_trains(folder: Path,
     config = config_of(folder)
     captions: list[str] = []
     seen: list[Any] = []
-    encode, fitted = setup.CaptionEncoder.encode, latent_cache.pixels_of
+    encode, fitted = setup.CaptionEncoder.encode, latent_cache.load_pixels
 
     def encoding(self: Any, bundle: Any, texts: list[str]) -> Any:
         captions.extend(texts)
@@ -56,11 +56,11 @@ def test_the_batches_that_are_shown_are_those_that_the_loop_trains(folder: Path,
         return fitted(record, flipped)
 
     monkeypatch.setattr(setup.CaptionEncoder, "encode", encoding)
-    monkeypatch.setattr(latent_cache, "pixels_of", reading)
+    monkeypatch.setattr(latent_cache, "load_pixels", reading)
     for event in loop.run(config, StandaloneHost(), Control(), folder.parent):
         if type(event).__name__ == "Stepped":
             steps = event.step
-    shown = [one for batch in batches(load_dataset(config), seed=config.seed, count=steps) for one in batch]
+    shown = [one for batch in first_batches(load_dataset(config), seed=config.seed, count=steps) for one in batch]
     assert [one.caption for one in shown] == captions[: len(shown)] and len(set(captions)) > 5
     assert len(shown) == 10 and len(seen) >= 10
     assert all(np.array_equal(pixels(one), pixel) for one, pixel in zip(shown, seen[-10:], strict=True))

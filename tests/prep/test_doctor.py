@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from lora_trainer.api.dataset_reports import examined
+from lora_trainer.api.dataset_reports import examine_dataset
 from lora_trainer.cli.main import main
 from lora_trainer.config.build import build
 from lora_trainer.prep.report import report
@@ -59,7 +59,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def found(folder: Path, **data: Any) -> dict[str, Any]:
     values = {"train_data_dir": str(folder), "resolution": 128, "min_bucket_reso": 64, "trigger_word": "sks", **data}
-    diagnosis, advice = examined(build({"data": values}))
+    diagnosis, advice = examine_dataset(build({"data": values}))
     return diagnosis.to_json(advice)
 
 

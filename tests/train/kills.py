@@ -56,7 +56,7 @@ def kill_once(
     config = small_config(root, **CONFIG, **options)
     folder = folder_of(config)
     pid = forked(lambda: train(config, folder))
-    _until(lambda: resume_point.newest_step(folder.path) is not None, pid)
+    _until(lambda: resume_point.newest_state_step(folder.path) is not None, pid)
     if first_state_only:
         delay = 0.0
     else:
@@ -74,7 +74,7 @@ def kill_once(
     again = 0 if ended else wait(forked(lambda: resume(folder)))
     return {
         "killed": not ended,
-        "at": resume_point.newest_step(folder.path),
+        "at": resume_point.newest_state_step(folder.path),
         "inside": half,
         "broken": broken,
         "lost": [str(path) for path in there if not path.is_file()],

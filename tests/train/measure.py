@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lora_trainer.data.captions import caption_of
+from lora_trainer.data.captions import plain_caption
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.train import setup
 from lora_trainer.train.inputs.dataset import load_dataset
@@ -21,12 +21,12 @@ def loss_of(pictures: Path, out: Path, lora: Path | None = None, **changes) -> f
         trainer.attach()
         if lora is not None:
             trainer.adapter.load_state_dict(tensors_of(lora))
-        records = found.trained
+        records = found.train_records
         loss = validation_loss(
             trainer.bundle,
             [trainer.latent(record, False) for record in records],
             [record.key for record in records],
-            lambda number: trainer.caption_encoder.encode(trainer.bundle, [caption_of(records[number], found.rules)]),
+            lambda number: trainer.caption_encoder.encode(trainer.bundle, [plain_caption(records[number], found.caption_rules)]),
             trainer.precision,
         )
         trainer.detach()

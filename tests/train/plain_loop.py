@@ -27,7 +27,7 @@ from lora_trainer.adapters.lora_file import LoraAdapter
 from lora_trainer.adapters.targets import targets
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.data import batch_sampler
-from lora_trainer.data.captions import caption_of
+from lora_trainer.data.captions import plain_caption
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.models.load import load
 from lora_trainer.train.inputs.dataset import load_dataset
@@ -82,7 +82,7 @@ class PlainLoop:
         while True:
             epoch += 1
             for batch in batch_sampler.epoch_batches(
-                self.pictures.trained, batch_size=self.pictures.batch_sizes, seed=self.config.seed, epoch=epoch
+                self.pictures.train_records, batch_size=self.pictures.batch_sizes, seed=self.config.seed, epoch=epoch
             ):
                 if step == count:
                     return
@@ -92,14 +92,14 @@ class PlainLoop:
                 step += 1
 
     def step(self, batch: Any, epoch: int) -> float:
-        records = [self.pictures.trained[item.index] for item in batch]
+        records = [self.pictures.train_records[item.index] for item in batch]
         latents = torch.cat([self.latents(record.path) for record in records])
         drawn = [
             self.draw(latents[0], (self.config.seed, epoch, record.key, item.repeat)) for record, item in zip(records, batch, strict=True)
         ]
         timesteps, noise = torch.tensor([t for t, _ in drawn]), torch.stack([noise for _, noise in drawn])
         losses = self.losses(
-            latents, noise, timesteps, self.read([caption_of(record, self.pictures.rules_of(record)) for record in records])
+            latents, noise, timesteps, self.read([plain_caption(record, self.pictures.caption_rules_of(record)) for record in records])
         )
         losses.mean().backward()
         nn.utils.clip_grad_norm_([matrix for matrix in self.matrices if matrix.grad is not None], self.config.optimizer.max_grad_norm)
@@ -143,8 +143,8 @@ class PlainLoop:
     def validation(self) -> float:
         """Mean squared error of the pictures that are held back, at ten steps."""
         found = []
-        for record in self.pictures.held:
-            text = self.read([caption_of(record, self.pictures.rules_of(record))])
+        for record in self.pictures.validation_records:
+            text = self.read([plain_caption(record, self.pictures.caption_rules_of(record))])
             latents = self.latents(record.path)
             for t in range(50, 1000, 100):
                 noise = torch.randn(tuple(latents.shape[1:]), generator=seeded("validation", record.key, t))[None]

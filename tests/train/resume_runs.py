@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lora_trainer.api.runs import start_run
-from lora_trainer.api.runs.resume import resuming
+from lora_trainer.api.runs.resume import plan_resume
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Event
 from lora_trainer.host.standalone import StandaloneHost
@@ -62,7 +62,7 @@ def train(config: Any, folder: RunFolder, *, since: Any = None, watch: Any = Non
         if watch is not None:
             watch(job, record.event)
 
-    job = Job(start_run.training(config, StandaloneHost(folder.path.parent.parent), folder, since=since), folder, [look])
+    job = Job(start_run.training_work(config, StandaloneHost(folder.path.parent.parent), folder, resume_from=since), folder, [look])
     with contextlib.suppress(Killed):
         job.run()
     if job.error is not None:
@@ -72,7 +72,7 @@ def train(config: Any, folder: RunFolder, *, since: Any = None, watch: Any = Non
 
 def resume(folder: RunFolder, **wanted: Any) -> list[Event]:
     """Goes on from the last state."""
-    config, since = resuming(folder, {path.replace("__", "."): value for path, value in wanted.items()})
+    config, since = plan_resume(folder, {path.replace("__", "."): value for path, value in wanted.items()})
     return train(config, folder, since=since)
 
 

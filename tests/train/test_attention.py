@@ -36,8 +36,8 @@ def answer(bundle) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", ["sdpa", "sliced"])
 def test_every_way_gives_the_same_answer_and_gradient(bundle, name, upcast, monkeypatch):
     said, gradient = answer(bundle)
-    monkeypatch.setattr(attention, "SLICE", 77 * 10)  # many slices
-    attention.use(bundle.unet, name, upcast=upcast)
+    monkeypatch.setattr(attention, "MAX_SLICE", 77 * 10)  # many slices
+    attention.set_processors(bundle.unet, name, upcast=upcast)
     other, other_gradient = answer(bundle)
     torch.testing.assert_close(other, said, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(other_gradient, gradient, rtol=1e-3, atol=1e-4)
@@ -45,13 +45,13 @@ def test_every_way_gives_the_same_answer_and_gradient(bundle, name, upcast, monk
 
 def test_torchs_own_way_is_what_a_bundle_has_from_the_beginning(bundle):
     said, gradient = answer(bundle)
-    attention.use(bundle.unet, "sdpa")
+    attention.set_processors(bundle.unet, "sdpa")
     again = answer(bundle)
     assert torch.equal(again[0], said) and torch.equal(again[1], gradient)
 
 
 def test_slices_keep_no_table_of_weights(monkeypatch):
-    monkeypatch.setattr(attention, "SLICE", 64 * 8)
+    monkeypatch.setattr(attention, "MAX_SLICE", 64 * 8)
     asked = torch.randn(1, 2, 64, 16, requires_grad=True)
     sizes: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
@@ -76,7 +76,7 @@ def test_a_way_whose_backward_fails_is_not_taken(bundle, monkeypatch):
         def backward(ctx, gradient):
             raise RuntimeError("No operator found for memory_efficient_attention_backward")
 
-    monkeypatch.setitem(attention.WAYS, "sdpa", NoBackward.apply)
+    monkeypatch.setitem(attention.ATTENTION, "sdpa", NoBackward.apply)
     assert "backward" in attention.why_not("sdpa", CPU, torch.float32, [8])
     assert attention.choose("auto", bundle)[0] == "sliced"
 
@@ -96,7 +96,7 @@ def test_attention_in_float32_where_a_family_overflows_half_precision(bundle):
         return (queries @ keys.transpose(-1, -2)).softmax(-1) @ values
 
     given = large[0]
-    found = attention.Processor(plain, upcast=True)(Layer(), given)
+    found = attention.AttentionProcessor(plain, upcast=True)(Layer(), given)
     assert found.dtype is torch.float16 and bool((found == 1).all())
     bundle.dtype, bundle.family.upcast_attention = torch.float16, True
     assert attention.wants_upcast(bundle)
@@ -134,18 +134,18 @@ def test_for_every_family_each_way_gives_what_the_formula_gives_to_a_hundred_tho
         answer = bundle.family.denoise(bundle, noisy, torch.tensor([500]), Conditioning(words, pooled))
         return answer.detach(), torch.autograd.grad(answer.square().sum(), words)[0]
 
-    monkeypatch.setitem(attention.WAYS, "textbook", textbook)
-    attention.use(bundle.unet, "textbook")
+    monkeypatch.setitem(attention.ATTENTION, "textbook", textbook)
+    attention.set_processors(bundle.unet, "textbook")
     expected = said()
-    monkeypatch.setattr(attention, "SLICE", 77 * 30)
+    monkeypatch.setattr(attention, "MAX_SLICE", 77 * 30)
     for name, upcast in (("sdpa", False), ("sliced", False)):
-        attention.use(bundle.unet, name, upcast=upcast)
+        attention.set_processors(bundle.unet, name, upcast=upcast)
         for found, wanted in zip(said(), expected, strict=True):
             assert float((found - wanted).abs().max() / wanted.abs().max()) < 1e-5
 
 
 def test_automatic_begins_with_the_way_in_which_the_host_draws(bundle, monkeypatch):
-    monkeypatch.setitem(attention.WAYS, "xformers", textbook)  # as if it worked here
+    monkeypatch.setitem(attention.ATTENTION, "xformers", textbook)  # as if it worked here
     assert attention.choose("auto", bundle)[0] == "xformers"
     assert attention.choose("auto", bundle, "sdpa") == ("sdpa", [])
     assert attention.choose("auto", bundle, "some other way") == ("xformers", [])

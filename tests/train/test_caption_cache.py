@@ -15,7 +15,7 @@ from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.inputs.caption_cache import CaptionCache, encoder_key
 from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
-from lora_trainer.train.loop import _Run
+from lora_trainer.train.loop import RunLoop
 from lora_trainer.train.step.precision import Precision
 from lora_trainer.train.trainer import Trainer
 from tests.train.runs import events_of, small_config, tensors_of
@@ -36,19 +36,19 @@ def sdxl(tmp_path_factory):
 def reads(monkeypatch):
     """How many captions the encoders read, call by call."""
     counts: list[int] = []
-    read = CaptionEncoder._read
+    read = CaptionEncoder._encode_batch
 
     def counted(captions, bundle, texts):
         counts.append(len(texts))
         return read(captions, bundle, texts)
 
-    monkeypatch.setattr(CaptionEncoder, "_read", counted)
+    monkeypatch.setattr(CaptionEncoder, "_encode_batch", counted)
     return counts
 
 
 def captions_of(bundle, folder, precision, texts, skip=1, tokens=75):
     store = CaptionCache(folder, lambda: encoder_key(bundle, precision, skip, tokens))
-    return CaptionEncoder(precision, skip, False, tokens, store=store, lasting=texts)
+    return CaptionEncoder(precision, skip, False, tokens, cache=store, persistent=texts)
 
 
 @pytest.mark.parametrize("precision", [FULL, HALF], ids=["float32", "bfloat16"])
@@ -144,7 +144,7 @@ def test_captions_are_not_kept_while_the_text_encoder_learns(name):
 def test_encoders_leave_the_device_after_the_captions_of_an_epoch_where_that_is_wanted(tmp_path, monkeypatch, asked):
     spared: list[bool] = []
     monkeypatch.setattr(Trainer, "offload_unused", lambda trainer: spared.append(True) or False)
-    encode = _Run._encode_ahead
+    encode = RunLoop._encode_ahead
 
     def watched(run, groups):
         before = len(spared)
@@ -152,7 +152,7 @@ def test_encoders_leave_the_device_after_the_captions_of_an_epoch_where_that_is_
         assert (len(spared) > before) is asked
         return count
 
-    monkeypatch.setattr(_Run, "_encode_ahead", watched)
+    monkeypatch.setattr(RunLoop, "_encode_ahead", watched)
     config = small_config(tmp_path, data__cache_text_encoder_outputs=asked, **TEXT_LR, steps__max_train_steps=2)
     assert isinstance(events_of(config, tmp_path)[-1], Finished)
     assert spared

@@ -10,12 +10,12 @@ from lora_trainer import assets
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.inputs.caption_encoder import ROWS, CaptionEncoder, captions_within
+from lora_trainer.train.inputs.caption_encoder import CAPTION_BATCH, CaptionEncoder, captions_within
 from lora_trainer.train.step.precision import Precision
 
 FULL = Precision(torch.float32, None, False)
 HALF = Precision(torch.bfloat16, torch.bfloat16, False)
-TEXTS = [f"a photo of {number} red circles, {'very ' * (number % 9)}small" for number in range(2 * ROWS + 5)]
+TEXTS = [f"a photo of {number} red circles, {'very ' * (number % 9)}small" for number in range(2 * CAPTION_BATCH + 5)]
 
 
 @pytest.fixture(scope="module", params=[FULL, HALF], ids=["float32", "bfloat16"])
@@ -32,7 +32,7 @@ class FullBatches(CaptionEncoder):
     """As on a GPU, where every caption is read in a full batch."""
 
     @staticmethod
-    def always_full(bundle: ModelBundle) -> bool:
+    def uses_full_batches(bundle: ModelBundle) -> bool:
         return True
 
 
@@ -43,7 +43,7 @@ def test_captions_encoded_ahead_equal_those_encoded_in_each_step(bundle, precisi
     ahead.fill(bundle, ahead.missing(TEXTS))
     for start in range(0, len(TEXTS), 3):
         texts = TEXTS[start : start + 3][::-1]
-        each.forget_others([])
+        each.retain([])
         one = each.encode(bundle, texts)
         assert ahead.missing(texts) == []
         assert ahead.encode(bundle, texts).equals(one)
@@ -57,7 +57,7 @@ def test_on_a_gpu_captions_encoded_ahead_equal_those_encoded_in_each_step():
     ahead, each = CaptionEncoder(half, 1, False), CaptionEncoder(half, 1, False)
     ahead.fill(bundle, TEXTS)
     for start in range(0, len(TEXTS), 3):
-        each.forget_others([])
+        each.retain([])
         assert ahead.encode(bundle, TEXTS[start : start + 3]).equals(each.encode(bundle, TEXTS[start : start + 3]))
 
 
@@ -65,13 +65,14 @@ def test_batches_are_used_where_they_change_no_bit(bundle, precision, counted):
     captions = CaptionEncoder(precision, 1, False)
     captions.fill(counted(bundle), TEXTS)
     calls = counted.sizes
-    assert calls == [*[1] * ROWS, ROWS, ROWS, *[1] * 5]  # the first batch both ways, what does not fill one alone
+    # the first batch both ways, what does not fill one alone
+    assert calls == [*[1] * CAPTION_BATCH, CAPTION_BATCH, CAPTION_BATCH, *[1] * 5]
 
 
 def test_captions_are_read_alone_where_a_batch_changes_bits(bundle, precision, counted):
     captions = CaptionEncoder(precision, 1, False)
     captions.fill(counted(bundle, spoil=lambda read: read + 0.5 * (len(read) > 1)), TEXTS)
-    assert counted.sizes == [*[1] * ROWS, ROWS, *[1] * (len(TEXTS) - ROWS)]
+    assert counted.sizes == [*[1] * CAPTION_BATCH, CAPTION_BATCH, *[1] * (len(TEXTS) - CAPTION_BATCH)]
     alone = CaptionEncoder(precision, 1, False)
     for text in TEXTS:
         assert captions.encode(bundle, [text]).equals(alone.encode(bundle, [text]))
@@ -79,9 +80,9 @@ def test_captions_are_read_alone_where_a_batch_changes_bits(bundle, precision, c
 
 def test_captions_are_read_alone_where_their_place_in_a_full_batch_changes_bits(bundle, precision, counted):
     captions = FullBatches(precision, 1, False)
-    places = torch.arange(ROWS).reshape(-1, 1, 1)
+    places = torch.arange(CAPTION_BATCH).reshape(-1, 1, 1)
     captions.fill(counted(bundle, spoil=lambda read: read + places[: len(read)]), TEXTS)
-    assert counted.sizes == [ROWS, ROWS, *[1] * len(TEXTS)]
+    assert counted.sizes == [CAPTION_BATCH, CAPTION_BATCH, *[1] * len(TEXTS)]
 
 
 def test_each_caption_is_read_once(bundle, precision, counted):
@@ -102,7 +103,7 @@ def test_a_learning_encoder_is_asked_in_each_step(bundle, precision, counted):
 def test_what_will_not_come_again_is_forgotten(bundle, precision):
     captions = CaptionEncoder(precision, 1, False)
     captions.fill(bundle, ["a", "b", "c"])
-    captions.forget_others(["b", "x"])
+    captions.retain(["b", "x"])
     assert captions.missing(["a", "b", "c"]) == ["a", "c"]
 
 

@@ -14,7 +14,7 @@ from lora_trainer.control import Control
 from lora_trainer.data import captions as wording
 from lora_trainer.events import Finished, Phase, Stepped, Stopped, Validated
 from lora_trainer.train import loop, setup
-from lora_trainer.train.inputs.caption_encoder import ROWS, CaptionEncoder
+from lora_trainer.train.inputs.caption_encoder import CAPTION_BATCH, CaptionEncoder
 
 from .runs import events_of, small_config, tensors_of
 
@@ -76,16 +76,16 @@ def test_captions_encoded_ahead_train_the_same_weights_as_captions_encoded_in_ea
     monkeypatch.setattr(setup, "CaptionEncoder", Counted)
     ahead, losses = weights(tmp_path / "ahead", tagged, data__batch_size=3)
     monkeypatch.setattr(setup, "CaptionEncoder", Each)
-    monkeypatch.setattr(loop._Run, "_encode_ahead", lambda self, groups: (yield from ()) or len(groups))
+    monkeypatch.setattr(loop.RunLoop, "_encode_ahead", lambda self, groups: (yield from ()) or len(groups))
     each, other_losses = weights(tmp_path / "each", tagged, data__batch_size=3)
-    assert max(Counted.filled) == ROWS and len(Each.asked) == 12  # ahead in batches; in each of the 12 steps
+    assert max(Counted.filled) == CAPTION_BATCH and len(Each.asked) == 12  # ahead in batches; in each of the 12 steps
     assert losses == other_losses
     assert ahead.keys() == each.keys() and all(torch.equal(ahead[key], each[key]) for key in ahead)
 
 
 def test_little_room_for_captions_changes_no_weight(tmp_path, tagged, monkeypatch):
     wide, _ = weights(tmp_path / "wide", tagged)
-    monkeypatch.setattr(CaptionEncoder, "room", lambda self: 5)
+    monkeypatch.setattr(CaptionEncoder, "capacity", lambda self: 5)
     narrow, _ = weights(tmp_path / "narrow", tagged)
     assert all(torch.equal(wide[key], narrow[key]) for key in wide)
 
@@ -100,7 +100,7 @@ def test_many_captions_are_a_phase_of_their_own_that_can_be_stopped(tmp_path, ta
 
     monkeypatch.setattr(CaptionEncoder, "fill", stop_then)
     config = small_config(tmp_path, data__train_data_dir=tagged, **VARIED)
-    monkeypatch.setattr(loop, "WORTH_TELLING", 8)
+    monkeypatch.setattr(loop, "ENCODING_PHASE_MIN", 8)
     events = events_of(config, tmp_path, control)
     assert [event.name for event in events if isinstance(event, Phase)].count("encoding") == 1
     assert isinstance(events[-1], Stopped) and not any(isinstance(event, Stepped) for event in events)
@@ -114,7 +114,7 @@ def test_what_the_captions_step_shows_is_what_is_trained_on(tmp_path, tagged, mo
 
     config = small_config(tmp_path, data__train_data_dir=tagged, **VARIED)
     read = {}
-    drawn = wording.drawn_caption
+    drawn = wording.process_caption
 
     def noted(record, rules, **moment):
         text = drawn(record, rules, **moment)
@@ -122,7 +122,7 @@ def test_what_the_captions_step_shows_is_what_is_trained_on(tmp_path, tagged, mo
             read[record.key, moment["epoch"]] = text
         return text
 
-    monkeypatch.setattr(wording, "drawn_caption", noted)
+    monkeypatch.setattr(wording, "process_caption", noted)
     events_of(config, tmp_path)
     shown = caption_list(ScanCache(Workers()), config, 1, "en")["pictures"]
     texts = {picture["key"]: "".join(part["before"] + part["text"] for part in picture["parts"]) for picture in shown}

@@ -24,14 +24,14 @@ def gradient(share: float, way: str = "") -> tuple[torch.Tensor, int]:
         step.checkpointing = memory.Checkpointing(
             step.bundle.unet,
             step.bundle.text_encoder,
-            {block.name: way if any(each.name == way for each in block.ways) else "keep" for block, _ in step.choice.ways},
+            {block.name: way if any(each.name == way for each in block.options) else "keep" for block, _ in step.choice.blocks},
         )
     found: list[torch.Tensor] = []
     step.optimizer.step = lambda factor: found.extend(each.clone() for each in step.optimizer.gradients())  # type: ignore[method-assign]
     for group in step.optimizer.groups:
         torch.nn.init.normal_(group.buffer, std=0.1)
     step()
-    step.optimizer.drop()
+    step.optimizer.zero_grad()
     return found[0], memory.kept_bytes(step)
 
 
@@ -52,17 +52,17 @@ def test_what_is_kept_stays_within_the_budget(share):
 
 def test_a_budget_takes_what_saves_most_for_least():
     numbers = DtypeSizes(2, 2)
-    blocks = list(activations.unet(activations.SD1, 32 * 32, 1, 16, numbers))
-    rest = activations.rest(activations.SD1, 32 * 32, 16, numbers)
-    everything, nothing = activations.keep_all(blocks, rest), activations.all_again(blocks, rest)
+    blocks = list(activations.unet_blocks(activations.SD1, 32 * 32, 1, 16, numbers))
+    rest = activations.bytes_between_blocks(activations.SD1, 32 * 32, 16, numbers)
+    everything, nothing = activations.keep_all(blocks, rest), activations.recompute_all(blocks, rest)
     shares = (0.9, 0.7, 0.5, 0.3)
-    chosen = [activations.within(blocks, rest, everything.kept * share) for share in shares]
-    assert all(choice.peak <= everything.kept * share for choice, share in zip(chosen, shares, strict=True))
+    chosen = [activations.recompute_within(blocks, rest, everything.kept_bytes * share) for share in shares]
+    assert all(choice.peak_bytes <= everything.kept_bytes * share for choice, share in zip(chosen, shares, strict=True))
     assert sorted(choice.flop for choice in chosen) == [choice.flop for choice in chosen]
     half = chosen[2]
     assert half.flop < 0.1 * 375e9  # a tenth of the step's own at this size
     assert half.flop < 0.5 * nothing.flop
-    assert activations.within(blocks, rest, everything.kept).flop == 0
+    assert activations.recompute_within(blocks, rest, everything.kept_bytes).flop == 0
 
 
 @pytest.mark.parametrize("share", [0.5, pytest.param(1.0, marks=pytest.mark.slow), pytest.param(0.0, marks=pytest.mark.slow)])

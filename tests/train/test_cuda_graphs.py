@@ -16,7 +16,7 @@ from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train import setup
 from lora_trainer.train.step import accumulate
 from lora_trainer.train.step.compiling import CompiledBlocks
-from lora_trainer.train.step.cuda_graphs import ROOM, CudaGraphs, CudaRecorder, why_not
+from lora_trainer.train.step.cuda_graphs import MAX_GRAPHS, CudaGraphs, CudaRecorder, why_not
 from tests.train.runs import events_of, small_config, tensors_of
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -74,7 +74,7 @@ def test_a_shape_is_recorded_at_its_second_call_and_adds_to_gradients_like_witho
     results, gradient = added_up(leaf, calls, replays)
     assert results == expected[0]
     assert torch.equal(gradient, expected[1])
-    assert (recorder.recorded, recorder.replayed, replays.count) == (2, 6, 6)
+    assert (recorder.recorded, recorder.replayed, replays.replay_count) == (2, 6, 6)
 
 
 def test_gradients_lie_in_the_same_place_whatever_the_optimizer_drops(leaf):
@@ -90,7 +90,7 @@ def test_after_forgetting_nothing_old_is_replayed(leaf):
     recorder = Rehearsal()
     replays, numbers = CudaGraphs(squares(leaf), [leaf], recorder), (torch.ones(3), None)
     added_up(leaf, [numbers] * 2, replays)
-    replays.forget()
+    replays.reset()
     leaf.data = leaf.detach() * 2.0
     results, _gradient = added_up(leaf, [numbers] * 3, replays)
     assert results == added_up(leaf, [numbers] * 3)[0]
@@ -102,24 +102,26 @@ def test_what_cannot_be_recorded_is_told_once_and_loses_no_gradient(leaf):
     calls = [(torch.full((3,), float(number)), None) for number in range(5)]
     results, gradient = added_up(leaf, calls, replays)
     assert (results, gradient.tolist()) == (added_up(leaf, calls)[0], added_up(leaf, calls)[1].tolist())
-    assert [message.text() for message in replays.told] == ["Steps are not replayed: operation not permitted when stream is capturing"]
+    assert [message.text() for message in replays.messages] == [
+        "CUDA graphs are not used: operation not permitted when stream is capturing"
+    ]
 
 
 def test_only_so_many_shapes_are_recorded(leaf):
     recorder = Rehearsal()
     replays = CudaGraphs(lambda numbers: (leaf.sum() * numbers.sum()).detach(), [leaf], recorder)
-    for size in range(1, ROOM + 4):
+    for size in range(1, MAX_GRAPHS + 4):
         for _ in range(2):
             replays([torch.ones(size)])
-    assert recorder.recorded == ROOM
+    assert recorder.recorded == MAX_GRAPHS
 
 
 def test_why_a_run_is_not_recorded_is_known_before():
-    assert why_not(device=CUDA, text_encoder=False, compiled=False) is None
+    assert why_not(device=CUDA, trains_text=False, compiles=False) is None
     reasons = [
-        why_not(device=CPU, text_encoder=False, compiled=False),
-        why_not(device=CUDA, text_encoder=True, compiled=False),
-        why_not(device=CUDA, text_encoder=False, compiled=True),
+        why_not(device=CPU, trains_text=False, compiles=False),
+        why_not(device=CUDA, trains_text=True, compiles=False),
+        why_not(device=CUDA, trains_text=False, compiles=True),
     ]
     assert len({reason.text() for reason in reasons}) == 3
 
@@ -158,14 +160,14 @@ def test_a_run_whose_recording_fails_goes_on_without_and_says_why(tmp_path: Path
     rehearsed.breaks = "planted"
     events = events_of(without_text(tmp_path / "graphs", memory__cuda_graphs=True), tmp_path / "graphs")
     assert losses(events) == plain
-    assert [str(event.message) for event in events if isinstance(event, Warned) and "replayed" in str(event.message)] == [
-        "Steps are not replayed: planted"
+    assert [str(event.message) for event in events if isinstance(event, Warned) and "CUDA graphs" in str(event.message)] == [
+        "CUDA graphs are not used: planted"
     ]
 
 
 def test_where_there_is_no_gpu_the_run_says_so_and_trains(tmp_path: Path):
     events = events_of(small_config(tmp_path, memory__cuda_graphs=True, steps__max_train_steps=2), tmp_path)
-    assert any("Steps are not replayed" in str(event.message) for event in events if isinstance(event, Warned))
+    assert any("CUDA graphs are not used" in str(event.message) for event in events if isinstance(event, Warned))
     assert len(losses(events)) == 2
 
 
@@ -181,9 +183,9 @@ def test_compiled_blocks_calculate_the_same_and_come_off_again(toy_checkpoint):
             return bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
 
     plain, compiled = drawn(), CompiledBlocks(backend="eager")
-    compiled.put_on(bundle.unet)
+    compiled.compile_blocks(bundle.unet)
     assert torch.allclose(drawn(), plain, atol=1e-5)
-    assert compiled.told == []
+    assert compiled.messages == []
     compiled.remove()
     assert not [name for name, module in bundle.unet.named_modules() if "forward" in vars(module)]
 
@@ -201,10 +203,10 @@ def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_che
     with torch.no_grad():
         plain = bundle.family.denoise(bundle, latents, torch.tensor([500]), text)
         compiled = CompiledBlocks(backend=broken)
-        compiled.put_on(bundle.unet)
+        compiled.compile_blocks(bundle.unet)
         assert torch.equal(bundle.family.denoise(bundle, latents, torch.tensor([500]), text), plain)
-    assert len(compiled.told) == 1
-    assert "no compiler is installed" in compiled.told[0].text()
+    assert len(compiled.messages) == 1
+    assert "no compiler is installed" in compiled.messages[0].text()
 
 
 @pytest.mark.slow
@@ -228,7 +230,7 @@ def test_a_compiler_that_fails_at_the_backward_pass_costs_no_step(tmp_path: Path
 def test_a_real_graph_trains_like_eager(tmp_path: Path):
     plain = losses(events_of(without_text(tmp_path / "plain", steps__max_train_steps=30), tmp_path / "plain"))
     events = events_of(without_text(tmp_path / "graphs", steps__max_train_steps=30, memory__cuda_graphs=True), tmp_path / "graphs")
-    assert not [event for event in events if isinstance(event, Warned) and "replayed" in str(event.message)]
+    assert not [event for event in events if isinstance(event, Warned) and "CUDA graphs" in str(event.message)]
     assert losses(events) == pytest.approx(plain, rel=1e-3)
 
 
@@ -238,8 +240,8 @@ def test_a_real_recorder_adds_to_gradients_like_without():
     calls = [(torch.full((3,), float(number), device="cuda"), None) for number in range(6)]
     replays = CudaGraphs(squares(leaf), [leaf], CudaRecorder())
     results, gradient = added_up(leaf, calls, replays)
-    assert replays.told == []
-    assert replays.count == 5
+    assert replays.messages == []
+    assert replays.replay_count == 5
     assert results == pytest.approx(added_up(leaf, calls)[0])
     assert torch.allclose(gradient, added_up(leaf, calls)[1])
 

@@ -191,10 +191,10 @@ class Wire:
     """Stands for the connection: what the first process tells is told to the others in the same order."""
 
     def __init__(self, told: list, rank: int):
-        self.told, self.place = told, Rank(rank=rank, world_size=2)
+        self.told, self.rank = told, Rank(rank=rank, world_size=2)
 
-    def told_if_new(self, word):
-        if self.place.is_main:
+    def broadcast_if_set(self, word):
+        if self.rank.is_main:
             self.told.append(word)
             return word
         return self.told.pop(0)
@@ -205,8 +205,8 @@ def test_every_process_is_asked_the_same_between_the_same_two_steps():
     first, other = SharedControl(Wire(told, 0), user), SharedControl(Wire(told, 1), Control())
 
     def agreed():
-        first.agree()
-        other.agree()
+        first.sync()
+        other.sync()
         seen = [(one.stopping, one.save_on_stop, one.pausing, one.take_changes()) for one in (first, other)]
         assert seen[0] == seen[1]
         return seen[0]
@@ -222,6 +222,6 @@ def test_every_process_is_asked_the_same_between_the_same_two_steps():
     assert agreed() == (False, True, False, [])
     assert (first.take("save"), other.take("save"), first.take("save")) == (True, False, False)
     user.command("stop-discard")
-    assert (first.now.stopping, first.stopping, other.now.stopping) == (True, False, False)
+    assert (first.local.stopping, first.stopping, other.local.stopping) == (True, False, False)
     assert agreed() == (True, False, False, [])
     assert told == []

@@ -12,7 +12,7 @@ from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.memory import eight_bit
-from lora_trainer.train.memory.eight_bit import EightBit
+from lora_trainer.train.memory.eight_bit import Fp8Weight
 from tests.train.runs import events_of, small_config, tensors_of
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def answer(bundle, autocast: bool = False):
 
 @pytest.fixture(scope="module")
 def eight():
-    return eight_bit.loaded(TOY, CPU, torch.float32, asked=True)
+    return eight_bit.load_bundle(TOY, CPU, torch.float32, fp8=True)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def rounded(eight):
     bundle = load(TOY, CPU)
     for name, module in bundle.unet.named_modules():
         held = getattr(eight.unet.get_submodule(name), "weight", None)
-        if isinstance(held, EightBit):
+        if isinstance(held, Fp8Weight):
             module.weight = nn.Parameter(held.as_subclass(torch.Tensor).float(), requires_grad=False)
     return bundle
 
@@ -54,20 +54,20 @@ def test_answer_and_gradient_are_those_of_the_rounded_numbers(eight, rounded, au
 
 
 def test_the_blocks_take_a_byte_a_number_and_the_ends_stay_whole(eight):
-    blocks = [weight for name, weight in eight.unet.named_parameters() if isinstance(weight, EightBit)]
+    blocks = [weight for name, weight in eight.unet.named_parameters() if isinstance(weight, Fp8Weight)]
     assert len(blocks) > 200 and all(weight.element_size() == 1 for weight in blocks)
     assert sum(weight.numel() for weight in blocks) > 0.9 * sum(weight.numel() for weight in eight.unet.parameters())
     assert eight.unet.conv_in.weight.dtype is eight.unet.time_embedding.linear_1.weight.dtype is torch.float32
 
 
 def test_numbers_beyond_the_format_become_its_largest():
-    assert EightBit.of(torch.tensor([[1e4, -1e4, 0.5]])).float().tolist() == [[448.0, -448.0, 0.5]]
+    assert Fp8Weight.quantize(torch.tensor([[1e4, -1e4, 0.5]])).float().tolist() == [[448.0, -448.0, 0.5]]
 
 
 @pytest.mark.parametrize("inside", [nn.Linear(8, 12), nn.Conv2d(8, 12, 3, stride=2, padding=1)])
 def test_backward_keeps_no_copy_of_a_matrix(inside):
     inside.requires_grad_(False)
-    inside.weight = nn.Parameter(EightBit.of(inside.weight), requires_grad=False)
+    inside.weight = nn.Parameter(Fp8Weight.quantize(inside.weight), requires_grad=False)
     kept: list[torch.Tensor] = []
     given = torch.randn(2, 8, *([6, 6] if inside.weight.ndim == 4 else []), requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):

@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks import random_checkpoint
 from lora_trainer import assets
-from lora_trainer.api.runs.start_run import problems_before
+from lora_trainer.api.runs.start_run import find_problems
 from lora_trainer.control import Control
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.events import Finished, Phase, Sampled, Stepped, Stopped, Validated, Warned
@@ -26,10 +26,10 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.families.sdxl import SDXL
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.inputs.caption_encoder import ROWS, CaptionEncoder
+from lora_trainer.train.inputs.caption_encoder import CAPTION_BATCH, CaptionEncoder
 from lora_trainer.train.inputs.examples import sizes_of
 from lora_trainer.train.loop import run
-from lora_trainer.train.previews.sampling import SAMPLERS, walk
+from lora_trainer.train.previews.sampling import SAMPLERS, run_sampler
 from lora_trainer.train.step.precision import Precision
 from tests.models.stand_in_hub import StandIn, serving
 from tests.train.runs import events_of, small_config, tensors_of
@@ -104,11 +104,11 @@ def test_a_run_learns_in_every_layer_draws_validates_and_names_its_model(tmp_pat
 
 def test_captions_encoded_ahead_equal_those_of_each_step_for_both_encoders(checkpoint):
     precision, bundle = Precision(torch.float32, None, False), load(FileSource(checkpoint("sdxl")), CPU)
-    texts = [f"a photo of {number} red circles" for number in range(ROWS + 3)]
+    texts = [f"a photo of {number} red circles" for number in range(CAPTION_BATCH + 3)]
     ahead, each = CaptionEncoder(precision, 1, False), CaptionEncoder(precision, 1, False)
     ahead.fill(bundle, texts)
     for text in texts:
-        each.forget_others([])
+        each.retain([])
         one = each.encode(bundle, [text])
         assert one.pooled is not None
         assert ahead.encode(bundle, [text]).equals(one)
@@ -160,9 +160,12 @@ def test_each_picture_of_a_step_is_told_with_its_own_sizes(tmp_path, checkpoint,
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_every_sampler_draws_what_a_perfect_model_of_pure_noise_means(name):
     """A model that always answers with the one picture that there is leads every sampler to that picture, from pure noise on."""
-    from lora_trainer.models.noise_schedule import alphas_cumprod
+    from lora_trainer.models.noise_schedule import SCALED_LINEAR
 
-    alphas, picture = alphas_cumprod(zero_terminal_snr=True), torch.tensor([0.8, -0.5, 0.1, -1.0]).view(1, 4, 1, 1).expand(2, 4, 4, 4)
+    alphas, picture = (
+        SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True),
+        torch.tensor([0.8, -0.5, 0.1, -1.0]).view(1, 4, 1, 1).expand(2, 4, 4, 4),
+    )
     asked: list[float] = []
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -173,7 +176,7 @@ def test_every_sampler_draws_what_a_perfect_model_of_pure_noise_means(name):
 
     generators = [torch.Generator().manual_seed(number) for number in range(2)]
     noise = torch.stack([torch.randn(4, 4, 4, generator=generator) for generator in generators])
-    drawn = walk(name, "v_prediction", noise, 20, predict, generators, lambda: False, zero_terminal_snr=True)
+    drawn = run_sampler(name, "v_prediction", noise, 20, predict, generators, lambda: False, zero_terminal_snr=True)
     assert asked[0] == 999
     assert torch.isfinite(drawn).all()
     assert (drawn - picture).abs().max() < 0.15
@@ -187,7 +190,7 @@ def test_a_flag_that_contradicts_the_model_stops_a_run_before_it_begins(tmp_path
             **{f"model__{option}": value},
             save__runs_dir=str(tmp_path),
         )
-        assert [problem.path for problem in problems_before(config, StandaloneHost(tmp_path))] == [f"model.{option}"]
+        assert [problem.path for problem in find_problems(config, StandaloneHost(tmp_path))] == [f"model.{option}"]
 
 
 def test_a_clip_skip_that_a_family_does_not_read_is_told(tmp_path, checkpoint):
@@ -210,7 +213,7 @@ def hub(monkeypatch, tmp_path):
 def test_a_model_of_a_hub_is_fetched_when_the_run_begins_and_only_once(tmp_path, hub):
     changes = {"model__pretrained_model_name_or_path": "someone/some-model", "steps__max_train_steps": 1, "save__runs_dir": str(tmp_path)}
     config = small_config(tmp_path, **changes, save__overwrite=True)
-    assert problems_before(config, StandaloneHost(tmp_path)) == []
+    assert find_problems(config, StandaloneHost(tmp_path)) == []
     events = events_of(config, tmp_path)
     assert next(event.name for event in events if isinstance(event, Phase)) == "fetching"
     assert isinstance(events[-1], Finished)

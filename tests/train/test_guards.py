@@ -27,7 +27,7 @@ def test_losses_that_are_no_numbers_end_the_run_after_ten_in_a_row_with_the_like
     assert numbers.is_finite(0.1, 0.1)  # one good step begins the count anew
     for _ in range(BAD_STEPS - 1):
         numbers.is_finite(math.inf, math.nan)
-    with pytest.raises(TrainingError, match="no number for 10 steps") as ended:
+    with pytest.raises(TrainingError, match="not been finite for 10 steps") as ended:
         numbers.is_finite(math.nan, math.nan)
     assert ended.value.problems[0].fix.text("en") == CAUSE.text("en")
 
@@ -42,15 +42,15 @@ def test_a_grad_scaler_that_still_looks_for_its_factor_is_given_time():
 
 def test_a_loss_that_runs_away_is_told_once_and_an_ordinary_one_never():
     calm, wild = DivergenceGuard(), DivergenceGuard()
-    assert not any(calm.look(step, 0.1 + 0.05 * (step % 7)) for step in range(10 * WINDOW))
-    told = [wild.look(step, 0.1 if step < 3 * WINDOW else 0.9) for step in range(8 * WINDOW)]
+    assert not any(calm.check(step, 0.1 + 0.05 * (step % 7)) for step in range(10 * WINDOW))
+    told = [wild.check(step, 0.1 if step < 3 * WINDOW else 0.9) for step in range(8 * WINDOW)]
     assert len([message for message in told if message is not None]) == 1
 
 
 def test_steps_that_become_slow_are_told_only_where_the_memory_is_full():
     def warned(free: float) -> int:
         pace = SlowStepGuard()
-        return sum(pace.look(0.1 if step < 40 else 0.5, lambda: free) is not None for step in range(80))
+        return sum(pace.check(0.1 if step < 40 else 0.5, lambda: free) is not None for step in range(80))
 
     assert (warned(0.01), warned(0.5)) == (1, 0)
 
@@ -63,14 +63,14 @@ def test_a_disk_lacks_what_a_file_needs_and_a_little_more(tmp_path: Path):
 def test_what_a_writer_is_given_is_told_in_order_and_nothing_follows_a_failure():
     writer, done = BackgroundWriter(), []
     for number in range(6):
-        writer.put(lambda number=number: done.append(number))
+        writer.submit(lambda number=number: done.append(number))
     assert list(writer.finish()) == [] and done == [0, 1, 2, 3, 4, 5]
 
     def fail():
         raise OSError(28, "No space left on device")
 
-    writer.put(fail)
-    writer.put(lambda: done.append(6))
+    writer.submit(fail)
+    writer.submit(lambda: done.append(6))
     with pytest.raises(OSError, match="space"):
         list(writer.finish())
     writer.close()
@@ -96,12 +96,12 @@ def test_a_letter_that_comes_while_another_is_read_is_not_lost(tmp_path: Path):
 def test_the_computer_is_kept_awake_by_a_program_that_ends_with_the_run(tmp_path: Path, monkeypatch):
     from lora_trainer.train import keep_awake as module
 
-    monkeypatch.setattr(module, "_command", lambda platform: [sys.executable, "-c", "import time; time.sleep(600)"])
+    monkeypatch.setattr(module, "_inhibitor_command", lambda platform: [sys.executable, "-c", "import time; time.sleep(600)"])
     started = []
     popen = subprocess.Popen
     monkeypatch.setattr(module.subprocess, "Popen", lambda *words, **more: started.append(popen(*words, **more)) or started[-1])
     with keep_awake():
         os.kill(started[0].pid, 0)
     assert started[0].poll() is not None
-    with keep_awake(wanted=False):
+    with keep_awake(enabled=False):
         assert len(started) == 1

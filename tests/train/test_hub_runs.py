@@ -44,10 +44,10 @@ def leaks(folder: Path) -> list[str]:
 def test_the_token_of_the_settings_opens_a_gated_model_and_stands_in_no_file_afterwards(tmp_path, hub):
     host = StandaloneHost(tmp_path)
     changes = {"model__pretrained_model_name_or_path": "someone/some-model", "steps__max_train_steps": 2, "model__hub_token": TOKEN}
-    config = start_run.placed(small_config(tmp_path, **changes, save__state=True, sample__prompts=["x --s 1"]), host)
-    assert start_run.problems_before(config, host) == []
-    folder = start_run.new_folder(config)
-    job = Job(start_run.training(config, host, folder), folder)
+    config = start_run.resolve_paths(small_config(tmp_path, **changes, save__state=True, sample__prompts=["x --s 1"]), host)
+    assert start_run.find_problems(config, host) == []
+    folder = start_run.create_run_folder(config)
+    job = Job(start_run.training_work(config, host, folder), folder)
     assert job.run().outcome == "finished"
     assert {authorization for _, _, authorization in hub.seen} == {f"Bearer {TOKEN}"}
     assert {path.name for path in folder.path.iterdir()} >= {"config.toml", "events.jsonl", "manifest.json", "report.txt"}
@@ -67,8 +67,8 @@ def test_without_a_token_the_run_says_what_to_do(tmp_path, hub):
 def test_a_run_in_a_process_of_its_own_gets_the_token_without_a_file(tmp_path, hub):
     host = StandaloneHost(tmp_path)
     changes = {"model__pretrained_model_name_or_path": "someone/some-model", "steps__max_train_steps": 1, "memory__own_process": True}
-    config = start_run.placed(small_config(tmp_path, **changes, model__hub_token=TOKEN), host)
-    process = start_run.process_of(start_run.new_folder(config), host, token=config.model.hub_token)
+    config = start_run.resolve_paths(small_config(tmp_path, **changes, model__hub_token=TOKEN), host)
+    process = start_run.training_process(start_run.create_run_folder(config), host, token=config.model.hub_token)
     process.start()
     assert process.join(300)
     assert process.status.outcome == "finished", process.output_file.read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_a_vae_of_a_hub_is_fetched_with_the_model_and_used(tmp_path, hub, toy_ch
 def test_a_vae_that_cannot_be_used_is_a_problem_before_the_run(tmp_path, vae):
     (tmp_path / "toy.txt").write_text("no VAE", encoding="utf-8")
     config = small_config(tmp_path, model__vae=str(tmp_path / vae), save__runs_dir=str(tmp_path))
-    assert [problem.path for problem in start_run.problems_before(config, StandaloneHost(tmp_path))] == ["model.vae"]
+    assert [problem.path for problem in start_run.find_problems(config, StandaloneHost(tmp_path))] == ["model.vae"]
 
 
 def test_check_says_what_the_model_is_and_why(tmp_path, capsys, monkeypatch):
@@ -118,14 +118,14 @@ def test_what_is_not_in_a_webuis_list_needs_a_process_of_its_own_which_reads_it(
     (tmp_path / "elsewhere.safetensors").write_bytes(toy_checkpoint.read_bytes())
     model = str(tmp_path / named) if named.endswith(".safetensors") else named
     shared = small_config(tmp_path, model__pretrained_model_name_or_path=model, save__runs_dir=str(tmp_path))
-    (problem,) = start_run.problems_before(shared, WebUI(tmp_path))
+    (problem,) = start_run.find_problems(shared, WebUI(tmp_path))
     assert problem.path == "model.pretrained_model_name_or_path"
     assert "memory.own_process" in problem.fix.text()
     apart = with_value(shared, "memory.own_process", True)
-    assert start_run.problems_before(apart, WebUI(tmp_path)) == []
-    assert start_run.on_files(apart, WebUI(tmp_path)).model.pretrained_model_name_or_path == model
-    assert [one.path for one in start_run.problems_before(with_value(apart, "model.vae", "someone/a-vae"), WebUI(tmp_path))] == []
+    assert start_run.find_problems(apart, WebUI(tmp_path)) == []
+    assert start_run.with_file_paths(apart, WebUI(tmp_path)).model.pretrained_model_name_or_path == model
+    assert [one.path for one in start_run.find_problems(with_value(apart, "model.vae", "someone/a-vae"), WebUI(tmp_path))] == []
     vae = small_config(tmp_path, model__vae="someone/a-vae", save__runs_dir=str(tmp_path))
-    assert [one.path for one in start_run.problems_before(vae, WebUI(tmp_path))] == ["model.vae"]
+    assert [one.path for one in start_run.find_problems(vae, WebUI(tmp_path))] == ["model.vae"]
     listed = small_config(tmp_path, save__runs_dir=str(tmp_path))
-    assert start_run.problems_before(listed, WebUI(tmp_path)) == []
+    assert start_run.find_problems(listed, WebUI(tmp_path)) == []

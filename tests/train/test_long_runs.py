@@ -36,7 +36,7 @@ def course_of(tmp_path: Path, steps: int) -> tuple[list[float], list[float]]:
             memory.append(int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20)
 
     folder = folder_of(config)
-    job = Job(start_run.training(config, StandaloneHost(tmp_path), folder), folder, [watch])  # events are looked at, not kept
+    job = Job(start_run.training_work(config, StandaloneHost(tmp_path), folder), folder, [watch])  # events are looked at, not kept
     assert job.run().outcome == "finished"
     assert len(seconds) == steps
     return seconds, memory

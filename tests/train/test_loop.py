@@ -128,7 +128,7 @@ def test_a_layer_that_does_not_move_ends_the_run_by_name(tmp_path: Path, monkeyp
     def forgetful(site, layer):
         return site.base if layer.plan.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(site, layer)
 
-    kept = network.forward_of
+    kept = network.make_forward
     monkeypatch.setattr(network, "forward_of", forgetful)
     with pytest.raises(TrainingError, match="lora_unet_up_blocks_3_attentions_2_proj_out"):
         events_of(small_config(tmp_path), tmp_path)
@@ -312,7 +312,7 @@ def test_pictures_without_any_words_are_refused(tmp_path: Path):
 def test_alpha_above_rank_trains_with_one_warning_that_says_how_strong(tmp_path: Path):
     events = events_of(small_config(tmp_path, network__alpha=8, steps__max_train_steps=1), tmp_path)
     told = [event.message.text() for event in of_kind(events, Warned) if event.path == "network.alpha"]
-    assert told == ["Alpha is larger than rank: the network counts 2.0 times."]
+    assert told == ["Alpha is larger than rank: the network is scaled by 2.0."]
 
 
 def test_a_rate_of_zero_runs_and_says_that_nothing_is_learned(tmp_path: Path):

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from lora_trainer.config.build import build
-from lora_trainer.config.param import declared
+from lora_trainer.config.param import declared_options
 from lora_trainer.config.schema import LossConfig, ValidateConfig
 from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Saved, Stepped, Validated, Warned
@@ -19,7 +19,7 @@ from lora_trainer.train import setup
 from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.planning import preflight
 from lora_trainer.train.step.objective import make_batch, per_image_losses
-from lora_trainer.train.validation import chosen
+from lora_trainer.train.validation import choose_records
 from tests.train.runs import assets, events_of, small_config, tensors_of
 from tests.train.test_distributed import ended, lines, started
 
@@ -70,7 +70,7 @@ def gradient(tmp_path_factory):
     with StandaloneHost(folder).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
     trainer.attach()
-    records = pictures.trained[:4]
+    records = pictures.train_records[:4]
     latents, keys = [trainer.latent(record, False) for record in records], [(1, 1, record.key, 0) for record in records]
 
     def of(options: dict[str, Any]) -> torch.Tensor:
@@ -80,7 +80,7 @@ def gradient(tmp_path_factory):
             batch = make_batch(latents, keys, lambda: words(trainer.bundle, ["a crescent"] * 4), rules, torch.device("cpu"))
             per_image_losses(trainer.bundle, batch, rules).sum().backward()
         found = torch.cat([part.flatten().clone() for part in trainer.optimizer.gradients()])
-        trainer.optimizer.drop()
+        trainer.optimizer.zero_grad()
         return found
 
     yield of
@@ -93,7 +93,7 @@ def test_every_option_changes_what_is_learned_when_it_is_on(gradient):
     assert same == []
     assert all(part.isfinite().all() for part in found.values())
     tried = {name for options in (*ON, *OFF) for name in options} | {"prior_loss_weight"}
-    assert tried == {option.path for option in declared(LossConfig)}
+    assert tried == {option.path for option in declared_options(LossConfig)}
 
 
 def test_no_option_changes_a_bit_when_it_is_off(gradient):
@@ -150,7 +150,7 @@ def test_a_run_with_everything_on_learns_something_else_and_says_so_in_its_file(
     ids=str,
 )
 def test_options_that_make_no_sense_together_are_named(loss: dict, facts: dict, path: str, words: str):
-    found = list(preflight.of_loss(LossConfig(**loss), **facts))
+    found = list(preflight.loss_warnings(LossConfig(**loss), **facts))
     assert [named for named, _ in found] == [path] and words in found[0][1].text()
 
 
@@ -160,8 +160,8 @@ def test_options_that_make_no_sense_together_are_named(loss: dict, facts: dict, 
     ids=str,
 )
 def test_options_that_make_sense_are_left_in_peace(loss: dict):
-    assert list(preflight.of_loss(LossConfig(**loss))) == []
-    assert list(preflight.of_loss(PLAIN, prediction="v", zero_terminal_snr=True)) == []
+    assert list(preflight.loss_warnings(LossConfig(**loss))) == []
+    assert list(preflight.loss_warnings(PLAIN, prediction="v", zero_terminal_snr=True)) == []
 
 
 def test_a_doubt_is_told_before_the_first_step_and_an_empty_range_is_refused(tmp_path: Path):
@@ -175,9 +175,10 @@ def test_a_doubt_is_told_before_the_first_step_and_an_empty_range_is_refused(tmp
 
 
 def test_an_end_that_cannot_come_is_told():
-    assert [path for path, _ in preflight.of_validation(ValidateConfig(early_stop_patience=3), 0)] == ["validate.early_stop_patience"]
+    assert [path for path, _ in preflight.validation_warnings(ValidateConfig(early_stop_patience=3), 0)] == ["validate.early_stop_patience"]
     never = ValidateConfig(early_stop_patience=3, every_n_epochs=0)
-    assert len(list(preflight.of_validation(never, 5))) == 1 and not list(preflight.of_validation(ValidateConfig(early_stop_patience=3), 5))
+    assert len(list(preflight.validation_warnings(never, 5))) == 1
+    assert not list(preflight.validation_warnings(ValidateConfig(early_stop_patience=3), 5))
 
 
 def test_a_run_that_validates_no_better_ends_early_as_finished(tmp_path: Path):
@@ -217,14 +218,14 @@ def test_patience_that_does_not_run_out_changes_no_bit(tmp_path: Path):
 
 
 def test_at_most_so_many_pictures_are_validated_and_always_the_same(tmp_path: Path):
-    held = load_dataset(small_config(tmp_path, validate__data_dir=VAL)).held
-    few = chosen(held, 2)
-    assert len(few) == 2 < len(held) and chosen(held, 0) == tuple(held) == chosen(held, 1000)
-    assert set(chosen(list(reversed(held)), 2)) == set(few) and chosen(few, 2) == few
+    held = load_dataset(small_config(tmp_path, validate__data_dir=VAL)).validation_records
+    few = choose_records(held, 2)
+    assert len(few) == 2 < len(held) and choose_records(held, 0) == tuple(held) == choose_records(held, 1000)
+    assert set(choose_records(list(reversed(held)), 2)) == set(few) and choose_records(few, 2) == few
 
 
 def test_another_validation_seed_holds_other_pictures_back(tmp_path: Path):
     def held(**seeds) -> set[str]:
-        return {record.key for record in load_dataset(small_config(tmp_path, validate__fraction=0.3, **seeds)).held}
+        return {record.key for record in load_dataset(small_config(tmp_path, validate__fraction=0.3, **seeds)).validation_records}
 
     assert held(seed=1) == held(seed=1, validate__seed=1) == held(seed=5, validate__seed=1) != held(seed=1, validate__seed=2)

@@ -11,7 +11,7 @@ import torch
 
 from lora_trainer.adapters.lora_file import serialize
 from lora_trainer.adapters.network import NetworkAdapter
-from lora_trainer.adapters.targets import layers_of, planned
+from lora_trainer.adapters.targets import plan_layers, trainable_layers
 from lora_trainer.config import effective
 from lora_trainer.config.build import build
 from lora_trainer.config.choices.networks import NETWORK_TYPES
@@ -19,9 +19,9 @@ from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.train.outputs.network_metadata import header_words
+from lora_trainer.train.outputs.network_metadata import network_metadata
 from lora_trainer.train.planning.network_plan import group_rates, pattern_hits, planned_network
-from lora_trainer.train.setup import group_plans
+from lora_trainer.train.setup import plan_param_groups
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def bundle(toy_checkpoint: Path):
 
 def adapter_of(bundle, config) -> NetworkAdapter:
     with torch.inference_mode(False):
-        return NetworkAdapter(bundle, planned(bundle, config.network, effective.parts(config)))
+        return NetworkAdapter(bundle, plan_layers(bundle, config.network, effective.trained_parts(config)))
 
 
 def bytes_of_tensors(adapter: NetworkAdapter, precision: str) -> int:
@@ -43,7 +43,7 @@ def bytes_of_tensors(adapter: NetworkAdapter, precision: str) -> int:
 
 def test_a_checkpoints_header_tells_the_layers_that_its_modules_have(bundle, toy_checkpoint):
     told = {layer.name: layer for layer in inspect(toy_checkpoint).layers}
-    held = {layer.name: layer for layer in layers_of(bundle)}
+    held = {layer.name: layer for layer in trainable_layers(bundle)}
     assert set(held) == set(told)
     assert all(
         (told[name].shape, told[name].bias, told[name].part) == (layer.shape, layer.bias, layer.part) for name, layer in held.items()
@@ -65,17 +65,17 @@ def test_the_size_of_a_file_is_told_to_the_byte_before_it_is_made(bundle, toy_ch
 def test_the_groups_of_a_plan_are_those_of_the_optimizer(bundle, toy_checkpoint):
     options = {"down_lr_weight": "0,0.5", "up_lr_weight": "linear+0.1", "mid_lr_weight": "0"}
     config = build({"network": options, "optimizer": {"unet_lr": 1e-3, "text_encoder_lr": 5e-4, "loraplus_unet_lr_ratio": 4}})
-    plans = group_plans(config, adapter_of(bundle, config))
-    assert {plan.name: plan.rate for plan in plans} == group_rates(config, inspect(toy_checkpoint))
+    plans = plan_param_groups(config, adapter_of(bundle, config))
+    assert {plan.name: plan.lr for plan in plans} == group_rates(config, inspect(toy_checkpoint))
     assert {"unet", "unet plus", "unet x0.5", "unet plus x0.5", "text_encoder"} <= {plan.name for plan in plans}
-    assert next(plan.rate for plan in plans if plan.name == "unet plus x0.5") == pytest.approx(2e-3)
+    assert next(plan.lr for plan in plans if plan.name == "unet plus x0.5") == pytest.approx(2e-3)
 
 
 def test_every_parameter_is_in_one_group(bundle):
     config = build({"network": {"type": "locon", "up_lr_weight": "cosine", "dim": 2}, "optimizer": {"loraplus_lr_ratio": 2}})
     adapter = adapter_of(bundle, config)
     for part, tensors in adapter.parameters().items():
-        places = [place for plan in group_plans(config, adapter) if plan.part == part for place in plan.places or ()]
+        places = [place for plan in plan_param_groups(config, adapter) if plan.part == part for place in plan.indices or ()]
         assert sorted(places) == list(range(len(tensors)))
 
 
@@ -83,7 +83,7 @@ def test_an_optimizer_of_one_rate_refuses_shares_of_it(bundle):
     pytest.importorskip("prodigyopt")
     config = build({"network": {"down_lr_weight": "1,0.5"}, "optimizer": {"type": "Prodigy", "learning_rate": 1.0}})
     with pytest.raises(TrainerError, match="one step size"):
-        group_plans(config, adapter_of(bundle, config))
+        plan_param_groups(config, adapter_of(bundle, config))
 
 
 def test_settings_that_leave_no_layer_are_refused_before_and_at_the_run(bundle, toy_checkpoint):
@@ -116,7 +116,7 @@ def test_a_run_without_a_checkpoint_is_planned_as_stable_diffusion_1():
     ],
 )
 def test_the_header_says_what_makes_such_a_network_elsewhere(network, module, arguments):
-    words = header_words(build({"network": network}).network)
+    words = network_metadata(build({"network": network}).network)
     assert words["ss_network_module"] == module
     assert (None if words["ss_network_args"] == "None" else json.loads(words["ss_network_args"])) == arguments
 
@@ -170,5 +170,5 @@ def test_files_of_whole_models_are_as_large_as_their_families_say(name):
         for rank in (4, 8, 16, 32, 64, 128) if kind != "full" else (8,):
             config = build({"network": {"type": kind, "dim": rank, "alpha": rank / 2}})
             made = adapter_of(whole, config).state_dict().values()
-            told = select_layers(of_family(name), config.network, effective.parts(config), name)
-            assert sum(tensor.numel() for tensor in made) == sum(one.numbers for one in told), (kind, rank)
+            told = select_layers(of_family(name), config.network, effective.trained_parts(config), name)
+            assert sum(tensor.numel() for tensor in made) == sum(one.parameter_count for one in told), (kind, rank)

@@ -10,7 +10,7 @@ import pytest
 from lora_trainer.config.build import build
 from lora_trainer.errors import TrainerError
 from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
-from lora_trainer.train.setup import prompts_of
+from lora_trainer.train.setup import preview_prompts
 
 BASE = SampleRequest("", negative="dull", width=320, height=448, seed=9, cfg=6.0, steps=11, sampler="lms", clip_skip=2)
 
@@ -54,12 +54,12 @@ def test_an_option_that_cannot_be_read_is_refused_with_a_remedy(option: str):
 def test_a_bad_row_is_named_and_left_out_and_the_others_keep_their_places(tmp_path: Path):
     file = tmp_path / "p.txt"
     file.write_text("# c\ngood --cn pose.png\nbad --w wide\nlast\n", encoding="utf-8")
-    found = prompts_of(config(prompts=["one", "two --x 1"], prompt_file=str(file)))
+    found = preview_prompts(config(prompts=["one", "two --x 1"], prompt_file=str(file)))
     assert [(number, request.prompt) for number, request in found.requests] == [(0, "one"), (2, "good"), (4, "last")]
-    notes = [note.text() for note in found.notes]
+    notes = [note.text() for note in found.warnings]
     assert notes[0].startswith("prompt 2 is not drawn: ") and notes[2].startswith(f"{file}, line 3 is not drawn: ")
     assert notes[1] == f"{file}, line 2: --cn has no effect on models of this kind." and len(notes) == 3
-    assert all(any("\u4e00" <= sign <= "\u9fff" for sign in note.text("zh_CN")) for note in found.notes)
+    assert all(any("\u4e00" <= sign <= "\u9fff" for sign in note.text("zh_CN")) for note in found.warnings)
 
 
 @pytest.mark.parametrize("ending", [".toml", ".json"])
@@ -68,7 +68,7 @@ def test_rows_of_files_mean_what_lines_mean(tmp_path: Path, ending: str):
     row = {"prompt": "a sks", "negative_prompt": "bad", "width": 70, "seed": 4, "scale": 3.5, "sample_steps": 6, "sample_sampler": "ddim"}
     text = "[[prompt.subset]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in row.items())
     file.write_text(json.dumps([row]) if ending == ".json" else text, encoding="utf-8")
-    ((_, found),) = prompts_of(config(prompt_file=str(file))).requests
+    ((_, found),) = preview_prompts(config(prompt_file=str(file))).requests
     assert found == parse_prompt_line(
         "a sks --n bad --w 70 --d 4 --l 3.5 --s 6 --ss ddim", SampleRequest("", width=320, height=448, seed=9)
     )
@@ -79,11 +79,11 @@ def test_a_prompt_file_that_cannot_be_used_is_told_and_nothing_more(tmp_path: Pa
     file = tmp_path / "p.json"
     if text is not None:
         file.write_bytes(text.encode() if isinstance(text, str) else text)
-    found = prompts_of(config(prompts=["one"], prompt_file=str(file)))
-    assert found.requests[0][1].prompt == "one" and len(found.notes) == 1 and "p.json" in found.notes[0].text()
+    found = preview_prompts(config(prompts=["one"], prompt_file=str(file)))
+    assert found.requests[0][1].prompt == "one" and len(found.warnings) == 1 and "p.json" in found.warnings[0].text()
 
 
 def test_prompt_files_of_chinese_editors_are_read(tmp_path: Path):
     file = tmp_path / "p.txt"
     file.write_bytes("一只猫在海边\n".encode("gb18030"))
-    assert prompts_of(config(prompt_file=str(file))).requests[0][1].prompt == "一只猫在海边"
+    assert preview_prompts(config(prompt_file=str(file))).requests[0][1].prompt == "一只猫在海边"

@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from lora_trainer.events import Started, Stepped, Warned
-from lora_trainer.train.step.objective import mean_loss
+from lora_trainer.train.step.objective import apply_prior_weight
 from tests.train.measure import loss_of
 from tests.train.ordinary import draw_ordinary
 from tests.train.runs import assets, events_of, small_config, tensors_of
@@ -44,11 +44,11 @@ def test_a_weight_of_0_gives_the_bits_of_a_run_without_regularisation(tmp_path: 
 def test_a_regularisation_picture_counts_by_its_weight_and_the_others_whole():
     losses = torch.rand(4, requires_grad=True)
     is_reg = [False, True, False, True]
-    (gradient,) = torch.autograd.grad(mean_loss(losses, is_reg, 0.25).sum(), losses)
+    (gradient,) = torch.autograd.grad(apply_prior_weight(losses, is_reg, 0.25).sum(), losses)
     assert gradient.tolist() == [1.0, 0.25, 1.0, 0.25]
-    (nothing,) = torch.autograd.grad(mean_loss(losses, is_reg, 0.0).sum(), losses)
+    (nothing,) = torch.autograd.grad(apply_prior_weight(losses, is_reg, 0.0).sum(), losses)
     assert nothing.tolist() == [1.0, 0.0, 1.0, 0.0]
-    assert mean_loss(losses, is_reg, 1.0) is losses and mean_loss(losses, [False] * 4, 0.5) is losses
+    assert apply_prior_weight(losses, is_reg, 1.0) is losses and apply_prior_weight(losses, [False] * 4, 0.5) is losses
 
 
 def test_the_weight_of_regularisation_reaches_the_result(tmp_path: Path, ordinary: Path):

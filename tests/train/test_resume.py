@@ -16,7 +16,7 @@ from lora_trainer.errors import ConfigError, ModelError, TrainerError
 from lora_trainer.events import Changed, Finished, Paused, Resumed, Saved, Stepped, Stopped, Warned
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.jobs import resume_point
-from lora_trainer.train import loop
+from lora_trainer.train import loop, pausing
 from lora_trainer.train.loop import run
 from tests.train.resume_runs import OPTIMIZERS, VARIED, Killed, folder_of, resume, same, small_config, train
 from tests.train.runs import events_of, tensors_of
@@ -81,7 +81,7 @@ def test_what_a_killed_run_did_after_its_last_state_counts_no_more(tmp_path: Pat
     config = small_config(tmp_path, **{**PLAIN, "save__state_every_n_steps": 2, "save__every_n_steps": 3, "steps__max_train_steps": 8})
     folder = folder_of(config)
     train(config, folder, watch=killed_at(6))
-    assert resume_point.newest(folder.path).step == 4
+    assert resume_point.newest_state(folder.path).step == 4
     with folder.events_file.open("ab") as file:
         file.write(b'{"n": 99, "half a li')
     resume(folder)
@@ -94,11 +94,11 @@ def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path: Path):
     config = small_config(tmp_path, **PLAIN)
     folder = folder_of(config)
     train(config, folder, watch=killed_at(5))
-    newest, before = resume_point.kept_in(folder.path)
-    content = bytearray((newest.path / resume_point.TENSORS).read_bytes())
+    newest, before = resume_point.list_states(folder.path)
+    content = bytearray((newest.path / resume_point.TENSORS_FILE).read_bytes())
     content[-1] ^= 1
-    (newest.path / resume_point.TENSORS).write_bytes(content)
-    assert resume_point.newest(folder.path).step == before.step
+    (newest.path / resume_point.TENSORS_FILE).write_bytes(content)
+    assert resume_point.newest_state(folder.path).step == before.step
     assert [event.step for event in resume(folder) if isinstance(event, Resumed)] == [before.step]
 
 
@@ -139,7 +139,7 @@ def test_changes_hold_from_the_next_step_on_and_a_resumed_run_makes_them_again(t
         killed_at(4)(job, event)
 
     train(config, folder, watch=watch)
-    assert resume_point.newest(folder.path).step == 2
+    assert resume_point.newest_state(folder.path).step == 2
     rest = resume(folder)
     assert [event.lr for event in rest if isinstance(event, Stepped)] == rates[2:]
     assert same(final(tmp_path / "whole"), final(tmp_path / "cut"))
@@ -154,13 +154,13 @@ def test_what_may_not_be_changed_is_told_and_changes_nothing(tmp_path: Path):
 
 def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: Path, monkeypatch):
     kept, alive = [], []
-    of = loop._Run.of
+    of = loop.RunLoop.of
 
     def remember(trainer, *rest):
         kept.append(trainer)
         return of(trainer, *rest)
 
-    monkeypatch.setattr(loop._Run, "of", remember)
+    monkeypatch.setattr(loop.RunLoop, "of", remember)
     monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps records: exceptions in them, and so whole frames
     config = small_config(tmp_path / "cut", **{**PLAIN, "save__ema_decay": 0.9})
     control, before = Control(), set()
@@ -168,7 +168,7 @@ def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: 
         for event in work:
             if isinstance(event, Stepped) and event.step == 3:
                 trainer = kept[0]
-                tensors = [group.buffer for group in trainer.optimizer.groups] + trainer.average.kept
+                tensors = [group.buffer for group in trainer.optimizer.groups] + trainer.ema.kept
                 tensors += [value for state in trainer.optimizer.inner.state.values() for value in state.values() if value.dim()]
                 before = {tensor.untyped_storage().data_ptr() for tensor in tensors}
                 models = [weakref.ref(trainer.bundle.unet), weakref.ref(trainer.bundle.text_encoder)]
@@ -196,7 +196,7 @@ def test_a_rest_after_epochs_gives_the_device_back_and_changes_nothing(tmp_path:
 
 def test_a_full_disk_makes_the_run_wait_and_loses_nothing(tmp_path: Path, monkeypatch):
     missing = iter([120.0, 0.0])
-    monkeypatch.setattr(loop, "missing_mb", lambda folder, megabytes: next(missing, 0.0))
+    monkeypatch.setattr(pausing, "missing_mb", lambda folder, megabytes: next(missing, 0.0))
     seen = events_of(small_config(tmp_path, steps__max_train_steps=2), tmp_path)
     assert [event.reason for event in seen if isinstance(event, Paused)] == ["disk"]
     assert isinstance(seen[-1], Finished) and final(tmp_path).is_file()

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lora_trainer import assets
-from lora_trainer.config.choices.samplers import ALSO, CHOICES, NAMES, known_sampler, webui_names
+from lora_trainer.config.choices.samplers import ALIASES, CHOICES, SAMPLER_SPECS, find_sampler, webui_names
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.previews.preview_prompts import SampleRequest
-from lora_trainer.train.previews.sampling import SAMPLERS, decode, draw_latents, multistep_weights, walk
+from lora_trainer.train.previews.sampling import SAMPLERS, decode, draw_latents, lms_coefficients, run_sampler
 from lora_trainer.train.step.precision import choose_precision
 
 NOISY = ("ddpm", "euler_a", "dpm_2_a")
@@ -54,7 +54,7 @@ def end_of(noise: Tensor) -> Tensor:
 
 def walked(name: str, prediction: str, noise: Tensor, steps: int, seeds: list[int] | None = None) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds or range(len(noise))]
-    found = walk(name, prediction, noise, steps, bell(prediction), generators, lambda: False)
+    found = run_sampler(name, prediction, noise, steps, bell(prediction), generators, lambda: False)
     assert found is not None
     return found
 
@@ -65,9 +65,9 @@ def noise_of(*seeds: int, side: int = 24) -> Tensor:
 
 def test_every_name_of_sd_scripts_is_a_sampler():
     theirs = "ddim pndm lms heun euler euler_a dpmsolver dpmsolver++ dpmsingle k_lms k_euler k_euler_a dpm_2 dpm_2_a k_dpm_2 k_dpm_2_a"
-    assert {known_sampler(name) for name in theirs.split()} <= set(SAMPLERS.names()) == set(CHOICES)
-    assert known_sampler("K_Euler_A") == "euler_a" and known_sampler("DPM++ 2M") == "dpmsolver++" and known_sampler("fancy") is None
-    assert set(ALSO.values()) <= set(CHOICES) and all(sampler.webui for sampler in NAMES)
+    assert {find_sampler(name) for name in theirs.split()} <= set(SAMPLERS.names()) == set(CHOICES)
+    assert find_sampler("K_Euler_A") == "euler_a" and find_sampler("DPM++ 2M") == "dpmsolver++" and find_sampler("fancy") is None
+    assert set(ALIASES.values()) <= set(CHOICES) and all(sampler.webui_names for sampler in SAMPLER_SPECS)
     assert webui_names("pndm")[0] == "PLMS" and webui_names("DPM++ SDE") == ("DPM++ SDE",)
 
 
@@ -102,7 +102,7 @@ def test_few_steps_end_with_numbers_too(name: str):
         assert walked(name, "epsilon", noise_of(1, side=2), steps).isfinite().all()
 
 
-@pytest.mark.parametrize("name", [name for name in STEADY if "most" in SAMPLERS[name].facts])
+@pytest.mark.parametrize("name", [name for name in STEADY if "max_steps" in SAMPLERS[name].facts])
 def test_more_steps_than_a_sampler_can_place_do_no_harm(name: str):
     noise = noise_of(1, side=8)
     assert float((walked(name, "epsilon", noise, 1000).double() - end_of(noise)).abs().max()) < 0.05
@@ -116,13 +116,13 @@ def test_a_picture_is_given_up_between_two_steps():
         seen.append(float(timestep))
         return noisy
 
-    assert walk("euler", "epsilon", noise_of(1, side=2), 9, predict, [torch.Generator()], lambda: next(asked)) is None
+    assert run_sampler("euler", "epsilon", noise_of(1, side=2), 9, predict, [torch.Generator()], lambda: next(asked)) is None
     assert len(seen) == 2
 
 
 def test_multistep_weights_are_those_of_adams_and_bashforth_on_even_steps():
-    assert multistep_weights(4.0, [3.0, 2.0, 1.0, 0.0]) == pytest.approx(np.array([55, -59, 37, -9]) / 24)
-    assert multistep_weights(1.0, [3.0]) == pytest.approx([-2.0])
+    assert lms_coefficients(4.0, [3.0, 2.0, 1.0, 0.0]) == pytest.approx(np.array([55, -59, 37, -9]) / 24)
+    assert lms_coefficients(1.0, [3.0]) == pytest.approx([-2.0])
 
 
 @lru_cache(maxsize=1)

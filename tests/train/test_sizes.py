@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.data.buckets import place
-from lora_trainer.data.cache.latent_cache import as_pixels
-from lora_trainer.data.pictures.images import into_bucket
+from lora_trainer.data.buckets import assign_buckets
+from lora_trainer.data.cache.latent_cache import to_pixels
+from lora_trainer.data.pictures.images import crop_to_bucket
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.train.inputs.examples import sizes_of
 
@@ -36,7 +36,7 @@ ours do not repeat. Where they are 0 there is no cut, and all six numbers are th
 
 
 def placed(size: tuple[int, int]) -> ImageRecord:
-    return place([ImageRecord(Path("x"), "x", *size)], AT_1024)[0]
+    return assign_buckets([ImageRecord(Path("x"), "x", *size)], AT_1024)[0]
 
 
 @pytest.mark.parametrize(("size", "bucket", "resized", "told"), SD_SCRIPTS)
@@ -55,8 +55,8 @@ def test_top_and_left_are_where_the_first_pixel_stood_in_the_resized_picture(siz
     width, height = record.resized
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     numbered = Image.fromarray(np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], axis=-1).astype(np.uint8))
-    shown = into_bucket(numbered, attrs.evolve(record, width=width, height=height))
-    red, green, blue = ((as_pixels(np.asarray(shown), flipped)[0, :, 0, 0] + 1) * 127.5).round().int().tolist()
+    shown = crop_to_bucket(numbered, attrs.evolve(record, width=width, height=height))
+    red, green, blue = ((to_pixels(np.asarray(shown), flipped)[0, :, 0, 0] + 1) * 127.5).round().int().tolist()
     column, row = red + 256 * (blue // 16), green + 256 * (blue % 16)
     _, _, top, left, *_ = sizes_of(record, flipped)
     assert (top, left) == (row, width - 1 - column if flipped else column)

@@ -7,13 +7,13 @@ import torch
 
 from lora_trainer import assets
 from lora_trainer.config.build import build
-from lora_trainer.data.buckets import place
+from lora_trainer.data.buckets import assign_buckets
 from lora_trainer.data.cache.latent_cache import LatentCache
-from lora_trainer.data.sources.scan import scan
 from lora_trainer.errors import DatasetError
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.inputs import vae
+from tests.data.scanning import scan
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_drawing_falls_back_to_float32_too(bundle):
 
 def test_a_picture_without_finite_numbers_even_then_is_named(bundle, toy_pictures):
     data = build({"data": {"resolution": 64, "bucket_reso_steps": 8}}).data
-    record = next(record for record in place(scan(toy_pictures / "crescent" / "val").records, data) if record.usable)
+    record = next(record for record in assign_buckets(scan(toy_pictures / "crescent" / "val").records, data) if record.usable)
     own = bundle.vae.encode
 
     def encode(pixels):

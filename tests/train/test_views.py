@@ -16,7 +16,7 @@ from lora_trainer.control import Control
 from lora_trainer.data.cache import array_store
 from lora_trainer.events import Progress, Stepped, Warned
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.models.identity import encoder_of
+from lora_trainer.models.identity import vae_encoder_id
 from lora_trainer.models.load import load
 from lora_trainer.train import setup
 from lora_trainer.train.distributed import SingleProcess
@@ -55,10 +55,10 @@ def test_a_run_learns_the_same_bits_with_and_without_latents_on_disk(tmp_path, c
     plain, _ = weights_of(tmp_path, "memory", data__cache_latents_to_disk=False, data__flip_aug=True)
     assert not cache_dir.exists()
     cold, _ = weights_of(tmp_path, "cold", data__flip_aug=True)
-    assert array_store.size_of(cache_dir / "latents") > 24 * 4 * 8 * 8 * 4
-    size = array_store.size_of(cache_dir / "latents")
+    assert array_store.store_size(cache_dir / "latents") > 24 * 4 * 8 * 8 * 4
+    size = array_store.store_size(cache_dir / "latents")
     warm, events = weights_of(tmp_path, "warm", data__flip_aug=True)
-    assert array_store.size_of(cache_dir / "latents") == size
+    assert array_store.store_size(cache_dir / "latents") == size
     uncached, _ = weights_of(tmp_path, "uncached", data__flip_aug=True, data__cache_latents=False)
     assert equal(plain, cold) and equal(plain, warm) and equal(plain, uncached)
     assert any(isinstance(event, Progress) for event in events)
@@ -77,13 +77,13 @@ def bundle_of(vae_change: float = 0.0):
 
 def test_a_vae_is_known_by_every_bit_that_reads_pictures():
     same, other = bundle_of(), bundle_of(1e-3)
-    assert encoder_of(bundle_of()) == encoder_of(same) != encoder_of(other)
+    assert vae_encoder_id(bundle_of()) == vae_encoder_id(same) != vae_encoder_id(other)
     with torch.no_grad():
         same.vae.decoder.conv_out.bias += 1.0  # only draws
-    assert encoder_of(same) == encoder_of(bundle_of())
+    assert vae_encoder_id(same) == vae_encoder_id(bundle_of())
     same.vae.to(torch.bfloat16)
-    assert encoder_of(same) != encoder_of(bundle_of())
-    assert encoder_of(bundle_of(), together=4) != encoder_of(bundle_of())
+    assert vae_encoder_id(same) != vae_encoder_id(bundle_of())
+    assert vae_encoder_id(bundle_of(), batch_size=4) != vae_encoder_id(bundle_of())
 
 
 # --- varied pictures ------------------------------------------------------------------------------------------------------------------
@@ -182,8 +182,8 @@ def test_a_mask_is_mirrored_with_its_picture(tmp_path, cache_dir):
     pictures = load_dataset(config)
     with StandaloneHost(tmp_path).lease(config.model) as lease:
         trainer = setup.prepare(config, pictures, lease)
-    list(setup.fill_cache(trainer, Control(), SingleProcess()))
-    record = pictures.trained[0]
+    list(setup.cache_latents(trainer, Control(), SingleProcess()))
+    record = pictures.train_records[0]
     straight, turned = (trainer.views.latents(record, flipped, epoch=1, repeat=0)[1] for flipped in (False, True))
     assert straight[0].tolist() == [1] * 4 + [0] * 4 and turned[0].tolist() == [0] * 4 + [1] * 4
 
@@ -227,12 +227,12 @@ def side_losses(config, folder: Path, lora: Path | None = None) -> tuple[float, 
         trainer.attach()
         if lora is not None:
             trainer.adapter.load_state_dict(tensors_of(lora))
-        for number, record in enumerate(pictures.trained[:6]):
+        for number, record in enumerate(pictures.train_records[:6]):
             steps = torch.tensor([100, 300, 500, 700, 900])
             latents = trainer.latent(record, False).expand(5, 4, 8, 16)
             noise = torch.randn(5, 4, 8, 16, generator=torch.Generator().manual_seed(number))
             with torch.no_grad():
-                words = trainer.caption_encoder.encode(trainer.bundle, ["sks"]).repeated(5).states
+                words = trainer.caption_encoder.encode(trainer.bundle, ["sks"]).expand(5).states
                 for side in (0, 1):
                     mask = torch.zeros(5, 1, 8, 16)
                     mask[..., 8 * side : 8 * side + 8] = 1

@@ -93,9 +93,9 @@ def mika(open_page: Callable[..., Any], made_up: tuple[str, World]) -> Callable[
         page = open_page(f"{address}?__lang={lang}&__theme={theme}&__scenario={scenario}", **size)
         page.evaluate("values => LoraTrainer.set(values, 'the test')", FORM if values is None else values)
         page.evaluate("LoraTrainer.state.typed['data.num_repeats'] = true")  # of all these the user typed only this one
-        page.evaluate("step => LoraTrainer.go(step)", step)
+        page.evaluate("step => LoraTrainer.goToStep(step)", step)
         page.wait_for_function(
-            "!LoraTrainer.folder() || (LoraTrainer.seen.plan && (LoraTrainer.seen.pictures || LoraTrainer.seen.picturesProblems.length))",
+            "!LoraTrainer.folder() || (LoraTrainer.cache.plan && (LoraTrainer.cache.pictures || LoraTrainer.cache.picturesProblems.length))",
             timeout=10_000,
         )
         return page

@@ -6,7 +6,7 @@ import math
 import random
 from typing import Any
 
-from lora_trainer.api.options import defaults
+from lora_trainer.api.options import default_config
 
 from .drawn import PLACES
 
@@ -305,7 +305,7 @@ class World:
         changes = []
         for path, label, value, _, because in wanted:
             section, _, name = path.partition(".")
-            old = config.get(section, {}).get(name, defaults({})[section][name])
+            old = config.get(section, {}).get(name, default_config({})[section][name])
             if old != value:
                 changes.append({"path": path, "label": label, "value": value, "old": old, "because": because, "typed": path in typed})
         return {"changes": changes, "plan": {}}

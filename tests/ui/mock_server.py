@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from lora_trainer.api.options import defaults, options
-from lora_trainer.messages import words
+from lora_trainer.api.options import default_config, option_sections
+from lora_trainer.messages import translations
 
 from .drawn import figure
 from .made_up import World, schedule
@@ -74,10 +74,17 @@ class Handler(BaseHTTPRequestHandler):
                 {"title": "v1-5-pruned-emaonly", "path": "", "loaded": True},
                 {"title": "anime-mix", "path": "D:\\sd\\anime-mix.safetensors", "loaded": False},
             ]
-            self.send({"sections": options(language), "defaults": defaults({"native_size": 512}), "checkpoints": checkpoints, "vaes": []})
+            self.send(
+                {
+                    "sections": option_sections(language),
+                    "defaults": default_config({"native_size": 512}),
+                    "checkpoints": checkpoints,
+                    "vaes": [],
+                }
+            )
         elif path == "words":
-            words.cache_clear()
-            self.send(dict(words(language)) if language != "en" else {})
+            translations.cache_clear()
+            self.send(dict(translations(language)) if language != "en" else {})
         elif path == "runs":
             self.send(world.history())
         elif path == "report":

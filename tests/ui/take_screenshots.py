@@ -84,7 +84,7 @@ class Camera:
         print(path.name, path.stat().st_size)  # noqa: T201
 
     def show(self, page: Any, step: str) -> None:
-        page.evaluate("step => LoraTrainer.go(step)", step)
+        page.evaluate("step => LoraTrainer.goToStep(step)", step)
         page.wait_for_timeout(2500)
 
 

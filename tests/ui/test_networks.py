@@ -21,20 +21,20 @@ def opened(real: Server, open_page: Page, toy_pictures: Path, **values: Any) -> 
     folder = str(toy_pictures / "crescent" / "train")
     page.evaluate("values => LoraTrainer.set(values, 'the test')", {"data.train_data_dir": folder, "data.resolution": 64, **values})
     page.evaluate("LoraTrainer.showOption('network.exclude')")  # only among all settings
-    page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.network", timeout=60_000)
+    page.wait_for_function("LoraTrainer.cache.plan && LoraTrainer.cache.plan.network", timeout=60_000)
     return page
 
 
 def test_each_pattern_tells_how_many_layers_it_hits_and_the_file_its_size(real: Server, open_page: Page, toy_pictures: Path):
     page = opened(real, open_page, toy_pictures)
     field = page.locator('[data-path="network.exclude"]')
-    before = page.evaluate("LoraTrainer.seen.plan.network.file_bytes")
+    before = page.evaluate("LoraTrainer.cache.plan.network.file_bytes")
     field.locator("textarea").fill("attn2\nfrobnicate")
     field.locator("textarea").blur()
-    page.wait_for_function("Object.keys(LoraTrainer.seen.plan.network.patterns.exclude).length === 2", timeout=60_000)
+    page.wait_for_function("Object.keys(LoraTrainer.cache.plan.network.patterns.exclude).length === 2", timeout=60_000)
     words = field.locator(".lt-hint").inner_text()
     assert re.search(r"attn2 hits \d+ layers", words) and "frobnicate hits no layer" in words
-    assert page.evaluate("LoraTrainer.seen.plan.network.file_bytes") < before
+    assert page.evaluate("LoraTrainer.cache.plan.network.file_bytes") < before
     assert re.search(r"[\d.]+\s*[KM]B a file", page.locator('[data-path="network.dim"] .lt-hint').inner_text())
 
 

@@ -42,11 +42,11 @@ def test_x_leaves_the_chosen_pictures_out_and_takes_them_back(mika: Page, made_u
     page.locator(".lt-thumb").nth(3).click(modifiers=["Shift"])
     assert page.locator(".lt-selected b").first.inner_text() == "4 selected"
     page.keyboard.press("x")
-    page.wait_for_function("LoraTrainer.seen.pictures.counts.left_out === 5")
+    page.wait_for_function("LoraTrainer.cache.pictures.counts.left_out === 5")
     assert asked(made_up[1], "pictures")[-1]["config"]["data"]["leave_out"] == [f"mika_0{n}.jpg" for n in (1, 2, 3, 4)]
     page.locator(".lt-thumb").nth(1).click()
     page.keyboard.press("x")
-    page.wait_for_function("LoraTrainer.seen.pictures.counts.left_out === 4")
+    page.wait_for_function("LoraTrainer.cache.pictures.counts.left_out === 4")
 
 
 def test_held_back_pictures_are_asked_for_by_number(mika: Page):
@@ -282,11 +282,11 @@ def test_the_chart_of_ten_thousand_steps_opens_at_once(mika: Page):
     took = page.evaluate(
         """async () => {
             const frame = () => new Promise(requestAnimationFrame);
-            LoraTrainer.go('settings');
+            LoraTrainer.goToStep('settings');
             await frame();
             const before = performance.now();
-            LoraTrainer.go('train');
-            LoraTrainer.tell('run');
+            LoraTrainer.goToStep('train');
+            LoraTrainer.emit('run');
             await frame(); await frame();
             return performance.now() - before;
         }"""
@@ -470,7 +470,7 @@ def test_a_run_that_began_in_another_window_shows_on_the_txt2img_page(mika: Page
 
 def test_the_txt2img_page_says_that_training_runs_and_pauses_it_for_a_picture(mika: Page, made_up: tuple[str, World]):
     page = mika("pictures", "training")
-    page.evaluate("document.getElementById('txt2img_generate').onclick = () => { window.generated = LoraTrainer.active().state; }")
+    page.evaluate("document.getElementById('txt2img_generate').onclick = () => { window.generated = LoraTrainer.activeRun().state; }")
     banner = page.locator("#lora_trainer_banner")
     banner.wait_for()
     assert "mika is being trained" in banner.inner_text()
@@ -537,7 +537,7 @@ def test_no_step_is_wider_than_the_window(mika: Page, scenario: str, width: int)
     page = mika("pictures", scenario, width=width, height=844)
     page.locator('.lt-settings [data-value="all"]').evaluate("button => button.click()")
     for step in STEPS:
-        page.evaluate("step => LoraTrainer.go(step)", step)
+        page.evaluate("step => LoraTrainer.goToStep(step)", step)
         page.wait_for_timeout(150)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, step
 
@@ -570,7 +570,7 @@ def test_every_button_can_be_reached_with_the_keyboard_and_shows_the_focus(mika:
 def test_nothing_moves_where_less_motion_is_wished(open_page: Page, made_up: tuple[str, World]):
     made_up[1].scenario = "halfgrid"
     page = open_page(f"{made_up[0]}?__scenario=halfgrid", reduced_motion="reduce")
-    page.evaluate("LoraTrainer.openRun('mika'); LoraTrainer.go('compare')")
+    page.evaluate("LoraTrainer.openRun('mika'); LoraTrainer.goToStep('compare')")
     page.locator(".lt-drawing").wait_for()
     assert page.locator(".lt-drawing").evaluate("cell => getComputedStyle(cell).animationName") == "none"
 
@@ -602,6 +602,6 @@ def test_scripts_do_nothing_on_a_page_without_the_tab(open_page: Page, made_up: 
 def test_the_question_before_a_stop_tells_the_step_of_now(mika: Page):
     page = mika("train", "training")
     page.get_by_role("button", name="Stop…").wait_for()
-    page.evaluate("() => { LoraTrainer.seen.status.run.step = 777; }")
+    page.evaluate("() => { LoraTrainer.cache.status.run.step = 777; }")
     page.get_by_role("button", name="Stop…").click()
     page.get_by_text("The run is at step 777 of").wait_for(timeout=10_000)

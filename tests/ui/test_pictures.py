@@ -43,7 +43,7 @@ def step(open_page: Page, real: Server, forty: tuple[Path, dict[str, str]]) -> C
 def read(page: Any, until: str = "true") -> None:
     """Waits until the folder was read to its end."""
     page.wait_for_function(
-        f"() => {{ const p = LoraTrainer.seen.pictures; return p && p.looking.done === p.looking.total && ({until}); }}", timeout=30_000
+        f"() => {{ const p = LoraTrainer.cache.pictures; return p && p.looking.done === p.looking.total && ({until}); }}", timeout=30_000
     )
     page.wait_for_timeout(50)
 
@@ -245,16 +245,16 @@ def test_crops_and_left_out_pictures_survive_a_reload_and_reach_the_run_while_fi
     page.reload()
     page.wait_for_selector("[data-ready=true]", timeout=30_000)
     read(page)
-    kept = {picture["key"]: picture for picture in page.evaluate("LoraTrainer.seen.pictures.pictures")}
+    kept = {picture["key"]: picture for picture in page.evaluate("LoraTrainer.cache.pictures.pictures")}
     assert kept["wide_0.png"]["frame"] == [0.1, 0, 0.3, 1] and "left-out" in kept["plain_02.png"]["notes"]
     page.keyboard.press("3")
     page.locator("#lora_trainer_start:not(:disabled)").click(timeout=30_000)
-    page.wait_for_function("(LoraTrainer.seen.status.run || {}).id", timeout=30_000)
+    page.wait_for_function("(LoraTrainer.cache.status.run || {}).id", timeout=30_000)
     config = read_config(next(real.root.rglob("runs/forty*/config.toml")))
     assert config.data.crops == ("wide_0.png=0.1,0,0.3,1",)
     assert "plain_02.png" in config.data.leave_out and "cut_off.png" in config.data.leave_out
     real.manager.current and real.manager.current.command("stop-discard")
-    page.wait_for_function("!LoraTrainer.active()", timeout=60_000)
+    page.wait_for_function("!LoraTrainer.activeRun()", timeout=60_000)
     assert hashes(forty[0]) == before
 
 

@@ -21,7 +21,7 @@ def test_a_rate_is_looked_for_shown_and_set(real: Server, open_page: Page, toy_p
     page.wait_for_selector("[data-ready=true]", timeout=120_000)
     values = {"data.train_data_dir": str(toy_pictures / "crescent" / "train"), "data.trigger_word": "sks", "data.batch_size": 4}
     page.evaluate("values => LoraTrainer.set(values, 'the test')", values)
-    page.evaluate("LoraTrainer.go('settings')")
+    page.evaluate("LoraTrainer.goToStep('settings')")
     field = page.locator('[data-path="optimizer.unet_lr"]')
     field.get_by_text("Find it on these pictures").click()
     field.get_by_text(re.compile(r"Looking for a rate: step \d+ of 100")).wait_for(timeout=120_000)
@@ -35,4 +35,4 @@ def test_a_rate_is_looked_for_shown_and_set(real: Server, open_page: Page, toy_p
     field.get_by_text("Set it").wait_for()  # a third of it for Lion
     page.evaluate("LoraTrainer.set({ 'optimizer.type': 'Prodigy' })")
     page.wait_for_function("!document.querySelector('[data-path=\"optimizer.unet_lr\"]').innerText.includes('Find it')")
-    assert page.evaluate("LoraTrainer.seen.runs.length") == 0
+    assert page.evaluate("LoraTrainer.cache.runs.length") == 0

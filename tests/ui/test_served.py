@@ -11,8 +11,8 @@ import pytest
 
 from lora_trainer.errors import TrainerError
 from lora_trainer.ui.blocks import build
-from lora_trainer.ui.page import ROOT, completed
-from lora_trainer.ui.standalone import create_app, refuse_taken
+from lora_trainer.ui.page import ROOT, complete_page
+from lora_trainer.ui.standalone import create_app, require_free_port
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,9 @@ def test_gradio_and_the_routes_answer_on_the_same_port(client: Any):
 
 
 def test_the_page_is_completed_once_at_the_end_of_its_head():
-    html = completed('<head><link rel="preconnect" href="https://fonts.gstatic.com" crossorigin="anonymous" /></head><body></head></body>')
+    html = complete_page(
+        '<head><link rel="preconnect" href="https://fonts.gstatic.com" crossorigin="anonymous" /></head><body></head></body>'
+    )
     assert "gstatic" not in html
     assert html.count("style.css") == 1
     assert html.index("start.js") < html.index("</head>")
@@ -89,7 +91,7 @@ def test_a_taken_port_is_named_with_the_remedy():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(TrainerError, match=f"port {port} cannot be opened .* Choose another with --port"):
-            refuse_taken("127.0.0.1", port)
+            require_free_port("127.0.0.1", port)
 
 
 def test_style_stays_inside_the_tab():

@@ -38,7 +38,7 @@ def pictures(toy_pictures: Path, tmp_path: Path) -> Path:
 
 def state(page: Any) -> Any:
     """State of the run that the page shows."""
-    return page.evaluate("(LoraTrainer.seen.status.run || {}).state")
+    return page.evaluate("(LoraTrainer.cache.status.run || {}).state")
 
 
 @pytest.mark.slow
@@ -99,7 +99,7 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
         "save.output_name": "moon",
     }
     page.evaluate("changes => LoraTrainer.set(changes)", changes)
-    page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.total_steps === 9", timeout=30_000)
+    page.wait_for_function("LoraTrainer.cache.plan && LoraTrainer.cache.plan.total_steps === 9", timeout=30_000)
     page.locator("#lora_trainer_start:not(:disabled)").click(timeout=30_000)
 
     # 4 Train: a reload and a second window in the middle, then to the end
@@ -110,7 +110,7 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
     other = open_page(f"{real.address}?__lang=zh-CN")
     other.locator(".lt-pill").click()
     assert "moon" in other.locator(".lt-bigname").first.inner_text()
-    page.wait_for_function("['finished', 'failed'].includes((LoraTrainer.seen.status.run || {}).state)", timeout=300_000)
+    page.wait_for_function("['finished', 'failed'].includes((LoraTrainer.cache.status.run || {}).state)", timeout=300_000)
     assert state(page) == "finished"
     page.locator(".lt-banner.good").wait_for(timeout=15_000)
     assert page.evaluate("LoraTrainer.runData('moon').steps") == list(range(1, 10))
@@ -124,7 +124,7 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
     page.locator("#lora_trainer_weights").fill("0.5 1")
     page.get_by_role("button", name="Render", exact=True).click()
     page.wait_for_function("document.querySelectorAll('.lt-cell img').length > 0", timeout=120_000)
-    page.wait_for_function("document.querySelectorAll('.lt-cell img').length === 6 && !LoraTrainer.active()", timeout=400_000)
+    page.wait_for_function("document.querySelectorAll('.lt-cell img').length === 6 && !LoraTrainer.activeRun()", timeout=400_000)
     page.locator(".lt-why").wait_for(timeout=15_000)
     page.locator(".lt-cell").nth(3).click()
     page.keyboard.press("Enter")
@@ -156,8 +156,8 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
         "sample.at_first": False,
         "save.output_name": "steered",
     }
-    page.evaluate("values => { LoraTrainer.set(values); LoraTrainer.go('settings'); }", values)
-    page.wait_for_function("LoraTrainer.seen.plan && LoraTrainer.seen.plan.total_steps === 1200", timeout=60_000)
+    page.evaluate("values => { LoraTrainer.set(values); LoraTrainer.goToStep('settings'); }", values)
+    page.wait_for_function("LoraTrainer.cache.plan && LoraTrainer.cache.plan.total_steps === 1200", timeout=60_000)
     assert page.locator(".lt-schedule .lt-curve").count() >= 1
     page.locator("#lora_trainer_start:not(:disabled)").click(timeout=60_000)
     page.wait_for_function("LoraTrainer.runData('steered').steps.length > 5", timeout=120_000)
@@ -192,7 +192,7 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
     epochs.fill(str(wanted))
     epochs.press("Tab")
     page.get_by_role("dialog").get_by_role("button", name="Change", exact=True).click()
-    page.wait_for_function("steps => LoraTrainer.seen.status.run.total_steps === steps", arg=3 * wanted, timeout=30_000)
+    page.wait_for_function("steps => LoraTrainer.cache.status.run.total_steps === steps", arg=3 * wanted, timeout=30_000)
     page.get_by_role("button", name="More epochs…").click(timeout=120_000)
     assert page.evaluate("LoraTrainer.runData('steered').last.step") == 3 * wanted
     page.get_by_label("Further epochs").fill("2")
@@ -215,8 +215,8 @@ def test_a_run_of_another_process_is_shown_told_of_when_it_is_killed_and_resumed
     page = open_page(f"{real.address}?__lang=en")
     process = subprocess.Popen([sys.executable, "-m", "lora_trainer", "train", str(config)], stdout=subprocess.DEVNULL)
     try:
-        page.wait_for_function("LoraTrainer.active() && LoraTrainer.active().name === 'killed'", timeout=60_000)
-        page.wait_for_function("LoraTrainer.active() && LoraTrainer.active().step > 20", timeout=60_000)
+        page.wait_for_function("LoraTrainer.activeRun() && LoraTrainer.activeRun().name === 'killed'", timeout=60_000)
+        page.wait_for_function("LoraTrainer.activeRun() && LoraTrainer.activeRun().step > 20", timeout=60_000)
     finally:
         process.kill()
         process.wait()
@@ -224,7 +224,7 @@ def test_a_run_of_another_process_is_shown_told_of_when_it_is_killed_and_resumed
     strip.wait_for(timeout=30_000)
     assert "The run killed was interrupted at step" in strip.inner_text()
     strip.get_by_role("button", name="Resume").click()
-    page.wait_for_function("LoraTrainer.active() && LoraTrainer.active().state === 'training'", timeout=60_000)
+    page.wait_for_function("LoraTrainer.activeRun() && LoraTrainer.activeRun().state === 'training'", timeout=60_000)
     page.wait_for_function("LoraTrainer.runData('killed').steps.length > 25", timeout=60_000)
     steps = page.evaluate("LoraTrainer.runData('killed').steps")
     assert steps == list(range(1, len(steps) + 1))
@@ -299,7 +299,7 @@ OPENED = """async () => {
     const frame = () => new Promise(requestAnimationFrame);
     const before = performance.now();
     LoraTrainer.openRun('long');
-    LoraTrainer.go('train');
+    LoraTrainer.goToStep('train');
     const line = () => document.querySelector('.lt-smoothline');
     while (!line() || !line().getAttribute('d')) await frame();
     await frame();
@@ -334,7 +334,7 @@ def test_the_chart_of_ten_thousand_steps_is_read_and_drawn_within_a_second(open_
     took = []
     for _ in range(3):  # a fresh page each time; the machine has other things to do too
         page = open_page(f"{real.address}?__lang=en")
-        page.evaluate("LoraTrainer.go('settings')")
+        page.evaluate("LoraTrainer.goToStep('settings')")
         took.append(page.evaluate(OPENED))
         assert page.evaluate("LoraTrainer.runData('long').steps.length") == STEPS
         page.close()

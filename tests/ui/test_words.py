@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.messages import words
+from lora_trainer.messages import translations
 
 from .words import templates
 
@@ -21,7 +21,7 @@ DATA = re.compile(
 
 
 def test_every_text_of_the_javascript_has_its_chinese():
-    known = words("zh_CN")
+    known = translations("zh_CN")
     missing = sorted(f"{file}: {template}" for template, file in templates().items() if template not in known)
     assert missing == []
 

@@ -14,7 +14,7 @@ from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.checks.option_checks import check_value, options
 from lora_trainer.errors import ConfigError, DatasetError, ModelError
-from lora_trainer.messages import words
+from lora_trainer.messages import translations
 from lora_trainer.optim.schedules import SCHEDULES
 from lora_trainer.wizard.advise import Suggestion, advise, suggest
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
@@ -49,14 +49,14 @@ def test_every_change_is_allowed_has_a_reason_in_both_languages_and_a_second_pre
     for change in found.changes:
         declared = options()[change.path]
         assert list(check_value(declared, change.value)) == []
-        template = change.because.template
-        assert template in words("zh_CN")
+        template = change.reason.template
+        assert template in translations("zh_CN")
         assert {name for _, name, _, _ in string.Formatter().parse(template)} == {
-            name for _, name, _, _ in string.Formatter().parse(words("zh_CN")[template])
+            name for _, name, _, _ in string.Formatter().parse(translations("zh_CN")[template])
         }
         for language in ("en", "zh_CN"):
-            assert "{" not in change.because.text(language)
-            assert change.path == "schedule.type" or any(sign.isdigit() for sign in change.because.text(language))
+            assert "{" not in change.reason.text(language)
+            assert change.path == "schedule.type" or any(sign.isdigit() for sign in change.reason.text(language))
     assert found.config_after.schedule.type in SCHEDULES.names()
     assert len({change.path for change in found.changes}) == len(found.changes)
     again = suggest(found.config_after, subject=subject, vram_gb=gb)
@@ -121,7 +121,7 @@ def test_large_pictures_get_768_where_memory_allows_and_fewer_in_a_step(make_fol
     assert suggestion(folder, gb=10).config_after.data.resolution == 512
     found = suggestion(folder, gb=12)
     assert (found.config_after.data.resolution, found.config_after.data.batch_size) == (768, 3)
-    assert "800" in str(change_of(found, "data.resolution").because)
+    assert "800" in str(change_of(found, "data.resolution").reason)
     chosen = suggestion(folder, gb=6, typed=("data.resolution",), data={"resolution": 768}).config_after
     assert (chosen.data.resolution, chosen.data.batch_size) == (768, 1)
     assert chosen.memory.gradient_checkpointing and chosen.steps.gradient_accumulation_steps == 2
@@ -131,7 +131,7 @@ def test_a_step_is_never_larger_than_the_largest_group(make_folder: MakeFolder) 
     tall = ((448, 576), (384, 640), (320, 768), (256, 1024))
     found = suggestion(make_folder(18, sizes=((512, 512), *tall, *((height, width) for width, height in tall))), gb=24)
     assert max(count for _, _, count in found.plan.buckets) == found.config_after.data.batch_size == 2
-    assert change_of(found, "data.batch_size").because.values["batch"] == 2
+    assert change_of(found, "data.batch_size").reason.values["batch"] == 2
     assert 400 <= found.plan.total_steps <= 3000
 
 
@@ -175,7 +175,7 @@ def test_repeats_in_the_folder_name_win_and_the_epochs_follow(make_folder: MakeF
     assert "data.num_repeats" not in {change.path for change in found.changes}
     epochs = change_of(found, "steps.max_train_epochs")
     assert epochs.value == 19  # 80 x (40 / 20) ^ 1/4 = 95 times
-    assert "said by the folder's name" in str(epochs.because) and "5" in str(epochs.because)
+    assert "said by the folder's name" in str(epochs.reason) and "5" in str(epochs.reason)
     assert found.plan.total_steps == 19 * 20 * 5 / 4
 
 
@@ -217,14 +217,14 @@ def test_many_repeats_of_very_many_pictures_stay_under_the_cap(make_folder: Make
     found = suggestion(make_folder(1500, sizes=((40, 40),)), gb=6)
     assert found.config_after.data.num_repeats == 1
     assert found.plan.total_steps <= 3000
-    assert "3000" in str(change_of(found, "steps.max_train_epochs").because)
+    assert "3000" in str(change_of(found, "steps.max_train_epochs").reason)
 
 
 def test_the_small_model_gets_its_own_size_from_its_description(make_folder: MakeFolder, toy_checkpoint: Path) -> None:
     folder = make_folder(20, sizes=((900, 900),))
     found = suggest(config_for(folder), subject="object", vram_gb=24, model_path=toy_checkpoint)
     assert found.config_after.data.resolution == 64
-    assert "64 x 64" in str(change_of(found, "data.resolution").because)
+    assert "64 x 64" in str(change_of(found, "data.resolution").reason)
     assert found.plan.buckets == ((64, 64, 20),)
     named = build(to_mapping(found.config_after) | {"model": {"pretrained_model_name_or_path": str(toy_checkpoint)}})
     assert suggest(named, subject="object", vram_gb=24).changes == ()
@@ -235,7 +235,7 @@ def test_a_processor_gets_small_steps_and_is_told_that_it_is_slow(make_folder: M
     roomy, tight = MachineFacts("cpu", 64 * 1024, 60 * 1024), MachineFacts("cpu", 8 * 1024, 6 * 1024)
     changes = {change.path: change for change in advise(config_for(Path("unread")), roomy, pictures, None, "object")}
     assert changes["data.batch_size"].value == 4
-    assert "slow" in str(changes["data.batch_size"].because)
+    assert "slow" in str(changes["data.batch_size"].reason)
     assert "memory.gradient_checkpointing" not in changes
     tighter = {change.path: change.value for change in advise(config_for(Path("unread")), tight, pictures, None, "object")}
     assert "data.batch_size" not in tighter  # it is 1 already
@@ -268,7 +268,7 @@ def test_a_webui_says_clip_skip_size_and_memory(make_folder: MakeFolder, toy_che
     assert found.config_after.data.resolution == 64
     assert found.plan.free_mb == 12000
     assert any("no GPU" in str(note) for note in found.notes)
-    assert all(note.template in words("zh_CN") for note in found.notes)
+    assert all(note.template in translations("zh_CN") for note in found.notes)
 
 
 def test_few_pictures_of_a_style_are_remarked_on(make_folder: MakeFolder) -> None:

@@ -71,13 +71,13 @@ def test_eight_bits_are_advised_for_sdxl_only_where_it_does_not_fit_without(pict
     assert found.config_after.memory.fp8_base_unet is eight
     assert found.plan.needed_mb <= found.plan.free_mb
     if eight:
-        assert "Not tried on a GPU yet" in str(change_of(found, "memory.fp8_base_unet").because)
+        assert "Not tried on a GPU yet" in str(change_of(found, "memory.fp8_base_unet").reason)
     roomy = advice(pictures(20), hollow("sdxl"), "object", 24, memory={"fp8_base_unet": True})
     assert roomy.config_after.memory.fp8_base_unet is False
 
 
 def test_where_a_host_lends_its_model_nothing_is_advised_that_only_a_model_of_ones_own_allows(pictures, hollow):
-    config, card = config_for(pictures(20)), attrs.evolve(MachineFacts.of_card(8), lent=True)
+    config, card = config_for(pictures(20)), attrs.evolve(MachineFacts.from_vram(8), lent=True)
     facts, found = inspect(hollow("sdxl")), DatasetFacts.read(config)
     own = {change.path for change in advise(config, attrs.evolve(card, lent=False), found, facts, "object")}
     lent = {change.path for change in advise(config, card, found, facts, "object")}
@@ -120,11 +120,11 @@ def test_sd2_is_trained_at_its_models_size_where_the_card_allows_it(pictures, ho
 def test_a_clip_skip_is_advised_only_where_the_family_reads_it(pictures, hollow, family, wanted):
     from lora_trainer.wizard.advise import _advise
     from lora_trainer.wizard.facts import DatasetFacts
-    from lora_trainer.wizard.subjects import subject_called
+    from lora_trainer.wizard.subjects import find_subject
 
     config = config_for(pictures(20))
-    facts, card = inspect(hollow(family)), MachineFacts.of_card(24)
-    offered, _ = _advise(RuleContext(config, card, DatasetFacts.read(config), facts, subject_called("object"), (), 2))
+    facts, card = inspect(hollow(family)), MachineFacts.from_vram(24)
+    offered, _ = _advise(RuleContext(config, card, DatasetFacts.read(config), facts, find_subject("object"), (), 2))
     assert {change.path: change.value for change in offered}.get("model.clip_skip", 1) == wanted
 
 
@@ -141,14 +141,14 @@ def test_plans_of_each_family_grow_as_their_models_do(hollow, pictures):
     def plan(facts: ModelFacts, size: int, **memory: object):
         config = config_for(pictures(20), data={"resolution": size}, optimizer={"text_encoder_lr": 0}, memory=memory)
         records = []
-        return make_plan(config, records, facts, MachineFacts.of_card(24).for_plan())
+        return make_plan(config, records, facts, MachineFacts.from_vram(24).to_machine())
 
     sd1, sd2, sdxl = (inspect(hollow(family)) for family in ("sd1", "sd2", "sdxl"))
     needed = [plan(facts, 512).needed_mb for facts in (sd1, sd2, sdxl)]
     assert needed == sorted(needed) and needed[2] > 2 * needed[0]
     assert dict(plan(sd2, 768).memory)["activations"] > dict(plan(attrs.evolve(sd2, family="sd1"), 768).memory)["activations"]
     assert dict(plan(sdxl, 1024, gradient_checkpointing=True).memory)["activations"] < 1000
-    card = MachineFacts.of_card(24).for_plan()
+    card = MachineFacts.from_vram(24).to_machine()
     kept = config_for(pictures(20), data={"cache_text_encoder_outputs": True}, optimizer={"text_encoder_lr": 0})
     own, lent = (dict(make_plan(kept, [], sdxl, machine).memory)["model"] for machine in (card, attrs.evolve(card, lent=True)))
     assert lent - own == pytest.approx(sdxl.text_parameters * 2 / 2**20, rel=1e-6)

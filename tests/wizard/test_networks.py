@@ -25,7 +25,7 @@ def facts(toy_pictures: Path, toy_checkpoint: Path):
 def advised(facts, subject: str, *, family: str = "sd1", typed=(), **network):
     pictures, model = facts
     config = build({"network": network, "data": {"resolution": 64}})
-    machine = MachineFacts.of_card(24.0)
+    machine = MachineFacts.from_vram(24.0)
     model = attrs.evolve(model, family=family)
     changes = advise(config, machine, pictures, model, subject, typed)
     return config, {change.path: change for change in changes}
@@ -46,7 +46,7 @@ def test_a_style_on_sdxl_stays_a_lora(facts):
 
 def test_a_product_of_two_pairs_gets_a_lower_rank(facts):
     _, person = advised(facts, "person", typed=("network.type",), type="loha")
-    assert person["network.dim"].value == 8 and "64" in person["network.dim"].because.text()
+    assert person["network.dim"].value == 8 and "64" in person["network.dim"].reason.text()
 
 
 def test_whole_weights_learn_at_a_tenth_of_the_rate_and_get_no_rank(facts):
@@ -60,4 +60,4 @@ def test_the_size_that_is_told_is_that_of_the_file(facts):
     config, changes = advised(facts, "person")
     after = apply_changes(config, [changes["network.dim"], changes["network.alpha"]])
     megabytes = planned_network(after, facts[1]).file_bytes / 2**20
-    assert changes["network.dim"].because.values["mb"] == pytest.approx(megabytes, abs=0.06)
+    assert changes["network.dim"].reason.values["mb"] == pytest.approx(megabytes, abs=0.06)

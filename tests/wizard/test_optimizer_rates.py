@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.config import effective
-from lora_trainer.config.checks.learning_rate_checks import rate_notes
+from lora_trainer.config.checks.learning_rate_checks import learning_rate_warnings
 from lora_trainer.wizard.advise import suggest
 from tests.wizard.conftest import config_for
 
@@ -24,5 +24,5 @@ def test_rate_and_schedule_are_the_familys(pictures: Callable[[int], Path], name
     assert after.schedule.type == schedule
     assert effective.unet_lr(after) == pytest.approx(rate * (2 / 3**0.5 if name != "Prodigy" else 1), rel=0.05)
     assert effective.text_encoder_lr(after) == pytest.approx(effective.unet_lr(after) * (1 if name == "Prodigy" else 0.5), rel=0.05)
-    assert not any("_lr" in path or "learning_rate" in path or path == "schedule.type" for path, _ in rate_notes(after, 4))
+    assert not any("_lr" in path or "learning_rate" in path or path == "schedule.type" for path, _ in learning_rate_warnings(after, 4))
     assert suggest(after, subject="object", vram_gb=24, typed=()).changes == ()

@@ -19,9 +19,9 @@ def folder_of(place, count):
 
 
 def advised(config):
-    pictures, machine = DatasetFacts.read(config), MachineFacts.of_card(8)
+    pictures, machine = DatasetFacts.read(config), MachineFacts.from_vram(8)
     after = apply_changes(config, advise(config, machine, pictures, None, "object"))
-    return pictures, after, make_plan(after, pictures.placed(after), None, machine.for_plan(), pictures.datasets(after))
+    return pictures, after, make_plan(after, pictures.bucketed(after), None, machine.to_machine(), pictures.datasets(after))
 
 
 def test_regularisation_adds_steps_and_no_showings_of_the_subject(tmp_path):
@@ -36,7 +36,7 @@ def test_regularisation_adds_steps_and_no_showings_of_the_subject(tmp_path):
 def test_repeats_of_tables_stay_as_they_are_written(tmp_path):
     tables = [{"image_dir": folder_of(tmp_path / "a", 6), "num_repeats": 3}, {"image_dir": folder_of(tmp_path / "b", 2), "num_repeats": 9}]
     pictures, after, plan = advised(build({"data": {"subsets": tables, "trigger_word": "sks", "resolution": 64}}))
-    assert [record.repeats for record in pictures.placed(after)] == [3] * 6 + [9] * 2
+    assert [record.repeats for record in pictures.bucketed(after)] == [3] * 6 + [9] * 2
     assert after.data.num_repeats == 1 and plan.images == 8
 
 
@@ -46,5 +46,5 @@ def test_what_a_dataset_file_says_is_not_advised_about(tmp_path):
         encoding="utf-8",
     )
     config = build({"data": {"dataset_config": str(tmp_path / "sets.toml"), "trigger_word": "sks"}})
-    changes = advise(config, MachineFacts.of_card(8), DatasetFacts.read(config), None, "object")
+    changes = advise(config, MachineFacts.from_vram(8), DatasetFacts.read(config), None, "object")
     assert changes and not [change.path for change in changes if change.path.startswith("data.") and change.path != "data.cache_latents"]

@@ -41,7 +41,7 @@ CONFIGS = st.fixed_dictionaries(
     }
 )
 MACHINES = st.one_of(
-    st.floats(2, 80).map(MachineFacts.of_card), st.builds(lambda free: MachineFacts("cpu", 65536, free * 1024), st.floats(2, 60))
+    st.floats(2, 80).map(MachineFacts.from_vram), st.builds(lambda free: MachineFacts("cpu", 65536, free * 1024), st.floats(2, 60))
 )
 SIZES = st.tuples(st.sampled_from([64, 300, 512, 800, 1600]), st.sampled_from([64, 512, 800, 1024]))
 

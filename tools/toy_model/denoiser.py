@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_trainer.loss.noise import add_noise
 from lora_trainer.loss.weights import min_snr, signal_to_noise
-from lora_trainer.models.noise_schedule import alphas_cumprod
+from lora_trainer.models.noise_schedule import SCALED_LINEAR
 from tools.toy_model.vae import share_of_rate
 from tools.toy_model.words import Vocabulary
 
@@ -64,7 +64,7 @@ class Training:
         self.parameters = [*self.unet.parameters(), *self.text.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=rate, weight_decay=0.01)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: share_of_rate(step, steps))
-        self.alphas = alphas_cumprod()
+        self.alphas = SCALED_LINEAR.alphas_cumprod()
 
     @property
     def table(self) -> nn.Parameter:

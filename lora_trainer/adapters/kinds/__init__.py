@@ -1,4 +1,4 @@
-"""One file for the arithmetic of each kind of addition, found by its name; config/choices/networks.py holds what is known without torch."""
+"""The arithmetic of each network kind, one file each, found by its name; config/choices/networks.py has what is known without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @cache
 def kind_named(name: str) -> Kind:
-    """The arithmetic of one kind. Raises TrainerError for a name that is none."""
+    """The arithmetic of one kind. Raises TrainerError for an unknown name."""
     if name not in NETWORK_KINDS:
         raise TrainerError(
             "there is no network kind called {name}.", name=name, fix="Choose one of {known}.", known=", ".join(NETWORK_KINDS)
@@ -27,11 +27,12 @@ def kind_named(name: str) -> Kind:
 
 
 def kind_of(tensors: Mapping[str, Tensor]) -> Kind | None:
-    """The kind whose tensors these are (by suffix, as in a file); None where they are of none, or half of one."""
-    return next((kind for kind in map(kind_named, NETWORK_KINDS) if kind.owns(frozenset(tensors) - {"alpha"})), None)
+    """The kind of a module's tensors by their suffixes in a file; None where they are of no kind, or incomplete."""
+    suffixes = frozenset(tensors) - {"alpha"}
+    return next((kind_named(name) for name, spec in NETWORK_KINDS.items() if spec.owns(suffixes)), None)
 
 
 @cache
 def known_suffixes() -> frozenset[str]:
-    """All suffixes that tensors of any kind have in a file, without alpha."""
-    return frozenset().union(*(kind_named(name).known for name in NETWORK_KINDS))
+    """The suffixes of tensors of all kinds in a file, without alpha."""
+    return frozenset().union(*(spec.suffixes for spec in NETWORK_KINDS.values()))

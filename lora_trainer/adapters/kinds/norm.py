@@ -1,4 +1,4 @@
-"""The difference of a normalisation's scale and shift."""
+"""The difference of a normalisation layer's weight and bias."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from lora_trainer.adapters.kinds.full import Full
 
 
 class Norm(Full):
-    """A full difference under the names that hosts know for norm layers."""
+    """w' = w + w_norm, b' = b + b_norm: a full difference, under the names that hosts read for norm layers.
+
+    Tensors: w_norm [channels], b_norm [channels]; both start at zero. Source: LyCORIS' `train_norm`.
+    """
 
     name = "norm"
-    needed = (frozenset({"w_norm"}),)
-    known = frozenset({"w_norm", "b_norm"})
     weight_suffix, bias_suffix = "w_norm", "b_norm"
 
     def factors(self, tensors: Tensors) -> list[Tensor]:
-        """None: a norm's scale is a strength of its own."""
+        """None: max-norm leaves norm layers alone."""
         return []
 
 

@@ -10,42 +10,42 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from lora_trainer.api.context import ApiContext
-from lora_trainer.api.responses import body_of, body_value, language_of, query_number
-from lora_trainer.api.routes.run_routes import config_of
+from lora_trainer.api.responses import body_value, query_number, read_body, request_language
+from lora_trainer.api.routes.run_routes import config_mapping
 
-SMALLEST, LARGEST = 32, 1024
+MIN_SIZE, MAX_SIZE = 32, 1024
 
 
-async def read_pictures(api: ApiContext, request: Request) -> dict[str, Any]:
+async def list_pictures(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /pictures {"config"}"""
-    config = config_of(await body_of(request))
-    return await api.workers.in_thread(_pictures, api, config, language_of(request))
+    config = config_mapping(await read_body(request))
+    return await api.workers.in_thread(_list_pictures, api, config, request_language(request))
 
 
-def _pictures(api: ApiContext, mapping: dict[str, Any], language: str) -> dict[str, Any]:
+def _list_pictures(api: ApiContext, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     from lora_trainer.api import pictures
 
-    api.check_places(mapping)
-    return pictures.pictures(api.folders, pictures.lenient(mapping), language)
+    api.check_paths(mapping)
+    return pictures.list_pictures(api.scans, pictures.build_lenient(mapping), language)
 
 
-async def read_captions(api: ApiContext, request: Request) -> dict[str, Any]:
+async def list_captions(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /captions {"config", "epoch"?}"""
-    body = await body_of(request)
+    body = await read_body(request)
     epoch = body_value(body, "epoch", int, 1)
-    return await api.workers.in_thread(_captions, api, config_of(body), epoch, language_of(request))
+    return await api.workers.in_thread(_list_captions, api, config_mapping(body), epoch, request_language(request))
 
 
-def _captions(api: ApiContext, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
+def _list_captions(api: ApiContext, mapping: dict[str, Any], epoch: int, language: str) -> dict[str, Any]:
     from lora_trainer.api import caption_list, pictures
 
-    api.check_places(mapping)
-    return caption_list.caption_list(api.folders, pictures.lenient(mapping), max(1, epoch), language)
+    api.check_paths(mapping)
+    return caption_list.caption_list(api.scans, pictures.build_lenient(mapping), max(1, epoch), language)
 
 
 async def write_caption(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /caption {"path": the picture's, "text"} -> {"old", "file"}"""
-    body = await body_of(request)
+    body = await read_body(request)
     return await api.workers.in_thread(_write_caption, api, body_value(body, "path", str), body_value(body, "text", str))
 
 
@@ -53,35 +53,35 @@ def _write_caption(api: ApiContext, path: str, text: str) -> dict[str, Any]:
     from lora_trainer.api import pictures
     from lora_trainer.data.captions import write_caption as write
 
-    file = pictures.caption_file(api.allowed(path))
+    file = pictures.caption_path(api.allowed_path(path))
     new = not file.exists()
     old = write(file, text.strip())
     if new:
-        api.own_captions.add(file)
-    if not text.strip() and file in api.own_captions:  # undone: there was none before
+        api.created_captions.add(file)
+    if not text.strip() and file in api.created_captions:  # undone: there was none before
         file.unlink(missing_ok=True)
-        api.own_captions.discard(file)
+        api.created_captions.discard(file)
     return {"old": old, "file": str(file)}
 
 
-async def thumbnail(api: ApiContext, request: Request) -> Response:
+async def read_thumbnail(api: ApiContext, request: Request) -> Response:
     """GET /thumbnail?path=&size=256 -> a JPEG with no side longer than `size`"""
-    size = min(LARGEST, max(SMALLEST, query_number(request, "size", 256)))
+    size = min(MAX_SIZE, max(MIN_SIZE, query_number(request, "size", 256)))
     path = request.query_params.get("path", "")
-    tag, content = await api.workers.in_thread(_thumbnail, api, path, size, request.headers.get("if-none-match", ""))
+    tag, content = await api.workers.in_thread(_read_thumbnail, api, path, size, request.headers.get("if-none-match", ""))
     headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
     return Response(content, 200 if content else 304, headers, "image/jpeg")
 
 
-def _thumbnail(api: ApiContext, text: str, size: int, known: str) -> tuple[str, bytes]:
+def _read_thumbnail(api: ApiContext, text: str, size: int, etag: str) -> tuple[str, bytes]:
     from lora_trainer.data.pictures.images import thumbnail as draw
     from lora_trainer.files import write_atomically
 
-    path = api.allowed(text)
-    state = _state(path)
+    path = api.allowed_path(text)
+    state = _file_state(path)
     name = hashlib.blake2b(f"{path.resolve()}|{state}|{size}".encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     tag = f'"{name}"'
-    if known == tag:
+    if etag == tag:
         return tag, b""
     cached = api.host.paths().cache_dir / "thumbnails" / name[:2] / f"{name}.jpg"
     if cached.is_file():
@@ -91,19 +91,19 @@ def _thumbnail(api: ApiContext, text: str, size: int, known: str) -> tuple[str, 
     return tag, content
 
 
-def _state(path: Path) -> str:
-    from lora_trainer.api.responses import Missing
+def _file_state(path: Path) -> str:
+    from lora_trainer.api.responses import NotFound
 
     try:
         state = path.stat()
     except OSError as error:
-        raise Missing("there is no picture {path}.", path=str(path), fix="Read the folder again.") from error
+        raise NotFound("there is no picture {path}.", path=str(path), fix="Read the folder again.") from error
     return f"{state.st_mtime_ns}|{state.st_size}"
 
 
 ROUTES = (
-    ("POST", "/pictures", read_pictures),
-    ("POST", "/captions", read_captions),
+    ("POST", "/pictures", list_pictures),
+    ("POST", "/captions", list_captions),
     ("POST", "/caption", write_caption),
-    ("GET", "/thumbnail", thumbnail),
+    ("GET", "/thumbnail", read_thumbnail),
 )

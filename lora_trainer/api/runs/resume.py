@@ -1,4 +1,4 @@
-"""Going on with a run from what it kept, and changing one that goes on: what is asked is looked at before anything is touched."""
+"""Checks before a run is resumed, or changed while it goes on: everything is validated before anything is touched."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config import effective
-from lora_trainer.config.build import apply_sets, build, to_mapping
+from lora_trainer.config.build import apply_overrides, build, to_mapping
 from lora_trainer.config.changes import Change, apply_changes
 from lora_trainer.config.files import read_config
-from lora_trainer.config.live_settings import changed
+from lora_trainer.config.live_settings import apply_live_changes
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError, HostBusy, Problem
 from lora_trainer.jobs import resume_point
@@ -18,85 +18,85 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.resume_point import ResumePoint
 from lora_trainer.messages import Message, say
 
-SPARING = ("memory.gradient_checkpointing", "memory.checkpointing_budget_gb", "memory.attention", "memory.pictures_at_once")
-"""What a resumed run may have otherwise from its first step on: how memory is used, not what is learnt."""
-FOREIGN = ("train_state.json", "optimizer.bin", "optimizer.pt", "random_states_0.pkl", "scheduler.bin")
-"""In the state folders of other trainers."""
+MEMORY_OPTIONS = ("memory.gradient_checkpointing", "memory.checkpointing_budget_gb", "memory.attention", "memory.pictures_at_once")
+"""Options that a resumed run may change from its first step on: they affect memory use, not what is learnt."""
+FOREIGN_STATE_FILES = ("train_state.json", "optimizer.bin", "optimizer.pt", "random_states_0.pkl", "scheduler.bin")
+"""Files in the state folders of other trainers."""
 
 
-def resuming(folder: RunFolder, wanted: Mapping[str, Any], *, more_epochs: int = 0) -> tuple[TrainConfig, ResumePoint]:
-    """What the run began with, and where it goes on with `wanted` changes (path -> value) and so many epochs more.
+def plan_resume(folder: RunFolder, changes: Mapping[str, Any], *, more_epochs: int = 0) -> tuple[TrainConfig, ResumePoint]:
+    """The config that the run began with, and the point to resume from with these changes (path -> value) and `more_epochs`.
 
-    Raises TrainerError when it has no state, ConfigError when a change is not possible or there is nothing left to do.
+    Raises TrainerError when the run has no state, ConfigError when a change is not possible or no step is left.
     """
-    config = _sparing(read_config(folder.config_file), {path: value for path, value in wanted.items() if path in SPARING})
-    wanted = {path: value for path, value in wanted.items() if path not in SPARING}
-    found = resume_point.since(folder.path, folder.events(), {})
-    now = changed(config, found.settings())[0]
+    config = _with_memory_options(read_config(folder.config_file), {path: value for path, value in changes.items() if path in MEMORY_OPTIONS})
+    changes = {path: value for path, value in changes.items() if path not in MEMORY_OPTIONS}
+    last_state = resume_point.find_resume_point(folder.path, folder.events(), {})
+    current = apply_live_changes(config, last_state.changed_settings())[0]
     if more_epochs:
-        wanted = {**wanted, **_longer(now, found, more_epochs)}
-    new, made = changed(now, wanted)
-    total = effective.train_length(new, found.kept.plain["steps_per_epoch"])[1]
-    if found.kept.step >= total and folder.outcome() == "finished":
+        changes = {**changes, **_lengthened(current, last_state, more_epochs)}
+    resumed, applied = apply_live_changes(current, changes)
+    total = effective.train_length(resumed, last_state.state.content["steps_per_epoch"])[1]
+    if last_state.state.step >= total and folder.outcome() == "finished":
         raise ConfigError(
             [
                 Problem(
                     "steps.max_train_epochs",
-                    say("the run {run} has done all its {steps} steps.", run=folder.id, steps=found.kept.step),
+                    say("the run {run} has done all its {steps} steps.", run=folder.id, steps=last_state.state.step),
                     say("Give it more epochs, or start a new run."),
                 )
             ]
         )
-    more = {change["path"]: change["new"] for change in made}
-    return config, resume_point.since(folder.path, folder.events(), more)
+    new_values = {change["path"]: change["new"] for change in applied}
+    return config, resume_point.find_resume_point(folder.path, folder.events(), new_values)
 
 
-def _sparing(config: TrainConfig, wanted: Mapping[str, Any]) -> TrainConfig:
-    mapping = apply_sets(to_mapping(config), [f"{path}={value}" for path, value in wanted.items() if isinstance(value, str)])
-    return apply_changes(build(mapping), [Change(path, value, say("")) for path, value in wanted.items() if not isinstance(value, str)])
+def _with_memory_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    mapping = apply_overrides(to_mapping(config), [f"{path}={value}" for path, value in changes.items() if isinstance(value, str)])
+    return apply_changes(build(mapping), [Change(path, value, say("")) for path, value in changes.items() if not isinstance(value, str)])
 
 
-def _longer(config: TrainConfig, found: ResumePoint, epochs: int) -> dict[str, Any]:
-    per_epoch, steps = found.kept.plain["steps_per_epoch"], found.kept.step
+def _lengthened(config: TrainConfig, resume_from: ResumePoint, epochs: int) -> dict[str, Any]:
+    per_epoch, steps = resume_from.state.content["steps_per_epoch"], resume_from.state.step
     if config.steps.max_train_steps and not config.steps.max_train_epochs:
-        return {"steps.max_train_steps": max(steps, found.kept.plain["total_steps"]) + epochs * per_epoch}
+        return {"steps.max_train_steps": max(steps, resume_from.state.content["total_steps"]) + epochs * per_epoch}
     return {"steps.max_train_epochs": effective.train_length(config, per_epoch)[0] + epochs}
 
 
-def check_change(folder: RunFolder, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the changes would change, as {"path", "old", "new"}. Raises ConfigError when one is not possible."""
+def check_change(folder: RunFolder, changes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The changes as [{"path", "old", "new"}]. Raises ConfigError when one is not possible."""
     config = read_config(folder.config_file)
-    for one in resume_point.changes_of(folder.events()):
-        config = changed(config, {one["path"]: one["new"]})[0]
-    return changed(config, wanted)[1]
+    for change in resume_point.user_changes(folder.events()):
+        config = apply_live_changes(config, {change["path"]: change["new"]})[0]
+    return apply_live_changes(config, changes)[1]
 
 
-def wanted_by(sets: list[str]) -> dict[str, Any]:
-    """Words of the form section.name=value as {path: value}. Raises ConfigError for another word."""
-    apply_sets({}, sets)
+def changes_from_sets(sets: list[str]) -> dict[str, Any]:
+    """Arguments of the form section.name=value as {path: value}. Raises ConfigError for any other."""
+    apply_overrides({}, sets)
     return {path.strip(): value.strip() for path, _, value in (text.partition("=") for text in sets)}
 
 
-def refuse_foreign(text: str) -> None:
-    """Raises ConfigError, with the remedy, where a file of weights or another trainer's state is given instead of a run."""
-    path = Path(text)
+def refuse_foreign(run: str) -> None:
+    """Raises ConfigError, with the remedy, when `run` is a weights file or another trainer's state."""
+    path = Path(run)
     if path.suffix.lower() in (".safetensors", ".ckpt", ".pt"):
-        raise _wrong(
-            say("{path} holds weights only: optimizer and position of the run are not in it.", path=text),
+        raise _config_error(
+            say("{path} holds weights only: optimizer and position of the run are not in it.", path=run),
             say("Give the run's folder or name. To begin a new run with these weights, set network.network_weights."),
         )
-    if path.is_dir() and any((path / name).exists() for name in FOREIGN):
-        raise _wrong(
-            say("{path} is a state of another trainer, which kept neither epoch nor position.", path=text),
+    if path.is_dir() and any((path / name).exists() for name in FOREIGN_STATE_FILES):
+        raise _config_error(
+            say("{path} is a state of another trainer, which kept neither epoch nor position.", path=run),
             say("Begin a new run with its last file of weights as network.network_weights."),
         )
 
 
 def refuse_running(folder: RunFolder, *, here: bool = False) -> None:
-    """Raises HostBusy while somebody trains the run."""
-    if here or folder.alive():
+    """Raises HostBusy while the run is being trained."""
+    if here or folder.is_alive():
         raise HostBusy("the run {run} is still going on.", run=folder.id, path="run", fix="Stop it, or wait until it has ended.")
 
 
-def _wrong(message: Message, fix: Message) -> ConfigError:
+def _config_error(message: Message, fix: Message) -> ConfigError:
     return ConfigError([Problem("RUN", message, fix)])

@@ -1,4 +1,4 @@
-"""Starting an epoch x weight grid, the same from the routes and from the command line."""
+"""Starting an epoch x weight grid, the same for the routes and the command line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
-from lora_trainer.jobs.folder import RunFolder, remove_ended, runs_in
+from lora_trainer.jobs.folder import RunFolder, remove_ended, list_runs
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
 
-MOST_CELLS = 1000
+MAX_CELLS = 1000
 
 
 def check_grid(folder: RunFolder, prompt: str, weights: Sequence[float], epochs: Sequence[int]) -> None:
-    """Raises TrainerError when there is nothing to draw: no file, no weight, an epoch that was not saved."""
+    """Raises TrainerError when the grid cannot be drawn: no file, no weight, no prompt, an unsaved epoch, too many cells."""
     saved = [file["epoch"] for file in folder.manifest().get("files", []) if not file["final"]]
     if not saved:
         raise TrainerError("the run {run} has saved no epoch.", run=folder.id, path="run", fix="Choose a run that has saved files.")
@@ -28,30 +28,30 @@ def check_grid(folder: RunFolder, prompt: str, weights: Sequence[float], epochs:
     if any(not -10 <= weight <= 10 for weight in weights):
         raise TrainerError("a weight is outside -10 to 10.", path="weights", fix="Give weights such as 0.2,0.4,0.6,0.8,1.0")
     if missing := [epoch for epoch in epochs if epoch not in saved]:
-        known = ", ".join(str(epoch) for epoch in saved)
+        saved_epochs = ", ".join(str(epoch) for epoch in saved)
         raise TrainerError(
-            "epoch {epoch} was not saved by {run}.", epoch=missing[0], run=folder.id, path="epochs", fix="Saved are: {known}.", known=known
+            "epoch {epoch} was not saved by {run}.", epoch=missing[0], run=folder.id, path="epochs", fix="Saved are: {known}.", known=saved_epochs
         )
     if not prompt.strip():
         raise TrainerError("the prompt is empty.", path="prompt", fix="Write what is to be drawn.")
-    if (count := len(set(weights)) * len(set(epochs or saved))) > MOST_CELLS:
+    if (count := len(set(weights)) * len(set(epochs or saved))) > MAX_CELLS:
         raise TrainerError("{count} pictures are too many.", count=count, path="weights", fix="Give fewer weights or epochs.")
 
 
 def new_grid(
     folder: RunFolder, host: Host, *, prompt: str, weights: Sequence[float], epochs: Sequence[int], out: Path, seed: int | None = None
 ) -> tuple[RunFolder, Work]:
-    """The grid's own run folder beside its run's, and its work for a Job. `epochs` empty: all that were saved.
+    """A new run folder for the grid, beside its run's, and its work for a Job. `epochs` empty: all that were saved.
 
-    `seed` None: the run's own; another draws every cell anew.
+    `seed` None: the run's own; another seed draws every cell again.
     """
-    # a grid goes on where the last one ended: its notes are not needed any more
-    remove_ended(earlier for earlier in runs_in(folder.path.parent) if earlier.about()["of"] == folder.id)
-    own = RunFolder.create(folder.path.parent, f"{folder.id}-grid", kind="grid", of=folder.id)
+    # a grid continues where the last one ended, whose own folder is not needed any more
+    remove_ended(earlier for earlier in list_runs(folder.path.parent) if earlier.info()["of"] == folder.id)
+    grid_folder = RunFolder.create(folder.path.parent, f"{folder.id}-grid", kind="grid", of=folder.id)
 
     def work(control: Control) -> Generator[Event, None, None]:
         from lora_trainer.grid.render import render
 
         yield from render(folder.path, host, prompt, list(weights), list(epochs) or None, control, out, seed=seed)
 
-    return own, work
+    return grid_folder, work

@@ -1,4 +1,4 @@
-"""How long a step takes here, from runs that did the same work."""
+"""The measured time of a step on this machine, from earlier runs that did the same work."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from lora_trainer.config import effective
 from lora_trainer.config.changes import value_at
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.jobs.folder import runs_in
+from lora_trainer.jobs.folder import list_runs
 
-DECIDING = (
+STEP_OPTIONS = (
     "model.pretrained_model_name_or_path",
     "data.resolution",
     "data.batch_size",
@@ -21,13 +21,13 @@ DECIDING = (
     "memory.mixed_precision",
     "memory.gradient_checkpointing",
 )
-"""What the time of a step depends on, on one machine."""
-LOOKED_AT = 20
+"""Options that the time of a step depends on, on one machine."""
+MAX_RUNS = 20
 
 
 def work_key(config: TrainConfig) -> str:
-    """The same for configs whose steps do the same work."""
-    values = [value_at(config, path) for path in DECIDING]
+    """A key that is equal for configs whose steps do the same work."""
+    values = [value_at(config, path) for path in STEP_OPTIONS]
     parts = [effective.trains_unet(config), effective.trains_text_encoder(config)]
     if config.data.subsets or config.data.dataset_config:  # sizes of their own
         values += [config.data.subsets, config.data.dataset_config]
@@ -35,9 +35,9 @@ def work_key(config: TrainConfig) -> str:
 
 
 def measured_step(config: TrainConfig, runs_dir: Path) -> float | None:
-    """Seconds that a step of the newest such run took on average; None where there was none."""
+    """The average seconds per step of the newest run with the same work_key; None when there is none."""
     key = work_key(config)
-    for folder in runs_in(runs_dir)[:LOOKED_AT]:
-        if folder.about().get("work") == key and (seconds := folder.manifest().get("step_seconds")):
+    for folder in list_runs(runs_dir)[:MAX_RUNS]:
+        if folder.info().get("work") == key and (seconds := folder.manifest().get("step_seconds")):
             return float(seconds)
     return None

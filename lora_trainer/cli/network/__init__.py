@@ -1,4 +1,4 @@
-"""network info|verify|resize|merge|extract|convert|edit ...: each in a module of its own"""
+"""network info|verify|resize|merge|extract|convert|edit ...: each in its own module"""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ PARTS: dict[str, Message] = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the parts and their words."""
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the subcommands and their arguments."""
     parts = parser.add_subparsers(dest="part", required=True, metavar="PART")
     for name, description in PARTS.items():
-        part = parts.add_parser(name, help=out.worded(description), description=out.worded(description))
-        part.add_argument("--lang", choices=LANGUAGES, help=out.worded(say("language of messages; else the system's")))
-        importlib.import_module(f"lora_trainer.cli.network.{name}").arguments(part, out)
-        add_json(part, out)
+        part = parts.add_parser(name, help=console.translate(description), description=console.translate(description))
+        part.add_argument("--lang", choices=LANGUAGES, help=console.translate(say("language of messages; else the system's")))
+        importlib.import_module(f"lora_trainer.cli.network.{name}").add_arguments(part, console)
+        add_json(part, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """The part that was asked for."""
-    return int(importlib.import_module(f"lora_trainer.cli.network.{args.part}").run(args, out))
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Runs the chosen subcommand."""
+    return int(importlib.import_module(f"lora_trainer.cli.network.{args.part}").run(args, console))

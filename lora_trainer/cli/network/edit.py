@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.common_args import wrong
+from lora_trainer.cli.common_args import usage_error
 from lora_trainer.cli.console import DONE, Console
-from lora_trainer.cli.network.network_args import add_out, pairs, ready
+from lora_trainer.cli.network.network_args import add_out, check_out, parse_pairs
 from lora_trainer.messages import Message, say
 
 WORDS: dict[str, Message] = {
@@ -20,30 +20,30 @@ WORDS: dict[str, Message] = {
 }
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the part's words."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
-    set_text = say("a key of the header, such as ss_training_comment=...; as often as wanted")
-    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help=out.worded(set_text))
-    remove = say("a key to take out of the header; as often as wanted")
-    parser.add_argument("--remove", action="append", default=[], metavar="KEY", help=out.worded(remove))
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the subcommand."""
+    parser.add_argument("file", type=Path, metavar="FILE", help=console.translate(say("a LoRA or LyCORIS file")))
+    set_text = say("a key of the header, such as ss_training_comment=...; can be repeated")
+    parser.add_argument("--set", action="append", default=[], dest="sets", metavar="KEY=VALUE", help=console.translate(set_text))
+    remove = say("a key to take out of the header; can be repeated")
+    parser.add_argument("--remove", action="append", default=[], metavar="KEY", help=console.translate(remove))
     for name, text in WORDS.items():
-        parser.add_argument(f"--{name}", metavar="TEXT", help=out.worded(text))
+        parser.add_argument(f"--{name}", metavar="TEXT", help=console.translate(text))
     preview = say("a picture for the header and, as NAME.preview.png, for the WebUI's card")
-    parser.add_argument("--preview", type=Path, metavar="PICTURE", help=out.worded(preview))
-    add_out(parser, out)
+    parser.add_argument("--preview", type=Path, metavar="PICTURE", help=console.translate(preview))
+    add_out(parser, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Writes a copy whose header says something else."""
-    from lora_trainer.network_tools.edit import Editing, edit
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Writes a copy with edited metadata."""
+    from lora_trainer.network_tools.edit import EditOptions, edit
 
-    named = {name: getattr(args, name) for name in WORDS if getattr(args, name) is not None}
-    wanted = Editing(pairs(args.sets, "--set"), args.remove, named, args.preview)
-    if not (wanted.words or wanted.removed or named or args.preview):
-        raise wrong("--set", say("nothing is to be changed."), say("Add --trigger, --set KEY=VALUE or --preview PICTURE."))
-    target = ready(args, [args.file])
-    words = edit(args.file, target, wanted)
-    out.line(say("Written to {path}", path=str(target)))
-    out.document({"out": str(target), "metadata": {key: value for key, value in words.items() if key != "modelspec.thumbnail"}})
+    fields = {name: getattr(args, name) for name in WORDS if getattr(args, name) is not None}
+    edits = EditOptions(parse_pairs(args.sets, "--set"), args.remove, fields, args.preview)
+    if not (edits.metadata or edits.removed or fields or args.preview):
+        raise usage_error("--set", say("nothing is to be changed."), say("Add --trigger, --set KEY=VALUE or --preview PICTURE."))
+    target = check_out(args, [args.file])
+    metadata = edit(args.file, target, edits)
+    console.line(say("Written to {path}", path=str(target)))
+    console.document({"out": str(target), "metadata": {key: value for key, value in metadata.items() if key != "modelspec.thumbnail"}})
     return DONE

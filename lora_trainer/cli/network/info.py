@@ -12,47 +12,47 @@ from lora_trainer.messages import say
 WIDTH = 40
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the part's words."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the subcommand."""
+    parser.add_argument("file", type=Path, metavar="FILE", help=console.translate(say("a LoRA or LyCORIS file")))
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Prints what the file is."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Prints the facts about the file."""
     from lora_trainer.network_tools.info import info
 
-    found = info(args.file)
-    tell(found, out)
-    out.document(found)
+    facts = info(args.file)
+    print_info(facts, console)
+    console.document(facts)
     return DONE
 
 
-def tell(found: dict[str, Any], out: Console) -> None:
-    """The facts in lines."""
-    values = {"kind": found["kind"], "family": found["family_label"], "dtype": found["dtype"], "mb": round(found["bytes"] / 1e6, 1)}
-    out.line(say("{kind} for {family}, {dtype}, {mb} MB", **values))
-    for part, count in found["modules"].items():
-        out.line(say("{part}: {count} layers", part=part, count=count))
-    for name, rows in ((say("rank"), found["ranks"]), (say("alpha"), found["alphas"])):
+def print_info(info: dict[str, Any], console: Console) -> None:
+    """Prints the facts, one per line."""
+    values = {"kind": info["kind"], "family": info["family_label"], "dtype": info["dtype"], "mb": round(info["bytes"] / 1e6, 1)}
+    console.line(say("{kind} for {family}, {dtype}, {mb} MB", **values))
+    for part, count in info["modules"].items():
+        console.line(say("{part}: {count} layers", part=part, count=count))
+    for name, rows in ((say("rank"), info["ranks"]), (say("alpha"), info["alphas"])):
         if rows:
             shown = ", ".join(f"{row['value']:g} x {row['modules']}" for row in rows[:8])
-            out.line(say("{name}: {shown}", name=name, shown=shown))
-    most = max((row["norm"] for row in found["blocks"]), default=0.0) or 1.0
-    if found["blocks"]:
-        out.line(say("strength by block (Frobenius norm of what is added):"))
-    for row in found["blocks"]:
-        out.line(f"  {row['block']:<10} {row['norm']:10.4f} {'#' * round(row['norm'] / most * WIDTH)}")
-    if found["norm"] is None:
-        out.line(say("How much it adds depends on the model's weights."))
-    for key, value in found["trained_on"].items():
-        out.line(f"  {key} = {_short(value)}")
-    hashes = found["hashes"]
-    out.line(say("hash in WebUI: {webui}; sha256 {sha256}", webui=hashes["webui"], sha256=hashes["sha256"]))
+            console.line(say("{name}: {shown}", name=name, shown=shown))
+    most = max((row["norm"] for row in info["blocks"]), default=0.0) or 1.0
+    if info["blocks"]:
+        console.line(say("strength by block (Frobenius norm of what is added):"))
+    for row in info["blocks"]:
+        console.line(f"  {row['block']:<10} {row['norm']:10.4f} {'#' * round(row['norm'] / most * WIDTH)}")
+    if info["norm"] is None:
+        console.line(say("How much it adds depends on the model's weights."))
+    for key, value in info["trained_on"].items():
+        console.line(f"  {key} = {_short(value)}")
+    hashes = info["hashes"]
+    console.line(say("hash in WebUI: {webui}; sha256 {sha256}", webui=hashes["webui"], sha256=hashes["sha256"]))
     if not hashes["as_said"]:
-        out.note(say("Note: the tensors are not those that the header's hash was made of."))
-    if found["unknown"]:
-        out.note(
-            say("Note: {count} layers are in no known model, the first is {name}.", count=len(found["unknown"]), name=found["unknown"][0])
+        console.note(say("Note: the tensors are not those that the header's hash was made of."))
+    if info["unknown"]:
+        console.note(
+            say("Note: {count} layers are in no known model, the first is {name}.", count=len(info["unknown"]), name=info["unknown"][0])
         )
 
 

@@ -1,4 +1,4 @@
-"""What several parts of `network` ask for: the file to write, its number format, weights and ranks behind names."""
+"""Arguments that several `network` subcommands share: the output file, its precision, NAME=VALUE pairs."""
 
 from __future__ import annotations
 
@@ -6,53 +6,53 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lora_trainer.cli.common_args import wrong
+from lora_trainer.cli.common_args import usage_error
 from lora_trainer.cli.console import Console
 from lora_trainer.messages import say
 
 PRECISIONS = ("float", "fp16", "bf16")
 
 
-def add_out(parser: argparse.ArgumentParser, out: Console) -> None:
+def add_out(parser: argparse.ArgumentParser, console: Console) -> None:
     """--out and --overwrite"""
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help=out.worded(say("the new file; what is read stays as it is"))
+        "--out", type=Path, required=True, metavar="FILE", help=console.translate(say("the new file; what is read stays as it is"))
     )
-    parser.add_argument("--overwrite", action="store_true", help=out.worded(say("replace the file where it is there already")))
+    parser.add_argument("--overwrite", action="store_true", help=console.translate(say("replace the file if it exists already")))
 
 
-def add_precision(parser: argparse.ArgumentParser, out: Console, default: str = "") -> None:
+def add_precision(parser: argparse.ArgumentParser, console: Console, default: str = "") -> None:
     """--precision"""
     text = say("number format of the new file; without: that of the one read") if not default else say("number format of the new file")
-    parser.add_argument("--precision", choices=PRECISIONS, default=default, help=out.worded(text))
+    parser.add_argument("--precision", choices=PRECISIONS, default=default, help=console.translate(text))
 
 
-def ready(args: argparse.Namespace, inputs: Sequence[Path]) -> Path:
-    """The file to write, looked at before any work begins. Raises ConfigError."""
+def check_out(args: argparse.Namespace, inputs: Sequence[Path]) -> Path:
+    """The output path, checked before any work starts. Raises ConfigError."""
     from lora_trainer.network_tools.saving import check_target
 
     check_target(args.out, inputs, overwrite=args.overwrite)
     return Path(args.out)
 
 
-def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """NAME=VALUE of each. Raises ConfigError that names the option."""
-    found = {}
+def parse_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a dict. Raises ConfigError that names the option."""
+    pairs = {}
     for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip():
-            raise wrong(
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise usage_error(
                 option, say("{text} is not of the form NAME=VALUE.", text=text), say("Write for example {option} mid=8", option=option)
             )
-        found[name.strip()] = value.strip()
-    return found
+        pairs[name.strip()] = value.strip()
+    return pairs
 
 
-def steps(out: Console, template: str) -> Callable[[int, int], None]:
-    """Tells of every tenth of a long work."""
+def progress_printer(console: Console, template: str) -> Callable[[int, int], None]:
+    """A callback (done, total) that prints a line at every tenth of the work."""
 
     def tell(done: int, total: int) -> None:
         if done == total or done * 10 // total != (done - 1) * 10 // total:
-            out.note(say(template, done=done, total=total))
+            console.note(say(template, done=done, total=total))
 
     return tell

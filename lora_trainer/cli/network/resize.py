@@ -5,55 +5,64 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.common_args import wrong
+from lora_trainer.cli.common_args import usage_error
 from lora_trainer.cli.console import DONE, Console
-from lora_trainer.cli.network.network_args import add_out, add_precision, pairs, ready
+from lora_trainer.cli.network.network_args import add_out, add_precision, check_out, parse_pairs
 from lora_trainer.messages import say
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the part's words."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
-    parser.add_argument("--rank", type=int, default=0, metavar="N", help=out.worded(say("the highest rank of a layer")))
-    parser.add_argument("--conv-rank", type=int, default=0, metavar="N", help=out.worded(say("that of convolutions; without: the same")))
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the subcommand."""
+    parser.add_argument("file", type=Path, metavar="FILE", help=console.translate(say("a LoRA or LyCORIS file")))
+    parser.add_argument("--rank", type=int, default=0, metavar="N", help=console.translate(say("the highest rank of a layer")))
+    parser.add_argument(
+        "--conv-rank", type=int, default=0, metavar="N", help=console.translate(say("that of convolutions; without: the same"))
+    )
     energy = say("keep this share of each layer's singular values squared, 0 to 1")
-    parser.add_argument("--energy", type=float, default=1.0, metavar="X", help=out.worded(energy))
-    block = say('the rank of one block, such as "up 1=8", "mid=4", "text 0=2"; as often as wanted')
-    parser.add_argument("--block", action="append", default=[], metavar="NAME=N", help=out.worded(block))
+    parser.add_argument("--energy", type=float, default=1.0, metavar="X", help=console.translate(energy))
+    block = say('the rank of one block, such as "up 1=8", "mid=4", "text 0=2"; can be repeated')
+    parser.add_argument("--block", action="append", default=[], metavar="NAME=N", help=console.translate(block))
     cut = say("take the first ranks as they are: for DyLoRA")
-    parser.add_argument("--cut", action="store_true", help=out.worded(cut))
-    add_precision(parser, out)
-    add_out(parser, out)
+    parser.add_argument("--cut", action="store_true", help=console.translate(cut))
+    add_precision(parser, console)
+    add_out(parser, console)
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Writes the file and says what was lost."""
-    from lora_trainer.network_tools.resize import Resizing, resize
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Writes the resized file and prints what was lost."""
+    from lora_trainer.network_tools.resize import ResizeOptions, resize
 
     if not (args.rank or args.block or args.conv_rank or args.energy < 1.0):
-        raise wrong("--rank", say("neither a rank nor an energy is given."), say("Add --rank 16, or --energy 0.95"))
+        raise usage_error("--rank", say("neither a rank nor an energy is given."), say("Add --rank 16, or --energy 0.95"))
     if not 0.0 < args.energy <= 1.0:
-        raise wrong("--energy", say("{value} is not between 0 and 1.", value=args.energy), say("Write for example 0.95"))
+        raise usage_error("--energy", say("{value} is not between 0 and 1.", value=args.energy), say("Write for example 0.95"))
     if min(args.rank, args.conv_rank) < 0:
-        raise wrong("--rank", say("a rank is at least 1."), say("Write for example 16"))
+        raise usage_error("--rank", say("a rank is at least 1."), say("Write for example 16"))
     try:
-        blocks = {name: int(value) for name, value in pairs(args.block, "--block").items()}
+        blocks = {name: int(value) for name, value in parse_pairs(args.block, "--block").items()}
     except ValueError:
-        raise wrong("--block", say("a rank is a whole number."), say('Write for example --block "up 1=8"')) from None
-    target = ready(args, [args.file])
-    wanted = Resizing(args.rank or 1 << 16, args.energy, args.conv_rank, blocks, args.cut)
-    told = resize(args.file, target, wanted, precision=args.precision)
-    whole = sum(line.whole**2 for line in told)
-    kept = 1.0 - sum(line.lost**2 for line in told) / whole if whole else 1.0
-    before, after = [[getattr(line, name) for line in told if line.before] for name in ("before", "after")]
+        raise usage_error("--block", say("a rank is a whole number."), say('Write for example --block "up 1=8"')) from None
+    target = check_out(args, [args.file])
+    options = ResizeOptions(args.rank or 1 << 16, args.energy, args.conv_rank, blocks, args.cut)
+    resized = resize(args.file, target, options, precision=args.precision)
+    whole = sum(layer.norm**2 for layer in resized)
+    kept = 1.0 - sum(layer.residual_norm**2 for layer in resized) / whole if whole else 1.0
+    before, after = [[getattr(layer, name) for layer in resized if layer.before] for name in ("before", "after")]
     values = {"before": _range(before), "after": _range(after), "kept": f"{kept:.2%}"}
-    out.line(say("rank {before} became {after}; {kept} of the squares of the singular values are kept", **values))
-    out.line(say("Written to {path}", path=str(target)))
+    console.line(say("rank {before} became {after}; {kept} of the squares of the singular values are kept", **values))
+    console.line(say("Written to {path}", path=str(target)))
     layers = [
-        {"name": line.name, "before": line.before, "after": line.after, "energy": line.energy, "lost": line.lost, "whole": line.whole}
-        for line in told
+        {
+            "name": layer.name,
+            "before": layer.before,
+            "after": layer.after,
+            "energy": layer.energy,
+            "lost": layer.residual_norm,
+            "whole": layer.norm,
+        }
+        for layer in resized
     ]
-    out.document({"out": str(target), "energy": kept, "layers": layers})
+    console.document({"out": str(target), "energy": kept, "layers": layers})
     return DONE
 
 

@@ -12,26 +12,28 @@ from lora_trainer.messages import say
 SHOWN = 12
 
 
-def arguments(parser: argparse.ArgumentParser, out: Console) -> None:
-    """Adds the part's words."""
-    parser.add_argument("file", type=Path, metavar="FILE", help=out.worded(say("a LoRA or LyCORIS file")))
-    parser.add_argument("--family", default="", metavar="NAME", help=out.worded(say("sd1, sd2 or sdxl; without: the file's own")))
+def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
+    """Adds the arguments of the subcommand."""
+    parser.add_argument("file", type=Path, metavar="FILE", help=console.translate(say("a LoRA or LyCORIS file")))
+    parser.add_argument("--family", default="", metavar="NAME", help=console.translate(say("sd1, sd2 or sdxl; without: the file's own")))
     parser.add_argument(
-        "--model", type=Path, metavar="CHECKPOINT", help=out.worded(say("compare with this checkpoint's layers and shapes"))
+        "--model", type=Path, metavar="CHECKPOINT", help=console.translate(say("compare with this checkpoint's layers and shapes"))
     )
 
 
-def run(args: argparse.Namespace, out: Console) -> int:
-    """Prints how many layers fit; 1 where one does not."""
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Prints how many layers fit; exit status 1 if one does not."""
     from lora_trainer.network_tools.verify import verify
 
-    found = verify(args.file, family=args.family, model=args.model)
-    values = {"kind": found.kind, "family": found.family, "matched": found.matched, "unmatched": len(found.unmatched)}
-    out.line(say("{kind} for {family}: {matched} layers fit, {unmatched} do not", **values))
-    for name, why in found.unmatched[:SHOWN]:
-        out.line(f"  {name}: {out.worded(why)}")
-    for host, loads, reason in found.hosts:
+    report = verify(args.file, family=args.family, model=args.model)
+    values = {"kind": report.kind, "family": report.family, "matched": report.matched, "unmatched": len(report.unmatched)}
+    console.line(say("{kind} for {family}: {matched} layers fit, {unmatched} do not", **values))
+    for name, why in report.unmatched[:SHOWN]:
+        console.line(f"  {name}: {console.translate(why)}")
+    for host, loads, reason in report.hosts:
         word = {"all": say("reads it"), "partly": say("reads it in part"), "no": say("does not read it")}[loads]
-        out.line(f"{HOSTS[host]}: {out.worded(word)}" + ("" if loads == ALL or reason is None else f" ({out.worded(reason)})"))
-    out.document(found.to_json(out.language))
-    return FAILED if found.unmatched else DONE
+        console.line(
+            f"{HOSTS[host]}: {console.translate(word)}" + ("" if loads == ALL or reason is None else f" ({console.translate(reason)})")
+        )
+    console.document(report.to_json(console.language))
+    return FAILED if report.unmatched else DONE

@@ -1,1 +1,1 @@
-"""What options must be, each by itself and all together."""
+"""Checks of options, each by itself and in combination."""

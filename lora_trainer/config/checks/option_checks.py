@@ -1,4 +1,4 @@
-"""What a value must be besides its type: bounds, choices, form; and what options must be together."""
+"""Checks of values beyond their type: bounds, choices, format; and of combinations of options."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 
 from lora_trainer.config import arguments, effective
 from lora_trainer.config.checks.network_checks import check_network
-from lora_trainer.config.checks.picture_options import face_range, frame_of, varying
-from lora_trainer.config.choices.optimizers import PATH as CLASS
-from lora_trainer.config.file_names import problem_of_name, slug
-from lora_trainer.config.param import SECRET, Declared, declared
+from lora_trainer.config.checks.picture_options import parse_crop, parse_face_crop_range, varying_options
+from lora_trainer.config.choices.optimizers import CLASS_PATH as CLASS
+from lora_trainer.config.file_names import name_problem, slug
+from lora_trainer.config.param import SECRET, DeclaredOption, declared_options
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import Problem
 from lora_trainer.messages import Message
 
-FREE_TEXT = ("prompt", "prompts")
-PATHS = ("folder", "file", "checkpoint", "vae", "name", "hidden")
-_SHARE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
+FREE_TEXT_KINDS = ("prompt", "prompts")
+PATH_KINDS = ("folder", "file", "checkpoint", "vae", "name", "hidden")
+_PERCENTAGE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*%\s*")
 
 
 @lru_cache(maxsize=1)
-def options() -> dict[str, Declared]:
-    """Every option of a run by its dotted path."""
-    return {option.path: option for option in declared(TrainConfig)}
+def options() -> dict[str, DeclaredOption]:
+    """Every option of a run, by dotted path."""
+    return {option.path: option for option in declared_options(TrainConfig)}
 
 
 def problem(path: str, template: str, fix: str = "", /, **values: Any) -> Problem:
@@ -36,14 +36,14 @@ def problem(path: str, template: str, fix: str = "", /, **values: Any) -> Proble
     return Problem(path, Message(template, values), Message(fix, values))
 
 
-def shown(value: Any) -> str:
-    """A value as a user would write it, shortened."""
+def format_value(value: Any) -> str:
+    """A value as a user would write it, shortened to 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def check_value(option: Declared, value: Any) -> Iterator[Problem]:
-    """What is wrong with one value of the right type."""
+def check_value(option: DeclaredOption, value: Any) -> Iterator[Problem]:
+    """Problems of one value of the right type."""
     if value is None:
         return
     if isinstance(value, str):
@@ -52,70 +52,77 @@ def check_value(option: Declared, value: Any) -> Iterator[Problem]:
         if isinstance(part, (int, float)) and not isinstance(part, bool):
             yield from _check_bounds(option, part)
         elif isinstance(part, str):
-            yield from _check_signs(option, part)
+            yield from _check_characters(option, part)
 
 
-def _check_bounds(option: Declared, value: float) -> Iterator[Problem]:
-    known = option.option
-    bounds = _plain({"value": value, "low": known.low, "high": known.high, "above": known.above})
+def _check_bounds(option: DeclaredOption, value: float) -> Iterator[Problem]:
+    details = option.option
+    bounds = _format_bounds({"value": value, "low": details.low, "high": details.high, "above": details.above})
     fix = "Choose a value up to {high}."
-    if known.low is not None:
-        fix = "Choose a value from {low} up." if known.high is None else "Choose a value from {low} to {high}."
-    if known.low is not None and value < known.low:
+    if details.low is not None:
+        fix = "Choose a value from {low} up." if details.high is None else "Choose a value from {low} to {high}."
+    if details.low is not None and value < details.low:
         yield problem(option.path, "{value} is too small: at least {low}.", fix, **bounds)
-    elif known.above is not None and value <= known.above:
+    elif details.above is not None and value <= details.above:
         yield problem(option.path, "{value} is too small: it must be more than {above}.", fix, **bounds)
-    elif known.high is not None and value > known.high:
+    elif details.high is not None and value > details.high:
         yield problem(option.path, "{value} is too large: at most {high}.", fix, **bounds)
-    elif known.kind == "size" and value % 8:
-        near = max(64, int(value / 64 + 0.5) * 64)
-        yield problem(option.path, "{value} is not a multiple of 8.", "Take a multiple of 64, for example {near}.", value=value, near=near)
+    elif details.kind == "size" and value % 8:
+        nearest = max(64, int(value / 64 + 0.5) * 64)
+        yield problem(
+            option.path, "{value} is not a multiple of 8.", "Take a multiple of 64, for example {near}.", value=value, near=nearest
+        )
 
 
-def _plain(bounds: dict[str, Any]) -> dict[str, Any]:
-    """Bounds without those that are not set, whole numbers without their point."""
+def _format_bounds(bounds: dict[str, Any]) -> dict[str, Any]:
+    """The bounds that are set, whole numbers without a decimal point."""
     return {key: int(v) if isinstance(v, float) and v.is_integer() else v for key, v in bounds.items() if v is not None}
 
 
-def _check_text(option: Declared, value: str) -> Iterator[Problem]:
-    known = option.option
-    if known.choices and value not in known.choices and not (known.kind == "class" and CLASS.fullmatch(value)):
-        near = get_close_matches(value.lower(), [choice.lower() for choice in known.choices], 1, 0.5)
-        best = next((choice for choice in known.choices if near and choice.lower() == near[0]), "")
-        fix = "Did you mean {near}?" if best else "Choose one of these: {choices}."
-        choices = ", ".join(known.choices)
-        yield problem(option.path, "{value} is not one of the choices: {choices}.", fix, value=shown(value), choices=choices, near=best)
-    if known.kind == "steps" and not (_SHARE.fullmatch(value) and float(value.rstrip("% ")) <= 100):
+def _check_text(option: DeclaredOption, value: str) -> Iterator[Problem]:
+    details = option.option
+    if details.choices and value not in details.choices and not (details.kind == "class" and CLASS.fullmatch(value)):
+        nearest = get_close_matches(value.lower(), [choice.lower() for choice in details.choices], 1, 0.5)
+        suggestion = next((choice for choice in details.choices if nearest and choice.lower() == nearest[0]), "")
+        fix = "Did you mean {near}?" if suggestion else "Choose one of these: {choices}."
+        choices = ", ".join(details.choices)
         yield problem(
-            option.path, "{value} is not a share from 0% to 100%.", 'Write a number of steps, or a share such as "5%".', value=shown(value)
+            option.path, "{value} is not one of the choices: {choices}.", fix, value=format_value(value), choices=choices, near=suggestion
         )
-    if known.kind == "name" and value and (wrong := problem_of_name(value)):
-        yield problem(option.path, "{wrong}", "Take another name, for example {near}.", wrong=wrong, near=slug(value))
+    if details.kind == "steps" and not (_PERCENTAGE.fullmatch(value) and float(value.rstrip("% ")) <= 100):
+        yield problem(
+            option.path,
+            "{value} is not a share from 0% to 100%.",
+            'Write a number of steps, or a share such as "5%".',
+            value=format_value(value),
+        )
+    if details.kind == "name" and value and (name_error := name_problem(value)):
+        yield problem(option.path, "{wrong}", "Take another name, for example {near}.", wrong=name_error, near=slug(value))
 
 
-def _check_signs(option: Declared, value: str) -> Iterator[Problem]:
-    """A path with a control character: in "C:\\new\\train" TOML reads \\n and \\t."""
-    if option.option.kind in FREE_TEXT:
+def _check_characters(option: DeclaredOption, value: str) -> Iterator[Problem]:
+    """Problems of control characters: in "C:\\new\\train" TOML reads \\n and \\t as escapes."""
+    if option.option.kind in FREE_TEXT_KINDS:
         return
     if option.option.kind == SECRET:
-        if not all(33 <= ord(sign) < 127 for sign in value.strip()):
-            yield problem(option.path, "it holds signs that no token has.", "Copy it again from the page where you got it.")
+        if not all(33 <= ord(character) < 127 for character in value.strip()):
+            yield problem(option.path, "it holds characters that no token has.", "Copy it again from the page where you got it.")
         return
-    bad = next((sign for sign in value if ord(sign) < 32 or ord(sign) == 127), "")
-    if bad and option.option.kind in PATHS:
+    control_character = next((character for character in value if ord(character) < 32 or ord(character) == 127), "")
+    if control_character and option.option.kind in PATH_KINDS:
         yield problem(
             option.path,
             "the path {value} holds the control character {sign}: between double quotes a \\ begins an escape.",
             "Use single quotes ('C:\\new\\train') or / instead of \\.",
-            value=shown(value),
-            sign=shown(bad).strip('"'),
+            value=format_value(value),
+            sign=format_value(control_character).strip('"'),
         )
-    elif bad:
-        yield problem(option.path, "{value} holds a control character.", "Take it out.", value=shown(value))
+    elif control_character:
+        yield problem(option.path, "{value} holds a control character.", "Take it out.", value=format_value(value))
 
 
-def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
-    """(the options concerned, what is wrong with them together)."""
+def check_combinations(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    """(paths of the options concerned, problem) of each wrong combination."""
     data, size = config.data, config.data.resolution
     shortest = size if isinstance(size, int) else min(size)
     if data.bucket_reso_steps % 8:
@@ -170,17 +177,17 @@ def check_together(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Probl
 def _check_pictures(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
     data = config.data
     faces = data.face_crop_aug_range
-    if faces and face_range(faces) is None:
+    if faces and parse_face_crop_range(faces) is None:
         yield (
             ("data.face_crop_aug_range",),
             problem(
                 "data.face_crop_aug_range",
                 "{value} is not a range of two numbers from 1 up.",
                 'Write for example "2.0,4.0".',
-                value=shown(faces),
+                value=format_value(faces),
             ),
         )
-    for name in varying(data) if data.cache_latents else ():
+    for name in varying_options(data) if data.cache_latents else ():
         yield (
             (f"data.{name}", "data.cache_latents"),
             problem(
@@ -199,14 +206,14 @@ def _check_pictures(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Prob
             ),
         )
     for text in data.crops:
-        if frame_of(text) is None:
+        if parse_crop(text) is None:
             yield (
                 ("data.crops",),
                 problem(
                     "data.crops",
                     "{value} is not of the form key=left,top,right,bottom with shares from 0 to 1.",
                     "Choose the part of the picture again, or take the entry out.",
-                    value=shown(text),
+                    value=format_value(text),
                 ),
             )
 
@@ -218,7 +225,7 @@ def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Prob
                 (f"data.{name}", "optimizer.text_encoder_lr"),
                 problem(
                     f"data.{name}",
-                    "captions cannot be kept encoded while the text encoder is trained: what it says changes with each step.",
+                    "captions cannot be kept encoded while the text encoder is trained: its output changes with each step.",
                     "Set optimizer.text_encoder_lr = 0, or switch this off.",
                 ),
             )
@@ -238,15 +245,15 @@ def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Prob
                 'Write for example data.caption_separator = ",".',
             ),
         )
-    ending = config.data.caption_extension
-    if ending and not re.fullmatch(r"\.?[\w-]+", ending):
+    extension = config.data.caption_extension
+    if extension and not re.fullmatch(r"\.?[\w-]+", extension):
         yield (
             ("data.caption_extension",),
             problem(
                 "data.caption_extension",
                 "{value} is not the ending of a file name.",
                 'Write for example ".txt", or leave it empty.',
-                value=shown(ending),
+                value=format_value(extension),
             ),
         )
 
@@ -281,7 +288,7 @@ def _check_timesteps(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Pro
             ("loss.min_timestep", "loss.max_timestep"),
             problem(
                 "loss.min_timestep",
-                "no step is left: the first is {low}, and the one to stop before is {high} (loss.max_timestep).",
+                "no timestep is left: the first is {low}, and the one to stop before is {high} (loss.max_timestep).",
                 "Set loss.min_timestep to less than {high}.",
                 low=low,
                 high=high,
@@ -291,7 +298,7 @@ def _check_timesteps(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Pro
 
 def _check_optimizer_args(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
     for path, text in (("optimizer.args", config.optimizer.args), ("schedule.args", config.schedule.args)):
-        for word in arguments.words(text):
+        for word in arguments.split_args(text):
             if not arguments.ARGUMENT.fullmatch(word):
                 yield (
                     (path,),
@@ -299,22 +306,22 @@ def _check_optimizer_args(config: TrainConfig) -> Iterator[tuple[tuple[str, ...]
                         path,
                         "{value} is not of the form name=value.",
                         "Write for example weight_decay=0.01 betas=.9,.999",
-                        value=shown(word),
+                        value=format_value(word),
                     ),
                 )
 
 
 def nearest_option(path: str) -> str:
-    """The dotted path of the option whose name, or whose name in sd-scripts, is nearest to an unknown `path`; "" where none is near."""
+    """Dotted path of the option whose name, here or in sd-scripts, is nearest to an unknown `path`; "" if none is similar."""
     section, _, name = path.rpartition(".")
     best, best_score = "", 0.6
-    for known, option in options().items():
-        inside, _, field = known.rpartition(".")
-        words = [field, option.option.kohya, f"{inside}_{field}"]
-        score = max(SequenceMatcher(None, name.lower(), word.lower()).ratio() for word in words if word)
-        score = max(score, 0.8) if name == "".join(word[0] for word in field.split("_")) else score  # lr
-        score += 0.05 if inside == section else 0.0
+    for candidate, option in options().items():
+        candidate_section, _, field = candidate.rpartition(".")
+        names = [field, option.option.kohya, f"{candidate_section}_{field}"]
+        score = max(SequenceMatcher(None, name.lower(), part.lower()).ratio() for part in names if part)
+        score = max(score, 0.8) if name == "".join(part[0] for part in field.split("_")) else score  # lr
+        score += 0.05 if candidate_section == section else 0.0
         score += 0.05 if option.option.kohya == name else 0.0
         if score > best_score:
-            best, best_score = known, score
+            best, best_score = candidate, score
     return best

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name: what people, the form, the plan and the rate's check need to know of them (no torch)."""
+"""Optimizers and schedules by name: the facts that UI, plan and learning-rate checks need (no torch)."""
 
 from __future__ import annotations
 
@@ -7,123 +7,136 @@ from collections.abc import Mapping
 
 import attrs
 
-PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
-"""A class of any package that is installed: torch.optim.RMSprop."""
+CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+"""The dotted path of a class of any installed package: torch.optim.RMSprop."""
 
 
 @attrs.frozen
-class Family:
-    """Optimizers that want the same learning rates for a LoRA: `low` to `high` is sensible, `hint` is where to begin."""
+class RateRange:
+    """Learning rates of a family of optimizers for a LoRA: `low` to `high` is sensible, `hint` is a good start."""
 
     low: float
     high: float
     hint: float
 
 
-ADAM = Family(1e-7, 1e-2, 1e-4)
-LION = Family(1e-8, 1e-3, 3e-5)
-SGD = Family(1e-3, 10.0, 0.1)
-FREE = Family(1e-7, 2e-2, 5e-4)
-SCALED = Family(1e-6, 5e-2, 1e-3)
-FINDS_ITSELF = Family(0.1, 5.0, 1.0)
+ADAM = RateRange(1e-7, 1e-2, 1e-4)
+LION = RateRange(1e-8, 1e-3, 3e-5)
+SGD = RateRange(1e-3, 10.0, 0.1)
+SCHEDULE_FREE = RateRange(1e-7, 2e-2, 5e-4)
+SCALED = RateRange(1e-6, 5e-2, 1e-3)
+ADAPTIVE = RateRange(0.1, 5.0, 1.0)
 
 
 @attrs.frozen
-class OptimizerName:
-    """`package` is what must be importable, `pip` its name there; `bytes` of state per parameter beside the gradient.
+class OptimizerSpec:
+    """`package` is the module to import, `pip_name` its name for pip; `state_bytes` of optimizer state per parameter.
 
-    `elementwise`: every number steps by itself, so that all parameters may lie in one buffer. `one_rate`: refuses different rates.
-    `free`: averages the weights by itself and wants a constant schedule; `finds`: finds the size of its steps, rates are multiples of it.
+    `elementwise`: each element is updated independently, so all parameters may share one buffer. `single_rate`: no different rates.
+    `schedule_free`: averages the weights itself and needs a constant schedule. `adaptive`: estimates its step size, rates scale it.
     """
 
     name: str
     label: str
-    family: Family
+    rate_range: RateRange
     package: str = ""
-    pip: str = ""
-    bytes: float = 8.0
+    pip_name: str = ""
+    state_bytes: float = 8.0
     elementwise: bool = False
-    one_rate: bool = False
-    free: bool = False
-    finds: bool = False
-    also: tuple[str, ...] = ()
-    stand_in: str = ""
-    """The one that steps alike with more memory, where this one does not work."""
+    single_rate: bool = False
+    schedule_free: bool = False
+    adaptive: bool = False
+    aliases: tuple[str, ...] = ()
+    fallback: str = ""
+    """The optimizer with the same update that needs more memory, if this one does not work."""
 
 
-def _bits(name: str, label: str, family: Family, state: float, stand_in: str, *also: str) -> OptimizerName:
-    return OptimizerName(name, label, family, "bitsandbytes", "bitsandbytes", state, also=also, stand_in=stand_in)
+def _bitsandbytes(name: str, label: str, rate_range: RateRange, state_bytes: float, fallback: str, *aliases: str) -> OptimizerSpec:
+    return OptimizerSpec(name, label, rate_range, "bitsandbytes", "bitsandbytes", state_bytes, aliases=aliases, fallback=fallback)
 
 
-def _adapting(name: str, label: str, state: float, *also: str, whole: bool = True) -> OptimizerName:
-    return OptimizerName(name, label, FINDS_ITSELF, "dadaptation", "dadaptation", state, whole, one_rate=True, finds=True, also=also)
+def _d_adaptation(name: str, label: str, state_bytes: float, *aliases: str, elementwise: bool = True) -> OptimizerSpec:
+    return OptimizerSpec(
+        name, label, ADAPTIVE, "dadaptation", "dadaptation", state_bytes, elementwise, single_rate=True, adaptive=True, aliases=aliases
+    )
 
 
-def _schedule_free(name: str, label: str, family: Family, state: float) -> OptimizerName:
-    return OptimizerName(name, label, family, "schedulefree", "schedulefree", state, True, free=True, also=(f"schedulefree.{name}",))
+def _schedule_free(name: str, label: str, rate_range: RateRange, state_bytes: float) -> OptimizerSpec:
+    return OptimizerSpec(
+        name, label, rate_range, "schedulefree", "schedulefree", state_bytes, True, schedule_free=True, aliases=(f"schedulefree.{name}",)
+    )
 
 
-OPTIMIZER_NAMES = (
-    OptimizerName("AdamW", "AdamW", ADAM, elementwise=True, also=("torch.optim.AdamW",)),
-    _bits("AdamW8bit", "AdamW, 8 bit", ADAM, 2.0, "AdamW", "bitsandbytes.optim.AdamW8bit"),
-    _bits("PagedAdamW8bit", "AdamW, 8 bit, paged", ADAM, 2.0, "AdamW", "bitsandbytes.optim.PagedAdamW8bit"),
-    _bits("PagedAdamW", "AdamW, paged", ADAM, 8.0, "AdamW", "PagedAdamW32bit", "bitsandbytes.optim.PagedAdamW"),
-    OptimizerName("Lion", "Lion", LION, "lion_pytorch", "lion-pytorch", 4.0, True, also=("lion_pytorch.Lion",)),
-    _bits("Lion8bit", "Lion, 8 bit", LION, 1.0, "Lion", "bitsandbytes.optim.Lion8bit"),
-    _bits("PagedLion8bit", "Lion, 8 bit, paged", LION, 1.0, "Lion", "bitsandbytes.optim.PagedLion8bit"),
-    OptimizerName("SGD", "SGD", SGD, bytes=4.0, elementwise=True, also=("torch.optim.SGD",)),
-    OptimizerName("SGDNesterov", "SGD, Nesterov", SGD, bytes=4.0, elementwise=True),
-    _bits("SGDNesterov8bit", "SGD, Nesterov, 8 bit", SGD, 1.0, "SGDNesterov"),
-    OptimizerName(
+OPTIMIZER_SPECS = (
+    OptimizerSpec("AdamW", "AdamW", ADAM, elementwise=True, aliases=("torch.optim.AdamW",)),
+    _bitsandbytes("AdamW8bit", "AdamW, 8 bit", ADAM, 2.0, "AdamW", "bitsandbytes.optim.AdamW8bit"),
+    _bitsandbytes("PagedAdamW8bit", "AdamW, 8 bit, paged", ADAM, 2.0, "AdamW", "bitsandbytes.optim.PagedAdamW8bit"),
+    _bitsandbytes("PagedAdamW", "AdamW, paged", ADAM, 8.0, "AdamW", "PagedAdamW32bit", "bitsandbytes.optim.PagedAdamW"),
+    OptimizerSpec("Lion", "Lion", LION, "lion_pytorch", "lion-pytorch", 4.0, True, aliases=("lion_pytorch.Lion",)),
+    _bitsandbytes("Lion8bit", "Lion, 8 bit", LION, 1.0, "Lion", "bitsandbytes.optim.Lion8bit"),
+    _bitsandbytes("PagedLion8bit", "Lion, 8 bit, paged", LION, 1.0, "Lion", "bitsandbytes.optim.PagedLion8bit"),
+    OptimizerSpec("SGD", "SGD", SGD, state_bytes=4.0, elementwise=True, aliases=("torch.optim.SGD",)),
+    OptimizerSpec("SGDNesterov", "SGD, Nesterov", SGD, state_bytes=4.0, elementwise=True),
+    _bitsandbytes("SGDNesterov8bit", "SGD, Nesterov, 8 bit", SGD, 1.0, "SGDNesterov"),
+    OptimizerSpec(
         "AdaFactor",
         "AdaFactor",
         ADAM,
         "transformers",
         "transformers",
         0.2,
-        also=("transformers.optimization.Adafactor", "transformers.Adafactor"),
+        aliases=("transformers.optimization.Adafactor", "transformers.Adafactor"),
     ),
-    OptimizerName(
-        "Prodigy", "Prodigy", FINDS_ITSELF, "prodigyopt", "prodigyopt", 16.0, True, one_rate=True, finds=True, also=("prodigyopt.Prodigy",)
+    OptimizerSpec(
+        "Prodigy",
+        "Prodigy",
+        ADAPTIVE,
+        "prodigyopt",
+        "prodigyopt",
+        16.0,
+        True,
+        single_rate=True,
+        adaptive=True,
+        aliases=("prodigyopt.Prodigy",),
     ),
-    OptimizerName(
+    OptimizerSpec(
         "ProdigyPlus",
         "Prodigy, schedule-free",
-        FINDS_ITSELF,
+        ADAPTIVE,
         "prodigyplus",
         "prodigy-plus-schedule-free",
         6.0,
-        free=True,
-        finds=True,
-        also=(
+        schedule_free=True,
+        adaptive=True,
+        aliases=(
             "ProdigyPlusScheduleFree",
             "prodigyplus.ProdigyPlusScheduleFree",
             "prodigyplus.prodigy_plus_schedulefree.ProdigyPlusScheduleFree",
         ),
     ),
-    _adapting("DAdaptation", "D-Adaptation", 12.0, "DAdaptAdamPreprint", "dadaptation.experimental.DAdaptAdamPreprint"),
-    _adapting("DAdaptAdam", "D-Adaptation, Adam", 12.0, "dadaptation.DAdaptAdam"),
-    _adapting("DAdaptAdaGrad", "D-Adaptation, AdaGrad", 12.0, "dadaptation.DAdaptAdaGrad"),
-    _adapting("DAdaptAdan", "D-Adaptation, Adan", 20.0, "dadaptation.DAdaptAdan"),
-    _adapting("DAdaptAdanIP", "D-Adaptation, Adan IP", 20.0, "dadaptation.experimental.DAdaptAdanIP"),
-    _adapting("DAdaptLion", "D-Adaptation, Lion", 8.0, "dadaptation.DAdaptLion"),
-    _adapting("DAdaptSGD", "D-Adaptation, SGD", 12.0, "dadaptation.DAdaptSGD"),
-    _schedule_free("AdamWScheduleFree", "AdamW, schedule-free", FREE, 8.0),
-    _schedule_free("RAdamScheduleFree", "RAdam, schedule-free", FREE, 8.0),
+    _d_adaptation("DAdaptation", "D-Adaptation", 12.0, "DAdaptAdamPreprint", "dadaptation.experimental.DAdaptAdamPreprint"),
+    _d_adaptation("DAdaptAdam", "D-Adaptation, Adam", 12.0, "dadaptation.DAdaptAdam"),
+    _d_adaptation("DAdaptAdaGrad", "D-Adaptation, AdaGrad", 12.0, "dadaptation.DAdaptAdaGrad"),
+    _d_adaptation("DAdaptAdan", "D-Adaptation, Adan", 20.0, "dadaptation.DAdaptAdan"),
+    _d_adaptation("DAdaptAdanIP", "D-Adaptation, Adan IP", 20.0, "dadaptation.experimental.DAdaptAdanIP"),
+    _d_adaptation("DAdaptLion", "D-Adaptation, Lion", 8.0, "dadaptation.DAdaptLion"),
+    _d_adaptation("DAdaptSGD", "D-Adaptation, SGD", 12.0, "dadaptation.DAdaptSGD"),
+    _schedule_free("AdamWScheduleFree", "AdamW, schedule-free", SCHEDULE_FREE, 8.0),
+    _schedule_free("RAdamScheduleFree", "RAdam, schedule-free", SCHEDULE_FREE, 8.0),
     _schedule_free("SGDScheduleFree", "SGD, schedule-free", SGD, 4.0),
-    OptimizerName("CAME", "CAME", ADAM, "came_pytorch", "came-pytorch", 5.0, also=("came_pytorch.CAME",)),
-    OptimizerName(
-        "LAMB", "LAMB", SCALED, "pytorch_optimizer", "pytorch-optimizer", 8.0, also=("pytorch_optimizer.Lamb", "pytorch_optimizer.LAMB")
+    OptimizerSpec("CAME", "CAME", ADAM, "came_pytorch", "came-pytorch", 5.0, aliases=("came_pytorch.CAME",)),
+    OptimizerSpec(
+        "LAMB", "LAMB", SCALED, "pytorch_optimizer", "pytorch-optimizer", 8.0, aliases=("pytorch_optimizer.Lamb", "pytorch_optimizer.LAMB")
     ),
 )
 TORCH_NAMES = ("Adam", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop")
-"""Classes that sd-scripts takes without the package before them."""
+"""torch.optim classes that sd-scripts accepts without their package."""
 
-OPTIMIZER_CHOICES: Mapping[str, str] = {known.name: known.label for known in OPTIMIZER_NAMES}
-OPTIMIZER_ALSO: Mapping[str, str] = {other.lower(): known.name for known in OPTIMIZER_NAMES for other in known.also} | {
+OPTIMIZER_CHOICES: Mapping[str, str] = {spec.name: spec.label for spec in OPTIMIZER_SPECS}
+OPTIMIZER_ALIASES: Mapping[str, str] = {alias.lower(): spec.name for spec in OPTIMIZER_SPECS for alias in spec.aliases} | {
     name.lower(): f"torch.optim.{name}" for name in TORCH_NAMES
 }
-_BY_NAME = {known.name: known for known in OPTIMIZER_NAMES}
+_BY_NAME = {spec.name: spec for spec in OPTIMIZER_SPECS}
 
 SCHEDULE_CHOICES: Mapping[str, str] = {
     "constant": "Constant",
@@ -135,10 +148,10 @@ SCHEDULE_CHOICES: Mapping[str, str] = {
     "inverse_sqrt": "Inverse square root",
     "warmup_stable_decay": "Stable, then decay",
     "rex": "REX",
-    "piecewise_constant": "Constant in pieces",
+    "piecewise_constant": "Piecewise constant",
     "adafactor": "AdaFactor's own",
 }
-SCHEDULE_ALSO: Mapping[str, str] = {
+SCHEDULE_ALIASES: Mapping[str, str] = {
     "constant_with_warmup": "constant",
     "linear_with_warmup": "linear",
     "cosine_with_min_lr": "cosine",
@@ -146,6 +159,6 @@ SCHEDULE_ALSO: Mapping[str, str] = {
 }
 
 
-def optimizer_named(name: str) -> OptimizerName:
-    """What is known of an optimizer; of a class of any package: that it may want matrices and any rate."""
-    return _BY_NAME.get(name) or OptimizerName(name, name, Family(0.0, 10.0, 1e-4), name.partition(".")[0], name.partition(".")[0])
+def optimizer_spec(name: str) -> OptimizerSpec:
+    """The spec of an optimizer; for a class of any package one that assumes nothing: not elementwise, any rate."""
+    return _BY_NAME.get(name) or OptimizerSpec(name, name, RateRange(0.0, 10.0, 1e-4), name.partition(".")[0], name.partition(".")[0])

@@ -1,4 +1,4 @@
-"""Names of samplers: ours, those that sd-scripts also takes, and what a WebUI calls them (no torch)."""
+"""Names of samplers: ours, sd-scripts', and the WebUI's (no torch)."""
 
 from __future__ import annotations
 
@@ -8,48 +8,50 @@ import attrs
 
 
 @attrs.frozen
-class SamplerName:
-    """`label` for people; `webui`: samplers there that come to the same picture, the best first; `also`: other spellings."""
+class SamplerSpec:
+    """`label` for the UI; `webui_names`: the WebUI's samplers that converge to the same picture, best first; `aliases`: other names."""
 
     name: str
     label: str
-    webui: tuple[str, ...]
-    also: tuple[str, ...] = ()
+    webui_names: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
 
 
-NAMES = (
-    SamplerName("ddim", "DDIM", ("DDIM",)),
-    SamplerName("ddpm", "DDPM", ("DDPM", "Euler a")),
-    SamplerName("pndm", "PLMS (pndm)", ("PLMS", "LMS", "DDIM")),
-    SamplerName("lms", "LMS", ("LMS", "Euler"), ("k_lms",)),
-    SamplerName("heun", "Heun", ("Heun", "Euler"), ("k_heun",)),
-    SamplerName("euler", "Euler", ("Euler",), ("k_euler",)),
-    SamplerName("euler_a", "Euler a", ("Euler a",), ("k_euler_a",)),
-    SamplerName("dpmsolver", "DPM-Solver 2M", ("DPM++ 2M", "DPM++ 2M Karras", "Euler")),
-    SamplerName("dpmsolver++", "DPM++ 2M", ("DPM++ 2M", "DPM++ 2M Karras", "Euler")),
-    SamplerName("dpmsingle", "DPM++ 2S", ("DPM++ 2M", "DPM++ 2M Karras", "Euler")),
-    SamplerName("dpm_2", "DPM2", ("DPM2", "DPM2 Karras", "Heun", "Euler"), ("k_dpm_2",)),
-    SamplerName("dpm_2_a", "DPM2 a", ("DPM2 a", "DPM2 a Karras", "Euler a"), ("k_dpm_2_a",)),
+SAMPLER_SPECS = (
+    SamplerSpec("ddim", "DDIM", ("DDIM",)),
+    SamplerSpec("ddpm", "DDPM", ("DDPM", "Euler a")),
+    SamplerSpec("pndm", "PLMS (pndm)", ("PLMS", "LMS", "DDIM")),
+    SamplerSpec("lms", "LMS", ("LMS", "Euler"), ("k_lms",)),
+    SamplerSpec("heun", "Heun", ("Heun", "Euler"), ("k_heun",)),
+    SamplerSpec("euler", "Euler", ("Euler",), ("k_euler",)),
+    SamplerSpec("euler_a", "Euler a", ("Euler a",), ("k_euler_a",)),
+    SamplerSpec("dpmsolver", "DPM-Solver 2M", ("DPM++ 2M", "DPM++ 2M Karras", "Euler")),
+    SamplerSpec("dpmsolver++", "DPM++ 2M", ("DPM++ 2M", "DPM++ 2M Karras", "Euler")),
+    SamplerSpec("dpmsingle", "DPM++ 2S", ("DPM++ 2M", "DPM++ 2M Karras", "Euler")),
+    SamplerSpec("dpm_2", "DPM2", ("DPM2", "DPM2 Karras", "Heun", "Euler"), ("k_dpm_2",)),
+    SamplerSpec("dpm_2_a", "DPM2 a", ("DPM2 a", "DPM2 a Karras", "Euler a"), ("k_dpm_2_a",)),
 )
-"""A WebUI has neither the older DPM-Solver nor 2S without added noise: DPM++ 2M comes to the same picture with enough steps."""
+"""A WebUI has neither the older DPM-Solver nor 2S without added noise: DPM++ 2M converges to the same picture with enough steps."""
 
-CHOICES: Mapping[str, str] = {sampler.name: sampler.label for sampler in NAMES}
-ALSO: Mapping[str, str] = {other: sampler.name for sampler in NAMES for other in sampler.also}
-_BY_NAME = {sampler.name: sampler for sampler in NAMES}
+CHOICES: Mapping[str, str] = {sampler.name: sampler.label for sampler in SAMPLER_SPECS}
+ALIASES: Mapping[str, str] = {other: sampler.name for sampler in SAMPLER_SPECS for other in sampler.aliases}
+_BY_NAME = {sampler.name: sampler for sampler in SAMPLER_SPECS}
 
 
-def known_sampler(text: str) -> str | None:
-    """Our name for what somebody wrote ("K_Euler_A", "DPM++ 2M"), or None."""
-    low = text.strip().lower()
-    if low in _BY_NAME:
-        return low
-    if low in ALSO:
-        return ALSO[low]
-    written = [(sampler.label, sampler.name) for sampler in NAMES] + [(sampler.webui[0], sampler.name) for sampler in NAMES]
-    return next((name for words, name in written if words.lower() == low), None)
+def find_sampler(text: str) -> str | None:
+    """Our name of a sampler given in any known spelling ("K_Euler_A", "DPM++ 2M"), or None."""
+    lowered = text.strip().lower()
+    if lowered in _BY_NAME:
+        return lowered
+    if lowered in ALIASES:
+        return ALIASES[lowered]
+    labels = [(sampler.label, sampler.name) for sampler in SAMPLER_SPECS] + [
+        (sampler.webui_names[0], sampler.name) for sampler in SAMPLER_SPECS
+    ]
+    return next((name for label, name in labels if label.lower() == lowered), None)
 
 
 def webui_names(name: str) -> tuple[str, ...]:
-    """What a WebUI may call our sampler, the best first; a name that is not ours stands for itself."""
-    found = _BY_NAME.get(name)
-    return found.webui if found else (name,)
+    """The WebUI's names for our sampler, best first; a name that is not ours is returned as it is."""
+    sampler = _BY_NAME.get(name)
+    return sampler.webui_names if sampler else (name,)

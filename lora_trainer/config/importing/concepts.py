@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_trainer.config.checks.option_checks import options
-from lora_trainer.config.importing.arguments import nested
+from lora_trainer.config.importing.arguments import nest
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, UNKNOWN
 from lora_trainer.config.importing.result import Imported, Left, Taken
-from lora_trainer.config.importing.values import is_empty, number
+from lora_trainer.config.importing.values import is_empty, to_number
 from lora_trainer.messages import Message, say
 
 FILEWORDS = "[filewords]"
@@ -19,27 +19,27 @@ PREVIEW = {"sample_seed": "d", "save_guidance_scale": "l", "save_infer_steps": "
 SUBSETS = "data.subsets"
 
 
-def concepts(given: Sequence[Any]) -> Imported:
-    """Every concept a folder of `data.subsets`, its class pictures another one; a single concept without them a plain folder."""
-    found = _Concepts(several=len(_with_pictures(given)) > 1 or any(_has_class(one) for one in _with_pictures(given)))
-    for place, one in enumerate(given):
-        if isinstance(one, Mapping):
-            found.add(f"[{place}]", one)
+def import_concepts(entries: Sequence[Any]) -> Imported:
+    """Each concept becomes a table of `data.subsets`, its class pictures another; a single concept without them a plain folder."""
+    collected = _Concepts(several=len(_with_pictures(entries)) > 1 or any(_has_class(concept) for concept in _with_pictures(entries)))
+    for index, concept in enumerate(entries):
+        if isinstance(concept, Mapping):
+            collected.add(f"[{index}]", concept)
         else:
-            found.left.append(Left(f"[{place}]", one, say("It is no object with the keys of a concept.")))
-    return found.result()
+            collected.left.append(Left(f"[{index}]", concept, say("It is not an object with the keys of a concept.")))
+    return collected.result()
 
 
-def _with_pictures(given: Sequence[Any]) -> list[Mapping[str, Any]]:
-    return [one for one in given if isinstance(one, Mapping) and not is_empty(one.get("instance_data_dir"))]
+def _with_pictures(entries: Sequence[Any]) -> list[Mapping[str, Any]]:
+    return [concept for concept in entries if isinstance(concept, Mapping) and not is_empty(concept.get("instance_data_dir"))]
 
 
-def _has_class(one: Mapping[str, Any]) -> bool:
-    return not is_empty(one.get("class_data_dir"))
+def _has_class(concept: Mapping[str, Any]) -> bool:
+    return not is_empty(concept.get("class_data_dir"))
 
 
 class _Concepts:
-    """What is gathered from one concept after the other."""
+    """Collects the options of the concepts."""
 
     def __init__(self, several: bool) -> None:
         self.tables = several and SUBSETS in options()
@@ -51,56 +51,56 @@ class _Concepts:
         self.left: list[Left] = []
         self.notes: list[Message] = []
 
-    def add(self, at: str, one: Mapping[str, Any]) -> None:
-        """One concept; the first with pictures is the run's folder where there are no tables of subsets."""
-        folder = not is_empty(one.get("instance_data_dir"))
-        usable = folder and (self.tables or "data.train_data_dir" not in self.flat)
-        for name, value in one.items():
-            key = f"{at}.{name}"
-            why = self._refused(name, value, one, folder, usable)
+    def add(self, prefix: str, concept: Mapping[str, Any]) -> None:
+        """Adds one concept; without tables of subsets the first one with pictures is the run's folder."""
+        has_folder = not is_empty(concept.get("instance_data_dir"))
+        is_usable = has_folder and (self.tables or "data.train_data_dir" not in self.flat)
+        for name, value in concept.items():
+            key = f"{prefix}.{name}"
+            why = self._reason_left(name, value, concept, has_folder, is_usable)
             if why is not None:
                 self.left.append(Left(key, value, why))
             else:
                 self.taken.append(Taken(key, value, self._paths(name, value)))
-        if usable:
-            self._put(one)
+        if is_usable:
+            self._add_options(concept)
 
     def result(self) -> Imported:
-        """All concepts together."""
+        """The import of all concepts."""
         if self.subsets:
             self.flat[SUBSETS] = self.subsets
         if self.prompts:
             self.flat["sample.prompts"] = self.prompts
-        return Imported("dreambooth", nested(self.flat), tuple(self.taken), tuple(self.left), notes=tuple(self.notes))
+        return Imported("dreambooth", nest(self.flat), tuple(self.taken), tuple(self.left), notes=tuple(self.notes))
 
-    def _refused(self, name: str, value: Any, one: Mapping[str, Any], folder: bool, usable: bool) -> Message | None:
-        known = name in NAMES
+    def _reason_left(self, name: str, value: Any, concept: Mapping[str, Any], has_folder: bool, usable: bool) -> Message | None:
+        is_known = name in TARGETS
         if name == "is_valid":
             return ITSELF
         if is_empty(value):
             return EMPTY
-        if not known:
+        if not is_known:
             return UNKNOWN
-        if not folder:
+        if not has_folder:
             return say("The concept has no folder of pictures.")
         if not usable:
             return say("Only one folder is possible here yet.")
         if name in CLASS_PICTURES:
             return NO_CLASS_PICTURES
-        return self._refused_word(name, value, one)
+        return self._reason_key_left(name, value, concept)
 
-    def _refused_word(self, name: str, value: Any, one: Mapping[str, Any]) -> Message | None:
+    def _reason_key_left(self, name: str, value: Any, concept: Mapping[str, Any]) -> Message | None:
         if name in ("class_data_dir", "class_prompt"):
             if not self.tables:
                 return NOT_YET
-            return None if _has_class(one) else say("There is no folder of class pictures.")
+            return None if _has_class(concept) else say("There is no folder of class pictures.")
         if name == "save_sample_template":
             return say("Prompts from {file} are not read here: write them into sample.prompts.", file=value)
-        if name in (*PREVIEW, "save_sample_negative_prompt", "n_save_sample") and is_empty(one.get("save_sample_prompt")):
+        if name in (*PREVIEW, "save_sample_negative_prompt", "n_save_sample") and is_empty(concept.get("save_sample_prompt")):
             return say("There is no preview prompt.")
-        if name == "n_save_sample" and number(value) > 1:
+        if name == "n_save_sample" and to_number(value) > 1:
             return say("One picture is drawn of each prompt.")
-        if name == "sample_seed" and number(value) < 0:
+        if name == "sample_seed" and to_number(value) < 0:
             return say("Previews keep one seed here, so that they can be compared.")
         if name == "instance_token" and self.several:
             return say("Several concepts have no trigger word in common: write it into the captions.")
@@ -109,52 +109,56 @@ class _Concepts:
         return None
 
     def _paths(self, name: str, value: Any) -> tuple[str, ...]:
-        place = SUBSETS if self.tables and NAMES[name][1] else "data"
+        section = SUBSETS if self.tables and TARGETS[name][1] else "data"
         if name in ("instance_prompt", "class_prompt"):
             folder = "image_dir" if self.tables else "train_data_dir"  # [filewords] alone: the captions as they are
-            return tuple(f"{place}.{word}" for word in _words({name: value}, name)) or (f"{place}.{folder}",)
-        return (f"{place}.{NAMES[name][1]}",) if place == SUBSETS else (NAMES[name][0],)
+            return tuple(f"{section}.{option}" for option in _caption_options({name: value}, name)) or (f"{section}.{folder}",)
+        return (f"{section}.{TARGETS[name][1]}",) if section == SUBSETS else (TARGETS[name][0],)
 
-    def _put(self, one: Mapping[str, Any]) -> None:
-        words = _words(one, "instance_prompt")
+    def _add_options(self, concept: Mapping[str, Any]) -> None:
+        options_of_prompt = _caption_options(concept, "instance_prompt")
         if self.tables:
-            self.subsets.append({"image_dir": str(one["instance_data_dir"]), **words})
-            if _has_class(one):
-                self.subsets.append({"image_dir": str(one["class_data_dir"]), "is_reg": True, **_words(one, "class_prompt")})
+            self.subsets.append({"image_dir": str(concept["instance_data_dir"]), **options_of_prompt})
+            if _has_class(concept):
+                self.subsets.append(
+                    {"image_dir": str(concept["class_data_dir"]), "is_reg": True, **_caption_options(concept, "class_prompt")}
+                )
         else:
-            self.flat["data.train_data_dir"] = str(one["instance_data_dir"])
-            self.flat |= {f"data.{name}": value for name, value in words.items() if f"data.{name}" in options()}
+            self.flat["data.train_data_dir"] = str(concept["instance_data_dir"])
+            self.flat |= {f"data.{name}": value for name, value in options_of_prompt.items() if f"data.{name}" in options()}
         if not self.several:
-            tokens = {"data.trigger_word": one.get("instance_token"), "data.class_tokens": one.get("class_token")}
+            tokens = {"data.trigger_word": concept.get("instance_token"), "data.class_tokens": concept.get("class_token")}
             self.flat |= {path: str(token) for path, token in tokens.items() if not is_empty(token)}
-        if FILEWORDS not in str(one.get("instance_prompt", "")):
+        if FILEWORDS not in str(concept.get("instance_prompt", "")):
             self.notes.append(
-                say("{folder}: where pictures have caption files, these are read, not the prompt.", folder=str(one["instance_data_dir"]))
+                say(
+                    "{folder}: where pictures have caption files, these are read, not the prompt.", folder=str(concept["instance_data_dir"])
+                )
             )
-        if not is_empty(one.get("save_sample_prompt")):
-            self.prompts.append(_preview(one))
+        if not is_empty(concept.get("save_sample_prompt")):
+            self.prompts.append(_prompt_line(concept))
 
 
-def _words(one: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A prompt as class words, or with [filewords] as what stands before and behind each caption."""
-    prompt = str(one.get(name) or "").strip()
+def _caption_options(concept: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A prompt as class tokens, or with [filewords] as prefix and suffix of each caption."""
+    prompt = str(concept.get(name) or "").strip()
     if FILEWORDS not in prompt:
         return {"class_tokens": prompt} if prompt else {}
-    before, _, behind = prompt.partition(FILEWORDS)
-    found = {"caption_prefix": before.strip(), "caption_suffix": behind.strip()}
-    return {name: text for name, text in found.items() if text}
+    prefix, _, suffix = prompt.partition(FILEWORDS)
+    affixes = {"caption_prefix": prefix.strip(), "caption_suffix": suffix.strip()}
+    return {name: text for name, text in affixes.items() if text}
 
 
-def _preview(one: Mapping[str, Any]) -> str:
-    prompt = str(one["save_sample_prompt"]).replace(FILEWORDS, "").strip()
-    words = [prompt]
-    if not is_empty(one.get("save_sample_negative_prompt")):
-        words.append(f"--n {one['save_sample_negative_prompt']}")
-    words += [f"--{letter} {one[name]}" for name, letter in PREVIEW.items() if number(one.get(name)) > 0]
-    return " ".join(words)
+def _prompt_line(concept: Mapping[str, Any]) -> str:
+    prompt = str(concept["save_sample_prompt"]).replace(FILEWORDS, "").strip()
+    parts = [prompt]
+    if not is_empty(concept.get("save_sample_negative_prompt")):
+        parts.append(f"--n {concept['save_sample_negative_prompt']}")
+    parts += [f"--{letter} {concept[name]}" for name, letter in PREVIEW.items() if to_number(concept.get(name)) > 0]
+    return " ".join(parts)
 
 
-NAMES: dict[str, tuple[str, str]] = {
+TARGETS: dict[str, tuple[str, str]] = {
     "instance_data_dir": ("data.train_data_dir", "image_dir"),
     "class_data_dir": ("", "image_dir"),
     "instance_prompt": ("data.class_tokens", "class_tokens"),
@@ -170,4 +174,4 @@ NAMES: dict[str, tuple[str, str]] = {
     "save_infer_steps": ("sample.prompts", ""),
     **dict.fromkeys(CLASS_PICTURES, ("", "")),
 }
-"""Key -> our option, and its name in a table of data.subsets ("" where it does not stand there)."""
+"""Key -> our option, and its name in a table of data.subsets ("" if it has none there)."""

@@ -1,4 +1,4 @@
-"""Settings out of a trained file's header: sd-scripts' `ss_*` words, which this trainer writes too, and OneTrainer's record (no torch)."""
+"""Settings from a trained file's metadata: sd-scripts' `ss_*` keys, which this trainer writes too, and OneTrainer's (no torch)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lora_trainer.config.checks.option_checks import problem
-from lora_trainer.config.importing.arguments import SPECIAL, Key, paths, translate_keys
+from lora_trainer.config.importing.arguments import SPECIAL, Key, paths_by_name, translate_keys
 from lora_trainer.config.importing.networks import network_defaults
 from lora_trainer.config.importing.reasons import OFF, REASONS
 from lora_trainer.config.importing.result import Imported
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 
-FACT = say("It tells what came of that run; it is no setting.")
+RESULT = say("It records a result of that run; it is not a setting.")
 ELSEWHERE = say("The pictures are chosen here: set the folder.")
 BASE = say("Only the name of the base model is known: choose it.")
-NOT_READ = say("OneTrainer's own setting, for which nothing here stands.")
-NAMED = {
+NOT_READ = say("OneTrainer's own setting, which has no counterpart here.")
+ARGUMENT_NAMES = {
     "optimizer": "optimizer_type",
     "batch_size_per_device": "train_batch_size",
     "num_epochs": "max_train_epochs",
@@ -27,8 +27,8 @@ NAMED = {
     "multires_noise_iterations": "multires_noise_iterations",
     "debiased_estimation": "debiased_estimation_loss",
 }
-"""What sd-scripts calls in the header -> on its command line."""
-FACTS = frozenset(
+"""sd-scripts' metadata key -> its command-line argument."""
+RESULTS = frozenset(
     [
         "session_id",
         "training_started_at",
@@ -73,7 +73,7 @@ ONE_TRAINER = {
     "learning_rate_scheduler": "lr_scheduler",
     "train_dtype": "mixed_precision",
 }
-ONE_TRAINER_WORDS = {
+ONE_TRAINER_VALUES = {
     "ADAMW": "AdamW",
     "ADAMW_8BIT": "AdamW8bit",
     "ADAFACTOR": "AdaFactor",
@@ -89,48 +89,48 @@ ONE_TRAINER_WORDS = {
 }
 
 
-def import_words(words: Mapping[str, str]) -> Imported:
-    """The settings that a trained file's header tells. Every key is taken, or listed with the reason; nothing is filled in.
+def import_metadata(metadata: Mapping[str, str]) -> Imported:
+    """The settings in a trained file's metadata. Every key is taken, or listed with the reason; nothing is filled in.
 
-    Raises ConfigError when the header tells none.
+    Raises ConfigError if the metadata holds no settings.
     """
-    keys = list(_one_trainer(words)) if "ot_config" in words else list(_sd_scripts(words))
+    keys = list(_one_trainer(metadata)) if "ot_config" in metadata else list(_sd_scripts(metadata))
     if not any(key.why is None for key in keys):
         raise ConfigError(
-            [problem("", "the file's header tells no settings.", "Choose a file of this trainer, of sd-scripts or of OneTrainer.")]
+            [problem("", "the file's header holds no settings.", "Choose a file of this trainer, of sd-scripts or of OneTrainer.")]
         )
-    usual = network_defaults({key.name: key.value for key in keys if key.why is None})
-    translated, taken, left, _ = translate_keys(keys, lambda name: None, usual)
+    defaults = network_defaults({key.name: key.value for key in keys if key.why is None})
+    translated, taken, left, _ = translate_keys(keys, lambda name: None, defaults)
     notes = [ELSEWHERE, BASE] if not translated.get("model", {}).get("pretrained_model_name_or_path") else [ELSEWHERE]
-    return Imported("onetrainer" if "ot_config" in words else "metadata", translated, tuple(taken), tuple(left), (), tuple(notes))
+    return Imported("onetrainer" if "ot_config" in metadata else "metadata", translated, tuple(taken), tuple(left), (), tuple(notes))
 
 
-def _sd_scripts(words: Mapping[str, str]) -> Iterator[Key]:
-    for key, text in words.items():
+def _sd_scripts(metadata: Mapping[str, str]) -> Iterator[Key]:
+    for key, text in metadata.items():
         if key.startswith("ss_"):
-            name, value = key.removeprefix("ss_"), _read(text)
+            name, value = key.removeprefix("ss_"), _parse_value(text)
             if name == "optimizer":
                 yield from _optimizer(key, text)
                 continue
-            yield _key(key, NAMED.get(name, name), value, text, words)
+            yield _key(key, ARGUMENT_NAMES.get(name, name), value, text, metadata)
         elif key.startswith("modelspec.trigger_phrase") and text:
             yield Key(key, "trigger_word", text)
 
 
-def _key(key: str, name: str, value: Any, text: str, words: Mapping[str, str]) -> Key:
+def _key(key: str, name: str, value: Any, text: str, metadata: Mapping[str, str]) -> Key:
     why: Message | None = None
     if value is None:
         why = OFF
-    elif name in FACTS:
-        why = FACT
+    elif name in RESULTS:
+        why = RESULT
     elif name in FOLDERS:
         why = ELSEWHERE
     elif name in ("sd_model_name", "vae_name"):
         why = BASE
-    elif name == "max_train_steps" and _read(words.get("ss_num_epochs", "None")):
+    elif name == "max_train_steps" and _parse_value(metadata.get("ss_num_epochs", "None")):
         why = say("{key} wins.", key="ss_num_epochs")
-    elif name not in paths() and name not in SPECIAL and name not in REASONS:
-        why = FACT
+    elif name not in paths_by_name() and name not in SPECIAL and name not in REASONS:
+        why = RESULT
     if name == "resolution":
         value = ",".join(re.findall(r"\d+", text))
     elif name == "network_args" and isinstance(value, dict):
@@ -148,31 +148,31 @@ def _optimizer(key: str, text: str) -> Iterator[Key]:
         yield Key(f"{key} (...)", "optimizer_args", re.split(r",\s*(?=\w+=)", arguments.rstrip().removesuffix(")")))
 
 
-def _one_trainer(words: Mapping[str, str]) -> Iterator[Key]:
+def _one_trainer(metadata: Mapping[str, str]) -> Iterator[Key]:
     try:
-        settings = json.loads(words["ot_config"])
+        settings = json.loads(metadata["ot_config"])
     except ValueError as error:
         raise ConfigError(
             [problem("ot_config", "it is not valid {kind} ({why}).", "Choose another file.", kind="JSON", why=str(error))]
         ) from error
-    for path, value in _flat(settings):
+    for path, value in _flatten(settings):
         name = ONE_TRAINER.get(path, "")
         if name and value is not None:
-            yield Key(path, name, ONE_TRAINER_WORDS.get(str(value), value), shown=value)
+            yield Key(path, name, ONE_TRAINER_VALUES.get(str(value), value), shown=value)
         elif value not in (None, "", [], {}, False):
             yield Key(path, path, value, why=NOT_READ)
 
 
-def _flat(found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in found.items():
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _read(text: str) -> Any:
-    """A header's text as the value that it was."""
+def _parse_value(text: str) -> Any:
+    """The value that a metadata text stands for."""
     if text in ("None", "null", ""):
         return None
     if text in ("True", "False"):

@@ -1,4 +1,4 @@
-"""Keys of the network under the names of sd-scripts, LyCORIS and the programs around them; a list of arguments is a key of several."""
+"""Translation of the network keys of sd-scripts, LyCORIS and their front ends; network_args is one key with several options."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 from lora_trainer.config.checks.option_checks import options
-from lora_trainer.config.importing.learning import LORAPLUS, Options, Read, Take
+from lora_trainer.config.importing.learning import LORAPLUS, Options, ReadText, Translate
 from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, OFF, OTHER_NETWORK, UNKNOWN
-from lora_trainer.config.importing.values import brought, is_empty, number
+from lora_trainer.config.importing.values import convert, is_empty, to_number
 from lora_trainer.config.schema.network import PRESETS
 from lora_trainer.messages import Message, say
 
@@ -27,13 +27,13 @@ MODULES = {
     "LyCORIS/Diag-OFT": "oft",
     "LyCORIS/Native Fine-Tuning": "full",
 }
-"""Modules, and the types of the kohya_ss window -> our types."""
+"""Modules, and the types in kohya_ss -> our types."""
 ALGORITHMS = {
     **{name: name for name in ("lora", "locon", "loha", "lokr", "dylora", "full")},
     "diag-oft": "oft",
 }
 PLAIN = ("networks.lora", "lora", "Standard")
-OWN_NAMES = {
+OPTION_NAMES = {
     "preset": "preset",
     "LyCORIS_preset": "preset",
     "dropout": "dropout",
@@ -50,7 +50,7 @@ OWN_NAMES = {
     "exclude_patterns": "exclude",
     **{name: name for name in ("include", "exclude", "text_encoder_dim", "text_encoder_alpha", "initialization")},
 }
-"""What an argument is called there -> the option of [network]."""
+"""Argument name there -> our option of [network]."""
 IGNORED: dict[str, Message] = {
     "algo": OFF,
     "bypass_mode": CALCULATED,
@@ -63,132 +63,137 @@ IGNORED: dict[str, Message] = {
 ARGUMENTS = ("network_args", "network_args_custom")
 
 
-def words(value: Any) -> dict[str, str]:
-    """`name=value` of a list, or of one line in which each may stand between quotes."""
+def parse_args(value: Any) -> dict[str, str]:
+    """`name=value` of a list, or of one line in which each may be quoted, as a dict."""
     if isinstance(value, list):
-        given = [str(part) for part in value]
+        args = [str(part) for part in value]
     else:
         try:
-            given = shlex.split(str(value))
-        except ValueError:  # a quote without its end
-            given = str(value).split()
-    return {name.strip(): text.strip().strip("\"'") for name, _, text in (word.partition("=") for word in given) if name.strip()}
+            args = shlex.split(str(value))
+        except ValueError:  # an unclosed quote
+            args = str(value).split()
+    return {name.strip(): text.strip().strip("\"'") for name, _, text in (arg.partition("=") for arg in args) if name.strip()}
 
 
-def arguments_of(given: Mapping[str, Any]) -> dict[str, str]:
-    """The arguments of the network of a whole file."""
-    return {name: text for key in ARGUMENTS if not is_empty(given.get(key)) for name, text in words(given[key]).items()}
+def network_args(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The network arguments of a file's settings."""
+    return {name: text for key in ARGUMENTS if not is_empty(settings.get(key)) for name, text in parse_args(settings[key]).items()}
 
 
-def type_of(given: Mapping[str, Any]) -> str | None:
-    """Our type of the network that a file means; None where there is none."""
-    module = str(given.get("network_module", PLAIN[0]))
+def network_type(settings: Mapping[str, Any]) -> str | None:
+    """Our type of a file's network; None if it is not supported."""
+    module = str(settings.get("network_module", PLAIN[0]))
     if module == LYCORIS_MODULE:
-        return ALGORITHMS.get(arguments_of(given).get("algo", str(given.get("lycoris_algo") or "lora")).lower())
+        return ALGORITHMS.get(network_args(settings).get("algo", str(settings.get("lycoris_algo") or "lora")).lower())
     return "lora" if module in PLAIN else MODULES.get(module)
 
 
-def module(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """network_module, or the type in a window."""
-    known = type_of(given)
-    if known in options()["network.type"].option.choices:
-        return [("network.type", known)]
-    name = arguments_of(given).get("algo", given.get("lycoris_algo", value)) if value == LYCORIS_MODULE else value
-    return say("The network {name} is not here yet: a plain LoRA takes its place.", name=name)
+def module(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """network_module, or the type in a front end."""
+    kind = network_type(settings)
+    if kind in options()["network.type"].option.choices:
+        return [("network.type", kind)]
+    name = network_args(settings).get("algo", settings.get("lycoris_algo", value)) if value == LYCORIS_MODULE else value
+    return say("The network {name} is not supported yet: a plain LoRA takes its place.", name=name)
 
 
-def algorithm(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """lycoris_algo, which one program writes beside the module."""
-    if given.get("network_module") != LYCORIS_MODULE:
+def algorithm(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """lycoris_algo, which one program writes in addition to the module."""
+    if settings.get("network_module") != LYCORIS_MODULE:
         return CONV
-    return module(LYCORIS_MODULE, given, read)
+    return module(LYCORIS_MODULE, settings, read)
 
 
-def arguments(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """network_args: what of them has an option here; `argument_notes` tells of the others."""
-    found: Options = []
-    for name, text in words(value).items():
-        taken = _argument(name, text, given)
-        found += taken if isinstance(taken, list) else []
-    return found or (EMPTY if is_empty(value) or not words(value) else UNKNOWN)
+def arguments(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """network_args: those that have an option here; `argument_notes` reports the others."""
+    options_found: Options = []
+    for name, text in parse_args(value).items():
+        translated = _argument(name, text, settings)
+        options_found += translated if isinstance(translated, list) else []
+    return options_found or (EMPTY if is_empty(value) or not parse_args(value) else UNKNOWN)
 
 
-def argument_notes(given: Mapping[str, Any]) -> Iterator[Message]:
-    """What was not taken of the arguments, each with its reason."""
+def argument_notes(settings: Mapping[str, Any]) -> Iterator[Message]:
+    """A note for each network argument that was not taken, with the reason."""
     for key in ARGUMENTS:
-        for name, text in words(given[key]).items() if not is_empty(given.get(key)) else ():
-            why = _argument(name, text, given)
+        for name, text in parse_args(settings[key]).items() if not is_empty(settings.get(key)) else ():
+            why = _argument(name, text, settings)
             if isinstance(why, Message) and name != "algo":
                 yield say("{key}: {name}={value} was not taken. {why}", key=key, name=name, value=text, why=why)
 
 
-def _argument(name: str, text: str, given: Mapping[str, Any]) -> Options | Message:
+def _argument(name: str, text: str, settings: Mapping[str, Any]) -> Options | Message:
     if name in LORAPLUS:
-        return [(f"optimizer.{name}", number(text))]
+        return [(f"optimizer.{name}", to_number(text))]
     if name in ("wd_on_output", "wd_on_out"):
         return [("network.dora_axis", "out" if text.lower() == "true" else "in")]
-    if name in OWN_NAMES:
-        return option(name)(text, given, lambda file: None)
+    if name in OPTION_NAMES:
+        return network_option(name)(text, settings, lambda file: None)
     why = IGNORED.get(name, UNKNOWN)
     return OFF if why is OTHER_NETWORK and text.lower() in ("false", "0", "none", "") else why
 
 
-def option(name: str) -> Take:
-    """An argument, or a key of its own, that is an option of the network under another name."""
-    path = f"network.{OWN_NAMES[name]}"
+def network_option(name: str) -> Translate:
+    """An argument, or a key of its own, that is one of our network options under another name."""
+    path = f"network.{OPTION_NAMES[name]}"
 
-    def take(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
+    def take(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
         if isinstance(value, str) and value.lower() in ("none", ""):
             return EMPTY
-        if name in ("LyCORIS_preset", "preset") and not _is_lycoris(given):
+        if name in ("LyCORIS_preset", "preset") and not _is_lycoris(settings):
             return CONV
         if name in ("LyCORIS_preset", "preset") and value not in PRESETS:
             return say("The preset {name} is a file: choose the layers here.", name=value)
-        if name == "conv_dim" and _is_lycoris(given) and not number(value):
-            return OFF  # there 0 means the other rank
-        if name == "conv_alpha" and not number(value):
+        if name == "conv_dim" and _is_lycoris(settings) and not to_number(value):
+            return OFF  # in LyCORIS 0 means the other rank
+        if name == "conv_alpha" and not to_number(value):
             return OFF
-        if name in _NOT_OF_PLAIN and type_of(given) == "lora" and given.get("network_module") == "networks.lora" and _is_key(name, given):
+        if (
+            name in _NOT_OF_PLAIN
+            and network_type(settings) == "lora"
+            and settings.get("network_module") == "networks.lora"
+            and _is_key(name, settings)
+        ):
             return CONV
-        if OWN_NAMES[name] in ("include", "exclude"):
+        if OPTION_NAMES[name] in ("include", "exclude"):
             return [(path, _patterns(value))]
         if isinstance(value, list):
             return [(path, ",".join(str(part) for part in value))]
-        return [(path, brought(value, options()[path]))]
+        return [(path, convert(value, options()[path]))]
 
     return take
 
 
 def _patterns(value: Any) -> list[str]:
-    """Patterns of a list, of a list written as JSON (as headers hold it), or a single one."""
+    """Patterns from a list, from a JSON list (as in metadata), or a single one."""
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError):
             value = json.loads(value)
-    return [str(one) for one in value] if isinstance(value, list) else [str(value)]
+    return [str(pattern) for pattern in value] if isinstance(value, list) else [str(value)]
 
 
-def _is_lycoris(given: Mapping[str, Any]) -> bool:
-    return str(given.get("network_module", "")).startswith((LYCORIS_MODULE, "LyCORIS/"))
+def _is_lycoris(settings: Mapping[str, Any]) -> bool:
+    return str(settings.get("network_module", "")).startswith((LYCORIS_MODULE, "LyCORIS/"))
 
 
-def _is_key(name: str, given: Mapping[str, Any]) -> bool:
-    """Whether it stands as a key of its own, which a plain LoRA of those programs does not read."""
-    return name in given and name not in arguments_of(given)
+def _is_key(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether it is a key of its own, which a plain LoRA of those programs does not read."""
+    return name in settings and name not in network_args(settings)
 
 
 _NOT_OF_PLAIN = ("conv_dim", "conv_alpha", "factor", "use_tucker", "use_cp", "dora_wd", "train_norm", "decompose_both", "full_matrix")
 
 
-def base_files(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """base_weights: a list, or a line each."""
+def base_weights(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """base_weights: a list, or one per line."""
     files = [line.strip() for line in _lines(value) if line.strip()]
     return [("network.base_weights", files)] if files else EMPTY
 
 
-def base_strengths(value: Any, given: Mapping[str, Any], read: Read) -> Options | Message:
-    """base_weights_multiplier: the missing ones are 1 there."""
-    files = [line for line in _lines(given.get("base_weights")) if line.strip()]
-    numbers = [number(line) for line in _lines(value) if str(line).strip()]
+def base_weights_multiplier(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """base_weights_multiplier: missing ones are 1, as in sd-scripts."""
+    files = [line for line in _lines(settings.get("base_weights")) if line.strip()]
+    numbers = [to_number(line) for line in _lines(value) if str(line).strip()]
     if not files:
         return say("It counts only with {other}.", other="base_weights")
     return [("network.base_weights_multiplier", (numbers + [1.0] * len(files))[: len(files)])]
@@ -197,31 +202,31 @@ def base_strengths(value: Any, given: Mapping[str, Any], read: Read) -> Options 
 def _lines(value: Any) -> list[str]:
     if value is None:
         return []
-    return [str(one) for one in value] if isinstance(value, list) else str(value).splitlines()
+    return [str(line) for line in value] if isinstance(value, list) else str(value).splitlines()
 
 
-def network_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What sd-scripts and LyCORIS do by themselves with these keys, where it means something else here."""
-    told = {**{key: str(value) for key, value in given.items() if not isinstance(value, (list, dict))}, **arguments_of(given)}
-    found: dict[str, Any] = {}
-    if _is_lycoris(given):
-        found["network.preset"] = "full"
-        if number(told.get("conv_dim")):
-            found["network.conv_alpha"] = number(told.get("network_alpha")) or 1.0
-    elif number(arguments_of(given).get("conv_dim")):
-        found["network.conv_alpha"] = 1.0
+def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults of sd-scripts and LyCORIS for these keys, where they differ from ours."""
+    values = {**{key: str(value) for key, value in settings.items() if not isinstance(value, (list, dict))}, **network_args(settings)}
+    defaults: dict[str, Any] = {}
+    if _is_lycoris(settings):
+        defaults["network.preset"] = "full"
+        if to_number(values.get("conv_dim")):
+            defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
+    elif to_number(network_args(settings).get("conv_dim")):
+        defaults["network.conv_alpha"] = 1.0
     for ranks, alphas, alpha in (("block_dims", "block_alphas", "network_alpha"), ("conv_block_dims", "conv_block_alphas", "conv_alpha")):
-        if text := arguments_of(given).get(ranks):
-            found[f"network.{alphas}"] = ",".join([f"{number(told.get(alpha)) or 1.0:g}"] * (text.count(",") + 1))
-    return found
+        if text := network_args(settings).get(ranks):
+            defaults[f"network.{alphas}"] = ",".join([f"{to_number(values.get(alpha)) or 1.0:g}"] * (text.count(",") + 1))
+    return defaults
 
 
-NETWORK: dict[str, Take] = {
+NETWORK: dict[str, Translate] = {
     "network_module": module,
     "lycoris_algo": algorithm,
     "network_args": arguments,
     "network_args_custom": arguments,
-    "base_weights": base_files,
-    "base_weights_multiplier": base_strengths,
-    **{name: option(name) for name in OWN_NAMES},
+    "base_weights": base_weights,
+    "base_weights_multiplier": base_weights_multiplier,
+    **{name: network_option(name) for name in OPTION_NAMES},
 }

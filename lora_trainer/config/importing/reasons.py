@@ -1,4 +1,4 @@
-"""Why a key of another trainer is not taken."""
+"""Reasons why a key of another trainer is not taken."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from typing import Any
 
 from lora_trainer.messages import Message, say
 
-EMPTY = say("Empty there: nothing to take.")
+EMPTY = say("Empty there: nothing to import.")
 OFF = say("Switched off there, as here.")
 UNKNOWN = say("Known neither to sd-scripts nor here.")
 START = say("How the other program is started; not needed here.")
-WINDOW = say("Belongs to the other program's window.")
+WINDOW = say("Belongs to the other program's user interface.")
 ITSELF = say("The trainer finds this out by itself.")
 LOG = say("Every run here keeps its own log.")
-NOT_YET = say("Not possible here yet.")
+NOT_YET = say("Not supported here yet.")
 ONLY_STABLE_DIFFUSION = say("Belongs to models of another kind.")
 SAFETENSORS = say("Files are always safetensors here.")
 RESUMED = say("Every run here keeps its own state, and is resumed by its name: train --resume RUN, or the tab's run menu.")
 CALCULATED = say("How it is calculated there; the result is the same.")
 OTHER_NETWORK = say("This kind of network is calculated without it here.")
 CONV = say("Only other kinds of networks use it, there too.")
-WORDS = say("Words of a command line are not read: write each as a setting.")
+EXTRA_ARGUMENTS = say("Command-line arguments are not read: write each as a setting.")
 
 _OTHER_NETWORKS = """conv_dim conv_alpha LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rescaled
     train_norm train_on_input unit use_cp use_scalar use_tucker rank_dropout_scale"""
 LYCORIS = frozenset(_OTHER_NETWORKS.split())
-"""Keys of the kohya_ss window that its plain LoRA does not use."""
+"""Keys of kohya_ss that its plain LoRA does not use."""
 OFF_VALUES = (False, 0, 0.0, None, "", "0", "0.0", "none", "None", "False", "false", "no")
 
-_WORDS: dict[Message, str] = {
+_KEYS_BY_REASON: dict[Message, str] = {
     CALCULATED: """bypass_mode""",
     OTHER_NETWORK: """rank_dropout_scale train_on_input use_scalar""",
     START: """num_cpu_threads_per_process num_processes num_machines multi_gpu gpu_ids main_process_port dynamo_backend dynamo_mode
@@ -73,18 +73,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_power": (1, 1.0, "1"),
     "loraplus_lr_ratio": (1,),
 }
-"""Values that change nothing there, so that nothing is lost here."""
-REASONS: dict[str, Message] = {name: why for why, names in _WORDS.items() for name in names.split()}
+"""Values that have no effect there, so that nothing is lost here."""
+REASONS: dict[str, Message] = {name: why for why, names in _KEYS_BY_REASON.items() for name in names.split()}
 
 
-def reason(name: str, value: Any) -> Message:
-    """Why a key that no option stands for is left, by its name and value."""
+def reason_left(name: str, value: Any) -> Message:
+    """Why a key without a matching option is not taken, by its name and value."""
     if value is None or value == "" or value == [] or value == {}:
         return EMPTY
     if name == "additional_parameters":
-        return WORDS
+        return EXTRA_ARGUMENTS
     why = REASONS.get(name, UNKNOWN)
     if not isinstance(value, (list, dict)) and value in NEUTRAL.get(name, ()):
         return OFF
-    off = not isinstance(value, (list, dict)) and any(type(value) is type(known) and value == known for known in OFF_VALUES)
-    return OFF if off and why in (NOT_YET, ONLY_STABLE_DIFFUSION, OTHER_NETWORK, CALCULATED) else why
+    is_off = not isinstance(value, (list, dict)) and any(type(value) is type(off_value) and value == off_value for off_value in OFF_VALUES)
+    return OFF if is_off and why in (NOT_YET, ONLY_STABLE_DIFFUSION, OTHER_NETWORK, CALCULATED) else why

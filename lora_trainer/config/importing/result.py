@@ -1,4 +1,4 @@
-"""What came of a foreign file: keys in = keys taken + keys left, each left one with its reason."""
+"""Result of an import: keys in = keys taken + keys left, each left one with its reason."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ KINDS = {
     "onetrainer": "OneTrainer (metadata)",
     "own": "LoRA Trainer",
 }
-"""Names of programs and formats: the same in every language."""
+"""Names of programs and formats: not translated."""
 
 
 SECRETS = ("hub_token", "huggingface_token", "wandb_api_key")
-"""Keys whose values are never shown."""
+"""Keys with secret values."""
 
 
-def shown(key: str, value: Any) -> Any:
-    """The value of a key as it may be shown."""
+def masked(key: str, value: Any) -> Any:
+    """The value of a key, or "…" if it is a secret."""
     return "…" if value and key.rpartition(".")[2] in SECRETS else value
 
 
 @attrs.frozen
 class Taken:
-    """A key of the file and the options that it became."""
+    """A key of the file and the options that it was translated to."""
 
     key: str
     value: Any
@@ -44,7 +44,7 @@ class Taken:
 
 @attrs.frozen
 class Left:
-    """A key of the file that nothing here stands for, and why."""
+    """A key of the file that was not taken, and why."""
 
     key: str
     value: Any
@@ -53,7 +53,7 @@ class Left:
 
 @attrs.frozen
 class Filled:
-    """An option that the file does not name, set to what the other program does by itself."""
+    """An option that the file does not set, filled in with the other program's default."""
 
     path: str
     value: Any
@@ -61,7 +61,7 @@ class Filled:
 
 @attrs.frozen
 class Imported:
-    """`values`: nested plain values that `build` takes; `kind` is a key of KINDS; `notes`: what else the user should know."""
+    """`values`: nested plain values for `build`; `kind` is a key of KINDS; `notes`: what else the user should know."""
 
     kind: str
     values: Mapping[str, Any]
@@ -86,8 +86,8 @@ class Imported:
             "kind": self.kind,
             "name": KINDS[self.kind],
             "keys": self.keys,
-            "taken": [{"key": one.key, "value": shown(one.key, one.value), "paths": list(one.paths)} for one in self.taken],
-            "left": [{"key": one.key, "value": shown(one.key, one.value), "why": one.why.text(language)} for one in self.left],
+            "taken": [{"key": one.key, "value": masked(one.key, one.value), "paths": list(one.paths)} for one in self.taken],
+            "left": [{"key": one.key, "value": masked(one.key, one.value), "why": one.why.text(language)} for one in self.left],
             "filled": [{"path": one.path, "value": one.value} for one in self.filled],
             "notes": [note.text(language) for note in self.notes],
         }

@@ -1,26 +1,26 @@
-"""Values as other programs write them, brought to the type of an option."""
+"""Conversion of other programs' values to the type of an option."""
 
 from __future__ import annotations
 
 from typing import Any, get_args, get_origin
 
-from lora_trainer.config.param import Declared
+from lora_trainer.config.param import DeclaredOption
 
 
 def is_empty(value: Any) -> bool:
-    """Whether the value says nothing: null, no text, no entries."""
+    """Whether the value is empty: null, no text, no entries."""
     return value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip())
 
 
-def brought(value: Any, option: Declared) -> Any:
-    """The value as the option's type wants it where only its form differs ("64", 64.0, "1e-4", "True"); else as it is."""
+def convert(value: Any, option: DeclaredOption) -> Any:
+    """The value in the option's type if only its form differs ("64", 64.0, "1e-4", "True"); else unchanged."""
     kinds = get_args(option.type) or (option.type,)
     if get_origin(option.type) is tuple:
         return [str(part) for part in value] if isinstance(value, list) else value
     if isinstance(value, list) and str in kinds:
         return " ".join(str(part) for part in value)
     if isinstance(value, str) and str not in kinds and option.option.kind != "size":
-        value = _read(value.strip(), kinds)
+        value = _parse(value.strip(), kinds)
     if isinstance(value, float) and float not in kinds and value.is_integer():
         return int(value)
     if isinstance(value, (int, float)) and not isinstance(value, bool) and kinds == (bool,) and value in (0, 1):
@@ -30,15 +30,15 @@ def brought(value: Any, option: Declared) -> Any:
     return value
 
 
-def number(value: Any) -> float:
-    """A number that may be written as text; 0 where it is none."""
+def to_number(value: Any) -> float:
+    """The value as a number, which may be written as text; 0 if it is not a number."""
     try:
         return float(value)
     except (TypeError, ValueError):
         return 0.0
 
 
-def _read(text: str, kinds: tuple[Any, ...]) -> Any:
+def _parse(text: str, kinds: tuple[Any, ...]) -> Any:
     if bool in kinds and text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):

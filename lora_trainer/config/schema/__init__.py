@@ -1,4 +1,4 @@
-"""Every option of a training run, a module a group of sections. Labels and helps are English; locale/zh_CN holds their translation."""
+"""Every option of a training run, one module per group of sections. Labels and helps are English; locale/zh_CN translates them."""
 
 from __future__ import annotations
 

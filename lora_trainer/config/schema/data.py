@@ -1,4 +1,4 @@
-"""Pictures, captions, buckets, and what is done to each of them."""
+"""Pictures, captions, buckets, augmentation and masks."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ Size = int | tuple[int, int]
 
 @attrs.frozen
 class SubsetConfig:
-    """One table of [[data.subsets]]: the names and values that it gives; what it does not give is [data]'s (config.subsets)."""
+    """One table of [[data.subsets]]: the names and values that it sets; the others come from [data] (config.subsets)."""
 
-    given: tuple[tuple[str, Any], ...] = ()
+    values: tuple[tuple[str, Any], ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value that the table gives, else `default`."""
-        return dict(self.given).get(name, default)
+        """The value that the table sets, else `default`."""
+        return dict(self.values).get(name, default)
 
 
 @section
@@ -48,7 +48,7 @@ class DataConfig:
     trigger_word: str = param(
         "",
         "Trigger word",
-        "Stands in front of every caption that lacks it; you write it in a prompt to call the subject. Rare and short is best.",
+        "Is put in front of every caption that lacks it; write it in a prompt to call up the subject. Rare and short is best.",
         basic=True,
         kind="trigger",
         group="Subject",
@@ -63,7 +63,7 @@ class DataConfig:
     num_repeats: int = param(
         1,
         "Repeats",
-        "How often each picture is seen in one epoch. A folder called `N_name` says it for itself.",
+        "How often each picture is seen in one epoch. A folder called `N_name` sets its own number.",
         low=1,
         high=10000,
         basic=True,
@@ -78,7 +78,7 @@ class DataConfig:
     resolution: Size = param(
         512,
         "Training size",
-        "Width and height in pixels that pictures are brought to; with buckets the area. One number is a square.",
+        "Width and height in pixels that pictures are resized to; with buckets, the area. One number means a square.",
         low=64,
         high=4096,
         basic=True,
@@ -98,7 +98,7 @@ class DataConfig:
     enable_bucket: bool = param(
         True,
         "Group by shape",
-        "Keeps the shape of pictures: they are grouped into sizes of about the same area instead of cut square.",
+        "Keeps the shape of pictures: they are grouped into sizes of about the same area instead of being cut square.",
         group="Sizes",
     )
     min_bucket_reso: int = param(
@@ -134,7 +134,7 @@ class DataConfig:
     resize_interpolation: str = param(
         "lanczos",
         "Resizing",
-        "How pictures are brought to their size.",
+        "How pictures are resized.",
         choices=("lanczos", "area", "bicubic", "cubic", "bilinear", "linear", "box", "nearest"),
         group="Sizes",
     )
@@ -147,15 +147,15 @@ class DataConfig:
     cache_latents_to_disk: bool = param(
         True,
         "Keep them for later runs",
-        "Encoded pictures are kept on disk, named after what they hold: a later run begins at once, and a changed picture, VAE or size is "
-        "encoded anew. Off: in memory only.",
+        "Encoded pictures are kept on disk under a hash of their content: a later run begins at once, and a changed picture, VAE "
+        "or size is encoded anew. Off: in memory only.",
         group="Encoded pictures",
         when="cache_latents",
     )
     vae_batch_size: int = param(
         1,
         "Pictures encoded together",
-        "More is faster on a GPU and needs more memory. With 1 a kept picture equals one that is encoded anew in every bit.",
+        "More is faster on a GPU and needs more memory. With 1, a cached picture is bit for bit the same as one that is encoded anew.",
         low=1,
         high=64,
         group="Encoded pictures",
@@ -164,8 +164,8 @@ class DataConfig:
     npz_caches: bool = param(
         False,
         "Use sd-scripts' caches",
-        "Reads the .npz files that sd-scripts left beside pictures, where they are newer than the picture and fit in size. They do not say "
-        "which VAE made them: one is compared with this one.",
+        "Reads the .npz files that sd-scripts left beside pictures, where they are newer than the picture and match its size. "
+        "They do not say which VAE made them: one is compared with this VAE.",
         group="Encoded pictures",
         when="cache_latents",
     )
@@ -179,20 +179,20 @@ class DataConfig:
     cache_text_encoder_outputs_to_disk: bool = param(
         False,
         "Keep them for later runs",
-        "Encoded captions are kept on disk, named after what they say and which encoders read them. Those that are drawn anew each time "
-        "(shuffled, with dropped tags) are not.",
+        "Encoded captions are kept on disk under a hash of their text and of the encoders that read them. Those that change each "
+        "time (shuffled, with dropped tags) are not.",
         group="Encoded captions",
     )
     shuffle_caption: bool = param(
         False,
         "Shuffle tags",
-        "Mixes the comma-separated parts of a caption anew each time, behind those that are kept in front.",
+        "Shuffles the comma-separated parts of a caption anew each time, after those that are kept in front.",
         group="Captions",
     )
     keep_tokens: int = param(
         0,
         "Parts kept in front",
-        "How many comma-separated parts stay in place when tags are shuffled. The trigger word counts in by itself.",
+        "How many comma-separated parts stay in place when tags are shuffled. The trigger word is counted automatically.",
         low=0,
         high=255,
         group="Captions",
@@ -203,7 +203,7 @@ class DataConfig:
     caption_dropout_every_n_epochs: int = param(
         0,
         "Drop captions every n epochs",
-        "In each n-th epoch all pictures are seen without their captions. 0: never.",
+        "In every n-th epoch all pictures are seen without their captions. 0: never.",
         low=0,
         high=100000,
         group="Captions",
@@ -229,8 +229,8 @@ class DataConfig:
     keep_tokens_separator: str = param(
         "",
         "Mark of kept parts",
-        "For example |||: what stands before it in a caption is kept in front, what stands behind a second one is kept at the end. "
-        "It counts instead of the number of parts, where parts are shuffled or dropped.",
+        "For example |||: what comes before it in a caption is kept in front, what comes after a second one is kept at the end. "
+        "It is used instead of the number of parts, where parts are shuffled or dropped.",
         group="Captions",
     )
     secondary_separator: str = param(
@@ -242,14 +242,14 @@ class DataConfig:
     enable_wildcard: bool = param(
         False,
         "Lines and {a|b}",
-        "Of several lines in a caption one is drawn, and one of the words in {red|blue}; {{ and }} are plain brackets. "
-        "The first line gets what is put in front, the last what is put behind. Off: the first line is read.",
+        "One of several lines in a caption is chosen at random, and so is one of the words in {red|blue}; {{ and }} are plain "
+        "brackets. The first line gets what is put in front, the last what is put behind. Off: the first line is read.",
         group="Captions",
     )
     token_warmup_min: int = param(
         1,
         "Parts at first",
-        "How many parts behind the kept ones are read at the first step, when captions grow.",
+        "How many parts after the kept ones are read at the first step, when captions grow.",
         low=0,
         high=1000,
         group="Captions",
@@ -266,13 +266,13 @@ class DataConfig:
     flip_aug: bool = param(
         False,
         "Mirror at random",
-        "Half of the times a picture is seen mirrored. Not for subjects whose left and right differ.",
+        "Half of the time a picture is seen mirrored. Not for subjects whose left and right differ.",
         group="Variation",
     )
     color_aug: bool = param(
         False,
         "Vary colours",
-        "A third of the times hue or brightness is changed a little. Pictures then cannot be kept encoded.",
+        "A third of the time hue or brightness is changed a little. Pictures then cannot be kept encoded.",
         group="Variation",
     )
     random_crop: bool = param(

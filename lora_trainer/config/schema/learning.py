@@ -1,4 +1,4 @@
-"""How it is learned: optimizer, learning rates over the run, steps."""
+"""Optimizer, learning-rate schedule, length of the run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class OptimizerConfig:
     type: str = param(
         "AdamW",
         "Optimizer",
-        "How the weights follow the gradient. Another class of an installed package can be written with its whole name, "
-        "for example torch.optim.RMSprop.",
+        "How the weights follow the gradient. Another class of an installed package can be written with its full name, for "
+        "example torch.optim.RMSprop.",
         choices=optimizers.OPTIMIZER_CHOICES,
-        also=optimizers.OPTIMIZER_ALSO,
+        also=optimizers.OPTIMIZER_ALIASES,
         kohya="optimizer_type",
         kind="class",
         basic=True,
@@ -41,7 +41,8 @@ class OptimizerConfig:
     scale_lr: str = param(
         "none",
         "Scale rates by the batch",
-        "Multiplies the rates by the pictures of a step, or by their square root: a rate that suits one picture per step then suits more.",
+        "Multiplies the rates by the number of pictures in a step, or by its square root: a rate that suits one picture per step "
+        "then suits more.",
         choices={"none": "As written", "sqrt": "Square root", "linear": "In proportion"},
     )
     args: str = param(
@@ -57,7 +58,7 @@ class OptimizerConfig:
     loraplus_lr_ratio: float = param(
         0.0,
         "LoRA+ ratio",
-        "The upper matrix of each pair learns this many times faster than the lower one (Hayou et al. 2024: 16). 0: alike.",
+        "The upper matrix of each pair learns this many times faster than the lower one (Hayou et al. 2024: 16). 0: both the same.",
         low=0.0,
         high=1000.0,
         group="LoRA+",
@@ -75,10 +76,10 @@ class ScheduleConfig:
     type: str = param(
         "cosine",
         "Schedule",
-        "How the learning rate goes on after the warm-up. A class of an installed package can be written with its whole name, "
-        "for example torch.optim.lr_scheduler.OneCycleLR.",
+        "How the learning rate changes after the warm-up. A class of an installed package can be written with its full name, for "
+        "example torch.optim.lr_scheduler.OneCycleLR.",
         choices=optimizers.SCHEDULE_CHOICES,
-        also=optimizers.SCHEDULE_ALSO,
+        also=optimizers.SCHEDULE_ALIASES,
         kohya="lr_scheduler",
         kind="class",
     )
@@ -101,7 +102,7 @@ class ScheduleConfig:
     num_cycles: float = param(
         1.0,
         "Cycles",
-        "How often the rate starts anew at its height (with restarts), or falls and rises (down and up).",
+        "How often the rate starts again from its peak (with restarts), or falls and rises (down and up).",
         above=0.0,
         high=1000.0,
         kohya="lr_scheduler_num_cycles",
@@ -119,7 +120,7 @@ class ScheduleConfig:
     decay_steps: Steps = param(
         "20%",
         "Decay",
-        'In how many last steps the rate falls: a number, or a share such as "20%".',
+        'Over how many of the last steps the rate falls: a number, or a share such as "20%".',
         low=0,
         kohya="lr_decay_steps",
         kind="steps",
@@ -128,7 +129,7 @@ class ScheduleConfig:
     timescale: int = param(
         0,
         "Time scale",
-        "After this many steps the rate begins to fall with the root of the steps. 0: after the warm-up, or 10000 without one.",
+        "After this many steps the rate begins to fall with the square root of the steps. 0: after the warm-up, or 10000 without one.",
         low=0,
         high=10_000_000,
         kohya="lr_scheduler_timescale",
@@ -137,7 +138,7 @@ class ScheduleConfig:
     args: str = param(
         "",
         "Schedule arguments",
-        "For pieces: step_rules=1:100,0.1:200,0.01 (the rate's share, and until which step). For a class its own: T_max=100",
+        "For piecewise constant: step_rules=1:100,0.1:200,0.01 (share of the rate, and up to which step). For a class, its own: T_max=100",
         kohya="lr_scheduler_args",
     )
 

@@ -1,4 +1,4 @@
-"""What is made small: noise, timesteps, weights of the loss."""
+"""The loss: loss function, weights, noise, timesteps."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ class LossConfig:
     prior_loss_weight: float = param(
         1.0,
         "Weight of regularisation",
-        "How much regularisation pictures count beside the others. 0: they are not used.",
+        "How much regularisation pictures count compared with the others. 0: they are not used.",
         low=0.0,
         high=100.0,
     )
     loss_type: str = param(
         "l2",
         "Loss function",
-        "How far off an answer is. Huber and smooth L1 are less moved by pictures that do not fit the others.",
+        "How the error of a prediction is measured. Huber and smooth L1 are less sensitive to pictures that do not fit the others.",
         choices={"l2": "L2 (squared, usual)", "l1": "L1 (absolute)", "huber": "Huber", "smooth_l1": "Smooth L1"},
         group="Loss function",
     )
     huber_schedule: str = param(
         "snr",
         "Huber threshold",
-        "From which error on Huber and smooth L1 count like L1: by the noise of the step, falling with it, or always the same.",
-        choices={"snr": "By signal to noise", "exponential": "Falling with the noise", "constant": "The same at all steps"},
+        "The error above which Huber and smooth L1 behave like L1: by the timestep's signal-to-noise ratio, falling with the "
+        "noise, or always the same.",
+        choices={"snr": "By signal-to-noise ratio", "exponential": "Falling with the noise", "constant": "The same at all steps"},
         group="Loss function",
         when={"loss_type": ("huber", "smooth_l1")},
     )
@@ -43,7 +44,7 @@ class LossConfig:
     huber_scale: float = param(
         1.0,
         "Huber scale",
-        "The threshold is multiplied by this, except by signal to noise.",
+        "The threshold is multiplied by this, except by signal-to-noise ratio.",
         above=0.0,
         high=100.0,
         group="Loss function",
@@ -52,7 +53,7 @@ class LossConfig:
     min_snr_gamma: float = param(
         0.0,
         "Min-SNR gamma",
-        "Weighs nearly clean pictures less (Hang et al. 2023). 5 is usual; 0 is off.",
+        "Gives nearly clean pictures less weight (Hang et al. 2023). 5 is usual; 0 is off.",
         low=0.0,
         high=100.0,
         group="Weight of the steps",
@@ -60,19 +61,19 @@ class LossConfig:
     debiased_estimation_loss: bool = param(
         False,
         "Debiased estimation",
-        "Weighs very noisy pictures more and nearly clean ones less (Yu et al. 2023). Instead of min-SNR, not with it.",
+        "Gives very noisy pictures more weight and nearly clean ones less (Yu et al. 2023). Instead of min-SNR, not with it.",
         group="Weight of the steps",
     )
     scale_v_pred_loss_like_noise_pred: bool = param(
         False,
-        "Weigh v like epsilon",
-        "For models that predict v: their loss is weighed as if they predicted the noise.",
+        "Weight v like epsilon",
+        "For models that predict v: their loss is weighted as if they predicted the noise.",
         group="Weight of the steps",
     )
     v_pred_like_loss: float = param(
         0.0,
         "Add loss like v",
-        "For models that predict the noise: adds this much of a loss that is weighed as if they predicted v. 0 is off.",
+        "For models that predict the noise: adds this much of a loss that is weighted as if they predicted v. 0 is off.",
         low=0.0,
         high=100.0,
         group="Weight of the steps",
@@ -88,7 +89,7 @@ class LossConfig:
     noise_offset_random_strength: bool = param(
         False,
         "Noise offset of any strength",
-        "Each showing draws its offset between 0 and the noise offset.",
+        "Each time a picture is seen its offset is drawn between 0 and the noise offset.",
         group="Noise",
         when="noise_offset",
     )
@@ -121,7 +122,7 @@ class LossConfig:
     ip_noise_gamma: float = param(
         0.0,
         "Input perturbation",
-        "The model sees a little more noise than it is asked for (Ning et al. 2023). 0.1 is usual; 0 is off.",
+        "The model sees a little more noise than it has to predict (Ning et al. 2023). 0.1 is usual; 0 is off.",
         low=0.0,
         high=1.0,
         group="Noise",
@@ -129,49 +130,49 @@ class LossConfig:
     ip_noise_gamma_random_strength: bool = param(
         False,
         "Input perturbation of any strength",
-        "Each showing draws its strength between 0 and the input perturbation.",
+        "Each time a picture is seen its strength is drawn between 0 and the input perturbation.",
         group="Noise",
         when="ip_noise_gamma",
     )
     min_timestep: int = param(
         0,
-        "First step of noise",
-        "Pictures are never shown with less noise than this step of 1000 has.",
+        "First timestep",
+        "Pictures are never seen with less noise than this timestep of 1000 has.",
         low=0,
         high=999,
-        group="Steps of noise",
+        group="Timesteps",
     )
     max_timestep: int = param(
         1000,
-        "Step of noise to stop before",
-        "Pictures are never shown with as much noise as this step of 1000 has. 500: details are learned, and hardly composition.",
+        "Timestep to stop before",
+        "Pictures are never seen with as much noise as this timestep of 1000 has. 500: details are learned, and hardly any composition.",
         low=1,
         high=1000,
-        group="Steps of noise",
+        group="Timesteps",
     )
     timestep_sampling: str = param(
         "uniform",
-        "How steps are drawn",
+        "Timestep sampling",
         "Which amounts of noise are seen more often.",
         choices={"uniform": "All alike", "logit_normal": "Around one amount", "mode": "More of the middle, or of both ends"},
-        group="Steps of noise",
+        group="Timesteps",
     )
     logit_mean: float = param(
         0.0,
-        "Middle of the steps",
+        "Middle of the timesteps",
         "0 is half of the noise; higher means more noise, lower less (Esser et al. 2024).",
         low=-10.0,
         high=10.0,
-        group="Steps of noise",
+        group="Timesteps",
         when={"timestep_sampling": ("logit_normal",)},
     )
     logit_std: float = param(
         1.0,
-        "Spread of the steps",
-        "How far steps lie around the middle.",
+        "Spread of the timesteps",
+        "How far timesteps spread around the middle.",
         above=0.0,
         high=10.0,
-        group="Steps of noise",
+        group="Timesteps",
         when={"timestep_sampling": ("logit_normal",)},
     )
     mode_scale: float = param(
@@ -180,6 +181,6 @@ class LossConfig:
         "Above 0 the middle is seen more often, below 0 both ends; 0 is all alike (Esser et al. 2024).",
         low=-1.0,
         high=1.75,
-        group="Steps of noise",
+        group="Timesteps",
         when={"timestep_sampling": ("mode",)},
     )

@@ -1,4 +1,4 @@
-"""The base model: which one, and how its text is read."""
+"""The base model, and how it reads text."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ModelConfig:
     clip_skip: int = param(
         1,
         "Clip skip",
-        "Which layer of the text encoder is read: 1 the last, 2 the one before. "
-        "Use 2 only for models that were trained so (most anime models).",
+        "Which layer of the text encoder is read: 1 the last, 2 the one before. Use 2 only for models that were trained that way "
+        "(most anime models).",
         low=1,
         high=2,
     )
@@ -46,7 +46,7 @@ class ModelConfig:
     v2: bool | None = param(
         None,
         "Stable Diffusion 2",
-        "Only for settings of sd-scripts: the family is told from the file, and a wrong word is refused.",
+        "Only for settings of sd-scripts: the family is detected from the file, and a value that contradicts it is refused.",
         kind="hidden",
     )
     v_parameterization: bool | None = param(

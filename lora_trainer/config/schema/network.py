@@ -1,4 +1,4 @@
-"""What is trained beside the model."""
+"""The network (adapter) that is trained."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ Size = int | tuple[int, int]
 
 PRESETS = {
     "auto": "As the network is usually used",
-    "attn-only": "Attention alone",
-    "attn-mlp": "Attention and what follows it",
+    "attn-only": "Attention only",
+    "attn-mlp": "Attention and feed-forward",
     "blocks": "All blocks",
     "full": "Everything",
     "full-lin": "Everything but wide convolutions",
-    "unet-transformer-only": "U-Net: attention and what follows it",
+    "unet-transformer-only": "U-Net: attention and feed-forward",
     "unet-convblock-only": "U-Net: convolution blocks",
 }
 """Sets of layers under LyCORIS' names; "blocks" are those that sd-scripts trains with `conv_dim`."""
 INITIALISATIONS = {"default": "As usual", "orthogonal": "Orthogonal"}
-RANKED = tuple(name for name, row in NETWORK_TYPES.items() if NETWORK_KINDS[row.kind].ranked)
-SCALED = tuple(name for name, row in NETWORK_TYPES.items() if row.kind != "oft" and not row.fixed.get("dora"))
-"""Whose addition grows with its numbers."""
+RANKED = tuple(name for name, row in NETWORK_TYPES.items() if NETWORK_KINDS[row.kind].has_rank)
+SCALED = tuple(name for name, row in NETWORK_TYPES.items() if not NETWORK_KINDS[row.kind].reads_weight and not row.fixed.get("dora"))
+"""Types whose delta grows with the norm of their parameters, so that a limit of the norm applies."""
 
 
 def types_reading(option: str, *, fixed: bool = False) -> tuple[str, ...]:
-    """Types whose kind reads an option; with `fixed` also those that it makes what they are."""
+    """Types whose kind reads an option; with `fixed` also those that set it themselves."""
     return tuple(
         name for name, row in NETWORK_TYPES.items() if option in NETWORK_KINDS[row.kind].options and (fixed or option not in row.fixed)
     )
@@ -44,7 +44,7 @@ class NetworkConfig:
     dim: int = param(
         16,
         "Rank",
-        "Size of the added matrices. Higher holds more detail, makes a bigger file, and learns by heart sooner.",
+        "Size of the added matrices. Higher holds more detail, makes a bigger file, and overfits sooner.",
         low=1,
         high=1024,
         kohya="network_dim",
@@ -64,8 +64,8 @@ class NetworkConfig:
     preset: str = param(
         "auto",
         "Trained layers",
-        "Which layers get an addition. With auto those of attention and what follows it, and the wide convolutions where the kind of "
-        "network, or a rank for them, says so.",
+        "Which layers get an adapter. With auto those of attention and the feed-forward layers after it, and the wide "
+        "convolutions where the kind of network, or a rank for them, says so.",
         choices=PRESETS,
         kohya="LyCORIS_preset",
         group="Layers",
@@ -90,7 +90,7 @@ class NetworkConfig:
     conv_dim: int | None = param(
         None,
         "Rank of convolutions",
-        "For convolutions of more than one point. Empty: the rank above where they are trained. 0: they are not trained.",
+        "For convolutions larger than 1x1. Empty: the rank above where they are trained. 0: they are not trained.",
         low=0,
         high=1024,
         group="Ranks",
@@ -119,22 +119,22 @@ class NetworkConfig:
     )
     rs_lora: bool = param(
         False,
-        "Strength by the root of the rank",
-        "The strength is alpha divided by the root of the rank, so that high ranks are not weaker (rsLoRA).",
+        "Strength by the square root of the rank",
+        "The strength is alpha divided by the square root of the rank, so that high ranks are not weaker (rsLoRA).",
         group="Kind",
         when={"type": types_reading("rs_lora")},
     )
     dora_wd: bool = param(
         False,
-        "Direction and strength apart",
-        "Learns the strength of the weights apart from their direction (DoRA): more faithful at low ranks, slower.",
+        "Direction and magnitude apart",
+        "Learns the magnitude of the weights apart from their direction (DoRA): more faithful at low ranks, slower.",
         group="Kind",
         when={"type": types_reading("dora")},
     )
     dora_axis: str = param(
         "in",
-        "Axis of the strength",
-        "Along the inputs all hosts calculate DoRA rightly; along the outputs (LyCORIS' own) only some do.",
+        "Axis of the magnitude",
+        "Along the inputs all hosts calculate DoRA correctly; along the outputs (LyCORIS' own) only some do.",
         choices={axis: {"in": "Inputs", "out": "Outputs"}[axis] for axis in DORA_AXES},
         group="Kind",
         when={"type": types_reading("dora", fixed=True)},
@@ -142,14 +142,14 @@ class NetworkConfig:
     use_tucker: bool = param(
         False,
         "Tucker decomposition",
-        "Wide convolutions are taken apart by their places too: fewer numbers.",
+        "Wide convolutions are decomposed along their kernel too: fewer parameters.",
         group="Kind",
         when={"type": types_reading("tucker")},
     )
     factor: int = param(
         -1,
         "Factor",
-        "Size of the smaller matrix of the Kronecker product. -1: as near to the root as can be, the smallest file.",
+        "Size of the smaller matrix of the Kronecker product. -1: as close to the square root as possible, the smallest file.",
         low=-1,
         high=1024,
         group="Kind",
@@ -157,8 +157,8 @@ class NetworkConfig:
     )
     decompose_both: bool = param(
         False,
-        "Take both matrices apart",
-        "The smaller matrix too is a product of two of this rank.",
+        "Decompose both matrices",
+        "The smaller matrix is a product of two matrices of this rank too.",
         group="Kind",
         when={"type": types_reading("decompose_both")},
     )
@@ -172,7 +172,7 @@ class NetworkConfig:
     unit: int = param(
         4,
         "Ranks of a slice",
-        "So many ranks are trained together at a step: the file can be cut to multiples of it.",
+        "This many ranks are trained together in a step: the file can be cut to multiples of it.",
         low=1,
         high=1024,
         group="Kind",
@@ -189,15 +189,15 @@ class NetworkConfig:
     )
     rescaled: bool = param(
         False,
-        "Strength of outputs too",
-        "Learns a strength of each output besides the rotation.",
+        "Scale of the outputs too",
+        "Learns a scale for each output besides the rotation.",
         group="Kind",
         when={"type": types_reading("rescaled")},
     )
     initialization: str = param(
         "default",
-        "Beginning",
-        "What the lower matrices begin with. Orthogonal rows do not repeat each other.",
+        "Initialisation",
+        "How the lower matrices are initialised. Orthogonal rows do not repeat each other.",
         choices=INITIALISATIONS,
         group="Kind",
         when={"type": types_reading("init")},
@@ -205,7 +205,7 @@ class NetworkConfig:
     dropout: float = param(
         0.0,
         "Dropout",
-        "Share of the numbers between the two matrices that are left out at random, so that less is learned by heart.",
+        "Share of the values between the two matrices that are dropped at random, against overfitting.",
         low=0.0,
         high=0.95,
         kohya="network_dropout",
@@ -215,7 +215,7 @@ class NetworkConfig:
     rank_dropout: float = param(
         0.0,
         "Rank dropout",
-        "Share of the ranks that are left out at random at each step.",
+        "Share of the ranks that are dropped at random at each step.",
         low=0.0,
         high=0.95,
         group="Dropout",
@@ -224,7 +224,7 @@ class NetworkConfig:
     module_dropout: float = param(
         0.0,
         "Layer dropout",
-        "Share of the layers whose addition is left out at random at each step.",
+        "Share of the layers whose adapter is dropped at random at each step.",
         low=0.0,
         high=0.95,
         group="Dropout",
@@ -233,7 +233,7 @@ class NetworkConfig:
     scale_weight_norms: float = param(
         0.0,
         "Limit of each layer's norm",
-        "An addition that grows beyond this norm is scaled back after the step: keeps layers from overshooting. 1 is usual. 0: no limit.",
+        "An adapter whose norm grows beyond this is scaled back after the step: keeps layers from overshooting. 1 is usual. 0: no limit.",
         low=0.0,
         high=1000.0,
         group="Dropout",
@@ -263,7 +263,7 @@ class NetworkConfig:
     mid_lr_weight: str = param("", "Rate in the middle", "One number; three for SDXL.", group="Blocks")
     up_lr_weight: str = param("", "Rates on the way up", "As on the way down.", group="Blocks")
     block_lr_zero_threshold: float = param(
-        0.0, "Rates that are none", "Shares of the rate up to this are taken as 0.", low=0.0, high=100.0, group="Blocks"
+        0.0, "Rates taken as 0", "Shares of the rate up to this are taken as 0.", low=0.0, high=100.0, group="Blocks"
     )
     network_weights: str = param(
         "",
@@ -289,7 +289,7 @@ class NetworkConfig:
     base_weights_multiplier: float | tuple[float, ...] = param(
         1.0,
         "Strength of these",
-        "How much the files below count: one number for all, or a list with one for each.",
+        "How much these files count: one number for all, or a list with one for each.",
         low=-10.0,
         high=10.0,
         group="Start",

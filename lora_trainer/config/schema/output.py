@@ -1,4 +1,4 @@
-"""What a run gives: previews, validation, files, logs."""
+"""Output of a run: previews, validation, files, logs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SampleConfig:
         "Sampler",
         "How previews are drawn, where the prompt does not say it. In a WebUI its own sampler of that name draws.",
         choices=samplers.CHOICES,
-        also=samplers.ALSO,
+        also=samplers.ALIASES,
         kohya="sample_sampler",
     )
 
@@ -155,7 +155,7 @@ class SaveConfig:
     state_every_minutes: float = param(
         10.0,
         "State every n minutes",
-        "So much is lost at most when the computer goes off. 0: not by time.",
+        "At most this much is lost when the computer goes off. 0: not by time.",
         low=0.0,
         high=10000.0,
         group="Resuming",

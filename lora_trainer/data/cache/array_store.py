@@ -1,9 +1,9 @@
-"""Latents on disk, shared by runs and processes: for each shape one file of arrays that is mapped, and one of their keys.
+"""Arrays on disk, shared by runs and processes: for each shape a memory-mapped file of arrays and a file of their keys.
 
-Files `4x64x64.keys` (a head that names the file of arrays, then one entry for each array, in order) and
-`4x64x64-GENERATION.latents` (the arrays alone, one behind the other). An array is written first, then its key, both under a lock
-that the system takes back from a killed process: what was written without its key is written over by the next. A file of arrays is
-never changed where somebody reads it nor put in the place of another: cleared ones come back under another name.
+Files `4x64x64.keys` (a header with the name of the file of arrays, then an entry for each array, in order) and
+`4x64x64-GENERATION.latents` (the arrays one after another). An array is written before its key, both under a lock that the system
+releases if the process is killed: an array without a key is overwritten by the next. A file of arrays is never changed where it is
+read nor replaced: after clearing, a new one gets another name.
 """
 
 from __future__ import annotations
@@ -19,67 +19,67 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from lora_trainer.files import locked
+from lora_trainer.files import file_lock
 
 Shape = tuple[int, ...]
 LATENTS, TEXTS = "latents", "texts"
-"""Folders of stores in a host's cache folder: of encoded pictures, and of encoded captions."""
+"""Folders inside a host's cache folder: of latents, and of encoded captions."""
 MAGIC = b"LTKEYS1\n"
 HEAD = struct.Struct("<8s16s8x")
 ENTRY = struct.Struct("<32sII")
-"""Key, checksum of the array, checksum of these two."""
+"""Key, CRC-32 of the array, CRC-32 of both."""
 
 
-class LatentStore:
-    """Arrays float32 by shape and 32-byte key in `folder`. Not to be shared between threads. OSError when the disk refuses."""
+class ArrayStore:
+    """float32 arrays by shape and 32-byte key in `folder`. Not thread-safe. Raises OSError if the disk fails."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._shelves: dict[Shape, _Shelf] = {}
+        self._shape_files: dict[Shape, _ShapeFile] = {}
 
     def has(self, shape: Shape, key: bytes) -> bool:
-        """Whether the array was there when this shape was last looked at."""
-        return key in self._shelf(shape).places
+        """Whether the array was stored when this shape was last refreshed."""
+        return key in self._shape_file(shape).entries
 
-    def look_again(self, shape: Shape) -> None:
-        """Takes note of what other processes have written meanwhile; cheap where they have not."""
-        self._shelf(shape).refresh()
+    def refresh(self, shape: Shape) -> None:
+        """Reads the keys that other processes have added meanwhile; cheap if there are none."""
+        self._shape_file(shape).refresh()
 
     def get(self, shape: Shape, key: bytes) -> NDArray[np.float32] | None:
-        """A copy of the array; None when it is not there or damaged (then `has` is False from now on)."""
-        return self._shelf(shape).read(key)
+        """A copy of the array; None if it is missing or damaged (`has` is False from then on)."""
+        return self._shape_file(shape).read(key)
 
     def put(self, key: bytes, array: NDArray[np.float32]) -> None:
-        """Writes the array unless somebody else has done so. Raises OSError when the disk is full or may not be written."""
+        """Writes the array unless the key exists. Raises OSError if the disk is full or not writable."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.folder / "lock"):
-            self._shelf(array.shape).append(key, array)
+        with file_lock(self.folder / "lock"):
+            self._shape_file(array.shape).append(key, array)
 
     def close(self) -> None:
-        """Lets go of the mapped files."""
-        for shelf in self._shelves.values():
-            shelf.close()
-        self._shelves.clear()
+        """Unmaps the files."""
+        for file in self._shape_files.values():
+            file.close()
+        self._shape_files.clear()
 
-    def _shelf(self, shape: Shape) -> _Shelf:
-        if shape not in self._shelves:
-            self._shelves[shape] = _Shelf(self.folder, shape)
-            self._shelves[shape].refresh()
-        return self._shelves[shape]
+    def _shape_file(self, shape: Shape) -> _ShapeFile:
+        if shape not in self._shape_files:
+            self._shape_files[shape] = _ShapeFile(self.folder, shape)
+            self._shape_files[shape].refresh()
+        return self._shape_files[shape]
 
 
 @attrs.define(eq=False)
-class _Shelf:
-    """The arrays of one shape. `places`: key -> (place in the file, checksum)."""
+class _ShapeFile:
+    """The arrays of one shape. `entries`: key -> (index in the file, checksum)."""
 
     folder: Path
     shape: Shape
-    places: dict[bytes, tuple[int, int]] = attrs.field(factory=dict)
+    entries: dict[bytes, tuple[int, int]] = attrs.field(factory=dict)
     _generation: str = ""
-    _entries: int = 0
-    _seen: tuple[int, int, int] = (0, 0, 0)
-    _mapped: mmap.mmap | None = None
-    _checked: set[bytes] = attrs.field(factory=set)
+    _count: int = 0
+    _last_stat: tuple[int, int, int] = (0, 0, 0)
+    _mmap: mmap.mmap | None = None
+    _verified: set[bytes] = attrs.field(factory=set)
 
     @property
     def _keys_file(self) -> Path:
@@ -90,94 +90,94 @@ class _Shelf:
         return self.folder / f"{self._keys_file.stem}-{self._generation}.latents"
 
     @property
-    def _bytes(self) -> int:
+    def _array_bytes(self) -> int:
         return int(np.prod(self.shape)) * 4
 
     def refresh(self) -> None:
         try:
-            state = self._keys_file.stat()
+            stat = self._keys_file.stat()
         except OSError:
-            self._forget("")
+            self._reset("")
             return
-        now = (state.st_size, state.st_mtime_ns, state.st_ino)
-        if now == self._seen:
+        current = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if current == self._last_stat:
             return
         with self._keys_file.open("rb") as file:
             head = file.read(HEAD.size)
             generation = _generation_of(head)
             if generation != self._generation or not generation:
-                self._forget(generation)
-            file.seek(HEAD.size + self._entries * ENTRY.size)
-            self._take(file.read() if generation else b"")
-        self._seen = now
+                self._reset(generation)
+            file.seek(HEAD.size + self._count * ENTRY.size)
+            self._add_entries(file.read() if generation else b"")
+        self._last_stat = current
 
     def read(self, key: bytes) -> NDArray[np.float32] | None:
-        if key not in self.places:
+        if key not in self.entries:
             return None
-        place, checksum = self.places[key]
-        begin, end = place * self._bytes, (place + 1) * self._bytes
-        mapped = self._map(end)
-        if mapped is None:
-            del self.places[key]
+        index, checksum = self.entries[key]
+        start, end = index * self._array_bytes, (index + 1) * self._array_bytes
+        arrays = self._map_arrays(end)
+        if arrays is None:
+            del self.entries[key]
             return None
-        packed = mapped[begin:end]
-        if key not in self._checked:
+        packed = arrays[start:end]
+        if key not in self._verified:
             if zlib.crc32(packed) != checksum:
-                del self.places[key]
+                del self.entries[key]
                 return None
-            self._checked.add(key)
+            self._verified.add(key)
         return np.frombuffer(bytearray(packed), np.float32).reshape(self.shape)
 
     def append(self, key: bytes, array: NDArray[np.float32]) -> None:
         self.refresh()
-        if key in self.places:
+        if key in self.entries:
             return
         if not self._generation:
-            self._begin()
+            self._create()
         packed = np.ascontiguousarray(array, dtype=np.float32).tobytes()
         with self._arrays_file.open("r+b" if self._arrays_file.exists() else "w+b") as file:
-            file.seek(self._entries * self._bytes)
+            file.seek(self._count * self._array_bytes)
             file.write(packed)
         entry = ENTRY.pack(key, zlib.crc32(packed), 0)[: ENTRY.size - 4]
         with self._keys_file.open("r+b") as file:
-            file.seek(HEAD.size + self._entries * ENTRY.size)
+            file.seek(HEAD.size + self._count * ENTRY.size)
             file.write(entry + struct.pack("<I", zlib.crc32(entry)))
         self.refresh()
 
     def close(self) -> None:
-        if self._mapped is not None:
-            self._mapped.close()
-            self._mapped = None
+        if self._mmap is not None:
+            self._mmap.close()
+            self._mmap = None
 
-    def _begin(self) -> None:
+    def _create(self) -> None:
         generation = secrets.token_hex(8)
         self._keys_file.write_bytes(HEAD.pack(MAGIC, generation.encode("ascii")))
-        self._forget(generation)
+        self._reset(generation)
 
-    def _take(self, data: bytes) -> None:
-        whole = len(data) // ENTRY.size * ENTRY.size
-        for key, checksum, of_entry in ENTRY.iter_unpack(data[:whole]):
-            if zlib.crc32(ENTRY.pack(key, checksum, 0)[: ENTRY.size - 4]) == of_entry:
-                self.places[key] = (self._entries, checksum)
-                self._checked.discard(key)
-            self._entries += 1
+    def _add_entries(self, data: bytes) -> None:
+        complete = len(data) // ENTRY.size * ENTRY.size
+        for key, checksum, entry_checksum in ENTRY.iter_unpack(data[:complete]):
+            if zlib.crc32(ENTRY.pack(key, checksum, 0)[: ENTRY.size - 4]) == entry_checksum:
+                self.entries[key] = (self._count, checksum)
+                self._verified.discard(key)
+            self._count += 1
 
-    def _forget(self, generation: str) -> None:
+    def _reset(self, generation: str) -> None:
         self.close()
-        self.places.clear()
-        self._checked.clear()
-        self._generation, self._entries, self._seen = generation, 0, (0, 0, 0)
+        self.entries.clear()
+        self._verified.clear()
+        self._generation, self._count, self._last_stat = generation, 0, (0, 0, 0)
 
-    def _map(self, end: int) -> mmap.mmap | None:
-        """The mapped arrays up to byte `end` at least; None where the file is not so long."""
-        if self._mapped is None or len(self._mapped) < end:
+    def _map_arrays(self, end: int) -> mmap.mmap | None:
+        """The mapped arrays up to byte `end` at least; None if the file is shorter."""
+        if self._mmap is None or len(self._mmap) < end:
             self.close()
             try:
                 with self._arrays_file.open("rb") as file:
-                    self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except (OSError, ValueError):  # gone, or empty
                 return None
-        return self._mapped if len(self._mapped) >= end else None
+        return self._mmap if len(self._mmap) >= end else None
 
 
 def _generation_of(head: bytes) -> str:
@@ -186,40 +186,40 @@ def _generation_of(head: bytes) -> str:
     return HEAD.unpack(head)[1].decode("ascii", "replace")
 
 
-def files_of(folder: Path) -> Iterator[Path]:
+def store_files(folder: Path) -> Iterator[Path]:
     """The files of a store."""
     for pattern in ("*.keys", "*.latents"):
         yield from sorted(folder.glob(pattern))
 
 
-def shelves(folder: Path) -> Iterator[tuple[Shape, int, int]]:
-    """(shape, number of arrays, bytes of its files) of each shape in a store, smallest first."""
-    found = []
+def shape_statistics(folder: Path) -> Iterator[tuple[Shape, int, int]]:
+    """(shape, number of arrays, bytes on disk) of each shape in a store, smallest first."""
+    statistics = []
     for keys in folder.glob("*.keys"):
         shape = tuple(int(side) for side in keys.stem.split("x"))
         arrays = [path.stat().st_size for path in folder.glob(f"{keys.stem}-*.latents")]
         count = max(0, keys.stat().st_size - HEAD.size) // ENTRY.size
-        found.append((shape, count, keys.stat().st_size + sum(arrays)))
-    yield from sorted(found)
+        statistics.append((shape, count, keys.stat().st_size + sum(arrays)))
+    yield from sorted(statistics)
 
 
-def size_of(folder: Path) -> int:
-    """Bytes that a store takes."""
-    return sum(path.stat().st_size for path in files_of(folder))
+def store_size(folder: Path) -> int:
+    """Bytes on disk of a store."""
+    return sum(path.stat().st_size for path in store_files(folder))
 
 
 def clear(folder: Path) -> tuple[int, int]:
-    """Deletes what is stored; (bytes freed, files left because a run has them open, which only Windows keeps anyone from deleting)."""
+    """Deletes all arrays. Returns bytes freed and the number of files that could not be deleted because a run uses them (Windows)."""
     if not folder.is_dir():
         return 0, 0
-    freed = left = 0
-    with locked(folder / "lock"):
-        for path in files_of(folder):
+    freed = in_use = 0
+    with file_lock(folder / "lock"):
+        for path in store_files(folder):
             size = path.stat().st_size
             try:
                 path.unlink()
             except PermissionError:
-                left += 1
+                in_use += 1
             else:
                 freed += size
-    return freed, left
+    return freed, in_use

@@ -1,6 +1,6 @@
-"""Latents that sd-scripts left beside pictures: `NAME_WWWWxHHHH_sd.npz`, or the older `NAME.npz`.
+"""Latents cached by sd-scripts beside pictures: `NAME_WWWWxHHHH_sd.npz`, or the older `NAME.npz`.
 
-They hold no hash of picture or VAE, so they are read only where the user asks for it, and only for pictures that fit.
+They have no hash of picture or VAE, so they are only read if the user asks for it, and only for matching pictures.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Literal
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,18 +19,26 @@ Fault = Literal["", "none", "older", "other size", "damaged"]
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
-def npz_file(record: ImageRecord) -> Path | None:
-    """The file of a picture's latents, the newer naming first."""
+@attrs.frozen
+class NpzFormat:
+    """What sd-scripts' unscaled latents are multiplied by, and how many channels they must have."""
+
+    scale: float
+    channels: int
+
+
+def find_npz(record: ImageRecord) -> Path | None:
+    """The .npz file of a picture, preferring the newer naming."""
     names = (f"{record.path.stem}_{record.width:04d}x{record.height:04d}_sd.npz", f"{record.path.stem}.npz")
     return next((path for name in names if (path := record.path.with_name(name)).is_file()), None)
 
 
-def read_npz(record: ImageRecord, flipped: bool) -> tuple[NDArray[np.float32] | None, Fault]:
-    """Unscaled latents float32 [4, h/8, w/8] of a placed picture, or why there are none.
+def read_npz(record: ImageRecord, flipped: bool, channels: int) -> tuple[NDArray[np.float32] | None, Fault]:
+    """Unscaled latents float32 [channels, h/8, w/8] of a picture with a bucket, or why there are none.
 
-    Refused: older than the picture, of another size or another part of it, without the mirrored ones where those are wanted.
+    Refused: older than the picture, another size or crop, no flipped latents if `flipped`.
     """
-    path = npz_file(record)
+    path = find_npz(record)
     if path is None or record.bucket is None or record.frame is not None:
         return None, "none"
     try:
@@ -45,6 +54,6 @@ def read_npz(record: ImageRecord, flipped: bool) -> tuple[NDArray[np.float32] | 
             latents = np.asarray(stored[name], dtype=np.float32)
     except UNREADABLE:
         return None, "damaged"
-    if latents.shape != (4, height, width) or size not in (None, (record.width, record.height)):
+    if latents.shape != (channels, height, width) or size not in (None, (record.width, record.height)):
         return None, "other size"
     return latents, ""

@@ -1,1 +1,1 @@
-"""One picture: opened, turned upright, masked, cropped, varied, checked."""
+"""One picture: opened, rotated, masked, cropped, augmented, checked."""

@@ -1,6 +1,6 @@
-"""Pictures that are a little different each time: cut elsewhere, other colours. Pure functions of (seed, epoch, picture, repeat).
+"""Random crops and colours, as pure functions of (seed, epoch, picture, repeat).
 
-Ranges are sd-scripts': a third of the times hue turns by up to 16 degrees or brightness is bent by a gamma of 0.95 to 1.05.
+Ranges are sd-scripts': for a third of the showings, hue shifts by up to 16 degrees or gamma is 0.95 to 1.05.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lora_trainer.config.checks.picture_options import face_range
+from lora_trainer.config.checks.picture_options import parse_face_crop_range
 from lora_trainer.data.records import ImageRecord
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import DataConfig
 
-COLOURED = 0.33
-HUE = 16.0 / 360.0
-GAMMA = 0.05
+COLOUR_PROBABILITY = 0.33
+MAX_HUE = 16.0 / 360.0
+MAX_GAMMA_CHANGE = 0.05
 
 
 @attrs.frozen
 class Colours:
-    """`hue`: turn as a share of the circle; `gamma`: exponent of brightness. 0 and 1 change nothing."""
+    """`hue`: shift as a fraction of the circle; `gamma`: exponent of brightness. 0 and 1 change nothing."""
 
     hue: float = 0.0
     gamma: float = 1.0
 
-    def on(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Pixels uint8 [h, w, 3] with these colours."""
         if self.hue:
             bands = Image.fromarray(picture).convert("HSV").split()
@@ -43,15 +43,15 @@ class Colours:
         return picture
 
 
-def drawn(record: ImageRecord, data: DataConfig, *, seed: int, epoch: int, repeat: int) -> tuple[ImageRecord, Colours]:
-    """The placed record with this time's size and cut, and this time's colours. `data`: the options of the record's folder."""
-    draw = random.Random(f"picture|{seed}|{epoch}|{record.key}|{repeat}")
-    across, down, scale = draw.random(), draw.random(), draw.random()
-    colours = _colours(draw) if data.color_aug else Colours()
-    faces = face_range(data.face_crop_aug_range)
-    face = face_of(record) if faces else None
+def augment(record: ImageRecord, data: DataConfig, *, seed: int, epoch: int, repeat: int) -> tuple[ImageRecord, Colours]:
+    """The record with the size and crop of this showing, and its colours. `data`: the options of the record's folder."""
+    rng = random.Random(f"picture|{seed}|{epoch}|{record.key}|{repeat}")
+    across, down, scale = rng.random(), rng.random(), rng.random()
+    colours = _draw_colours(rng) if data.color_aug else Colours()
+    faces = parse_face_crop_range(data.face_crop_aug_range)
+    face = face_in_name(record) if faces else None
     if faces and face:
-        return _around(record, face, faces, scale), colours
+        return _crop_around_face(record, face, faces, scale), colours
     if data.random_crop and record.resized is not None and record.crop is not None:
         width, height = record.crop[2:]
         left = int(across * (record.resized[0] - width + 1))
@@ -60,35 +60,35 @@ def drawn(record: ImageRecord, data: DataConfig, *, seed: int, epoch: int, repea
     return record, colours
 
 
-def face_of(record: ImageRecord) -> tuple[int, int, int, int] | None:
-    """Middle (x, y) and size of the face in pixels of what the record shows, as its file name gives them; None where it does not."""
-    words = record.path.stem.split("_")[-4:]
-    if len(words) < 4 or record.path.stem.count("_") < 4 or not all(word.isdecimal() for word in words):
+def face_in_name(record: ImageRecord) -> tuple[int, int, int, int] | None:
+    """Center (x, y) and size in pixels of the face that the file name gives (sd-scripts' NAME_x_y_w_h), else None."""
+    numbers = record.path.stem.split("_")[-4:]
+    if len(numbers) < 4 or record.path.stem.count("_") < 4 or not all(number.isdecimal() for number in numbers):
         return None
-    x, y, width, height = (int(word) for word in words)
+    x, y, width, height = (int(number) for number in numbers)
     if record.frame is not None:
         x -= round(record.frame[0] * record.width / (record.frame[2] - record.frame[0]))
         y -= round(record.frame[1] * record.height / (record.frame[3] - record.frame[1]))
-    inside = 0 <= x < record.width and 0 <= y < record.height
-    return (x, y, width, height) if inside and width and height else None
+    is_inside = 0 <= x < record.width and 0 <= y < record.height
+    return (x, y, width, height) if is_inside and width and height else None
 
 
-def _colours(draw: random.Random) -> Colours:
-    chosen, which, amount = draw.random(), draw.random(), draw.uniform(-1.0, 1.0)
-    if chosen >= COLOURED:
+def _draw_colours(rng: random.Random) -> Colours:
+    chosen, which, amount = rng.random(), rng.random(), rng.uniform(-1.0, 1.0)
+    if chosen >= COLOUR_PROBABILITY:
         return Colours()
-    return Colours(hue=amount * HUE) if which < 0.5 else Colours(gamma=1.0 + amount * GAMMA)
+    return Colours(hue=amount * MAX_HUE) if which < 0.5 else Colours(gamma=1.0 + amount * MAX_GAMMA_CHANGE)
 
 
-def _around(record: ImageRecord, face: tuple[int, int, int, int], faces: tuple[float, float], share: float) -> ImageRecord:
-    """Scaled so that the bucket's shorter side is between `faces` times the face, never beyond the picture's edge nor its own size."""
+def _crop_around_face(record: ImageRecord, face: tuple[int, int, int, int], faces: tuple[float, float], share: float) -> ImageRecord:
+    """Scaled so that the bucket's shorter side is `faces` (from, to) times the face; never past the edge, never scaled up beyond need."""
     if record.bucket is None:
-        raise ValueError(f"{record.key} has no bucket: call buckets.place first")
+        raise ValueError(f"{record.key} has no bucket: call buckets.assign_buckets first")
     width, height = record.bucket
-    covering = max(width / record.width, height / record.height)
-    at_most = max(1.0, covering)
-    smallest = min(at_most, max(covering, min(record.bucket) / (max(face[2:]) * faces[1])))
-    largest = min(at_most, max(smallest, min(record.bucket) / (max(face[2:]) * faces[0])))
+    min_scale = max(width / record.width, height / record.height)
+    max_scale = max(1.0, min_scale)
+    smallest = min(max_scale, max(min_scale, min(record.bucket) / (max(face[2:]) * faces[1])))
+    largest = min(max_scale, max(smallest, min(record.bucket) / (max(face[2:]) * faces[0])))
     scale = smallest + (largest - smallest) * share
     resized = (max(width, int(record.width * scale + 0.5)), max(height, int(record.height * scale + 0.5)))
     left = min(max(0, round(face[0] * scale) - width // 2), resized[0] - width)

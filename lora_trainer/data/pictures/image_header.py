@@ -1,4 +1,4 @@
-"""What the first bytes of a picture file tell: size, rotation, transparency, or why it cannot be read. Nothing is decoded."""
+"""Size, rotation and transparency from a file's header, or why it cannot be read. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from lora_trainer.data.records import Verdict
 from lora_trainer.messages import Message, say
 
-SMALLEST = 32
-"""Pixels that each side of a picture needs."""
+MIN_SIDE = 32
+"""Least pixels of each side."""
 
 UNREADABLE = (
     OSError,
@@ -32,7 +32,7 @@ UNREADABLE = (
 
 _SIGNATURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _ORIENTATION = 0x0112
-_EXIF_PLACES = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
+_EXIF_KEYS = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}
 _FRAMES, _TABLES = (0xC0, 0xC1, 0xC2), (0xE0, 0xDB, 0xC4, 0xDD, 0xFE)
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,8 +46,8 @@ _TRANSPOSE = {
 
 
 @attrs.frozen
-class Header:
-    """Size after EXIF rotation (0 x 0 where unknown), notes, and why the file cannot be used (None: it can)."""
+class ImageHeader:
+    """Size after EXIF rotation (0 x 0 if unknown), notes, and the reason why the file cannot be used (None: it can)."""
 
     width: int
     height: int
@@ -56,49 +56,49 @@ class Header:
     format: str = ""
 
 
-def read_header(path: Path) -> Header:
-    """Never raises: what is wrong with the file is in `reason`."""
-    if size := _plain_jpeg(path):
-        return _judged(size, (), "JPEG")
+def read_header(path: Path) -> ImageHeader:
+    """Reads a file's header. Never raises: errors are in `reason`."""
+    if size := _jpeg_size(path):
+        return _header(size, (), "JPEG")
     try:
         with path.open("rb") as file, Image.open(file) as image:
             turned = orientation(image, path)
             width, height = _upright_size(image, turned)
             rotated: tuple[Verdict, ...] = ("rotated",) if turned > 1 else ()
-            found: tuple[Verdict, ...] = (*rotated, "transparent") if has_alpha(image) else rotated
-            kind = image.format or ""
+            notes: tuple[Verdict, ...] = (*rotated, "transparent") if has_alpha(image) else rotated
+            image_format = image.format or ""
     except UnidentifiedImageError:
-        return _unidentified(path)
+        return _unidentified_header(path)
     except UNREADABLE as error:
-        return Header(0, 0, ("broken",), why_unreadable(error))
-    return _judged((width, height), found, kind)
+        return ImageHeader(0, 0, ("broken",), unreadable_reason(error))
+    return _header((width, height), notes, image_format)
 
 
-def _judged(size: tuple[int, int], found: tuple[Verdict, ...], kind: str) -> Header:
+def _header(size: tuple[int, int], notes: tuple[Verdict, ...], image_format: str) -> ImageHeader:
     width, height = size
-    if min(size) < SMALLEST:
-        reason = say("{width} x {height} pixels: each side needs at least {smallest}.", width=width, height=height, smallest=SMALLEST)
-        return Header(width, height, ("too-small", *found), reason, kind)
-    return Header(width, height, found, None, kind)
+    if min(size) < MIN_SIDE:
+        reason = say("{width} x {height} pixels: each side needs at least {smallest}.", width=width, height=height, smallest=MIN_SIDE)
+        return ImageHeader(width, height, ("too-small", *notes), reason, image_format)
+    return ImageHeader(width, height, notes, None, image_format)
 
 
-def _plain_jpeg(path: Path) -> tuple[int, int] | None:
-    """Size of a JPEG that has nothing before its size but tables and comments; None for anything else, which Pillow then reads."""
+def _jpeg_size(path: Path) -> tuple[int, int] | None:
+    """Size of a JPEG with nothing but tables and comments before it; None for all else, which Pillow then reads."""
     try:
         with path.open("rb", buffering=0) as file:
             data = file.read(2048)
     except OSError:
         return None
-    place = 2
-    while data.startswith(b"\xff\xd8\xff") and place + 10 <= len(data) and data[place] == 0xFF:
-        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if kind in _FRAMES:
-            bits, height, width, bands = struct.unpack_from(">BHHB", data, place + 4)
+    position = 2
+    while data.startswith(b"\xff\xd8\xff") and position + 10 <= len(data) and data[position] == 0xFF:
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        if marker in _FRAMES:
+            bits, height, width, bands = struct.unpack_from(">BHHB", data, position + 4)
             fits = bits == 8 and bands in (1, 3) and width * height and width * height <= (Image.MAX_IMAGE_PIXELS or 0)
             return (width, height) if fits else None
-        if kind not in _TABLES:
+        if marker not in _TABLES:
             return None
-        place += 2 + length
+        position += 2 + length
     return None
 
 
@@ -112,9 +112,9 @@ def _upright_size(image: Image.Image, turned: int) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image, path: Path | None = None) -> int:
-    """The EXIF orientation 1..8; 1 where there is none or it cannot be read. With `path` a PNG is not decoded for it."""
-    unread = image.format == "PNG" and not _EXIF_PLACES & image.info.keys()
-    if unread and path is not None and not _png_tells_later(path):
+    """The EXIF orientation 1..8; 1 if there is none or it cannot be read. With `path` a PNG is not decoded for it."""
+    unread = image.format == "PNG" and not _EXIF_KEYS & image.info.keys()
+    if unread and path is not None and not _png_has_late_exif(path):
         return 1
     try:
         value = image.getexif().get(_ORIENTATION, 1)
@@ -124,18 +124,18 @@ def orientation(image: Image.Image, path: Path | None = None) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF data says."""
+    """The picture rotated by its EXIF orientation."""
     method = _TRANSPOSE.get(orientation(image))
     return image if method is None else image.transpose(method)
 
 
 def has_alpha(image: Image.Image) -> bool:
-    """Whether the format of the picture holds transparency (it may still be opaque all over)."""
+    """Whether the picture has an alpha channel or transparent colour (it may still be opaque)."""
     return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
 
 
-def refuse_cut_off(path: Path, image: Image.Image) -> None:
-    """Raises OSError for a PNG or JPEG without its end. Pillow does so itself unless another extension switched that off."""
+def require_complete(path: Path, image: Image.Image) -> None:
+    """Raises OSError for a truncated PNG or JPEG. Pillow does so itself unless another extension allowed truncated images."""
     if not ImageFile.LOAD_TRUNCATED_IMAGES or image.format not in ("PNG", "JPEG"):
         return
     with path.open("rb") as file:
@@ -145,8 +145,8 @@ def refuse_cut_off(path: Path, image: Image.Image) -> None:
             raise OSError("image file is truncated")
 
 
-def why_unreadable(error: Exception) -> Message:
-    """A reason in words for what Pillow or the system raised."""
+def unreadable_reason(error: Exception) -> Message:
+    """The message for an exception of Pillow or the system."""
     if isinstance(error, PermissionError):
         return say("The file may not be read.")
     if isinstance(error, Image.DecompressionBombError):
@@ -160,21 +160,21 @@ def why_unreadable(error: Exception) -> Message:
     return say("The file is damaged ({why}).", why=str(error) or type(error).__name__)
 
 
-def _unidentified(path: Path) -> Header:
+def _unidentified_header(path: Path) -> ImageHeader:
     try:
         with path.open("rb") as file:
-            begin = file.read(8)
+            signature = file.read(8)
     except OSError as error:
-        return Header(0, 0, ("broken",), why_unreadable(error))
-    if not begin:
-        return Header(0, 0, ("broken",), say("The file is empty."))
-    if begin.startswith(_SIGNATURES):
-        return Header(0, 0, ("broken",), say("The file is damaged ({why}).", why="header"))
-    return Header(0, 0, ("not-a-picture",), say("The file is not a picture, whatever its ending says."))
+        return ImageHeader(0, 0, ("broken",), unreadable_reason(error))
+    if not signature:
+        return ImageHeader(0, 0, ("broken",), say("The file is empty."))
+    if signature.startswith(_SIGNATURES):
+        return ImageHeader(0, 0, ("broken",), say("The file is damaged ({why}).", why="header"))
+    return ImageHeader(0, 0, ("not-a-picture",), say("The file is not a picture, whatever its ending says."))
 
 
-def _png_tells_later(path: Path) -> bool:
-    """Whether a PNG holds EXIF or XMP data behind its pixels; hops from chunk to chunk."""
+def _png_has_late_exif(path: Path) -> bool:
+    """Whether a PNG has EXIF or XMP data after its pixels; reads chunk headers only."""
     with path.open("rb") as file:
         file.seek(8)
         while len(head := file.read(8)) == 8:

@@ -1,7 +1,7 @@
-"""Which part of a picture is learned: masks beside pictures, in a folder of their own, or in the picture's transparency.
+"""Loss masks: beside pictures, in their own folder, or the picture's alpha channel.
 
-Four habits are read: OneTrainer's NAME-masklabel.png, sd-scripts' conditioning folder (red channel), sd-scripts' alpha mask, and
-alpha or folder with a threshold or a least weight (traintrain, ai-toolkit).
+Supported: OneTrainer's NAME-masklabel.png, sd-scripts' conditioning folder (red channel), sd-scripts' alpha mask, and alpha or folder
+with a threshold or a least weight (traintrain, ai-toolkit).
 """
 
 from __future__ import annotations
@@ -17,65 +17,65 @@ from PIL import Image
 
 from lora_trainer.data.pictures.crops import frame_box
 from lora_trainer.data.pictures.image_header import upright
-from lora_trainer.data.pictures.images import in_8_bit, loaded
-from lora_trainer.data.records import ImageRecord, stable
-from lora_trainer.data.sources.folders import MASK, is_picture
+from lora_trainer.data.pictures.images import decoded_image, to_8_bit
+from lora_trainer.data.records import ImageRecord, nfc
+from lora_trainer.data.sources.folders import MASK_SUFFIX, is_picture
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import DataConfig
 
-CELL = 8
-"""Pixels of a side that make one latent."""
-LOOK = 64
+LATENT_PIXELS = 8
+"""Pixels per latent cell and side."""
+COVERAGE_SIDE = 64
 NAMED = 3
 
-Rules = Callable[[ImageRecord], "DataConfig"]
+DataOptionsOf = Callable[[ImageRecord], "DataConfig"]
 
 
-def masks_wanted(data: DataConfig) -> bool:
-    """Whether any kind of mask is to be used."""
+def uses_masks(data: DataConfig) -> bool:
+    """Whether the options ask for masks."""
     return bool(data.alpha_mask or data.mask_dir.strip() or data.masks_beside)
 
 
-def with_masks(records: Sequence[ImageRecord], rules_of: Rules) -> tuple[list[ImageRecord], list[Message]]:
-    """The records with `mask_path` or `alpha_mask` set, and how much of them is learned.
+def assign_masks(records: Sequence[ImageRecord], rules_of: DataOptionsOf) -> tuple[list[ImageRecord], list[Message]]:
+    """The records with `mask_path` or `alpha_mask` set, and messages about how much of them is learned.
 
-    A picture whose mask cannot be read is not used, and says so. Raises DatasetError where masks are asked for and there are none.
+    A picture whose mask cannot be read is not used, with a reason. Raises DatasetError if the options ask for masks and there are none.
     """
-    finder = _Finder()
-    found = [finder.masked(record, rules_of(record)) if record.usable else record for record in records]
-    wanted = [record for record in found if record.usable and not record.validation and masks_wanted(rules_of(record))]
-    if not wanted:
-        return found, list(_unused(found))
-    masked = [record for record in wanted if has_mask(record)]
+    finder = _MaskFinder()
+    assigned = [finder.assign(record, rules_of(record)) if record.usable else record for record in records]
+    maskable = [record for record in assigned if record.usable and not record.validation and uses_masks(rules_of(record))]
+    if not maskable:
+        return assigned, list(_about_unused_masks(assigned))
+    masked = [record for record in maskable if has_mask(record)]
     if not masked:
-        raise _none_found(rules_of(wanted[0]), len(wanted))
-    return found, list(_report(wanted, [(record, finder.coverage[record.path]) for record in masked]))
+        raise _no_masks_error(rules_of(maskable[0]), len(maskable))
+    return assigned, list(_about_coverage(maskable, [(record, finder.coverage[record.path]) for record in masked]))
 
 
 def has_mask(record: ImageRecord) -> bool:
-    """Whether the record's picture is learned in part."""
+    """Whether the record has a mask."""
     return record.mask_path is not None or record.alpha_mask
 
 
-class Masks:
-    """Masks in the size of latents, each read once unless its picture is cut elsewhere each time."""
+class MaskCache:
+    """Masks at the size of latents, each read once."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[object, ...], NDArray[np.uint8]] = {}
+        self._cells: dict[tuple[object, ...], NDArray[np.uint8]] = {}
 
-    def get(self, record: ImageRecord, data: DataConfig, *, flipped: bool, keep: bool = True) -> NDArray[np.float32] | None:
-        """Weights float32 [h/8, w/8] from data.mask_min_value to 1; None for a picture that counts whole. Raises DatasetError."""
+    def get(self, record: ImageRecord, data: DataConfig, *, flipped: bool, cache: bool = True) -> NDArray[np.float32] | None:
+        """Weights float32 [h/8, w/8] in data.mask_min_value..1; None without a mask. `cache` False: random crops. Raises DatasetError."""
         if not has_mask(record):
             return None
         name = (record.path, record.mask_path, record.bucket, record.resized, record.crop, record.frame)
-        cells = self._kept.get(name)
+        cells = self._cells.get(name)
         if cells is None:
-            cells = _cells(record)
-            if keep:
-                self._kept[name] = cells
+            cells = _load_mask_cells(record)
+            if cache:
+                self._cells[name] = cells
         shares = cells.astype(np.float32) / np.float32(255.0)
         if data.mask_threshold:
             shares = (shares > data.mask_threshold).astype(np.float32)
@@ -84,46 +84,46 @@ class Masks:
         return np.ascontiguousarray(weights[:, ::-1]) if flipped else weights
 
 
-def _cells(record: ImageRecord) -> NDArray[np.uint8]:
+def _load_mask_cells(record: ImageRecord) -> NDArray[np.uint8]:
     if record.bucket is None or record.resized is None or record.crop is None:
-        raise ValueError(f"{record.key} has no bucket: call buckets.place first")
+        raise ValueError(f"{record.key} has no bucket: call buckets.assign_buckets first")
     left, top, width, height = record.crop
-    mask = _shown(record).resize(record.resized, Image.Resampling.BOX).crop((left, top, left + width, top + height))
-    values = np.asarray(mask, dtype=np.float32).reshape(height // CELL, CELL, width // CELL, CELL)
+    mask = _open_mask(record).resize(record.resized, Image.Resampling.BOX).crop((left, top, left + width, top + height))
+    values = np.asarray(mask, dtype=np.float32).reshape(height // LATENT_PIXELS, LATENT_PIXELS, width // LATENT_PIXELS, LATENT_PIXELS)
     return np.rint(values.mean(axis=(1, 3))).astype(np.uint8)
 
 
-def _shown(record: ImageRecord) -> Image.Image:
-    """The mask as grey picture, upright, of the part that the record shows; in the mask's own size. Raises DatasetError."""
+def _open_mask(record: ImageRecord) -> Image.Image:
+    """The greyscale mask of the record's frame, upright, in the mask's own resolution. Raises DatasetError."""
     path = record.mask_path or record.path
-    with loaded(path) as image:
+    with decoded_image(path) as image:
         turned = upright(image)
         if record.mask_path is None:
             mask = turned.convert("RGBA").getchannel("A")
         else:
-            mask = in_8_bit(turned).convert("RGB").getchannel("R")
+            mask = to_8_bit(turned).convert("RGB").getchannel("R")
     return mask if record.frame is None else mask.crop(frame_box(record.frame, mask.size))
 
 
-class _Finder:
-    """Looks for masks; reads each folder of them once."""
+class _MaskFinder:
+    """Finds masks; lists each folder of masks once."""
 
     def __init__(self) -> None:
         self.coverage: dict[Path, float] = {}
         self._folders: dict[str, Mapping[str, Path]] = {}
 
-    def masked(self, record: ImageRecord, data: DataConfig) -> ImageRecord:
+    def assign(self, record: ImageRecord, data: DataConfig) -> ImageRecord:
         path = record.mask_path
         if path is None and data.mask_dir.strip():
             path = self._in_folder(record, data.mask_dir.strip())
         if path is None and data.masks_beside:
-            path = _beside(record.path)
+            path = _mask_beside(record.path)
         alpha = path is None and (data.alpha_mask or record.alpha_mask) and "transparent" in record.notes
         record = attrs.evolve(record, mask_path=path, alpha_mask=alpha)
         if not has_mask(record):
             return record
         try:
-            small = _shown(record).resize((LOOK, LOOK), Image.Resampling.BOX)
+            small = _open_mask(record).resize((COVERAGE_SIDE, COVERAGE_SIDE), Image.Resampling.BOX)
         except DatasetError as error:
             reason = say("Its mask: {why}", why=error.problems[0].message)
             return attrs.evolve(record, usable=False, notes=("broken", *record.notes), reason=reason)
@@ -132,37 +132,37 @@ class _Finder:
 
     def _in_folder(self, record: ImageRecord, folder: str) -> Path | None:
         if folder not in self._folders:
-            self._folders[folder] = dict(_index(Path(folder)))
-        known = self._folders[folder]
+            self._folders[folder] = dict(_masks_by_name(Path(folder)))
+        masks = self._folders[folder]
         parts = record.key.split("/")
-        names = [_stem("/".join(parts[begin:])) for begin in range(len(parts))]
-        return next((known[name] for name in names if name in known), None)
+        names = [_mask_name("/".join(parts[start:])) for start in range(len(parts))]
+        return next((masks[name] for name in names if name in masks), None)
 
 
-def _index(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(name without ending, path) of every picture in a folder of masks, under its path inside it and under its own name."""
+def _masks_by_name(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(name without suffix, path) of every mask in a folder: by file name, and by path inside the folder."""
     if not folder.is_dir():
         raise DatasetError(
             "there is no folder of masks {folder}.", path="data.mask_dir", folder=str(folder), fix="Choose the folder that holds the masks."
         )
-    found = sorted(path for path in folder.rglob("*") if is_picture(path.name) and path.is_file())
-    for path in found:
-        yield _stem(path.name), path
-    for path in found:
-        yield _stem(path.relative_to(folder).as_posix()), path
+    paths = sorted(path for path in folder.rglob("*") if is_picture(path.name) and path.is_file())
+    for path in paths:
+        yield _mask_name(path.name), path
+    for path in paths:
+        yield _mask_name(path.relative_to(folder).as_posix()), path
 
 
-def _stem(key: str) -> str:
-    name = stable(key).rpartition(".")[0].casefold()
-    return name.removesuffix(MASK)
+def _mask_name(key: str) -> str:
+    name = nfc(key).rpartition(".")[0].casefold()
+    return name.removesuffix(MASK_SUFFIX)
 
 
-def _beside(picture: Path) -> Path | None:
-    beside = picture.with_name(f"{picture.stem}{MASK}.png")
-    return beside if beside.is_file() else None
+def _mask_beside(picture: Path) -> Path | None:
+    mask = picture.with_name(f"{picture.stem}{MASK_SUFFIX}.png")
+    return mask if mask.is_file() else None
 
 
-def _none_found(data: DataConfig, count: int) -> DatasetError:
+def _no_masks_error(data: DataConfig, count: int) -> DatasetError:
     if data.mask_dir.strip():
         return DatasetError(
             "none of the {count} pictures has a mask in {folder}.",
@@ -186,20 +186,21 @@ def _none_found(data: DataConfig, count: int) -> DatasetError:
     )
 
 
-def _unused(records: Sequence[ImageRecord]) -> Iterator[Message]:
-    beside = [record.key for record in records if record.usable and _beside(record.path)]
-    if beside:
+def _about_unused_masks(records: Sequence[ImageRecord]) -> Iterator[Message]:
+    with_mask = [record.key for record in records if record.usable and _mask_beside(record.path)]
+    if with_mask:
         yield say(
-            "Masks lie beside {count} pictures and are not used; set data.masks_beside = true to learn only inside them.", count=len(beside)
+            "Masks lie beside {count} pictures and are not used; set data.masks_beside = true to learn only inside them.",
+            count=len(with_mask),
         )
 
 
-def _report(wanted: Sequence[ImageRecord], coverage: Sequence[tuple[ImageRecord, float]]) -> Iterator[Message]:
+def _about_coverage(maskable: Sequence[ImageRecord], coverage: Sequence[tuple[ImageRecord, float]]) -> Iterator[Message]:
     mean = sum(share for _, share in coverage) / len(coverage)
     yield say(
         "{count} of {all} pictures have masks; on average {share} % of a masked picture is learned.",
         count=len(coverage),
-        all=len(wanted),
+        all=len(maskable),
         share=round(100 * mean, 1),
     )
     empty = [record.key for record, share in coverage if share == 0.0]

@@ -1,4 +1,4 @@
-"""Letters on drawn sheets: a font that this machine has, and text broken to a width."""
+"""Text on drawn sheets: a font of this machine, and line breaks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ WIDE_FONTS = ("msyh.ttc", "NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "PingFa
 
 
 def font(size: int, text: str = "") -> Any:
-    """A font of this size that has the text's letters, as far as this machine has one; Pillow's own otherwise."""
-    wide = any(ord(sign) > 0x2E7F for sign in text)
+    """A font of this size with the text's letters, if the machine has one, else Pillow's own."""
+    wide = any(ord(letter) > 0x2E7F for letter in text)
     for name in (*WIDE_FONTS, *FONTS) if wide else FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -25,35 +25,35 @@ def font(size: int, text: str = "") -> Any:
         return ImageFont.load_default()
 
 
-def write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, colour: str, size: int, like: str = "") -> None:
-    """One line, in the font that `like` (the whole text that it is of) would have; letters that the font cannot have become "?"."""
-    known = font(size, like or text)
-    shown = text if isinstance(known, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
-    pen.text(place, shown, fill=colour, font=known)
+def write(pen: ImageDraw.ImageDraw, position: tuple[int, int], text: str, colour: str, size: int, like: str = "") -> None:
+    """Draws one line in the font of `like` (the whole text); letters that are not in the font become "?"."""
+    typeface = font(size, like or text)
+    drawable = text if isinstance(typeface, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
+    pen.text(position, drawable, fill=colour, font=typeface)
 
 
-def wrapped(text: str, width: int, size: int, most: int) -> list[str]:
-    """At most `most` lines of `width` pixels; what does not fit ends in "..."."""
-    known = font(size, text)
-    lines = list(_lines(text, lambda part: _length(known, part) <= width))
-    if len(lines) <= most:
+def wrap(text: str, width: int, size: int, max_lines: int) -> list[str]:
+    """At most `max_lines` lines of `width` pixels; longer text ends in "..."."""
+    typeface = font(size, text)
+    lines = list(_break_lines(text, lambda part: _length(typeface, part) <= width))
+    if len(lines) <= max_lines:
         return lines
-    return [*lines[: most - 1], lines[most - 1].rstrip()[:-3] + "..."]
+    return [*lines[: max_lines - 1], lines[max_lines - 1].rstrip()[:-3] + "..."]
 
 
-def _lines(text: str, fits: Any) -> Iterator[str]:
+def _break_lines(text: str, fits: Any) -> Iterator[str]:
     line = ""
-    for sign in text:
-        if line and not fits(line + sign):
+    for letter in text:
+        if line and not fits(line + letter):
             cut = line.rfind(" ") + 1
             yield line[:cut].rstrip() if cut else line
             line = line[cut:] if cut else ""
-        line += sign
+        line += letter
     if line.strip():
         yield line
 
 
-def _length(known: Any, text: str) -> float:
-    if isinstance(known, ImageFont.FreeTypeFont):
-        return float(known.getlength(text))
-    return float(known.getlength(text.encode("latin-1", "replace").decode("latin-1")))
+def _length(typeface: Any, text: str) -> float:
+    if isinstance(typeface, ImageFont.FreeTypeFont):
+        return float(typeface.getlength(text))
+    return float(typeface.getlength(text.encode("latin-1", "replace").decode("latin-1")))

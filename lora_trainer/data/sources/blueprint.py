@@ -1,4 +1,4 @@
-"""What is trained on, resolved: datasets, the folders in them, and the options that hold for each, wherever they were written."""
+"""The resolved dataset description: datasets, their subsets (folders), and the options of each, wherever they were written."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.files import TABLE_INPUTS
+from lora_trainer.config.files import SUBSET_INPUT_PATHS
 from lora_trainer.config.schema import DataConfig
-from lora_trainer.config.subsets import PER_DATASET, SUBSETS, check_given, with_given
+from lora_trainer.config.subsets import PER_DATASET, SUBSETS, check_table_values, with_table_values
 from lora_trainer.data.captions import CaptionRules, rules_from
-from lora_trainer.data.sources.dataset_toml import OPTION, Table, read_dataset_file
+from lora_trainer.data.sources.dataset_toml import OPTION, SubsetTable, read_dataset_file
 from lora_trainer.data.sources.metadata_json import read_metadata
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
@@ -24,21 +24,21 @@ VALIDATION = "validation"
 
 @attrs.frozen
 class Source:
-    """Where pictures and their captions are read from: all that reading depends on.
+    """Where pictures and captions are read from: everything that a scan depends on.
 
-    `field`: the option that named it. `whole`: the folder may be a parent of folders, or have a number in its name. `prefix` stands
-    before each picture's key. `words` are used for a picture without caption where the folder's name has none.
+    `field`: the option that names it. `reads_subfolders`: the folder may be a parent of folders, or have repeats in its name. `prefix`:
+    start of each picture's key. `class_tokens` override those in folder names, `fallback_class_tokens` are used if there are none.
     """
 
     field: str
     folder: str
     metadata_file: str = ""
-    whole: bool = True
+    reads_subfolders: bool = True
     prefix: str = ""
     num_repeats: int = 1
     class_tokens: str = ""
-    words: str = ""
-    endings: tuple[str, ...] = ()
+    fallback_class_tokens: str = ""
+    caption_extensions: tuple[str, ...] = ()
     separator: str = ","
     every_line: bool = False
     leave_out: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Source:
 
 @attrs.frozen
 class SubsetRules:
-    """One folder's rules: `data` holds every option as it counts for it, `dataset` is its place in the datasets."""
+    """One subset: `data` has all options with its own values, `dataset` is its index in the datasets."""
 
     source: Source
     data: DataConfig
@@ -57,159 +57,172 @@ class SubsetRules:
     validation_seed: int | None = None
 
     @property
-    def caption(self) -> CaptionRules:
-        """How captions of this folder are put together."""
+    def caption_rules(self) -> CaptionRules:
+        """How captions of this subset are processed."""
         return caption_rules(self.data, is_reg=self.is_reg)
 
     @property
     def flip_aug(self) -> bool:
-        """Whether its pictures are mirrored at random."""
+        """Whether its pictures are randomly mirrored."""
         return self.data.flip_aug
 
     @property
-    def place(self) -> str:
-        """The option, or the place in the dataset file, that describes it."""
+    def location(self) -> str:
+        """The option, or the place in the dataset file, that defines it."""
         return self.source.field
 
 
 @attrs.frozen
 class DatasetBlueprint:
-    """Datasets (their options) and the folders in them; the validation folder is the last of the subsets."""
+    """Datasets (their options) and subsets; the validation folder is the last subset."""
 
     datasets: tuple[DataConfig, ...]
     subsets: tuple[SubsetRules, ...]
-    simple: bool = True
-    """Whether one folder (and perhaps one of regularisation pictures) is all."""
+    is_simple: bool = True
+    """Whether there is one folder only, perhaps with one of regularisation pictures."""
     warnings: tuple[Message, ...] = ()
 
 
 def resolve_dataset(data: DataConfig, validation_dir: str = "") -> DatasetBlueprint:
-    """Everything that a config says of pictures. Raises ConfigError for a wrong dataset file."""
+    """The blueprint of a config. Raises ConfigError for a wrong dataset file."""
     if data.dataset_config.strip():
-        found = _of_file(data)
+        blueprint = _blueprint_from_file(data)
     elif data.subsets:
-        tables = [Table(f"{SUBSETS}[{number}]", dict(table.given)) for number, table in enumerate(data.subsets)]
-        found = _of_tables(data, tables)
+        tables = [SubsetTable(f"{SUBSETS}[{number}]", dict(table.values)) for number, table in enumerate(data.subsets)]
+        blueprint = _blueprint_from_tables(data, tables)
     else:
-        found = DatasetBlueprint((data,), tuple(_of_options(data)))
+        blueprint = DatasetBlueprint((data,), tuple(_subsets_from_options(data)))
     if validation_dir.strip():
-        endings = _endings(found.subsets[0].data.caption_extension if found.subsets else data.caption_extension)
+        extensions = _caption_extensions(blueprint.subsets[0].data.caption_extension if blueprint.subsets else data.caption_extension)
         source = Source(
-            "validate.data_dir", validation_dir, prefix=_free(VALIDATION, found), class_tokens=data.class_tokens, endings=endings
+            "validate.data_dir",
+            validation_dir,
+            prefix=_unused_prefix(VALIDATION, blueprint),
+            class_tokens=data.class_tokens,
+            caption_extensions=extensions,
         )
-        rules = SubsetRules(source, found.datasets[0] if found.datasets else data, validation=True)
-        found = attrs.evolve(found, subsets=(*found.subsets, rules))
-    return found
+        rules = SubsetRules(source, blueprint.datasets[0] if blueprint.datasets else data, validation=True)
+        blueprint = attrs.evolve(blueprint, subsets=(*blueprint.subsets, rules))
+    return blueprint
 
 
 def caption_rules(data: DataConfig, *, is_reg: bool = False) -> CaptionRules:
-    """How captions are put together; regularisation pictures never get the trigger word."""
+    """How captions are processed; regularisation pictures never get the trigger word."""
     rules = rules_from(data)
     return attrs.evolve(rules, trigger_word="", class_tokens="") if is_reg else rules
 
 
-def training_size(data: DataConfig) -> tuple[int, int]:
-    """Width and height of the largest dataset's training size."""
+def largest_resolution(data: DataConfig) -> tuple[int, int]:
+    """The largest training resolution (width, height) of all datasets."""
     several = data.dataset_config.strip() or data.subsets
-    sizes = [size_of(own) for own in resolve_dataset(data).datasets] if several else [size_of(data)]
+    sizes = [resolution_of(dataset) for dataset in resolve_dataset(data).datasets] if several else [resolution_of(data)]
     return max(sizes, key=lambda size: size[0] * size[1])
 
 
-def size_of(data: DataConfig) -> tuple[int, int]:
-    """Width and height of a dataset's training size."""
+def resolution_of(data: DataConfig) -> tuple[int, int]:
+    """A dataset's training resolution (width, height)."""
     return (data.resolution, data.resolution) if isinstance(data.resolution, int) else data.resolution
 
 
-def places(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(option, path) of every folder and file that tables, a dataset file and metadata files of a plain [data] name.
+def source_paths(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(option, path) of every folder and file named by the subsets, dataset file and metadata files of a plain [data].
 
-    Takes what was typed, whatever is wrong with the rest of it. A file that cannot be read names nothing: nobody can read it later.
+    For path guards: reads unchecked values. A file that cannot be read names nothing, because a run cannot read it either.
     """
-    given, file = data.get("subsets"), _typed(data, "dataset_config")
-    named = enumerate(given) if isinstance(given, list) else ()
-    tables = [Table(f"{SUBSETS}[{number}]", table) for number, table in named if isinstance(table, Mapping)]
+    subsets, file = data.get("subsets"), _text_value(data, "dataset_config")
+    numbered = enumerate(subsets) if isinstance(subsets, list) else ()
+    tables = [SubsetTable(f"{SUBSETS}[{number}]", table) for number, table in numbered if isinstance(table, Mapping)]
     with suppress(TrainerError):
         tables += [table for dataset in (read_dataset_file(Path(file), DataConfig()).datasets if file else ()) for table in dataset]
     for table in tables:
-        yield from ((f"{table.place}.{name}", text) for name in TABLE_INPUTS if (text := _typed(table.given, name)))
-        yield from _places_of_metadata(
-            f"{table.place}.metadata_file", _typed(table.given, "metadata_file"), _typed(table.given, "image_dir")
+        yield from ((f"{table.location}.{name}", text) for name in SUBSET_INPUT_PATHS if (text := _text_value(table.values, name)))
+        yield from _metadata_folders(
+            f"{table.location}.metadata_file", _text_value(table.values, "metadata_file"), _text_value(table.values, "image_dir")
         )
-    yield from _places_of_metadata("data.in_json", _typed(data, "in_json"), _typed(data, "train_data_dir"))
+    yield from _metadata_folders("data.in_json", _text_value(data, "in_json"), _text_value(data, "train_data_dir"))
 
 
-def _places_of_metadata(field: str, file: str, folder: str) -> Iterator[tuple[str, str]]:
-    """The folders of the pictures that a metadata file names."""
+def _metadata_folders(field: str, file: str, folder: str) -> Iterator[tuple[str, str]]:
+    """(field, folder) of the pictures in a metadata file."""
     with suppress(TrainerError):
         entries = read_metadata(Path(file), Path(folder) if folder else None, ",", field) if file else ()
-        for place in sorted({str(entry.path.parent) for entry in entries if entry.path is not None}):
-            yield field, place
+        for parent in sorted({str(entry.path.parent) for entry in entries if entry.path is not None}):
+            yield field, parent
 
 
-def _typed(table: Mapping[str, Any], name: str) -> str:
+def _text_value(table: Mapping[str, Any], name: str) -> str:
     text = table.get(name)
     return text if isinstance(text, str) and text.strip() else ""
 
 
-def _of_options(data: DataConfig) -> Iterator[SubsetRules]:
-    shared: dict[str, Any] = {"endings": _endings(data.caption_extension), "num_repeats": data.num_repeats}
+def _subsets_from_options(data: DataConfig) -> Iterator[SubsetRules]:
+    shared: dict[str, Any] = {"caption_extensions": _caption_extensions(data.caption_extension), "num_repeats": data.num_repeats}
     lines: dict[str, Any] = {"separator": data.caption_separator, "every_line": data.enable_wildcard, "leave_out": data.leave_out}
     metadata = data.in_json.strip()
     field = "data.in_json" if metadata and not data.train_data_dir.strip() else "data.train_data_dir"
     yield SubsetRules(
-        Source(field, data.train_data_dir, metadata, whole=not metadata, class_tokens=data.class_tokens, **shared, **lines), data
+        Source(field, data.train_data_dir, metadata, reads_subfolders=not metadata, class_tokens=data.class_tokens, **shared, **lines), data
     )
     if data.reg_data_dir.strip():
         shared["num_repeats"] = 1
         source = Source(
             "data.reg_data_dir",
             data.reg_data_dir,
-            prefix=_free_beside(REGULARISATION, data.train_data_dir),
-            words=data.class_tokens,
+            prefix=_prefix_unlike_folders(REGULARISATION, data.train_data_dir),
+            fallback_class_tokens=data.class_tokens,
             **shared,
             **lines,
         )
         yield SubsetRules(source, data, is_reg=True)
 
 
-def _of_file(data: DataConfig) -> DatasetBlueprint:
+def _blueprint_from_file(data: DataConfig) -> DatasetBlueprint:
     file = read_dataset_file(Path(data.dataset_config), data)
-    problems = {found.path: found for tables in file.datasets for table in tables for found in check_given(data, table.given, table.places)}
+    problems = {
+        problem.path: problem
+        for tables in file.datasets
+        for table in tables
+        for problem in check_table_values(data, table.values, table.locations)
+    }
     if problems:
         raise ConfigError(list(problems.values()))
     warnings = list(file.warnings)
-    beside = [name for name in ("train_data_dir", "reg_data_dir", "in_json") if getattr(data, name).strip()]
-    if beside:
-        warnings.append(say("A dataset file is given, so these are not used: {names}.", names=", ".join(beside)))
+    ignored = [name for name in ("train_data_dir", "reg_data_dir", "in_json") if getattr(data, name).strip()]
+    if ignored:
+        warnings.append(say("A dataset file is given, so these are not used: {names}.", names=", ".join(ignored)))
     tables = [table for dataset in file.datasets for table in dataset]
     numbers = [number for number, dataset in enumerate(file.datasets) for _ in dataset]
-    found = _of_tables(data, [attrs.evolve(table, place=f"{OPTION}.{table.place}") for table in tables], numbers, (".caption", ".txt"))
-    return attrs.evolve(found, warnings=tuple(warnings))
+    blueprint = _blueprint_from_tables(
+        data, [attrs.evolve(table, location=f"{OPTION}.{table.location}") for table in tables], numbers, (".caption", ".txt")
+    )
+    return attrs.evolve(blueprint, warnings=tuple(warnings))
 
 
-def _of_tables(data: DataConfig, tables: list[Table], numbers: list[int] | None = None, endings: tuple[str, ...] = ()) -> DatasetBlueprint:
-    """Tables in the datasets of these numbers, else in one dataset for each set of options that a batch shares."""
+def _blueprint_from_tables(
+    data: DataConfig, tables: list[SubsetTable], numbers: list[int] | None = None, extensions: tuple[str, ...] = ()
+) -> DatasetBlueprint:
+    """One dataset for each of `numbers` (by table), else for each set of per-dataset options."""
     datasets: dict[Any, DataConfig] = {}
     rules = []
-    for place, (table, prefix) in enumerate(zip(tables, _prefixes(table.given for table in tables), strict=True)):
-        own = with_given(data, table.given)
-        key = numbers[place] if numbers else tuple(getattr(own, name) for name in PER_DATASET)
-        datasets.setdefault(key, own)
-        rules.append(_of_table(table, own, prefix, list(datasets).index(key), endings))
-    return DatasetBlueprint(tuple(datasets.values()), tuple(rules), simple=False)
+    for index, (table, prefix) in enumerate(zip(tables, _unique_prefixes(table.values for table in tables), strict=True)):
+        options = with_table_values(data, table.values)
+        key = numbers[index] if numbers else tuple(getattr(options, name) for name in PER_DATASET)
+        datasets.setdefault(key, options)
+        rules.append(_subset_from_table(table, options, prefix, list(datasets).index(key), extensions))
+    return DatasetBlueprint(tuple(datasets.values()), tuple(rules), is_simple=False)
 
 
-def _of_table(table: Table, data: DataConfig, prefix: str, dataset: int, endings: tuple[str, ...]) -> SubsetRules:
-    given, is_reg = table.given, bool(table.given.get("is_reg", False))
+def _subset_from_table(table: SubsetTable, data: DataConfig, prefix: str, dataset: int, extensions: tuple[str, ...]) -> SubsetRules:
+    values, is_reg = table.values, bool(table.values.get("is_reg", False))
     source = Source(
-        f"{table.place}.{'image_dir' if given.get('image_dir') else 'metadata_file'}",
-        given.get("image_dir", ""),
-        given.get("metadata_file", ""),
-        whole=False,
+        f"{table.location}.{'image_dir' if values.get('image_dir') else 'metadata_file'}",
+        values.get("image_dir", ""),
+        values.get("metadata_file", ""),
+        reads_subfolders=False,
         prefix=prefix,
         num_repeats=data.num_repeats,
         class_tokens=data.class_tokens,
-        endings=_endings(data.caption_extension) or endings,
+        caption_extensions=_caption_extensions(data.caption_extension) or extensions,
         separator=data.caption_separator,
         every_line=data.enable_wildcard,
         leave_out=data.leave_out,
@@ -219,34 +232,34 @@ def _of_table(table: Table, data: DataConfig, prefix: str, dataset: int, endings
         data,
         dataset,
         is_reg,
-        validation_split=0.0 if is_reg else float(given.get("validation_split", 0.0)),
-        validation_seed=given.get("validation_seed"),
+        validation_split=0.0 if is_reg else float(values.get("validation_split", 0.0)),
+        validation_seed=values.get("validation_seed"),
     )
 
 
-def _prefixes(tables: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A name for each folder that stands before its pictures' names: the folder's own, numbered where several have it."""
+def _unique_prefixes(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A key prefix for each folder: its name, numbered if several have the same."""
     used: dict[str, int] = {}
-    found = []
-    for given in tables:
-        name = PurePath(given.get("image_dir") or given.get("metadata_file") or "").name or "pictures"
+    prefixes = []
+    for values in tables:
+        name = PurePath(values.get("image_dir") or values.get("metadata_file") or "").name or "pictures"
         used[name] = used.get(name, 0) + 1
-        found.append(f"{name}/" if used[name] == 1 else f"{name} ({used[name]})/")
-    return found
+        prefixes.append(f"{name}/" if used[name] == 1 else f"{name} ({used[name]})/")
+    return prefixes
 
 
-def _free(name: str, description: DatasetBlueprint) -> str:
-    """A prefix of that name that no picture of the description has."""
-    if not description.simple:
-        return _prefixes([*({"image_dir": rules.source.prefix} for rules in description.subsets), {"image_dir": name}])[-1]
-    return _free_beside(name, description.subsets[0].source.folder)
+def _unused_prefix(name: str, blueprint: DatasetBlueprint) -> str:
+    """A prefix by that name that no picture of the blueprint has."""
+    if not blueprint.is_simple:
+        return _unique_prefixes([*({"image_dir": rules.source.prefix} for rules in blueprint.subsets), {"image_dir": name}])[-1]
+    return _prefix_unlike_folders(name, blueprint.subsets[0].source.folder)
 
 
-def _free_beside(name: str, folder: str) -> str:
-    """A prefix of that name which is none of the folders in `folder`."""
-    taken = folder.strip() and (Path(folder) / name).is_dir()
-    return f"{name} (2)/" if taken else f"{name}/"
+def _prefix_unlike_folders(name: str, folder: str) -> str:
+    """A prefix by that name that is not a subfolder of `folder`."""
+    exists = folder.strip() and (Path(folder) / name).is_dir()
+    return f"{name} (2)/" if exists else f"{name}/"
 
 
-def _endings(extension: str) -> tuple[str, ...]:
+def _caption_extensions(extension: str) -> tuple[str, ...]:
     return (f".{extension.strip().lstrip('.').lower()}",) if extension.strip(". ") else ()

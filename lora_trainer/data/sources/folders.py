@@ -1,4 +1,4 @@
-"""What a folder is taken for: pictures themselves, a parent of folders, or one `N_name class` folder."""
+"""Detects a folder's layout: pictures, a parent of folders, or one `N_name class` folder."""
 
 from __future__ import annotations
 
@@ -10,58 +10,58 @@ from pathlib import Path
 import attrs
 from PIL import Image
 
-from lora_trainer.data.records import natural_key, stable
+from lora_trainer.data.records import natural_key, nfc
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 PLUGIN_SUFFIXES = frozenset({".avif", ".jxl"})
-"""Pictures where a Pillow plugin is installed, else named as unreadable."""
+"""Readable if a Pillow plugin is installed, else listed as unreadable."""
 OTHER_MEDIA = frozenset(
     {".heic", ".heif", ".psd", ".svg", ".pdf", ".ico", ".tga", ".exr", ".hdr", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
     | {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".zip", ".rar", ".7z"}
 )
 CAPTION_SUFFIXES = (".txt", ".caption")
-MASK = "-masklabel"
+MASK_SUFFIX = "-masklabel"
 """NAME-masklabel.png is the mask of NAME.png, never a picture of its own."""
 MANY_REPEATS = 500
 
 
 @attrs.frozen
 class Subset:
-    """One folder whose pictures are used. `prefix` stands before each picture's name in its key."""
+    """One folder of pictures. `prefix`: start of each picture's key, before its name."""
 
     folder: Path
     prefix: str
     repeats: int
-    words: str
+    class_tokens: str
 
 
 @attrs.frozen
-class Layout:
-    """The folders whose pictures are used, in one sentence, and what was left aside."""
+class FolderLayout:
+    """The folders whose pictures are used, a sentence about them, and warnings about what is ignored."""
 
     subsets: tuple[Subset, ...]
-    understood: Message
+    summary: Message
     warnings: tuple[Message, ...]
 
 
-def understand(root: Path, num_repeats: int, field: str) -> Layout:
-    """What the folder was taken for. Raises DatasetError for what is no folder of pictures, or far more than one."""
-    root = _checked(root, field)
-    own = _pictures(root, field)
-    folders = [folder for folder in _folders(root, field) if _pictures(folder, field)]
-    numbered = [folder for folder in folders if numbered_name(folder.name)]
+def detect_layout(root: Path, num_repeats: int, field: str) -> FolderLayout:
+    """The layout of a folder. Raises DatasetError if it has no pictures, or is a whole drive or the WebUI."""
+    root = _require_folder(root, field)
+    pictures = _picture_names(root, field)
+    folders = [folder for folder in _subfolders(root, field) if _picture_names(folder, field)]
+    numbered = [folder for folder in folders if parse_folder_name(folder.name)]
     if numbered:
-        return _parent(folders, numbered, own)
-    if own:
-        return _single(root, own, folders, num_repeats)
+        return _numbered_layout(folders, numbered, pictures)
+    if pictures:
+        return _root_layout(root, pictures, folders, num_repeats)
     if folders:
-        return _plain_parent(folders, num_repeats)
+        return _parent_layout(folders, num_repeats)
     deeper = [
-        f"{folder.name}/{inner.name}" if _pictures(inner, field) else ""
-        for folder in _folders(root, field)[:50]
-        for inner in _folders(folder, field)[:50]
+        f"{folder.name}/{inner.name}" if _picture_names(inner, field) else ""
+        for folder in _subfolders(root, field)[:50]
+        for inner in _subfolders(folder, field)[:50]
     ]
     parents = sorted({name.partition("/")[0] for name in deeper if name}, key=natural_key)
     if parents:
@@ -75,120 +75,120 @@ def understand(root: Path, num_repeats: int, field: str) -> Layout:
     raise DatasetError("{folder} holds no pictures.", path=field, folder=str(root), fix="Choose the folder that holds the pictures.")
 
 
-def alone(root: Path, num_repeats: int, field: str) -> Layout:
-    """One folder whose pictures lie directly in it; its name says nothing. Raises DatasetError where it holds none."""
-    root = _checked(root, field)
-    own = _pictures(root, field)
-    if not own:
+def single_folder_layout(root: Path, num_repeats: int, field: str) -> FolderLayout:
+    """The layout of one folder of pictures, whatever its name and subfolders. Raises DatasetError if it has none."""
+    root = _require_folder(root, field)
+    pictures = _picture_names(root, field)
+    if not pictures:
         raise DatasetError(
             "{folder} holds no pictures directly.", path=field, folder=str(root), fix="Give the folder that the pictures themselves lie in."
         )
-    return Layout((Subset(root, "", num_repeats, ""),), say("A folder of pictures ({count}).", count=len(own)), ())
+    return FolderLayout((Subset(root, "", num_repeats, ""),), say("A folder of pictures ({count}).", count=len(pictures)), ())
 
 
-def numbered_name(name: str) -> tuple[int, str] | None:
-    """(repeats, words) of a folder called `N_words`, split at the first underscore as in sd-scripts; None for another name."""
-    found = re.fullmatch(r"\s*(\d{1,6})_(.*)", name, re.DOTALL)
-    return (int(found[1]), stable(found[2].strip())) if found and int(found[1]) > 0 else None
+def parse_folder_name(name: str) -> tuple[int, str] | None:
+    """(repeats, class tokens) of a folder called `N_tokens`, split at the first underscore as in sd-scripts; None for other names."""
+    match = re.fullmatch(r"\s*(\d{1,6})_(.*)", name, re.DOTALL)
+    return (int(match[1]), nfc(match[2].strip())) if match and int(match[1]) > 0 else None
 
 
 def is_picture(name: str) -> bool:
-    """Whether the file's ending is one of a picture that Pillow reads here."""
+    """Whether Pillow can read files with this suffix here."""
     suffix = _suffix(name)
     return suffix in PICTURE_SUFFIXES or (suffix in PLUGIN_SUFFIXES and suffix in Image.registered_extensions())
 
 
 def other_media(name: str) -> bool:
-    """Whether a user may take the file for a picture although it cannot be read."""
+    """Whether the file looks like a picture to a user, but cannot be read."""
     suffix = _suffix(name)
     return not is_picture(name) and suffix in OTHER_MEDIA | PLUGIN_SUFFIXES
 
 
 def _suffix(name: str) -> str:
-    """As Path(name).suffix in small letters, without the making of a path."""
-    begin, dot, end = name.rpartition(".")
-    return f".{end.lower()}" if dot and begin and end else ""
+    """As Path(name).suffix.lower(), but faster."""
+    stem, dot, end = name.rpartition(".")
+    return f".{end.lower()}" if dot and stem and end else ""
 
 
 def visible_files(folder: Path) -> list[str]:
-    """Names of the files in natural order, hidden ones and masks of others left out."""
+    """File names in natural order, without hidden files and masks of other pictures."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not _hidden(entry.name) and entry.is_file()]
-    masks = {name for name in names if MASK in name.casefold() and Path(name).stem.casefold().endswith(MASK)}
+        names = [entry.name for entry in entries if not _is_hidden(entry.name) and entry.is_file()]
+    masks = {name for name in names if MASK_SUFFIX in name.casefold() and Path(name).stem.casefold().endswith(MASK_SUFFIX)}
     if masks:
         pictures = {Path(name).stem.casefold() for name in names}
-        names = [name for name in names if name not in masks or Path(name).stem.casefold().removesuffix(MASK) not in pictures]
+        names = [name for name in names if name not in masks or Path(name).stem.casefold().removesuffix(MASK_SUFFIX) not in pictures]
     return sorted(names, key=natural_key)
 
 
 def file_index(names: Iterable[str]) -> tuple[frozenset[str], dict[str, str]]:
-    """The names, and the names by their form without letter case."""
+    """The names as a set, and casefolded name -> name."""
     names = list(names)
     return frozenset(names), {name.casefold(): name for name in reversed(names)}
 
 
-def _checked(root: Path, field: str) -> Path:
+def _require_folder(root: Path, field: str) -> Path:
     text = str(root)
     if not text.strip() or text == ".":  # Path("") is "."; the working directory is never meant
         raise DatasetError("no folder of pictures is given.", path=field, fix="Choose the folder that holds the pictures.")
     try:
-        found, is_folder = root.exists(), root.is_dir()
+        exists, is_folder = root.exists(), root.is_dir()
     except (OSError, ValueError):
-        found = is_folder = False
-    if not found:
+        exists = is_folder = False
+    if not exists:
         raise DatasetError("there is no folder {folder}.", path=field, folder=text, fix="Check the path.")
     if not is_folder:
         raise DatasetError("{folder} is a file, not a folder.", path=field, folder=text, fix="Choose the folder that holds the pictures.")
-    place = root.resolve()
-    if place == place.parent:
+    resolved = root.resolve()
+    if resolved == resolved.parent:
         raise DatasetError("{folder} is a whole drive.", path=field, folder=text, fix="Choose the folder that holds the pictures.")
-    if (place / "webui.py").is_file() and (place / "modules").is_dir():
+    if (resolved / "webui.py").is_file() and (resolved / "modules").is_dir():
         raise DatasetError("{folder} is the WebUI's own folder.", path=field, folder=text, fix="Choose the folder that holds the pictures.")
     return root
 
 
-def _parent(folders: Sequence[Path], numbered: Sequence[Path], own: Sequence[str]) -> Layout:
+def _numbered_layout(folders: Sequence[Path], numbered: Sequence[Path], pictures: Sequence[str]) -> FolderLayout:
     subsets, warnings = [], []
     for folder in numbered:
-        repeats, words = numbered_name(folder.name) or (1, "")
-        subsets.append(Subset(folder, f"{folder.name}/", repeats, words))
+        repeats, class_tokens = parse_folder_name(folder.name) or (1, "")
+        subsets.append(Subset(folder, f"{folder.name}/", repeats, class_tokens))
     ignored = [folder.name for folder in folders if folder not in numbered]
     if ignored:
         warnings.append(
             say("Left aside, because the name has no number and underscore in front (like 10_name): {names}", names=", ".join(ignored[:5]))
         )
-    if own:
-        warnings.append(say("Pictures beside the numbered folders are left aside ({count}).", count=len(own)))
+    if pictures:
+        warnings.append(say("Pictures beside the numbered folders are left aside ({count}).", count=len(pictures)))
     listed = ", ".join(f"{subset.folder.name}" for subset in subsets[:5]) + (" ..." if len(subsets) > 5 else "")
-    understood = say("Folders with their repeats in the name ({count}): {names}", count=len(subsets), names=listed)
-    return Layout(tuple(subsets), understood, (*warnings, *_too_often(subsets)))
+    summary = say("Folders with their repeats in the name ({count}): {names}", count=len(subsets), names=listed)
+    return FolderLayout(tuple(subsets), summary, (*warnings, *_about_many_repeats(subsets)))
 
 
-def _single(root: Path, own: Sequence[str], folders: Sequence[Path], num_repeats: int) -> Layout:
+def _root_layout(root: Path, pictures: Sequence[str], folders: Sequence[Path], num_repeats: int) -> FolderLayout:
     name = root.name or root.resolve().name
-    repeats, words = numbered_name(name) or (num_repeats, "")
-    subset = Subset(root, "", repeats, words)
+    repeats, class_tokens = parse_folder_name(name) or (num_repeats, "")
+    subset = Subset(root, "", repeats, class_tokens)
     warnings = []
     if folders:
         warnings.append(say("Folders inside the folder of pictures are left aside: {names}", names=", ".join(f.name for f in folders[:5])))
-    if numbered_name(name):
-        understood = say(
+    if parse_folder_name(name):
+        summary = say(
             'One folder of {count} pictures with {repeats} repeats and the words "{words}" in its name.',
-            count=len(own),
+            count=len(pictures),
             repeats=repeats,
-            words=words,
+            words=class_tokens,
         )
-        return Layout((subset,), understood, (*warnings, *_too_often([subset])))
-    return Layout((subset,), say("A folder of pictures ({count}).", count=len(own)), tuple(warnings))
+        return FolderLayout((subset,), summary, (*warnings, *_about_many_repeats([subset])))
+    return FolderLayout((subset,), say("A folder of pictures ({count}).", count=len(pictures)), tuple(warnings))
 
 
-def _plain_parent(folders: Sequence[Path], num_repeats: int) -> Layout:
+def _parent_layout(folders: Sequence[Path], num_repeats: int) -> FolderLayout:
     subsets = [Subset(folder, f"{folder.name}/", num_repeats, "") for folder in folders]
     listed = ", ".join(folder.name for folder in folders[:5]) + (" ..." if len(folders) > 5 else "")
-    return Layout(tuple(subsets), say("Folders of pictures, all used alike ({count}): {names}", count=len(folders), names=listed), ())
+    return FolderLayout(tuple(subsets), say("Folders of pictures, all used alike ({count}): {names}", count=len(folders), names=listed), ())
 
 
-def _too_often(subsets: Iterable[Subset]) -> list[Message]:
+def _about_many_repeats(subsets: Iterable[Subset]) -> list[Message]:
     return [
         say("The name of the folder {name} says {repeats} repeats.", name=subset.folder.name, repeats=subset.repeats)
         for subset in subsets
@@ -196,18 +196,18 @@ def _too_often(subsets: Iterable[Subset]) -> list[Message]:
     ]
 
 
-def _pictures(folder: Path, field: str) -> list[str]:
-    """Names of files that may be pictures; files that only look like one count, so that they are named."""
+def _picture_names(folder: Path, field: str) -> list[str]:
+    """Names of pictures, and of files that look like pictures, so that they are reported."""
     try:
         return [name for name in visible_files(folder) if is_picture(name) or other_media(name)]
     except OSError as error:
         raise _unreadable(folder, field, error) from error
 
 
-def _folders(folder: Path, field: str) -> list[Path]:
+def _subfolders(folder: Path, field: str) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not _hidden(entry.name) and entry.is_dir()]
+            names = [entry.name for entry in entries if not _is_hidden(entry.name) and entry.is_dir()]
     except OSError as error:
         raise _unreadable(folder, field, error) from error
     return [folder / name for name in sorted(names, key=natural_key)]
@@ -215,9 +215,9 @@ def _folders(folder: Path, field: str) -> list[Path]:
 
 def _unreadable(folder: Path, field: str, error: OSError) -> DatasetError:
     return DatasetError(
-        "{folder} cannot be read ({why}).", path=field, folder=str(folder), why=error.strerror or str(error), fix="Change its rights."
+        "{folder} cannot be read ({why}).", path=field, folder=str(folder), why=error.strerror or str(error), fix="Change its permissions."
     )
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")

@@ -1,4 +1,4 @@
-"""Text files of unknown encoding: ten years of caption files come from editors in China, Japan and Europe."""
+"""Decodes text files of unknown encoding: caption files come from old editors in China, Japan and Europe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import codecs
 import re
 
 
-def decoded(data: bytes) -> str:
-    """UTF-8, UTF-16 by its mark or its zero bytes, else whichever of GB 18030, Shift JIS and Windows-1252 gives usual letters."""
+def decode_text(data: bytes) -> str:
+    """Decodes UTF-8, UTF-16 (by its BOM or zero bytes), else whichever of GB 18030, Shift JIS and Windows-1252 gives common letters."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
     try:
@@ -18,21 +18,21 @@ def decoded(data: bytes) -> str:
         return text
     if b"\0" in data:
         return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", "replace").strip("\ufeff\0")
-    return _decoded_legacy(data)
+    return _decode_legacy(data)
 
 
-def _decoded_legacy(data: bytes) -> str:
+def _decode_legacy(data: bytes) -> str:
     runs = re.findall(rb"[\x80-\xff]+", data)
     candidates = [("gb18030", _is_usual_chinese), ("cp932", _is_usual_japanese)]
     best, best_share = "", 0.5
     if max(map(len, runs)) > 1:  # letters with accents and typographic quotes stand alone, Chinese and Japanese never do
-        for encoding, usual in candidates:
+        for encoding, is_usual in candidates:
             try:
                 text = data.decode(encoding)
             except UnicodeDecodeError:
                 continue
-            foreign = [sign for sign in text if ord(sign) > 127]
-            share = sum(map(usual, foreign)) / len(foreign)
+            non_ascii = [character for character in text if ord(character) > 127]
+            share = sum(map(is_usual, non_ascii)) / len(non_ascii)
             if share > best_share:
                 best, best_share = text, share
     if best:
@@ -43,13 +43,13 @@ def _decoded_legacy(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _is_usual_chinese(sign: str) -> bool:
+def _is_usual_chinese(character: str) -> bool:
     try:
-        return len(sign.encode("gb2312")) == 2
+        return len(character.encode("gb2312")) == 2
     except UnicodeEncodeError:
         return False
 
 
-def _is_usual_japanese(sign: str) -> bool:
-    code = ord(sign)
+def _is_usual_japanese(character: str) -> bool:
+    code = ord(character)
     return 0x3000 <= code < 0x3100 or 0x4E00 <= code < 0xA000 or 0xFF00 <= code < 0xFF61

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's WebUI as a host. Only here, in install.py and in scripts/ are its modules imported."""
+"""AUTOMATIC1111's WebUI as a host. Its modules are imported only in host/a1111, host/forge, install.py and scripts/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import ModelError
-from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint, with_remedy
+from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint, message_with_fix
 from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ LET_THROUGH = "lora_trainer_let_generations_through"
 
 
 class A1111Host:
-    """Everything that the trainer asks of A1111. Cheap to make; `app` is the web application once it has started."""
+    """The Host for A1111. Cheap to construct; `app` is the web application once it has started."""
 
     name = "a1111"
 
@@ -34,76 +34,74 @@ class A1111Host:
         return str(launch_utils.git_tag())
 
     def paths(self) -> HostPaths:
-        """Runs and uploads lie under the data folder; files go into the LoRA folder."""
-        from modules import paths, sd_models, shared
+        """Runs and uploads lie under the data folder; LoRA files go into the LoRA folder."""
+        from modules import paths, shared
 
         data = Path(paths.data_path).absolute()
-        own, options = data / "lora_trainer", shared.cmd_opts
+        trainer_dir, options = data / "lora_trainer", shared.cmd_opts
         lora = Path(getattr(options, "lora_dir", None) or Path(paths.models_path) / "Lora").absolute()
-        more = tuple(Path(folder).expanduser().absolute() for folder in getattr(options, "lora_trainer_allow_path", None) or ())
-        models = [sd_models.model_path, *([options.ckpt_dir] if options.ckpt_dir else [])]
+        allowed = tuple(Path(folder).expanduser().absolute() for folder in getattr(options, "lora_trainer_allow_path", None) or ())
         return HostPaths(
             data_path=data,
             lora_dir=lora,
-            runs_dir=own / "runs",
-            uploads_dir=own / "uploads",
-            cache_dir=own / "cache",
-            allowed_roots=(data, lora, *more) if self.listening() else (),
-            models_dirs=tuple(Path(folder) for folder in models),
+            runs_dir=trainer_dir / "runs",
+            uploads_dir=trainer_dir / "uploads",
+            cache_dir=trainer_dir / "cache",
+            allowed_roots=(data, lora, *allowed) if self.is_listening() else (),
         )
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The list behind the page's dropdown."""
+        """The entries of the page's checkpoint dropdown."""
         from modules import sd_models
 
-        current = self._current()
-        used = current.filename if current is not None else None
-        return [Checkpoint(info.title, Path(info.filename), info.filename == used) for info in sd_models.checkpoints_list.values()]
+        current = self._current_checkpoint()
+        loaded_file = current.filename if current is not None else None
+        return [Checkpoint(info.title, Path(info.filename), info.filename == loaded_file) for info in sd_models.checkpoints_list.values()]
 
     def vaes(self) -> list[Path]:
-        """The list behind the page's VAE dropdown."""
+        """The entries of the page's VAE dropdown."""
         from modules import sd_vae
 
         return [Path(file) for file in sd_vae.vae_dict.values()]
 
     @staticmethod
-    def _loaded() -> Any:
-        """The loaded model without waiting for it (the host's own property loads one when there is none)."""
+    def _loaded_model() -> Any:
+        """The loaded model or None, without loading one (the host's own property would)."""
         from modules import sd_models
 
         return sd_models.model_data.sd_model
 
-    def _current(self) -> Any:
+    def _current_checkpoint(self) -> Any:
         """The host's entry of the checkpoint that an empty "base model" means; None when there is none."""
-        loaded = self._loaded()
+        loaded = self._loaded_model()
         return None if loaded is None else loaded.sd_checkpoint_info
 
     def model_info(self) -> dict[str, Any]:
-        """Of the loaded checkpoint; "reason" is a Message with the remedy where it cannot be trained."""
+        """The loaded checkpoint; "reason" is a Message with the remedy when it cannot be trained."""
         from lora_trainer.host.a1111 import facts, refuse
 
-        loaded = self._loaded()
+        loaded = self._loaded_model()
         problem = refuse.refusal(loaded)
         info: dict[str, Any] = {"title": "", "path": "", "family": "", "prediction": "", "clip_skip": self.clip_skip(), "native_size": 512}
-        info |= {"trainable": problem is None, "reason": "" if problem is None else with_remedy(problem), "because": ""}
+        info |= {"trainable": problem is None, "reason": "" if problem is None else message_with_fix(problem), "because": ""}
         if loaded is None or not hasattr(loaded, "sd_checkpoint_info"):
             return info
         info |= {"title": loaded.sd_checkpoint_info.name_for_extra, "path": loaded.sd_checkpoint_info.filename}
         if problem is None:
-            known = facts.of_model(loaded)
-            info |= {"family": known.family, "native_size": known.native_size, "prediction": known.found.kind}
-            info |= {"because": known.found.because, "zero_terminal_snr": known.found.zero_terminal_snr}
+            model_facts = facts.from_model(loaded)
+            info |= {"family": model_facts.family, "native_size": model_facts.native_size, "prediction": model_facts.prediction.kind}
+            info |= {"because": model_facts.prediction.reason, "zero_terminal_snr": model_facts.prediction.zero_terminal_snr}
         return info
 
     @staticmethod
     def clip_skip() -> int:
-        """The one that the user draws with."""
+        """The user's setting for generations."""
         from modules import shared
 
         return int(shared.opts.CLIP_stop_at_last_layers)
 
     def memory(self) -> dict[str, Any]:
-        """Of the device that the host draws on."""
+        """The memory of the host's device."""
         import torch
         from modules import devices
 
@@ -112,24 +110,26 @@ class A1111Host:
         return device_memory(torch.device(devices.device))
 
     def known_sha256(self, path: Path) -> str:
-        """From the host's list, which knows what its cache of hashes knows."""
+        """From the host's list of checkpoints, which reads its cache of hashes."""
         from modules import sd_models
 
-        known = (info for info in sd_models.checkpoints_list.values() if _same(info.filename, path))
-        return next((str(info.sha256) for info in known if getattr(info, "sha256", None)), "")
+        entries = (info for info in sd_models.checkpoints_list.values() if _is_same_file(info.filename, path))
+        return next((str(info.sha256) for info in entries if getattr(info, "sha256", None)), "")
 
     def busy_reason(self) -> Message | None:
-        """Nothing: what cannot be shared is read from its file, and what is on beside the model is set aside."""
+        """None: weights that cannot be shared are read from the file, and what is active beside the model is switched off."""
         return None
 
     def lease(self, model: ModelConfig) -> AbstractContextManager[Lease]:
-        """Lends the loaded model, or loads the one that the config names for as long as the loan lasts."""
+        """Lends the loaded model, or loads the config's for the duration of the lease."""
         from lora_trainer.host.a1111.lease import lend
 
-        return lend(self._wanted(model.pretrained_model_name_or_path, model), self._vae(model.vae), self.lets_through, flags=model)
+        return lend(
+            self._checkpoint_entry(model.pretrained_model_name_or_path, model), self._vae_file(model.vae), self.lets_through, flags=model
+        )
 
-    def _wanted(self, value: str, flags: Flags | None = None) -> Any:
-        """The host's entry of a checkpoint; None for the loaded one. Raises ModelError, also for a flag that its file contradicts."""
+    def _checkpoint_entry(self, value: str, flags: Flags | None = None) -> Any:
+        """The host's entry of a checkpoint; None for the loaded one. Raises ModelError, also for a flag that the file contradicts."""
         from modules import sd_models
 
         from lora_trainer.models.detection import detect
@@ -137,11 +137,11 @@ class A1111Host:
         if not value:
             return None
         path = find_checkpoint(value, self.checkpoints())
-        current = self._current()
-        if current is not None and _same(current.filename, path):
+        current = self._current_checkpoint()
+        if current is not None and _is_same_file(current.filename, path):
             return current
-        known = next((info for info in sd_models.checkpoints_list.values() if _same(info.filename, path)), None)
-        if known is None and path.exists():
+        entry = next((info for info in sd_models.checkpoints_list.values() if _is_same_file(info.filename, path)), None)
+        if entry is None and path.exists():
             raise ModelError(
                 "{file} is not in the WebUI's list of checkpoints.",
                 file=str(path),
@@ -151,43 +151,43 @@ class A1111Host:
             )
         facts = detect.inspect(path, sha256=self.known_sha256(path))
         if flags is not None:
-            facts.settled(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
-        return known
+            facts.with_flags(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
+        return entry
 
-    def _vae(self, value: str) -> str | None:
-        """The VAE's file; "" for the host's choice."""
+    def _vae_file(self, value: str) -> str | None:
+        """The VAE's path; "" for the user's selection in the host."""
         if not value:
             return ""
-        known = next((str(path) for path in self.vaes() if value in (path.name, path.stem, str(path))), value)
-        if not Path(known).is_file():
+        file = next((str(path) for path in self.vaes() if value in (path.name, path.stem, str(path))), value)
+        if not Path(file).is_file():
             raise ModelError("there is no VAE {name}.", name=value, path=VAE_FIELD, fix="Choose a VAE file, or leave the field empty.")
-        return known
+        return file
 
     def refresh_networks(self) -> None:
-        """Reads the LoRA folder again, as the button on the cards does."""
+        """Reads the LoRA folder again, as the cards' refresh button does."""
         from lora_trainer.host.a1111 import model
 
-        networks = model.loaded_networks()
+        networks = model.networks_module()
         if networks is not None:
             networks.list_available_networks()
 
-    def listening(self) -> bool:
-        """As the host's own `webui_is_non_local`."""
+    def is_listening(self) -> bool:
+        """As the host's `webui_is_non_local`."""
         from modules import shared
 
         return any(getattr(shared.cmd_opts, flag, None) for flag in ("listen", "share", "ngrok", "server_name"))
 
-    def authorized(self, request: Any) -> bool:
+    def is_authorized(self, request: Any) -> bool:
         """Gradio's login, or --api-auth's."""
         from lora_trainer.host.a1111 import login
 
         return login.is_authorized(request, self.app if self.app is not None else request.app)
 
     def challenge(self) -> Mapping[str, str]:
-        """The browser asks for the password where only the API has one."""
+        """Basic authentication when only the API has a login."""
         from lora_trainer.host.a1111 import login
 
-        page, api = login.wanted()
+        page, api = login.required_logins()
         return {"WWW-Authenticate": "Basic"} if api and not page else {}
 
     def language(self) -> str:
@@ -198,17 +198,17 @@ class A1111Host:
         return "zh_CN" if chosen.startswith(("zh", "chinese", "简体")) else "en"
 
     def waiting(self) -> int:
-        """How many hold a place in the queue."""
+        """The number of threads in the queue."""
         from modules import call_queue
 
         return len(getattr(call_queue.queue_lock, "_pending_threads", ()))
 
     def lets_through(self) -> bool:
-        """The user's setting."""
+        """The setting in the host's Settings page."""
         from modules import shared
 
         return bool(getattr(shared.opts, LET_THROUGH, True))
 
 
-def _same(file: str, path: Path) -> bool:
+def _is_same_file(file: str, path: Path) -> bool:
     return Path(file).absolute() == path.absolute()

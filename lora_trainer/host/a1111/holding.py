@@ -1,4 +1,4 @@
-"""How the host holds its model (whole, in pieces, in a format that nothing can be learned through), and what it adds to it."""
+"""How the host keeps its model (whole, offloaded in pieces, in a dtype without gradients), and what it adds to the model."""
 
 from __future__ import annotations
 
@@ -13,44 +13,46 @@ SHARED = (torch.float32, torch.float16, torch.bfloat16)
 NONE = "None"
 
 
-def why_apart(sd_model: Any) -> Message | None:
-    """Why the checkpoint's file is read instead of sharing the host's weights; None where they are shared."""
-    if in_pieces(sd_model):
-        return say("The WebUI runs with {flag}, which moves the model in pieces: the checkpoint's file is read instead.", flag=_flag())
+def why_not_shared(sd_model: Any) -> Message | None:
+    """Why the checkpoint's file is read instead of sharing the host's weights; None when they are shared."""
+    if is_offloaded(sd_model):
+        return say(
+            "The WebUI runs with {flag}, which moves the model in pieces: the checkpoint's file is read instead.", flag=_offload_flag()
+        )
     modules = (sd_model.model.diffusion_model, sd_model.cond_stage_model, sd_model.first_stage_model)
     formats = (parameter.dtype for module in modules for parameter in module.parameters() if parameter.is_floating_point())
     odd = next((dtype for dtype in formats if dtype not in SHARED), None)
-    return None if odd is None else in_odd_format(str(odd).removeprefix("torch."))
+    return None if odd is None else unsharable_format(str(odd).removeprefix("torch."))
 
 
-def in_odd_format(name: str) -> Message:
-    """Why the file is read where the weights have such a number format."""
+def unsharable_format(name: str) -> Message:
+    """The message that the file is read because the weights have this number format."""
     return say(
-        "The WebUI holds the model in {format}, which nothing can be learned through: the checkpoint's file is read instead.", format=name
+        "The WebUI keeps the model in {format}, which gradients cannot pass through: the checkpoint's file is read instead.", format=name
     )
 
 
-def in_pieces(sd_model: Any) -> bool:
-    """Whether the host moves its model to the device module by module."""
+def is_offloaded(sd_model: Any) -> bool:
+    """Whether the host moves its model to the device module by module (--lowvram, --medvram)."""
     return bool(getattr(sd_model, "lowvram", False))
 
 
-def _flag() -> str:
+def _offload_flag() -> str:
     from modules import shared
 
     flags = shared.cmd_opts
     return "--lowvram" if flags.lowvram else "--medvram" if flags.medvram else "--medvram-sdxl"
 
 
-class Pieces:
-    """The module that --medvram or --lowvram left on the device: taken off it for the time of a loan, and put back."""
+class OffloadedModule:
+    """The module that --medvram or --lowvram left on the device: moved off it for the duration of a lease, and put back."""
 
     def __init__(self) -> None:
         self._before: Any = None
 
     def remember(self, sd_model: Any) -> None:
-        """Frees the device of whatever is on it."""
-        if in_pieces(sd_model):
+        """Remembers the module on the device and moves it off."""
+        if is_offloaded(sd_model):
             from modules import lowvram
 
             self._before = lowvram.module_in_gpu
@@ -58,16 +60,16 @@ class Pieces:
 
     @staticmethod
     def take_off(sd_model: Any) -> None:
-        """Frees the device again after the host drew."""
-        if in_pieces(sd_model):
+        """Moves it off again after the host has generated."""
+        if is_offloaded(sd_model):
             from modules import lowvram
 
             lowvram.send_everything_to_cpu()
 
     def put_back(self, sd_model: Any) -> None:
-        """As it was, where the host still has that module."""
+        """Moves the module back when the model still has it."""
         module, self._before = self._before, None
-        if module is None or not in_pieces(sd_model) or not any(known is module for known in sd_model.modules()):
+        if module is None or not is_offloaded(sd_model) or not any(known is module for known in sd_model.modules()):
             return
         from modules import devices, lowvram
 
@@ -76,14 +78,14 @@ class Pieces:
         lowvram.module_in_gpu = module
 
 
-class Replacement:
-    """A replacement of the U-Net (TensorRT and its like): off for the time of a loan, since nothing can be learned through it."""
+class UnetReplacement:
+    """A replacement of the U-Net (such as TensorRT): off for the duration of a lease, since gradients cannot pass through it."""
 
     def __init__(self) -> None:
         self.name = ""
 
     def remember(self) -> None:
-        """Puts the model's own U-Net in its place, and back on the device."""
+        """Remembers the active replacement and activates the model's own U-Net."""
         from modules import sd_unet
 
         option = sd_unet.current_unet_option
@@ -92,13 +94,13 @@ class Replacement:
 
     @staticmethod
     def take_off() -> None:
-        """Again, after somebody's picture put it on."""
+        """Activates the model's own U-Net, also after a generation has activated the replacement again."""
         from modules import sd_unet
 
         sd_unet.apply_unet(NONE)
 
     def put_back(self) -> None:
-        """What the user's setting means, where something was active. Raises ModelError."""
+        """Applies the user's setting again when a replacement was active. Raises ModelError."""
         from modules import sd_unet
 
         name, self.name = self.name, ""
@@ -112,30 +114,30 @@ class Replacement:
 
 
 def notes(replacement: str) -> tuple[Message, ...]:
-    """What is on in the host beside its model, and what becomes of it."""
+    """Messages about what is active in the host beside its model, and how training treats it."""
     from modules import shared
 
-    found = []
+    messages = []
     if replacement:
-        found.append(
+        messages.append(
             say(
                 'The U-Net replacement "{name}" is off until training ends: the network learns with the checkpoint\'s own U-Net.',
                 name=replacement,
             )
         )
     if (hypernetwork := str(getattr(shared.opts, "sd_hypernetwork", NONE))) != NONE:
-        found.append(
+        messages.append(
             say(
                 'The hypernetwork "{name}" is on: the network learns without it, and previews are drawn with it, as txt2img draws them.',
                 name=hypernetwork,
             )
         )
     if (network := str(getattr(shared.opts, "sd_lora", NONE))) != NONE:
-        found.append(
+        messages.append(
             say(
                 'The network "{name}" is added to every prompt: training goes on without it, and previews are drawn with it, as txt2img '
                 "draws them.",
                 name=network,
             )
         )
-    return tuple(found)
+    return tuple(messages)

@@ -1,4 +1,4 @@
-"""Whether a request comes with the host's login: neither Gradio's nor --api-auth's check covers an extension's own routes."""
+"""The host's login for our routes: neither Gradio's nor --api-auth's check covers an extension's own routes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from secrets import compare_digest
 from typing import Any
 
 
-def wanted() -> tuple[bool, bool]:
-    """(the page asks for a login, the host's API asks for one)."""
+def required_logins() -> tuple[bool, bool]:
+    """(whether the page requires a login, whether the host's API requires one)."""
     from modules import shared
 
     options = shared.cmd_opts
@@ -17,20 +17,20 @@ def wanted() -> tuple[bool, bool]:
 
 
 def is_authorized(request: Any, app: Any) -> bool:
-    """Either login is enough; True when the host asks for none."""
-    page, api = wanted()
+    """Whether the request carries either login; True when the host requires none."""
+    page, api = required_logins()
     if not page and not api:
         return True
     return (page and _has_page_login(request, app)) or (api and _has_api_login(request))
 
 
 def _has_page_login(request: Any, app: Any) -> bool:
-    """Gradio keeps token -> user in its app; the cookie's name carries an id from Gradio 4.20 on."""
+    """Gradio keeps {token: user} in its app; from 4.20 on the cookie's name ends with an id."""
     tokens = getattr(app, "tokens", None) or {}
     cookie_id = getattr(app, "cookie_id", None)
     suffix = f"-{cookie_id}" if cookie_id else ""
-    given = (request.cookies.get(f"access-token{kind}{suffix}") for kind in ("", "-unsecure"))
-    return any(token is not None and tokens.get(token) is not None for token in given)
+    cookies = (request.cookies.get(f"access-token{kind}{suffix}") for kind in ("", "-unsecure"))
+    return any(token is not None and tokens.get(token) is not None for token in cookies)
 
 
 def _has_api_login(request: Any) -> bool:
@@ -43,5 +43,5 @@ def _has_api_login(request: Any) -> bool:
         user, _, password = base64.b64decode(code, validate=True).decode("utf-8").partition(":")
     except ValueError:  # not base64, or not text
         return False
-    known = dict(account.split(":", 1) for account in shared.cmd_opts.api_auth.split(",") if ":" in account)
-    return user in known and compare_digest(password.encode(), known[user].encode())
+    accounts = dict(account.split(":", 1) for account in shared.cmd_opts.api_auth.split(",") if ":" in account)
+    return user in accounts and compare_digest(password.encode(), accounts[user].encode())

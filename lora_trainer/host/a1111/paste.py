@@ -1,4 +1,4 @@
-"""Filling the host's txt2img page from an infotext, X/Y/Z plot included."""
+"""Filling the host's txt2img page from an infotext, including the X/Y/Z plot."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def register(button: Any, text: Any) -> None:
-    """A click on `button` puts the infotext that stands in `text` into txt2img and goes there (both are Gradio's)."""
+    """Has a click on `button` fill txt2img from the infotext in `text` and open that page (both are Gradio components)."""
     from modules import infotext_utils
 
     infotext_utils.register_paste_params_button(

@@ -1,4 +1,4 @@
-"""A preview as txt2img would draw it, and no trace of it in the host."""
+"""Previews as txt2img would draw them, without leaving a trace in the host."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 from lora_trainer.config.choices.samplers import webui_names
 from lora_trainer.errors import TrainerError
-from lora_trainer.host.a1111 import model as held
+from lora_trainer.host.a1111 import model as host_model
 from lora_trainer.host.base import PictureRequest
 
 if TYPE_CHECKING:
@@ -31,46 +31,46 @@ JOB = "LoRA Trainer preview"
 
 
 class Drawing:
-    """How the host is asked for a picture on the lent model, and how it forgets the network afterwards."""
+    """How the host generates an image with the lent model, and how the network is removed afterwards."""
 
-    def overrides(self, pin: held.Pin) -> dict[str, Any]:
-        """Options that pin the lent checkpoint while the picture is drawn, and keep its U-Net and number format as they are lent."""
+    def option_overrides(self, pin: host_model.Pin) -> dict[str, Any]:
+        """Options that pin the lent checkpoint, its U-Net and its number format during the generation."""
         from modules import shared
 
-        kept = {"sd_unet": "None"} | ({} if pin.fp8 is None else {"fp8_storage": pin.fp8})
-        changed = {key: value for key, value in kept.items() if getattr(shared.opts, key, value) != value}
+        pinned = {"sd_unet": "None"} | ({} if pin.fp8 is None else {"fp8_storage": pin.fp8})
+        changed = {key: value for key, value in pinned.items() if getattr(shared.opts, key, value) != value}
         return {"sd_model_checkpoint": _alias(pin.checkpoint)} | changed
 
-    def images(self, pin: held.Pin, p: Any) -> list[Image]:
-        """The pictures of a request that is ready."""
+    def draw(self, pin: host_model.Pin, p: Any) -> list[Image]:
+        """Runs a prepared request; returns its images."""
         from modules import processing
 
         return list(processing.process_images(p).images)
 
-    def take_off(self) -> None:
-        """No network on the model, none of its tensors in memory: they hold its file open."""
+    def remove_network(self) -> None:
+        """Removes the network from the model, and its tensors from memory: they keep its file open."""
         from modules import sd_models
 
-        held.restore_networks(sd_models.model_data.sd_model)
+        host_model.unmerge_networks(sd_models.model_data.sd_model)
 
 
 def draw_preview(
     drawing: Drawing,
-    pin: held.Pin,
+    pin: host_model.Pin,
     request: PictureRequest,
     write_weights: Callable[[Path], None] | None,
     weight: float,
     control: Control,
 ) -> Image | None:
-    """The picture, or None when the user interrupted it. Raises TrainerError when the host could not draw it.
+    """The image, or None when the user interrupted it. Raises TrainerError when the host cannot draw it.
 
-    To be called with the queue in hand. It leaves the weights dirty: the lease wipes them.
+    To be called while holding the queue. Leaves networks on the weights: the lease cleans them.
     """
-    with _untouched_randomness(), _temporary_network(write_weights, drawing) as path:
+    with _preserved_rng(), _temporary_network(write_weights, drawing) as path:
         prompt = f"{request.prompt}<lora:{path.stem}:{weight:g}>" if path else request.prompt
         try:
-            for _ in range(2):  # a click on "refresh" at the wrong moment makes the host forget the name: once more
-                _introduce(path)
+            for _ in range(2):  # "refresh" clicked at the wrong moment makes the host forget the name: try again
+                _register(path)
                 picture = _process(drawing, pin, request, prompt, control)
                 if picture is None or path is None or _was_used(path.stem):
                     return picture
@@ -82,7 +82,7 @@ def draw_preview(
     raise TrainerError("the WebUI did not find the preview's network.", fix="Check that its Lora extension is enabled.")
 
 
-def _process(drawing: Drawing, pin: held.Pin, request: PictureRequest, prompt: str, control: Control) -> Image | None:
+def _process(drawing: Drawing, pin: host_model.Pin, request: PictureRequest, prompt: str, control: Control) -> Image | None:
     from modules import processing, scripts, shared
 
     settings = {
@@ -91,7 +91,7 @@ def _process(drawing: Drawing, pin: held.Pin, request: PictureRequest, prompt: s
         "width": request.width,
         "height": request.height,
         "seed": request.seed,
-        "subseed": 0,  # -1 would draw from Python's own random numbers
+        "subseed": 0,  # -1 would use Python's global random generator
         "cfg_scale": request.cfg,
         "steps": request.steps,
         "sampler_name": _sampler(request.sampler),
@@ -99,58 +99,58 @@ def _process(drawing: Drawing, pin: held.Pin, request: PictureRequest, prompt: s
         "do_not_save_samples": True,
         "do_not_save_grid": True,
     }
-    overrides = {**drawing.overrides(pin), "CLIP_stop_at_last_layers": request.clip_skip or pin.clip_skip}
+    overrides = {**drawing.option_overrides(pin), "CLIP_stop_at_last_layers": request.clip_skip or pin.clip_skip}
     with (
-        _job(control),
-        _options_kept(overrides),
+        _host_job(control),
+        _temporary_options(overrides),
         closing(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **settings)) as p,
     ):
         p.override_settings, p.override_settings_restore_afterwards = overrides, False
         p.scripts, p.script_args = scripts.ScriptRunner(), ()
-        images = drawing.images(pin, p)
-        broken = shared.state.interrupted or shared.state.skipped or not images
-        return None if broken else _bare(images[0])
+        images = drawing.draw(pin, p)
+        is_broken = shared.state.interrupted or shared.state.skipped or not images
+        return None if is_broken else _without_infotext(images[0])
 
 
 def _sampler(name: str) -> str:
-    """What the host calls a sampler: the best of its names that this version has."""
+    """The host's name of a sampler: the first of the possible names that this version has."""
     from modules import sd_samplers
 
-    wanted = webui_names(name)
-    return next((one for one in wanted if one in sd_samplers.all_samplers_map), wanted[0])
+    names = webui_names(name)
+    return next((candidate for candidate in names if candidate in sd_samplers.all_samplers_map), names[0])
 
 
 def _alias(checkpoint: Any) -> str:
-    """A name under which the host finds the checkpoint, even after its list was read anew without the file.
+    """A name under which the host finds the checkpoint, even after its list was refreshed without the file.
 
-    For a name that it does not know, process_images loads the user's choice: into the storages that are lent.
+    For an unknown name process_images loads the user's choice, into the memory that is lent.
     """
     from modules import sd_models
 
-    known = sd_models.checkpoint_aliases.get(checkpoint.title)
-    if known is None or known.filename != checkpoint.filename:
+    entry = sd_models.checkpoint_aliases.get(checkpoint.title)
+    if entry is None or entry.filename != checkpoint.filename:
         sd_models.checkpoint_aliases[checkpoint.title] = checkpoint
     return str(checkpoint.title)
 
 
-def _bare(picture: Image) -> Image:
-    """Without the host's text: it names the temporary network."""
+def _without_infotext(picture: Image) -> Image:
+    """The image without the host's infotext, which names the temporary network."""
     picture.info.clear()
     return picture
 
 
 @contextmanager
-def _options_kept(overrides: dict[str, Any]) -> Iterator[None]:
-    """The user's options afterwards, those included that were chosen while the picture was drawn.
+def _temporary_options(overrides: dict[str, Any]) -> Iterator[None]:
+    """Sets options for the duration of a generation and restores the user's, including changes made meanwhile.
 
-    The host's own setting fails under --freeze-settings; its restoring writes the old values over such a choice and loads the
-    VAE that belongs to them. So the overrides stand in the options before it looks, the VAE is not among them (nothing loads
-    another one while the queue is ours), and each is put back only where it still is what we put there.
+    The host's own override mechanism fails under --freeze-settings, and its restoring overwrites such changes and loads the VAE
+    that belongs to the old values. So the overrides are written to the options directly, the VAE is not among them (nothing loads
+    another one while we hold the queue), and each is restored only where it still has our value.
     """
     from modules import shared
 
     data, options = shared.opts.data, shared.cmd_opts
-    before = {key: data[key] for key in overrides if key in data}  # the others stand at their default
+    before = {key: data[key] for key in overrides if key in data}  # the others have their defaults
     no_history, options.no_prompt_history = options.no_prompt_history, True  # params.txt is the user's last prompt
     data.update(overrides)
     try:
@@ -165,14 +165,14 @@ def _options_kept(overrides: dict[str, Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _job(control: Control) -> Iterator[None]:
-    """The host's state says that somebody draws, and a Stop of ours interrupts it like the user's own button."""
+def _host_job(control: Control) -> Iterator[None]:
+    """Marks the host's state as generating, and interrupts the generation when our run is stopped, as the user's button would."""
     from modules import shared
 
-    over = threading.Event()
+    finished = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.1):
+        while not finished.wait(0.1):
             if control.stopping:
                 shared.state.interrupt()
                 return
@@ -183,7 +183,7 @@ def _job(control: Control) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        finished.set()
         watcher.join()
         shared.state.end()
         shared.state.interrupted = shared.state.skipped = shared.state.stopping_generation = False
@@ -191,25 +191,25 @@ def _job(control: Control) -> Iterator[None]:
 
 
 @contextmanager
-def _untouched_randomness() -> Iterator[None]:
-    """The host seeds the process's random numbers; a run with previews must draw the same ones as a run without."""
+def _preserved_rng() -> Iterator[None]:
+    """Restores the global random generators, which the host seeds: a run with previews must equal one without."""
     from modules import devices
 
     device = torch.device(devices.device)
-    mine = (random.getstate(), np.random.get_state())
+    states = (random.getstate(), np.random.get_state())
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
-        random.setstate(mine[0])
-        np.random.set_state(mine[1])
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @contextmanager
 def _temporary_network(write_weights: Callable[[Path], None] | None, drawing: Drawing) -> Iterator[Path | None]:
-    """A file under a name never used before, in a folder of ours; None when there is no network.
+    """Writes the network to a new file in our own folder, and removes it afterwards; None when there is no network.
 
-    Not in the LoRA folder: nobody shall see it among his own, and no broken-off run shall leave it there.
+    Not in the LoRA folder: it must not show up among the user's files, nor be left there by a crash.
     """
     if write_weights is None:
         yield None
@@ -220,28 +220,28 @@ def _temporary_network(write_weights: Callable[[Path], None] | None, drawing: Dr
         write_weights(path)
         yield path
     finally:
-        drawing.take_off()
-        _forget(path.stem)
-        _remove(path)
+        drawing.remove_network()
+        _unregister(path.stem)
+        _delete(path)
 
 
-def _introduce(path: Path | None) -> None:
-    """Makes the host know the network by its name."""
+def _register(path: Path | None) -> None:
+    """Adds the network to the host's lists under its name."""
     if path is not None:
-        networks = held.loaded_networks()
+        networks = host_model.networks_module()
         entry = networks.network.NetworkOnDisk(path.stem, str(path))
         networks.available_networks[path.stem] = networks.available_network_aliases[path.stem] = entry
 
 
 def _was_used(name: str) -> bool:
-    return any(network.name == name for network in held.loaded_networks().loaded_networks)
+    return any(network.name == name for network in host_model.networks_module().loaded_networks)
 
 
-def _forget(name: str) -> None:
-    """Takes the name out of every list of the host's, the tensors with it: they hold the file open."""
+def _unregister(name: str) -> None:
+    """Removes the name from all of the host's lists, and the tensors, which keep the file open."""
     from modules import cache
 
-    networks = held.loaded_networks()
+    networks = host_model.networks_module()
     networks.networks_in_memory.pop(name, None)
     for table in (networks.available_networks, networks.available_network_aliases, networks.available_network_hash_lookup):
         for key in [key for key, entry in table.items() if entry.name == name]:
@@ -251,8 +251,8 @@ def _forget(name: str) -> None:
     gc.collect()
 
 
-def _remove(path: Path) -> None:
-    """Deletes the file; on Windows a reader may hold it for a moment. What stays is removed at the next start."""
+def _delete(path: Path) -> None:
+    """Deletes the file; on Windows a reader may keep it open for a moment. A file that remains is removed at the next start."""
     end = time.monotonic() + 2.0
     while True:
         try:
@@ -265,14 +265,14 @@ def _remove(path: Path) -> None:
 
 
 def previews_folder() -> Path:
-    """Where the networks of previews live for the time of one picture."""
+    """The folder of the temporary networks."""
     from modules import paths
 
     return Path(paths.data_path) / "lora_trainer" / "previews"
 
 
 def remove_leftovers() -> None:
-    """Deletes what a crash left behind; files of another WebUI that runs on the same folder stay."""
+    """Deletes files left by a crash; those of another running WebUI on the same folder stay."""
     import psutil
 
     for path in previews_folder().glob(f"*{PREFIX}*"):

@@ -1,7 +1,7 @@
-"""The host's queue lock, held for hours without shutting anybody out.
+"""The host's queue lock, held for hours without starving generations.
 
-The lock is A1111's FIFOLock: `_lock` is the lock itself, `_pending_threads` the events of those who wait, oldest first, both
-changed only under `_inner_lock`. A release wakes the oldest, but whoever asks at that moment overtakes it.
+The lock is A1111's FIFOLock: `_lock` is the lock itself, `_pending_threads` the events of the waiting threads, oldest first, both
+changed only under `_inner_lock`. A release wakes the oldest, but a thread that acquires at that moment overtakes it.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ class Turn:
     def __init__(self, lock: Any) -> None:
         self._lock = lock
         self._overtaken = False
-        self.held = False
+        self.is_held = False
 
-    def take(self) -> None:
-        """Waits for our turn behind everybody who came before."""
+    def acquire(self) -> None:
+        """Waits for the lock behind everyone who came before."""
         self._lock.acquire()
-        self.held = True
+        self.is_held = True
 
-    def give(self) -> None:
-        """Gives the turn away; sleeps long enough that the next one really has it."""
-        self.held = False
+    def release(self) -> None:
+        """Releases the lock; sleeps long enough for the next thread to really get it."""
+        self.is_held = False
         self._lock.release()
         time.sleep(AFTER_RELEASE)
 
     def waiting(self) -> int:
-        """How many wait, where the host's lock tells."""
+        """The number of waiting threads; 0 where the host's lock does not show it."""
         return len(getattr(self._lock, "_pending_threads", ()))
 
     def let_one_through(self) -> bool:
-        """Lets exactly the oldest waiting job run and takes the turn back before the others. False when nobody waits.
+        """Lets only the oldest waiting job run and takes the lock back before the others. False when none waits.
 
-        Without this, taking the lock again would mean waiting until everybody in the queue was served.
+        A plain release and acquire would wait until the whole queue was served.
         """
         if self._overtaken:
             return self._let_hidden_through()
@@ -52,11 +52,11 @@ class Turn:
             lock._pending_threads.appendleft(mine)
             lock._lock.release()
             end = time.monotonic() + HAND_OVER
-            while not lock._lock.locked() and time.monotonic() < end:  # newcomers wait at _inner_lock meanwhile
+            while not lock._lock.locked() and time.monotonic() < end:  # new threads wait at _inner_lock meanwhile
                 time.sleep(0.0005)
         mine.wait()
         if not lock._lock.acquire(blocking=False):
-            self._overtaken = True  # somebody stands before the bare lock now, where no queue shows him
+            self._overtaken = True  # a thread waits at the bare lock now, where no queue shows it
             lock._lock.acquire()
         return True
 

@@ -1,7 +1,7 @@
 """How Forge loads, moves and cleans models.
 
-A choice on its page loads nothing: it is written down as `forge_loading_parameters`, and the next generation loads what stands there.
-Loading and moving happen in Forge's main thread, one piece of work at a time; the queue is to be held by whoever asks for them.
+A choice on its page loads nothing: it is stored as `forge_loading_parameters`, which the next generation loads.
+Loading and moving happen in Forge's main thread, one task at a time; callers must hold the queue.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from lora_trainer.errors import ModelError
-from lora_trainer.host.a1111.model import forget_conditionings, loaded_networks
+from lora_trainer.host.a1111.model import clear_prompt_cache, networks_module
 
 T = TypeVar("T")
 Parameters = dict[str, Any]
@@ -24,7 +24,10 @@ NO_NETWORKS = str([])
 
 
 def on_main_thread(work: Callable[[], T]) -> T:
-    """What `work` returns or raises there: the host itself swallows exceptions. Never to be called in the main thread."""
+    """Runs `work` in the host's main thread and returns or raises its result, which the host would swallow.
+
+    Never to be called in the main thread.
+    """
     from modules_forge import main_thread
 
     results: list[T] = []
@@ -43,16 +46,16 @@ def on_main_thread(work: Callable[[], T]) -> T:
     return results[0]
 
 
-def loaded() -> Any:
-    """The loaded model; None before the first generation, when a stand-in without weights is in its place."""
+def loaded_model() -> Any:
+    """The loaded model; None before the first generation, when the host has a placeholder without weights."""
     from modules import sd_models
 
-    held = sd_models.model_data.sd_model
-    return held if getattr(held, "forge_objects_original", None) is not None else None
+    sd_model = sd_models.model_data.sd_model
+    return sd_model if getattr(sd_model, "forge_objects_original", None) is not None else None
 
 
-def choice() -> Parameters:
-    """What the next generation loads: the user's checkpoint, further files and number format."""
+def chosen_parameters() -> Parameters:
+    """The parameters that the next generation loads: the user's checkpoint, additional modules and number format."""
     from modules import sd_models
     from modules_forge import main_entry
 
@@ -62,15 +65,15 @@ def choice() -> Parameters:
 
 
 def is_loaded(parameters: Parameters) -> bool:
-    """Whether exactly that is in memory."""
+    """Whether the model of exactly these parameters is loaded."""
     from modules import sd_models
 
-    return loaded() is not None and bool(sd_models.model_data.forge_hash == str(parameters))
+    return loaded_model() is not None and bool(sd_models.model_data.forge_hash == str(parameters))
 
 
 @contextmanager
 def pinned(parameters: Parameters) -> Iterator[None]:
-    """Inside, the host loads this. Afterwards the user's choice stands there again, a new one that was made meanwhile included."""
+    """Sets the host's loading parameters inside the block. Restores the user's choice afterwards, or leaves one made meanwhile."""
     from modules import sd_models
 
     data = sd_models.model_data
@@ -83,20 +86,20 @@ def pinned(parameters: Parameters) -> Iterator[None]:
             data.forge_loading_parameters = before
 
 
-def load(parameters: Parameters, *, anew: bool = False) -> None:
-    """Loads it unless it is loaded. Raises ModelError; the host then loads the user's choice at the next generation.
+def load(parameters: Parameters, *, force: bool = False) -> None:
+    """Loads the model unless it is loaded (`force`: in any case). Raises ModelError; the next generation then loads the user's choice.
 
-    Forge gives its old model up before it looks for the new one's file, so that is looked for first.
+    Forge drops its old model before it opens the new file, so the file is checked first.
     """
     from modules import sd_models
 
-    if is_loaded(parameters) and not anew:
+    if is_loaded(parameters) and not force:
         return
     data, info = sd_models.model_data, parameters["checkpoint_info"]
     try:
         for file in (info.filename, *parameters["additional_modules"]):
             Path(file).stat()
-        data.forge_hash = ""  # else a failure would leave the mark of a model that is gone
+        data.forge_hash = ""  # else a failure would leave the hash of a model that is gone
         with pinned(parameters):
             on_main_thread(sd_models.forge_model_reload)
     except Exception as error:
@@ -114,20 +117,20 @@ def load(parameters: Parameters, *, anew: bool = False) -> None:
 
 
 def clean(sd_model: Any) -> None:
-    """Takes everything off that generations leave on a model: merged networks, remembered networks and prompts.
+    """Removes everything that generations leave on a model: merged networks, cached networks and prompts.
 
-    Loading the patchers without patches is the only way after which the weights are those of the file and the next generation's
-    networks are merged again. The weights are where the host calculates afterwards.
+    Only loading the patchers without patches both restores the file's weights and has the next generation's networks merged again.
+    The weights are on the host's device afterwards.
     """
-    networks, original = loaded_networks(), sd_model.forge_objects_original
+    networks, original = networks_module(), sd_model.forge_objects_original
     if networks is not None:
-        networks.load_lora_state_dict.cache_clear()  # it knows a file by its name, and does not notice when it is written anew
+        networks.load_lora_state_dict.cache_clear()  # its key is the file's name: it does not notice a rewritten file
         networks.loaded_networks.clear()
     sd_model.current_lora_hash = NO_NETWORKS
     sd_model.forge_objects = original.shallow_copy()
     sd_model.forge_objects_after_applying_lora = original.shallow_copy()
     on_main_thread(lambda: _load_unpatched([original.unet, original.clip.patcher]))
-    forget_conditionings()
+    clear_prompt_cache()
 
 
 @torch.inference_mode()
@@ -136,33 +139,37 @@ def _load_unpatched(patchers: list[Any]) -> None:
 
 
 def memory_management() -> Any:
-    """The host's module of this subject: Forge and reForge have the same functions in it under different names."""
+    """The host's memory management module: the same functions under different module names in Forge and reForge."""
     forge = "modules_forge.main_entry" in sys.modules
     return importlib.import_module("backend.memory_management" if forge else "ldm_patched.modules.model_management")
 
 
 def unload() -> None:
-    """Gives the GPU's memory back; the host moves its model there again when it draws."""
+    """Moves the model off the GPU; the host moves it back when it generates."""
     on_main_thread(memory_management().unload_all_models)
 
 
-def with_vae(parameters: Parameters, file: str | None) -> Parameters:
-    """The same with that VAE in place of the user's; None leaves his."""
+def with_vae(parameters: Parameters, vae_file: str | None) -> Parameters:
+    """The parameters with this VAE in place of the user's; None keeps the user's."""
     others = [module for module in parameters["additional_modules"] if module not in vae_files().values()]
-    return parameters if file is None else parameters | {"additional_modules": [*others, file]}
+    return parameters if vae_file is None else parameters | {"additional_modules": [*others, vae_file]}
 
 
-def vae_of(parameters: Parameters) -> str | None:
-    """The file of the VAE among the further files; None: the checkpoint's own."""
-    known = set(vae_files().values())
-    return next((module for module in parameters["additional_modules"] if module in known), None)
+def vae_file_in(parameters: Parameters) -> str | None:
+    """The path of the VAE among the additional modules; None: the checkpoint's own."""
+    vaes = set(vae_files().values())
+    return next((module for module in parameters["additional_modules"] if module in vaes), None)
 
 
 def vae_files() -> Mapping[str, str]:
-    """Name -> path of the VAE files that the host knows: those of its folders of VAEs."""
+    """Name -> path of the additional modules that lie in the host's VAE folders."""
     from modules import paths, shared
     from modules_forge import main_entry
 
     folders = [Path(paths.models_path) / "VAE", *([Path(shared.cmd_opts.vae_dir)] if shared.cmd_opts.vae_dir else [])]
-    real = [folder.absolute() for folder in folders]
-    return {name: path for name, path in main_entry.module_list.items() if any(folder in Path(path).absolute().parents for folder in real)}
+    vae_folders = [folder.absolute() for folder in folders]
+    return {
+        name: path
+        for name, path in main_entry.module_list.items()
+        if any(folder in Path(path).absolute().parents for folder in vae_folders)
+    }

@@ -1,4 +1,4 @@
-"""Forge's model: its weights as normal tensors on the same memory."""
+"""Forge's model: its weights as normal tensors that share its memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_trainer.host.a1111 import facts
-from lora_trainer.host.a1111.model import Pin, flat
+from lora_trainer.host.a1111.model import Pin, flatten, same_addresses
 from lora_trainer.host.fingerprint import fingerprint
 from lora_trainer.messages import Message, say
 from lora_trainer.models.load import clip_tokenizer
@@ -18,30 +18,31 @@ from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
 SHARED = (torch.float32, torch.float16, torch.bfloat16)
 ENCODERS = {"sdxl": ("clip_l", "clip_g"), "sd1": ("clip_l",), "sd2": ("clip_h",)}
-"""Names of the text encoders of each family, in a checkpoint's order; by them a family is told (reForge takes its own SD 2 for SD 1)."""
+"""The text encoders of each family, in a checkpoint's order; they identify the family (reForge takes its own SD 2 for SD 1)."""
 
 
 @attrs.frozen(eq=False)
 class ForgePin(Pin):
-    """What the loan is of, and how Forge is told to load it."""
+    """What is lent, and Forge's parameters to load it."""
 
     parameters: dict[str, Any] = attrs.field(factory=dict)
 
 
-def parts(sd_model: Any) -> dict[str, dict[str, Tensor]]:
-    """Tensors of U-Net, VAE and text encoders under a checkpoint's names without prefix: the host's own storages."""
+def component_states(sd_model: Any) -> dict[str, dict[str, Tensor]]:
+    """State dicts of U-Net, VAE and text encoders under a checkpoint's names without prefix; they share the host's memory."""
     original = sd_model.forge_objects_original
     states = {"unet": original.unet.model.diffusion_model.state_dict(), "vae": original.vae.first_stage_model.state_dict()}
     family = family_of(sd_model)
-    states |= {part: _text_state(part, encoder, family) for part, encoder in encoders(sd_model).items()}
+    states |= {part: _text_state(part, encoder, family) for part, encoder in text_encoders(sd_model).items()}
     return {
-        part: {name.replace("token_embedding.wrapped.", "token_embedding."): normal(tensor) for name, tensor in state.items()}
+        part: {name.replace("token_embedding.wrapped.", "token_embedding."): normal_tensor(tensor) for name, tensor in state.items()}
         for part, state in states.items()
     }
 
 
 def _text_state(part: str, encoder: Any, family: str) -> dict[str, Tensor]:
-    """reForge keeps the projection of SDXL's second encoder beside transformers' module, turned, and Stable Diffusion 2's unread layer."""
+    """A text encoder's state dict. reForge keeps SDXL's text projection transposed and outside transformers' module, and an unused
+    last layer of Stable Diffusion 2."""
     state = dict(encoder.transformer.state_dict())
     projection, read = getattr(encoder, "text_projection", None), getattr(encoder, "layer_idx", None)
     if part == "text_2" and isinstance(projection, Tensor) and "text_projection.weight" not in state:
@@ -53,24 +54,24 @@ def _text_state(part: str, encoder: Any, family: str) -> dict[str, Tensor]:
     return state
 
 
-def encoders(sd_model: Any) -> dict[str, Any]:
-    """Its text encoders as "text" and "text_2"."""
-    held = sd_model.forge_objects_original.clip.cond_stage_model
-    return {part: getattr(held, name) for part, name in zip(("text", "text_2"), ENCODERS[family_of(sd_model)], strict=False)}
+def text_encoders(sd_model: Any) -> dict[str, Any]:
+    """The text encoders as "text" and "text_2"."""
+    text_model = sd_model.forge_objects_original.clip.cond_stage_model
+    return {part: getattr(text_model, name) for part, name in zip(("text", "text_2"), ENCODERS[family_of(sd_model)], strict=False)}
 
 
 @torch.inference_mode(False)
-def normal(tensor: Tensor) -> Tensor:
-    """A normal tensor on the same memory: Forge's are made in inference mode, and nothing can be learned through those."""
+def normal_tensor(tensor: Tensor) -> Tensor:
+    """A normal tensor on the same memory: Forge's are inference tensors, which cannot take part in autograd."""
     with torch.no_grad():
-        again = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return again.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+        alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+        return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def odd_format(sd_model: Any) -> str:
-    """The number format that keeps the weights from being shared ("float8_e4m3fn", "nf4", "gguf" ...); "" when nothing does."""
+def number_format_not_shared(sd_model: Any) -> str:
+    """The number format that prevents sharing the weights ("float8_e4m3fn", "nf4", "gguf" ...); "" when they can be shared."""
     original = sd_model.forge_objects_original
-    modules = (original.unet.model.diffusion_model, original.vae.first_stage_model, *encoders(sd_model).values())
+    modules = (original.unet.model.diffusion_model, original.vae.first_stage_model, *text_encoders(sd_model).values())
     for parameter in (parameter for module in modules for parameter in module.parameters()):
         if getattr(parameter, "gguf_cls", None) is not None:
             return "gguf"
@@ -81,12 +82,12 @@ def odd_format(sd_model: Any) -> str:
     return ""
 
 
-def weights_of(sd_model: Any, vae_dtype: torch.dtype | None = None) -> dict[str, int]:
-    """The fingerprint of everything that is lent, the VAE in that format.
+def weight_fingerprints(sd_model: Any, vae_dtype: torch.dtype | None = None) -> dict[str, int]:
+    """The fingerprint of every lent tensor, the VAE in `vae_dtype`.
 
-    Embeddings of text count in 32 bits: the host itself turns them into that when it reads its first prompt.
+    Text embeddings are compared in 32 bits: the host itself converts them when it encodes its first prompt.
     """
-    states = flat(parts(sd_model))
+    states = flatten(component_states(sd_model))
     formats = {name: torch.float32 for name in states if ".embeddings." in name and states[name].is_floating_point()}
     if vae_dtype is not None:
         formats |= {name: vae_dtype for name in states if name.startswith("vae.")}
@@ -94,10 +95,10 @@ def weights_of(sd_model: Any, vae_dtype: torch.dtype | None = None) -> dict[str,
 
 
 def live_source(sd_model: Any) -> LiveSource:
-    """The model as it is, shared. Its networks must be off (`engine.clean`)."""
-    states, texts = parts(sd_model), list(encoders(sd_model).values())
+    """The host's model as a source that shares its memory. Merged networks must be removed before (`engine.clean`)."""
+    states, encoders = component_states(sd_model), list(text_encoders(sd_model).values())
     unet = sd_model.forge_objects_original.unet.model
-    heads = [encoder.transformer.config.num_attention_heads for encoder in texts]
+    heads = [encoder.transformer.config.num_attention_heads for encoder in encoders]
     return LiveSource(
         unet_state=states["unet"],
         vae_state=states["vae"],
@@ -116,41 +117,37 @@ def live_source(sd_model: Any) -> LiveSource:
 
 
 def notes(source: ModelSource, device: torch.device) -> tuple[Message, ...]:
-    """What the user should know of where the weights are: those that wait in main memory for want of room are copied."""
+    """A message when some weights are in main memory for lack of device memory: they are copied for training."""
     if isinstance(source, FileSource):
         return ()
     states = (source.unet_state, source.text_state, source.text_2_state)
-    away = sum(tensor.numel() * tensor.element_size() for state in states for tensor in state.values() if tensor.device.type != device.type)
-    if not away:
-        return ()
-    told = say(
-        "The WebUI keeps {size} MB of the model in main memory, for want of room on the device: they are copied there for training.",
-        size=round(away / 1e6),
+    not_on_device = sum(
+        tensor.numel() * tensor.element_size() for state in states for tensor in state.values() if tensor.device.type != device.type
     )
-    return (told,)
+    if not not_on_device:
+        return ()
+    message = say(
+        "The WebUI keeps {size} MB of the model in main memory, because the device is full: they are copied to the device for training.",
+        size=round(not_on_device / 1e6),
+    )
+    return (message,)
 
 
-def known(sd_model: Any) -> facts.Known:
-    """What the host and the checkpoint's file say together."""
-    drawn_zero = _zero_terminal_snr(sd_model)
-    return facts.of_checkpoint(sd_model.sd_checkpoint_info, family_of(sd_model), prediction_of(sd_model), drawn_zero=drawn_zero)
+def model_facts(sd_model: Any) -> facts.HostModelFacts:
+    """The facts of the model, from the host and from the checkpoint's file."""
+    host_zero_snr = _zero_terminal_snr(sd_model)
+    return facts.from_checkpoint(sd_model.sd_checkpoint_info, family_of(sd_model), prediction_of(sd_model), host_zero_snr=host_zero_snr)
 
 
-def same_storages(source: LiveSource, sd_model: Any) -> bool:
-    """Whether a source still is the host's memory: a move to another device or format gives a tensor another one."""
-    held = {"unet": source.unet_state, "vae": source.vae_state, "text": source.text_state}
-    held |= {"text_2": source.text_2_state} if source.text_2_state else {}
-    return _places(held) == _places(parts(sd_model))
-
-
-def _places(states: Any) -> dict[str, tuple[int, torch.dtype]]:
-    return {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in flat(states).items()}
+def shares_memory(source: LiveSource, sd_model: Any) -> bool:
+    """Whether the source's tensors are still the model's memory: moving or converting a model gives it new memory."""
+    return same_addresses(source, component_states(sd_model))
 
 
 def prediction_of(sd_model: Any) -> str:
-    """ "epsilon" or "v", as the host reads the U-Net's answer when it draws.
+    """ "epsilon" or "v": how the host interprets the U-Net's output when it samples.
 
-    reForge's `parameterization` is what a yaml file says; the marks in a checkpoint change only how it samples.
+    reForge's `parameterization` comes from a yaml file; marks in a checkpoint change only its sampling.
     """
     unet = sd_model.forge_objects_original.unet.model
     predictor, sampling = getattr(unet, "predictor", None), getattr(unet, "model_sampling", None)
@@ -160,11 +157,11 @@ def prediction_of(sd_model: Any) -> str:
 
 
 def _zero_terminal_snr(sd_model: Any) -> bool:
-    """Whether the host draws with it by itself, for the sake of a mark in the checkpoint."""
+    """Whether the host samples with it by itself, because of a mark in the checkpoint."""
     return bool(getattr(getattr(sd_model, "model_config", sd_model), "ztsnr", False))
 
 
 def family_of(sd_model: Any) -> str:
-    """Its row's name in models/layout.py."""
-    held = sd_model.forge_objects_original.clip.cond_stage_model
-    return next(family for family, names in ENCODERS.items() if all(hasattr(held, name) for name in names))
+    """The name of the model's row in models/layout.py."""
+    text_model = sd_model.forge_objects_original.clip.cond_stage_model
+    return next(family for family, names in ENCODERS.items() if all(hasattr(text_model, name) for name in names))

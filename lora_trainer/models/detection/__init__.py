@@ -1,1 +1,1 @@
-"""What a model is, told from names and shapes."""
+"""Detects what a model is by key names and shapes."""

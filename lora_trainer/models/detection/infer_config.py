@@ -1,4 +1,4 @@
-"""Configurations of modules read off the shapes of their tensors, all under diffusers' and transformers' names."""
+"""Infers module configurations from tensor shapes under diffusers' and transformers' names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import attrs
 
 @attrs.frozen
 class Heads:
-    """Heads of a U-Net's attention, which no tensor tells: `counts` by level (one for all), or (none given) so many channels each."""
+    """Attention heads of a U-Net, which shapes do not show: `counts` by level (or one for all), else `width` channels each."""
 
     counts: tuple[int, ...] = ()
     width: int = 64
 
     def of(self, level: int, channels: int) -> int:
-        """Heads at a level with so many channels."""
+        """Number of heads at a level with this number of channels."""
         return self.counts[min(level, len(self.counts) - 1)] if self.counts else max(1, channels // self.width)
 
 
@@ -25,17 +25,17 @@ CLIP_HEADS = {768: 12, 1024: 16, 1280: 20}
 
 
 def text_heads(width: int) -> int:
-    """Heads of a CLIP text encoder: known widths by table, small ones 16 wide."""
+    """Heads of a CLIP text encoder: by table for known widths, else 16 channels each."""
     return CLIP_HEADS.get(width, max(1, width // 16))
 
 
 def unet_config(state: Mapping[str, Any], heads: Heads, *, upcast_attention: bool = False) -> dict[str, Any]:
     """Arguments of UNet2DConditionModel from the shapes of a U-Net."""
-    found = unet_levels(state)
-    channels, attends = [width for width, _ in found], [depth > 0 for _, depth in found]
-    depths = [depth or 1 for _, depth in found]
+    levels = unet_levels(state)
+    channels, attends = [width for width, _ in levels], [depth > 0 for _, depth in levels]
+    depths = [depth or 1 for _, depth in levels]
     depths[-1] = middle_depth(state) or depths[-1]
-    made: dict[str, Any] = {
+    config: dict[str, Any] = {
         "sample_size": 64,
         "in_channels": state["conv_in.weight"].shape[1],
         "out_channels": state["conv_out.weight"].shape[0],
@@ -50,11 +50,11 @@ def unet_config(state: Mapping[str, Any], heads: Heads, *, upcast_attention: boo
         "upcast_attention": upcast_attention,
         "norm_num_groups": 32,
     }
-    return made
+    return config
 
 
 def unet_levels(state: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
-    """Channels of each level of a U-Net, and how many transformer blocks stand in each of its attentions (0: it has none)."""
+    """(channels, transformer blocks per attention; 0: no attention) of each level of a U-Net."""
     return tuple(
         (
             state[f"down_blocks.{level}.resnets.0.conv2.weight"].shape[0],
@@ -65,12 +65,12 @@ def unet_levels(state: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
 
 
 def middle_depth(state: Mapping[str, Any]) -> int:
-    """Transformer blocks in the middle of a U-Net."""
+    """Transformer blocks in a U-Net's mid block."""
     return _count(state, r"mid_block\.attentions\.0\.transformer_blocks\.(\d+)\.")
 
 
 def vae_config(state: Mapping[str, Any], groups: int = 32) -> dict[str, Any]:
-    """Arguments of AutoencoderKL from the shapes of a VAE; `groups` of its norms are not in the tensors."""
+    """Arguments of AutoencoderKL from the shapes of a VAE; `groups` of its group norms are not in the shapes."""
     levels = _count(state, r"encoder\.down_blocks\.(\d+)\.")
     return {
         "in_channels": 3,
@@ -105,16 +105,16 @@ def text_config(state: Mapping[str, Any], heads: int, *, activation: str = "quic
 
 
 TARGET = re.compile(r"(.*\.attentions\.\d+\.|text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.).*\.weight")
-"""Layers that a LoRA is put on, and the norms between them, which have one dimension only."""
+"""Layers that a LoRA is applied to, and the (one-dimensional) norms between them."""
 
 
 def lora_parameters(state: Mapping[str, Any]) -> int:
-    """Parameters of a LoRA of rank 1 on a U-Net's or text encoder's attention layers: what goes in and out of each."""
+    """Parameters of a LoRA of rank 1 on a U-Net's or text encoder's attention layers: in + out features of each."""
     layers = (value.shape for name, value in state.items() if value.ndim > 1 and TARGET.fullmatch(name))
     return sum(shape[0] + shape[1] for shape in layers)
 
 
 def _count(names: Iterable[str], pattern: str) -> int:
-    """One more than the largest number that the pattern finds at the beginning of a name; 0 where it finds none."""
-    wanted = re.compile(pattern)
-    return 1 + max((int(found.group(1)) for name in names if (found := wanted.match(name))), default=-1)
+    """1 + the largest number that the pattern matches at the start of a name; 0 without a match."""
+    compiled = re.compile(pattern)
+    return 1 + max((int(match.group(1)) for name in names if (match := compiled.match(name))), default=-1)

@@ -1,4 +1,4 @@
-"""Asking a model itself whether it predicts the noise or v, where no mark on its file tells."""
+"""Tests whether a model predicts noise or v, for files without marks."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from torch import Tensor
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.tokenize import tokenize
 
-LAST, SIDE, PICTURES = 999, 16, 4
+LAST_TIMESTEP, SIDE, PICTURES = 999, 16, 4
 HALF = 0.5
 
 
 @torch.no_grad()
-def asked(bundle: ModelBundle) -> str:
-    """ "epsilon" or "v", by the model's answer to pure noise at the last step.
+def probe_prediction(bundle: ModelBundle) -> str:
+    """ "epsilon" or "v", by the model's prediction for pure noise at the last timestep.
 
-    There nearly nothing of a picture is left, so what predicts the noise gives back its input (correlation 1), and what predicts v
-    gives minus the picture that it imagines, which has nothing to do with the input (correlation near 0).
+    There is almost no signal left: a model of noise returns its input (correlation 1), a model of v returns minus the picture that it
+    expects, which is unrelated to the input (correlation near 0).
     """
     return "epsilon" if correlation(bundle) > HALF else "v"
 
 
 @torch.no_grad()
 def correlation(bundle: ModelBundle) -> float:
-    """Of pure noise at the last step with the model's answer to it, in -1..1."""
-    noise = torch.randn(PICTURES, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(bundle.device, bundle.dtype)
+    """Correlation -1..1 of pure noise at the last timestep with the model's prediction for it."""
+    noise = torch.randn(PICTURES, bundle.family.latent_channels, SIDE, SIDE, generator=torch.Generator().manual_seed(0)).to(
+        bundle.device, bundle.dtype
+    )
     ids = tokenize(bundle.tokenizer, [""]).to(bundle.device)
-    words = bundle.family.encode_text(bundle, ids, 1).repeated(PICTURES)
-    answer = bundle.family.denoise(bundle, noise, torch.full((PICTURES,), LAST, device=bundle.device), words)
-    return _correlation(noise.float(), answer.float())
+    conditioning = bundle.family.encode_text(bundle, ids, 1).expand(PICTURES)
+    prediction = bundle.family.denoise(bundle, noise, torch.full((PICTURES,), LAST_TIMESTEP, device=bundle.device), conditioning)
+    return _correlation(noise.float(), prediction.float())
 
 
 def _correlation(first: Tensor, second: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Families of models. A new one is a file here that holds `FAMILY`, and a row in models/layout.py of the same name."""
+"""Model families. A new one is a file here with `FAMILY`, and a row in models/layout.py of the same name."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ if TYPE_CHECKING:
 
 
 def family(name: str) -> Family:
-    """The family of that name, as the rows of models/layout.py call it."""
-    found: Family = import_module(f"{__name__}.{name}").FAMILY
-    return found
+    """The family of a row's name in models/layout.py."""
+    module_family: Family = import_module(f"{__name__}.{name}").FAMILY
+    return module_family

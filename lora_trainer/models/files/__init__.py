@@ -1,1 +1,1 @@
-"""Files and folders that models come from and go to."""
+"""Model files and folders: reading, downloading, saving."""

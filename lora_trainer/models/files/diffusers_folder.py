@@ -1,4 +1,4 @@
-"""A model as a folder in diffusers' layout: what it is by its json files and headers (no torch), and where its tensors lie."""
+"""A model folder in diffusers' layout: facts from its json files and headers (no torch), and its tensors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection.infer_config import Heads
-from lora_trainer.models.detection.prediction_type import WORDS, Prediction
-from lora_trainer.models.files.tensor_file import Entry, contents, tensors
+from lora_trainer.models.detection.prediction_type import PREDICTION_NAMES, PredictionType
+from lora_trainer.models.files.tensor_file import TensorInfo, contents, tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,16 +32,16 @@ PIPELINES = {
     "StableDiffusionDepth2ImgPipeline": say("a depth model"),
     "StableUnCLIPImg2ImgPipeline": say("an unCLIP model"),
 }
-WHOLE = "Choose the folder that holds model_index.json, unet, vae and text_encoder."
+CHOOSE_WHOLE_FOLDER = "Choose the folder that holds model_index.json, unet, vae and text_encoder."
 
 
 @attrs.frozen
-class Described:
-    """What a folder holds: `parts` in diffusers' names; `kind` is set where it is nothing that can be trained on."""
+class FolderContents:
+    """A folder's contents: `parts` by diffusers' names; `kind` is set if it cannot be trained on."""
 
     family: str
-    parts: Mapping[str, Mapping[str, Entry]]
-    prediction: Prediction
+    parts: Mapping[str, Mapping[str, TensorInfo]]
+    prediction: PredictionType
     native_size: int
     kind: Message | None = None
 
@@ -51,35 +51,37 @@ def is_model(path: Path) -> bool:
     return (path / "unet" / "config.json").is_file()
 
 
-def described(path: Path) -> Described:
-    """What a model's folder holds. Raises ModelError when it is none, or lacks a part."""
+def read_contents(path: Path) -> FolderContents:
+    """The contents of a model folder. Raises ModelError if it is none, or a part is missing."""
     if not is_model(path):
-        raise ModelError("{path} is a folder, but no model in diffusers' layout.", path=str(path), fix=WHOLE)
+        raise ModelError("{path} is a folder, but no model in diffusers' layout.", path=str(path), fix=CHOOSE_WHOLE_FOLDER)
     pipeline = str(_json(path / "model_index.json").get("_class_name", ""))
     names = {part: inner for part, inner in PARTS.items() if (path / inner / "config.json").is_file()}
     unet, scheduler = _json(path / "unet" / "config.json"), _json(path / "scheduler" / "scheduler_config.json")
     family, kind = _family(path, unet, names)
     kind = PIPELINES.get(pipeline, kind)
-    said = str(scheduler.get("prediction_type", "epsilon"))
-    if kind is None and said not in WORDS:
-        kind = say("a model that predicts {kind}", kind=said)
-    zero = bool(scheduler.get("rescale_betas_zero_snr")) and WORDS.get(said) == "v"
-    prediction = Prediction(WORDS.get(said, "epsilon"), say("the folder's scheduler_config.json"), zero_terminal_snr=zero)
+    prediction_type = str(scheduler.get("prediction_type", "epsilon"))
+    if kind is None and prediction_type not in PREDICTION_NAMES:
+        kind = say("a model that predicts {kind}", kind=prediction_type)
+    zero = bool(scheduler.get("rescale_betas_zero_snr")) and PREDICTION_NAMES.get(prediction_type) == "v"
+    prediction = PredictionType(
+        PREDICTION_NAMES.get(prediction_type, "epsilon"), say("the folder's scheduler_config.json"), zero_terminal_snr=zero
+    )
     parts = {} if kind is not None else {part: _entries(path / inner) for part, inner in names.items()}
-    return Described(family, parts, prediction, 8 * int(unet.get("sample_size") or 64), kind)
+    return FolderContents(family, parts, prediction, 8 * int(unet.get("sample_size") or 64), kind)
 
 
-def read(path: Path) -> dict[str, dict[str, Tensor]]:
-    """Tensors of a folder by part ("unet", "vae", "text", "text_2"), mapped, in today's names. Raises ModelError."""
+def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Tensors of a folder by part ("unet", "vae", "text", "text_2"), memory-mapped, under current names. Raises ModelError."""
     return {
-        part: {new: tensor for file in files(path / inner) for new, tensor in today(tensors(file))}
+        part: {new: tensor for file in weight_files(path / inner) for new, tensor in current_names(tensors(file))}
         for part, inner in PARTS.items()
         if (path / inner / "config.json").is_file()
     }
 
 
 def heads(path: Path) -> tuple[Heads, dict[str, int], int]:
-    """What tensors do not tell: heads of the U-Net per level, of the text encoders by part, and groups of the VAE's norms."""
+    """What shapes do not show: heads of the U-Net by level, heads of the text encoders by part, groups of the VAE's norms."""
     unet = _json(path / "unet" / "config.json")
     texts = {
         part: int(_json(path / PARTS[part] / "config.json").get("num_attention_heads", 0))
@@ -89,45 +91,45 @@ def heads(path: Path) -> tuple[Heads, dict[str, int], int]:
     return _heads(unet), texts, int(_json(path / "vae" / "config.json").get("norm_num_groups", 32))
 
 
-def files(part: Path) -> list[Path]:
-    """The files that hold a part's tensors: one, or the pieces that an index names. Raises ModelError when there is none."""
+def weight_files(part: Path) -> list[Path]:
+    """The files of a part's tensors: one, or the shards of an index. Raises ModelError if there are none."""
     for ending in ENDINGS:
         for name in NAMES:
-            if (one := part / f"{name}{ending}").is_file():
-                return [one]
+            if (file := part / f"{name}{ending}").is_file():
+                return [file]
             stem, _, kind = f"{name}{ending}".rpartition(".")
             if (index := part / f"{stem}.{kind}.index.json").is_file():
                 return sorted({part / Path(piece).name for piece in _json(index).get("weight_map", {}).values()})
-    raise ModelError("{path} holds no weights.", path=str(part), fix=WHOLE)
+    raise ModelError("{path} holds no weights.", path=str(part), fix=CHOOSE_WHOLE_FOLDER)
 
 
-def weights_file(path: Path) -> Path:
-    """The file by which a model is known: itself, or the first of its U-Net's where it is a folder."""
-    return files(path / "unet")[0] if path.is_dir() else path
+def main_weight_file(path: Path) -> Path:
+    """The file that identifies a model: the path itself, or the U-Net's first file of a folder."""
+    return weight_files(path / "unet")[0] if path.is_dir() else path
 
 
-def _entries(part: Path) -> dict[str, Entry]:
-    return {new: entry for file in files(part) for new, entry in today(contents(file).tensors)}
+def _entries(part: Path) -> dict[str, TensorInfo]:
+    return {new: entry for file in weight_files(part) for new, entry in current_names(contents(file).tensors)}
 
 
-def today(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Names as diffusers and transformers write them now: the VAE's attention was called otherwise before, `text_model.` may be missing."""
-    named = []
-    for key, value in found.items():
+def current_names(tensors_by_name: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """(name, value) under current names of diffusers and transformers: renames the VAE's old attention, adds a missing `text_model.`."""
+    renamed = []
+    for key, value in tensors_by_name.items():
         if key.endswith("position_ids"):
             continue
         if ".attentions.0." in key and key.startswith(("encoder.", "decoder.")):
             for old, new in layout.OLD_VAE_ATTENTION.items():
                 key = key.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
-        named.append((f"text_model.{key}" if key.startswith(("embeddings.", "final_layer_norm.", "encoder.layers.")) else key, value))
-    return named
+        renamed.append((f"text_model.{key}" if key.startswith(("embeddings.", "final_layer_norm.", "encoder.layers.")) else key, value))
+    return renamed
 
 
 def _family(path: Path, unet: Mapping[str, Any], names: Mapping[str, str]) -> tuple[str, Message | None]:
     if missing := [inner for part, inner in PARTS.items() if part not in names and part != "text_2"]:
         if missing == ["text_encoder"] and unet.get("addition_embed_type") == "text_time":
             return "sdxl", say("an SDXL refiner")
-        raise ModelError("{path} lacks {part}.", path=str(path), part=", ".join(missing), fix=WHOLE)
+        raise ModelError("{path} lacks {part}.", path=str(path), part=", ".join(missing), fix=CHOOSE_WHOLE_FOLDER)
     if unet.get("addition_embed_type") == "text_time":
         return "sdxl", None if "text_2" in names else say("an SDXL refiner")
     if unet.get("class_embed_type") or unet.get("addition_embed_type"):
@@ -137,16 +139,16 @@ def _family(path: Path, unet: Mapping[str, Any], names: Mapping[str, str]) -> tu
 
 
 def _heads(unet: Mapping[str, Any]) -> Heads:
-    """diffusers calls the number of heads `attention_head_dim`: one for all levels, or a list."""
-    said = unet.get("attention_head_dim") or 8
-    return Heads(tuple(said) if isinstance(said, list) else (int(said),))
+    """Heads from `attention_head_dim`, diffusers' name for the number of heads: one for all levels, or a list."""
+    counts = unet.get("attention_head_dim") or 8
+    return Heads(tuple(counts) if isinstance(counts, list) else (int(counts),))
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError("{path} cannot be read.", path=str(path), fix="Get the folder again.") from error
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}

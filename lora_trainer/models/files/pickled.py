@@ -1,4 +1,4 @@
-"""torch's own files (.ckpt, .pt, .bin) without running anything that stands in them.
+"""Reads torch's pickle files (.ckpt, .pt, .bin) without executing anything in them.
 
 A pickle is a list of instructions, among them "call this with that". Here only a few names are known, and each of them stands for
 something of ours that makes a description of a tensor: neither torch's functions nor anybody else's are ever called. Everything
@@ -51,12 +51,12 @@ HARMLESS = frozenset(
         ("argparse", "Namespace"),
     }
 )
-"""What training programs leave beside the weights: read as nothing. So is everything of pytorch_lightning."""
+"""Objects that training programs store beside the weights; ignored, as is everything of pytorch_lightning."""
 
 
 @attrs.frozen
-class Stored:
-    """A tensor as the file describes it: number format, shape and strides, first value, and the entry that holds its bytes."""
+class StoredTensor:
+    """A tensor's description in the file: dtype, shape, strides, index of the first value, archive entry of its storage."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -64,21 +64,21 @@ class Stored:
     first: int
     entry: str
     values: int
-    """How many values the entry holds."""
+    """Number of values in the storage."""
 
 
 class Forbidden(pickle.UnpicklingError):
-    """The file wants something called that is none of a model's business."""
+    """The file would call something that a model does not need."""
 
 
-def read(path: Path) -> dict[str, Stored]:
-    """Name -> what is known of each tensor of a torch file. Raises ModelError when it is damaged, or would run something."""
+def read(path: Path) -> dict[str, StoredTensor]:
+    """Name -> description of each tensor. Raises ModelError if the file is damaged or would execute code."""
     with _archive(path) as archive:
-        return _described(path, archive)
+        return _read_described(path, archive)
 
 
-def tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """The wanted tensors of a torch file, mapped from the disk. Raises ModelError."""
+def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The selected tensors of a torch file, memory-mapped. Raises ModelError."""
     import torch
 
     dtypes = {
@@ -93,19 +93,19 @@ def tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> di
         "I8": torch.int8,
         "U8": torch.uint8,
     }
-    found: dict[str, Tensor] = {}
+    mapped_tensors: dict[str, Tensor] = {}
     with _archive(path) as archive, path.open("rb") as file:
-        described = {name: stored for name, stored in _described(path, archive).items() if wanted(name)}
+        described = {name: stored for name, stored in _read_described(path, archive).items() if select(name)}
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the tensors hold it as long as they live
         for name, stored in described.items():
             dtype = dtypes[stored.dtype]
             if 0 in stored.shape:
-                found[name] = torch.empty(stored.shape, dtype=dtype)
+                mapped_tensors[name] = torch.empty(stored.shape, dtype=dtype)
                 continue
-            start = _place(archive.getinfo(stored.entry), mapped)
-            whole = torch.frombuffer(mapped, dtype=dtype, count=stored.values, offset=start)
-            found[name] = torch.as_strided(whole, stored.shape, stored.strides, stored.first)
-    return found
+            start = _data_offset(archive.getinfo(stored.entry), mapped)
+            storage = torch.frombuffer(mapped, dtype=dtype, count=stored.values, offset=start)
+            mapped_tensors[name] = torch.as_strided(storage, stored.shape, stored.strides, stored.first)
+    return mapped_tensors
 
 
 def _archive(path: Path) -> zipfile.ZipFile:
@@ -131,20 +131,20 @@ def _archive(path: Path) -> zipfile.ZipFile:
         ) from error
 
 
-def _described(path: Path, archive: zipfile.ZipFile) -> dict[str, Stored]:
+def _read_described(path: Path, archive: zipfile.ZipFile) -> dict[str, StoredTensor]:
     infos = {info.filename: info for info in archive.infolist()}
     script = next((name for name in infos if name.endswith("data.pkl") and name.count("/") <= 1), None)
     if script is None:
         raise ModelError("{path} is not a checkpoint.", path=str(path), fix=SAFE_FILE)
     root = script.removesuffix("data.pkl")
-    if infos[script].file_size > INSTRUCTIONS_LIMIT or not _plain(infos[script]):
+    if infos[script].file_size > INSTRUCTIONS_LIMIT or not _is_uncompressed(infos[script]):
         raise _damaged(path)
     order = infos.get(f"{root}byteorder")
     if order is not None and order.file_size < 16 and archive.read(order) == b"big":
         raise ModelError("{path} was written on another kind of computer (big-endian).", path=str(path), fix=SAFE_FILE)
     try:
-        whole = _Reader(io.BytesIO(archive.read(script)), root, infos).load()
-        return _named(whole)
+        checkpoint = _RestrictedUnpickler(io.BytesIO(archive.read(script)), root, infos).load()
+        return _state_dict(checkpoint)
     except Forbidden as error:
         raise ModelError(
             "{path} would run {name} when it is opened, so it was refused. Nothing of it was run.",
@@ -159,24 +159,24 @@ def _described(path: Path, archive: zipfile.ZipFile) -> dict[str, Stored]:
         raise _damaged(path) from error
 
 
-def _named(whole: Any) -> dict[str, Stored]:
-    inner = whole.get("state_dict", whole) if isinstance(whole, dict) else whole
+def _state_dict(checkpoint: Any) -> dict[str, StoredTensor]:
+    inner = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, dict) else checkpoint
     if not isinstance(inner, dict):
         raise TypeError("no tensors by name")
-    return {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Stored)}
+    return {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, StoredTensor)}
 
 
 def _damaged(path: Path) -> ModelError:
     return ModelError("{path} is damaged, or no checkpoint.", path=str(path), fix=SAFE_FILE)
 
 
-def _plain(info: zipfile.ZipInfo) -> bool:
-    """Whether an entry stands in the file as it is: torch never packs, and what is packed may be far larger than it looks."""
+def _is_uncompressed(info: zipfile.ZipInfo) -> bool:
+    """Whether an entry is stored uncompressed: torch never compresses, and compressed data may be far larger than it looks."""
     return info.compress_type == zipfile.ZIP_STORED and info.compress_size == info.file_size and not info.flag_bits & 1
 
 
-def _place(info: zipfile.ZipInfo, mapped: mmap.mmap) -> int:
-    """Where the bytes of an entry begin: behind its own header, whose length the directory does not tell."""
+def _data_offset(info: zipfile.ZipInfo, mapped: mmap.mmap) -> int:
+    """Offset of an entry's data, after its local header, whose length is not in the central directory."""
     header = mapped[info.header_offset : info.header_offset + 30]
     start = info.header_offset + 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
     if len(header) < 30 or start + info.file_size > len(mapped):
@@ -185,8 +185,8 @@ def _place(info: zipfile.ZipInfo, mapped: mmap.mmap) -> int:
 
 
 @attrs.frozen
-class _Bytes:
-    """An entry of the archive that tensors lie in."""
+class _Storage:
+    """A storage: an archive entry with the data of tensors."""
 
     dtype: str
     entry: str
@@ -194,23 +194,23 @@ class _Bytes:
 
 
 class _Rebuild:
-    """Stands for torch's `_rebuild_tensor` and `_rebuild_tensor_v2`. No attributes: instructions can set none."""
+    """Stands in for torch's `_rebuild_tensor` and `_rebuild_tensor_v2`. Without attributes, so that a pickle can set none."""
 
     __slots__ = ()
 
-    def __call__(self, storage: Any, first: Any, shape: Any, strides: Any, *rest: Any) -> Stored:
-        """The tensor's description; raises ValueError when it would reach outside its bytes."""
+    def __call__(self, storage: Any, first: Any, shape: Any, strides: Any, *rest: Any) -> StoredTensor:
+        """The tensor's description. Raises ValueError if it exceeds its storage."""
         numbers = (first, *shape, *strides)
-        if not isinstance(storage, _Bytes) or not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
+        if not isinstance(storage, _Storage) or not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
             raise ValueError("not a tensor")
         last = first + sum((side - 1) * stride for side, stride in zip(shape, strides, strict=True))
         if len(shape) > 8 or (0 not in shape and last >= storage.values):
             raise ValueError("a tensor outside its bytes")
-        return Stored(storage.dtype, tuple(shape), tuple(strides), first, storage.entry, storage.values)
+        return StoredTensor(storage.dtype, tuple(shape), tuple(strides), first, storage.entry, storage.values)
 
 
 class _Parameter:
-    """Stands for torch's `_rebuild_parameter`."""
+    """Stands in for torch's `_rebuild_parameter`."""
 
     __slots__ = ()
 
@@ -219,13 +219,13 @@ class _Parameter:
         return data
 
 
-class _Reader(pickle.Unpickler):
-    """Follows the instructions with the few names that a model needs."""
+class _RestrictedUnpickler(pickle.Unpickler):
+    """An unpickler that knows only the names that a model needs."""
 
     def __init__(self, script: io.BytesIO, root: str, infos: Mapping[str, zipfile.ZipInfo]) -> None:
         super().__init__(script, encoding="utf-8")
         self._root, self._infos = root, infos
-        nothing = type("Nothing", (), {"__init__": _ignore, "__new__": _new, "__setstate__": _ignore})
+        nothing = type("Nothing", (), {"__init__": _ignore_arguments, "__new__": _new, "__setstate__": _ignore_arguments})
         self._names: dict[tuple[str, str], Any] = {
             ("collections", "OrderedDict"): OrderedDict,
             ("builtins", "set"): set,
@@ -240,27 +240,27 @@ class _Reader(pickle.Unpickler):
         self._nothing = nothing
 
     def find_class(self, module: str, name: str) -> Any:
-        """What a name stands for. Raises Forbidden for every name that is not known: nothing is imported."""
-        known = self._names.get((module, name))
-        if known is not None:
-            return known
+        """The stand-in for a name; nothing is imported. Raises Forbidden for unknown names."""
+        stand_in = self._names.get((module, name))
+        if stand_in is not None:
+            return stand_in
         if module.split(".")[0] == "pytorch_lightning" and name.isidentifier():
             return self._nothing
         raise Forbidden(f"{module}.{name}")
 
-    def persistent_load(self, pid: Any) -> _Bytes:
-        """An entry of the archive. Raises ValueError when it is missing or too short for what it is said to hold."""
+    def persistent_load(self, pid: Any) -> _Storage:
+        """The storage of a tensor. Raises ValueError if its entry is missing or too short."""
         kind, dtype, key, _, values = pid
         info = self._infos.get(f"{self._root}data/{key}")
-        if kind != "storage" or dtype not in SIZES or type(values) is not int or values < 0 or info is None or not _plain(info):
+        if kind != "storage" or dtype not in SIZES or type(values) is not int or values < 0 or info is None or not _is_uncompressed(info):
             raise ValueError("not the bytes of a tensor")
         if values * SIZES[dtype] > info.file_size:
             raise ValueError("too few bytes")
-        return _Bytes(dtype, info.filename, values)
+        return _Storage(dtype, info.filename, values)
 
 
-def _ignore(self: Any, *args: Any, **kwargs: Any) -> None:
-    """Takes anything and keeps nothing."""
+def _ignore_arguments(self: Any, *args: Any, **kwargs: Any) -> None:
+    """Accepts any arguments and ignores them."""
 
 
 def _new(cls: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Files of tensors: what a file holds, told without loading it (no torch), and its tensors, mapped from the disk.
+"""Files of tensors: names, dtypes and shapes without loading (no torch), and the tensors, memory-mapped.
 
-Safetensors are read as they are; `.ckpt`, `.pt`, `.pth` and `.bin` by models/files/pickled.py, which runs nothing.
+Reads safetensors; `.ckpt`, `.pt`, `.pth` and `.bin` by models/files/pickled.py, which executes nothing.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ PACKED = say("a checkpoint whose weights are packed in a few bits each (GGUF, nf
 
 
 @attrs.frozen
-class Entry:
-    """What is known of a tensor without reading it: number format in safetensors' words ("F16") and shape.
+class TensorInfo:
+    """Dtype (safetensors' name, "F16") and shape of a tensor.
 
-    `chunk` and `t` give the shapes of what a tensor's own would give, so that models/layout.py renames both alike.
+    `chunk` and `t` change the shape as a tensor's methods do, so that models/layout.py renames both alike.
     """
 
     dtype: str
@@ -49,52 +49,52 @@ class Entry:
             total *= side
         return total
 
-    def chunk(self, parts: int) -> list[Entry]:
+    def chunk(self, parts: int) -> list[TensorInfo]:
         """Equal parts along the first dimension."""
-        return [Entry(self.dtype, (self.shape[0] // parts, *self.shape[1:]))] * parts
+        return [TensorInfo(self.dtype, (self.shape[0] // parts, *self.shape[1:]))] * parts
 
-    def t(self) -> Entry:
-        """Turned."""
-        return Entry(self.dtype, self.shape[::-1])
+    def t(self) -> TensorInfo:
+        """Transposed."""
+        return TensorInfo(self.dtype, self.shape[::-1])
 
 
 @attrs.frozen
 class Contents:
-    """What a file holds: name -> entry, and the words of its header (of a pickle: none)."""
+    """A file's contents: name -> tensor info, and the header's metadata (empty for pickles)."""
 
-    tensors: Mapping[str, Entry]
-    words: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
 
 
 def contents(path: Path) -> Contents:
-    """What a file of tensors holds. Raises ModelError when it is missing, damaged, cut short, or would run something."""
+    """The contents of a file of tensors. Raises ModelError if it is missing, damaged, truncated, or would execute code."""
     if is_pickle(path) and path.is_file():
-        return Contents({name: Entry(stored.dtype, stored.shape) for name, stored in pickled.read(path).items()}, {})
+        return Contents({name: TensorInfo(stored.dtype, stored.shape) for name, stored in pickled.read(path).items()}, {})
     header = read_header(path)
-    words = header.pop("__metadata__", {})
-    return Contents({name: Entry(str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}, words)
+    metadata = header.pop("__metadata__", {})
+    return Contents({name: TensorInfo(str(entry["dtype"]), tuple(entry["shape"])) for name, entry in header.items()}, metadata)
 
 
-def tensors(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """The wanted tensors of a file, mapped: their memory is the file's until they are moved. Raises ModelError."""
+def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The selected tensors of a file, memory-mapped. Raises ModelError."""
     if is_pickle(path):
-        return pickled.tensors(path, wanted)
+        return pickled.tensors(path, select)
     from safetensors import safe_open
 
     read_header(path)
     with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118 - not a dict
+        return {name: file.get_tensor(name) for name in file.keys() if select(name)}  # noqa: SIM118 - not a dict
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file's name says that it is one of torch's own."""
+    """Whether a file has the suffix of a torch pickle."""
     return path.suffix.lower() in PICKLES
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """The JSON header of a safetensors file: name -> {"dtype", "shape", "data_offsets"}, and "__metadata__".
 
-    Raises ModelError when the file is missing, no safetensors file, or cut short.
+    Raises ModelError if the file is missing, not a safetensors file, or truncated.
     """
     if not path.exists():
         raise ModelError("{path} does not exist.", path=str(path), fix=CHOOSE)

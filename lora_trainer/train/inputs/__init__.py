@@ -1,1 +1,1 @@
-"""What goes into a step: the data set, each picture as it is shown, captions and latents."""
+"""What goes into a step: the data set, its examples, captions and latents."""

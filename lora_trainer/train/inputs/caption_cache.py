@@ -1,4 +1,4 @@
-"""What text encoders made of captions, kept on disk by what it depends on: the encoders' every bit, and the caption."""
+"""Encoded captions on disk, keyed by the text encoders' weights and settings, and the caption."""
 
 from __future__ import annotations
 
@@ -10,77 +10,77 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lora_trainer.data.cache.array_store import LatentStore
+from lora_trainer.data.cache.array_store import ArrayStore
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train.step.precision import Precision
 
-FORMATS = (torch.float32, torch.float16, torch.bfloat16)
-HEAD = 2
-"""Numbers that tell the formats."""
-READER = 1
-"""Counted up whenever a change of this program makes other numbers of a caption."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+HEADER_VALUES = 2
+"""Values at the start of an entry that name its dtypes."""
+ENCODING_VERSION = 1
+"""To be incremented whenever a change of this program changes encoded captions."""
 
 
 class CaptionCache:
-    """Conditionings of single captions, as float32 in a LatentStore in `folder`: which holds every number of a shorter format.
+    """Conditionings of single captions, as float32 (which holds fp16 and bf16 values exactly) in an ArrayStore in `folder`.
 
-    `reader` tells what they depend on besides the caption (`reader_of`), and is asked for when it is first needed.
+    `make_encoder_key` gives the part of the key besides the caption (`encoder_key`); it is called when first needed.
     """
 
-    def __init__(self, folder: Path, reader: Callable[[], str]) -> None:
-        self._store, self._make_reader = LatentStore(folder), reader
-        self._reader = ""
+    def __init__(self, folder: Path, make_encoder_key: Callable[[], str]) -> None:
+        self._store, self._make_encoder_key = ArrayStore(folder), make_encoder_key
+        self._encoder_key = ""
 
     def get(self, bundle: ModelBundle, caption: str, tokens: int) -> Conditioning | None:
-        """What was kept of a caption that is read as so many tokens; None where it is not there, or damaged."""
+        """The conditioning of a caption of `tokens` tokens; None where it is missing or damaged."""
         width, pooled = _widths(bundle)
-        shape, key = (HEAD + tokens * width + pooled,), self._key(caption)
-        self._store.look_again(shape)
+        shape, key = (HEADER_VALUES + tokens * width + pooled,), self._key(caption)
+        self._store.refresh(shape)
         packed = self._store.get(shape, key)
-        return None if packed is None else _unpacked(torch.from_numpy(packed), tokens, width)
+        return None if packed is None else _unpack(torch.from_numpy(packed), tokens, width)
 
-    def put(self, caption: str, told: Conditioning) -> None:
-        """Keeps it, in whatever format it is. Raises OSError when the disk refuses."""
-        self._store.put(self._key(caption), _packed(told))
+    def put(self, caption: str, conditioning: Conditioning) -> None:
+        """Stores the conditioning of one caption in its own dtypes. Raises OSError when it cannot be written."""
+        self._store.put(self._key(caption), _pack(conditioning))
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files."""
         self._store.close()
 
     def _key(self, caption: str) -> bytes:
-        self._reader = self._reader or self._make_reader()
-        return hashlib.sha256(f"{self._reader}|{caption}".encode("utf-8", "surrogatepass")).digest()
+        self._encoder_key = self._encoder_key or self._make_encoder_key()
+        return hashlib.sha256(f"{self._encoder_key}|{caption}".encode("utf-8", "surrogatepass")).digest()
 
 
 def encoder_key(bundle: ModelBundle, precision: Precision, clip_skip: int, max_token_length: int) -> str:
-    """Family, way of reading, device, and a hash over every bit and the number format of the text encoders."""
+    """Key of family, clip skip, length, device, torch version precision, and a hash of the text encoders' weights and dtypes."""
     digest = hashlib.sha256()
     for encoder in bundle.text_encoders:
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
             digest.update(tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8).numpy())
-    layer = clip_skip if bundle.family.reads_clip_skip else 0
+    skipped = clip_skip if bundle.family.uses_clip_skip else 0
     device = torch.device(bundle.device).type
-    rounding = f"{torch.__version__}|{torch.get_num_threads() if device == 'cpu' else ''}|{precision.autocast}"
-    return f"{READER}|{bundle.family.name}|{layer}|{max_token_length}|{device}|{rounding}|{digest.hexdigest()}"
+    environment = f"{torch.__version__}|{torch.get_num_threads() if device == 'cpu' else ''}|{precision.autocast}"
+    return f"{ENCODING_VERSION}|{bundle.family.name}|{skipped}|{max_token_length}|{device}|{environment}|{digest.hexdigest()}"
 
 
 def _widths(bundle: ModelBundle) -> tuple[int, int]:
-    """Of the text word by word, and of the text as a whole (0 where a family has none)."""
+    """Width of the hidden states and of the pooled output (0 where a family has none)."""
     pooled = 0 if bundle.text_encoder_2 is None else bundle.text_encoder_2.config.projection_dim  # type: ignore[union-attr]
     return int(bundle.unet.config.cross_attention_dim), int(pooled)  # type: ignore[union-attr, arg-type]
 
 
-def _packed(told: Conditioning) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """Two numbers for the formats, then all numbers of one caption."""
-    parts = (told.states, told.states[:0] if told.pooled is None else told.pooled)
-    formats = torch.tensor([float(FORMATS.index(part.dtype)) for part in parts])
-    packed: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = torch.cat([formats, *(part.float().flatten() for part in parts)]).numpy()
+def _pack(conditioning: Conditioning) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Two values for the dtypes, then all values of one conditioning."""
+    parts = (conditioning.states, conditioning.states[:0] if conditioning.pooled is None else conditioning.pooled)
+    dtypes = torch.tensor([float(DTYPES.index(part.dtype)) for part in parts])
+    packed: np.ndarray[tuple[int, ...], np.dtype[np.float32]] = torch.cat([dtypes, *(part.float().flatten() for part in parts)]).numpy()
     return packed
 
 
-def _unpacked(packed: Tensor, tokens: int, width: int) -> Conditioning:
-    formats, rest = [FORMATS[int(number)] for number in packed[:HEAD]], packed[HEAD:]
-    states, pooled = rest[: tokens * width].reshape(1, tokens, width), rest[tokens * width :].reshape(1, -1)
-    return Conditioning(states.to(formats[0]), pooled.to(formats[1]) if pooled.numel() else None)
+def _unpack(packed: Tensor, tokens: int, width: int) -> Conditioning:
+    dtypes, values = [DTYPES[int(index)] for index in packed[:HEADER_VALUES]], packed[HEADER_VALUES:]
+    states, pooled = values[: tokens * width].reshape(1, tokens, width), values[tokens * width :].reshape(1, -1)
+    return Conditioning(states.to(dtypes[0]), pooled.to(dtypes[1]) if pooled.numel() else None)

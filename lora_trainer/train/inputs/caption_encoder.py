@@ -1,4 +1,4 @@
-"""Captions to what the U-Net reads: encoded ahead while the text encoder is frozen, in each step with gradients while it learns."""
+"""Encodes captions for the U-Net: ahead of the steps with a frozen text encoder, in each step with gradients when it is trained."""
 
 from __future__ import annotations
 
@@ -9,150 +9,150 @@ from torch import Tensor
 
 from lora_trainer.messages import Message, say
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.conditioning import Conditioning, together
+from lora_trainer.models.conditioning import Conditioning, concat
 from lora_trainer.models.tokenize import tokenize
 from lora_trainer.train.inputs.caption_cache import CaptionCache
-from lora_trainer.train.step.precision import Precision, cast_for_inference, compute_scope
+from lora_trainer.train.step.precision import Precision, compute_scope, move_to_device
 
-ROWS = 16
-"""Captions of one batch. The shape never changes: with another one a device may add up in another order."""
-MEMORY = 512 * 2**20
-"""Bytes that encoded captions may take."""
-IDS_KEPT = 20_000
+CAPTION_BATCH = 16
+"""Captions per batch. The shape never changes, since with another one a device may sum in another order."""
+MAX_CACHE_BYTES = 512 * 2**20
+"""Memory limit of encoded captions."""
+MAX_TOKENIZED = 20_000
 
 
 class CaptionEncoder:
     """Encodes captions for one run.
 
-    A frozen encoder reads each caption once, and what comes out does not depend on when, nor on the captions beside it: one that was
-    encoded ahead trains bit for bit what one encoded in its own step trains. Where a batch costs hardly more than one caption (CUDA),
-    each is read in a full batch; elsewhere alone, and in batches as soon as one has given the same bits as its captions alone.
+    A frozen encoder encodes each caption once, and the result depends neither on when nor on the other captions of its batch: encoding
+    ahead trains the same bits as encoding in each step. Where a batch costs hardly more than one caption (CUDA), captions are encoded in
+    full batches; elsewhere one by one, and in batches once a batch has given the same bits as its captions alone.
 
-    What is read of the captions in `lasting` is kept in `store` too, where there is one; others are not worth the room, being drawn
-    anew each time. `told`: what is to be said of that.
+    Captions in `persistent` are kept in `cache` too, where there is one; others are random and hardly come again. `warnings` are to be
+    reported and cleared by the caller.
     """
 
     def __init__(
         self,
         precision: Precision,
         clip_skip: int,
-        trained: bool,
+        is_trained: bool,
         max_token_length: int = 75,
         *,
-        store: CaptionCache | None = None,
-        lasting: Collection[str] = (),
+        cache: CaptionCache | None = None,
+        persistent: Collection[str] = (),
     ) -> None:
-        self.precision, self.clip_skip, self.trained, self.max_token_length = precision, clip_skip, trained, max_token_length
-        self.told: list[Message] = []
-        self._store, self._lasting = (None if trained else store), frozenset(lasting)
-        self._ids: dict[str, Tensor] = {}
+        self.precision, self.clip_skip, self.is_trained, self.max_token_length = precision, clip_skip, is_trained, max_token_length
+        self.warnings: list[Message] = []
+        self._cache, self._persistent = (None if is_trained else cache), frozenset(persistent)
+        self._token_ids: dict[str, Tensor] = {}
         self._encoded: dict[str, Conditioning] = {}
-        self._batches_agree: bool | None = None
+        self._batches_are_exact: bool | None = None
 
     def encode(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
-        """What the U-Net reads of n captions; call it inside the step's own precision scope."""
-        if self.trained:
-            ids = torch.stack([self._tokens(bundle, caption) for caption in captions]).to(bundle.device)
+        """The conditioning of n captions; call it inside the step's own precision scope."""
+        if self.is_trained:
+            ids = torch.stack([self._tokenize(bundle, caption) for caption in captions]).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip)
         self.fill(bundle, self.missing(captions))
-        return together([self._encoded[caption] for caption in captions]).to(bundle.device)
+        return concat([self._encoded[caption] for caption in captions]).to(bundle.device)
 
     def missing(self, captions: Iterable[str]) -> list[str]:
-        """Those that are still to be encoded, each once; none while the encoder learns."""
-        return [] if self.trained else [caption for caption in dict.fromkeys(captions) if caption not in self._encoded]
+        """Captions that are not encoded yet, without duplicates; none when the encoder is trained."""
+        return [] if self.is_trained else [caption for caption in dict.fromkeys(captions) if caption not in self._encoded]
 
     def fill(self, bundle: ModelBundle, captions: Sequence[str]) -> None:
-        """Encodes captions, or reads what is kept of them, and keeps them in ordinary memory."""
-        captions = [caption for caption in captions if not self._read_back(bundle, caption)]
-        for start in range(0, len(captions), ROWS):
-            some = captions[start : start + ROWS]
-            read = self._in_full_batch if self.always_full(bundle) else self._alone
-            encoded = read(bundle, some)
-            for number, caption in enumerate(some):
+        """Encodes captions, or reads them from the cache on disk, and keeps them in CPU memory."""
+        captions = [caption for caption in captions if not self._load_cached(bundle, caption)]
+        for start in range(0, len(captions), CAPTION_BATCH):
+            batch = captions[start : start + CAPTION_BATCH]
+            encode = self._encode_full_batch if self.uses_full_batches(bundle) else self._encode_as_alone
+            encoded = encode(bundle, batch)
+            for number, caption in enumerate(batch):
                 self._encoded[caption] = encoded[number : number + 1].clone()
-                self._keep(caption)
+                self._save_to_cache(caption)
 
     @staticmethod
-    def always_full(bundle: ModelBundle) -> bool:
-        """Whether full batches are what captions are compared with here; else captions read alone."""
+    def uses_full_batches(bundle: ModelBundle) -> bool:
+        """Whether full batches are the reference on this device; else captions encoded alone."""
         return bundle.device.type == "cuda"
 
-    def forget_others(self, captions: Iterable[str]) -> None:
-        """Drops what is kept of other captions than these."""
+    def retain(self, captions: Iterable[str]) -> None:
+        """Drops all encoded captions but these."""
         self._encoded = {caption: self._encoded[caption] for caption in captions if caption in self._encoded}
 
-    def room(self) -> int:
-        """How many different captions may be kept at a time."""
-        one = next(iter(self._encoded.values()), None)
-        return MEMORY // (one.nbytes) if one is not None else MEMORY // (4 * 1024 * (self.max_token_length + 2))
+    def capacity(self) -> int:
+        """Number of encoded captions that fit in memory."""
+        encoded = next(iter(self._encoded.values()), None)
+        return MAX_CACHE_BYTES // encoded.nbytes if encoded is not None else MAX_CACHE_BYTES // (4 * 1024 * (self.max_token_length + 2))
 
     def close(self) -> None:
-        """Lets go of the files."""
-        if self._store is not None:
-            self._store.close()
+        """Closes the cache's files."""
+        if self._cache is not None:
+            self._cache.close()
 
-    def _read_back(self, bundle: ModelBundle, caption: str) -> bool:
-        if self._store is None or caption not in self._lasting:
+    def _load_cached(self, bundle: ModelBundle, caption: str) -> bool:
+        if self._cache is None or caption not in self._persistent:
             return False
-        kept = self._store.get(bundle, caption, self.max_token_length + 2)
-        if kept is not None:
-            self._encoded[caption] = kept
-        return kept is not None
+        conditioning = self._cache.get(bundle, caption, self.max_token_length + 2)
+        if conditioning is not None:
+            self._encoded[caption] = conditioning
+        return conditioning is not None
 
-    def _keep(self, caption: str) -> None:
-        if self._store is None or caption not in self._lasting:
+    def _save_to_cache(self, caption: str) -> None:
+        if self._cache is None or caption not in self._persistent:
             return
         try:
-            self._store.put(caption, self._encoded[caption])
+            self._cache.put(caption, self._encoded[caption])
         except OSError as error:
             self.close()
-            self._store = None
-            self.told.append(say("Encoded captions cannot be kept on disk ({why}).", why=error.strerror or str(error)))
+            self._cache = None
+            self.warnings.append(say("Encoded captions cannot be kept on disk ({why}).", why=error.strerror or str(error)))
 
-    def _tokens(self, bundle: ModelBundle, caption: str) -> Tensor:
-        if caption not in self._ids:
-            if len(self._ids) >= IDS_KEPT:
-                self._ids.clear()
-            self._ids[caption] = tokenize(bundle.tokenizer, [caption], self.max_token_length)[0]
-        return self._ids[caption]
+    def _tokenize(self, bundle: ModelBundle, caption: str) -> Tensor:
+        if caption not in self._token_ids:
+            if len(self._token_ids) >= MAX_TOKENIZED:
+                self._token_ids.clear()
+            self._token_ids[caption] = tokenize(bundle.tokenizer, [caption], self.max_token_length)[0]
+        return self._token_ids[caption]
 
-    def _in_full_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
-        """Read with the last caption repeated up to ROWS; one by one where the place in the batch would change bits."""
-        filled = [*captions, *captions[-1:] * (ROWS - len(captions))]
-        if self._batches_agree is None:
-            turned = self._read(bundle, [*filled[1:], filled[0]])
-            self._batches_agree = self._read(bundle, filled).equals(turned.map(lambda tensor: tensor.roll(1, 0)))
-        return self._read(bundle, filled)[: len(captions)] if self._batches_agree else self._one_by_one(bundle, captions)
+    def _encode_full_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        """In a batch padded with the last caption; one by one where the position in the batch changes bits."""
+        padded = [*captions, *captions[-1:] * (CAPTION_BATCH - len(captions))]
+        if self._batches_are_exact is None:
+            rotated = self._encode_batch(bundle, [*padded[1:], padded[0]])
+            self._batches_are_exact = self._encode_batch(bundle, padded).equals(rotated.map(lambda tensor: tensor.roll(1, 0)))
+        return self._encode_batch(bundle, padded)[: len(captions)] if self._batches_are_exact else self._encode_singly(bundle, captions)
 
-    def _alone(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
-        """As if each was read alone; the first full batch is read both ways, which tells whether batches may be used."""
-        if len(captions) == ROWS and self._batches_agree:
-            return self._read(bundle, captions)
-        alone = self._one_by_one(bundle, captions)
-        if len(captions) == ROWS and self._batches_agree is None:
-            self._batches_agree = self._read(bundle, captions).equals(alone)
+    def _encode_as_alone(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        """With the bits of captions encoded alone; the first full batch is encoded both ways to see whether batches give the same."""
+        if len(captions) == CAPTION_BATCH and self._batches_are_exact:
+            return self._encode_batch(bundle, captions)
+        alone = self._encode_singly(bundle, captions)
+        if len(captions) == CAPTION_BATCH and self._batches_are_exact is None:
+            self._batches_are_exact = self._encode_batch(bundle, captions).equals(alone)
         return alone
 
-    def _one_by_one(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
-        return together([self._read(bundle, [caption]) for caption in captions])
+    def _encode_singly(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        return concat([self._encode_batch(bundle, [caption]) for caption in captions])
 
-    def _read(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
-        """What is read of them, in ordinary memory."""
+    def _encode_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
+        """The conditioning of these captions, on the CPU."""
         for encoder in bundle.text_encoders:
-            cast_for_inference(encoder, bundle.device)
+            move_to_device(encoder, bundle.device)
         with compute_scope(self.precision, bundle.device, grad=False):
             ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()
 
 
-def captions_within(showings: Iterable[Sequence[str]], room: int) -> tuple[list[str], int]:
-    """The different captions of as many batches as fit into `room` captions, at least one, and how many batches that are."""
-    found: dict[str, None] = {}
+def captions_within(batches: Iterable[Sequence[str]], capacity: int) -> tuple[list[str], int]:
+    """The distinct captions of as many batches as fit into `capacity` captions (at least one), and the number of those batches."""
+    distinct: dict[str, None] = {}
     count = 0
-    for texts in showings:
-        new = [text for text in dict.fromkeys(texts) if text not in found]
-        if count and new and len(found) + len(new) > room:
+    for captions in batches:
+        new = [caption for caption in dict.fromkeys(captions) if caption not in distinct]
+        if count and new and len(distinct) + len(new) > capacity:
             break
-        found.update(dict.fromkeys(new))
+        distinct.update(dict.fromkeys(new))
         count += 1
-    return list(found), count
+    return list(distinct), count

@@ -1,4 +1,4 @@
-"""Our own gradient checkpointing: parts of the model are computed again in the backward pass instead of being kept."""
+"""Gradient checkpointing: parts of the model are recomputed in the backward pass instead of being kept."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.train.memory import activations
 from lora_trainer.train.memory.activations import Block, DtypeSizes, RecomputeChoice, UNetShape
 from lora_trainer.train.step.attention import wants_upcast
-from lora_trainer.train.step.precision import lies_on
+from lora_trainer.train.step.precision import is_on
 
 WHOLE = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "CLIPEncoderLayer"})
 TEXT = "text_encoder."
 
 
 class Checkpointing:
-    """Wraps `forward` of modules on the instances; `remove` gives them back.
+    """Wraps `forward` of modules on the instances; `remove` restores them.
 
-    `ways`: for the U-Net's blocks by name, and the text encoder's behind "text_encoder.", how each is treated (activations.Way.name).
-    A block that is not named is computed again whole; without `ways` every one.
+    `options`: name of a block (of the text encoder with the prefix "text_encoder.") -> activations.KeepOption.name. A block that is not
+    in it is recomputed whole; without `options` every one is.
     """
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, ways: Mapping[str, str] | None = None) -> None:
+    def __init__(self, unet: nn.Module, text_encoder: nn.Module, options: Mapping[str, str] | None = None) -> None:
         self._wrapped: list[nn.Module] = []
         for name, module in _blocks(unet, text_encoder):
-            way = (ways or {}).get(name, "whole")
-            if way == "whole":
-                self._wrap(module, _recomputed(module.forward))
-            elif way == "forward":
+            option = (options or {}).get(name, "whole")
+            if option == "whole":
+                self._wrap(module, _checkpointed(module.forward))
+            elif option == "forward":
                 feed_forward: nn.Module = module.ff  # type: ignore[assignment]
-                self._wrap(feed_forward, _recomputed(feed_forward.forward))
-            elif way == "light" and _is_plain(module):
-                self._wrap(module, _light(module))
+                self._wrap(feed_forward, _checkpointed(feed_forward.forward))
+            elif option == "light" and _is_plain(module):
+                self._wrap(module, _checkpoint_norms(module))
 
     def remove(self) -> None:
         """Gives every block its own `forward` back."""
@@ -51,22 +51,24 @@ class Checkpointing:
         self._wrapped.append(module)
 
 
-def blocks_of(bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, words: bool, numbers: DtypeSizes) -> tuple[list[Block], float]:
-    """The blocks of a bundle with what each keeps, and the bytes of the rest. `pixels` of one picture; `words`: captions learn too."""
-    shape, cells = shape_of(bundle), pixels // 64
-    found = list(activations.unet(shape, cells, pictures, rank, numbers))
-    known = dict(_blocks(bundle.unet, texts_of(bundle)))
-    if words:
-        found += [
-            activations.text_layer(name, int(module.self_attn.embed_dim), pictures, rank, numbers)  # type: ignore[union-attr, arg-type]
-            for name, module in known.items()
+def activation_blocks(
+    bundle: ModelBundle, *, pixels: int, pictures: int, rank: int, trains_text: bool, sizes: DtypeSizes
+) -> tuple[list[Block], float]:
+    """The blocks of a bundle with the activations that each keeps, and the bytes of the rest. `pixels` of one picture."""
+    shape, cells = unet_shape(bundle), pixels // 64
+    blocks = list(activations.unet_blocks(shape, cells, pictures, rank, sizes))
+    modules = dict(_blocks(bundle.unet, text_encoder_module(bundle)))
+    if trains_text:
+        blocks += [
+            activations.clip_layer(name, int(module.self_attn.embed_dim), pictures, rank, sizes)  # type: ignore[union-attr, arg-type]
+            for name, module in modules.items()
             if name.startswith(TEXT)
         ]
-    return [block for block in found if block.name in known], activations.rest(shape, cells * pictures, rank, numbers)
+    return [block for block in blocks if block.name in modules], activations.bytes_between_blocks(shape, cells * pictures, rank, sizes)
 
 
-def shape_of(bundle: ModelBundle) -> UNetShape:
-    """What the configuration of a bundle's U-Net says of its shape."""
+def unet_shape(bundle: ModelBundle) -> UNetShape:
+    """The dimensions of a bundle's U-Net, from its config."""
     config: Any = bundle.unet.config
     channels = tuple(config.block_out_channels)
     depths, heads = (_each(value, len(channels)) for value in (config.transformer_layers_per_block, config.attention_head_dim))
@@ -79,13 +81,13 @@ def _each(value: Any, count: int) -> tuple[int, ...]:
     return (value,) * count if isinstance(value, int) else tuple(value)
 
 
-def names(choice: RecomputeChoice) -> dict[str, str]:
-    """Block name -> way, for Checkpointing."""
-    return {block.name: way.name for block, way in choice.ways}
+def option_names(choice: RecomputeChoice) -> dict[str, str]:
+    """Block name -> option name, for Checkpointing."""
+    return {block.name: option.name for block, option in choice.blocks}
 
 
-def texts_of(bundle: ModelBundle) -> nn.Module:
-    """The text encoder, or SDXL's two as one module, whose blocks are computed again whole."""
+def text_encoder_module(bundle: ModelBundle) -> nn.Module:
+    """The text encoder, or SDXL's two as one module."""
     return bundle.text_encoder if bundle.text_encoder_2 is None else nn.ModuleList(bundle.text_encoders)
 
 
@@ -96,7 +98,7 @@ def _blocks(unet: nn.Module, text_encoder: nn.Module) -> Iterator[tuple[str, nn.
                 yield prefix + name, module
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
@@ -104,14 +106,14 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_plain(block: Any) -> bool:
-    """Whether a ResnetBlock2D does nothing but what `_light` does."""
+    """Whether a ResnetBlock2D does nothing but what `_checkpoint_norms` does."""
     return block.time_embedding_norm == "default" and block.upsample is None and block.downsample is None and not block.skip_time_act
 
 
-def _light(block: Any) -> Callable[..., Tensor]:
-    """ResnetBlock2D.forward that keeps what goes into its two norms only: norm and activation are computed again, no convolution is.
+def _checkpoint_norms(block: Any) -> Callable[..., Tensor]:
+    """ResnetBlock2D.forward that keeps only the inputs of its two norms: norm and activation are recomputed, no convolution is.
 
-    torch ends the second computing where the last kept tensor is there, which is what goes into the convolution.
+    torch stops recomputing as soon as the last saved tensor is there, which is the convolution's input.
     """
 
     def first(hidden: Tensor) -> Tensor:
@@ -120,12 +122,12 @@ def _light(block: Any) -> Callable[..., Tensor]:
     def second(hidden: Tensor) -> Tensor:
         return block.conv2(block.dropout(block.nonlinearity(block.norm2(hidden))))  # type: ignore[no-any-return]
 
-    first, second = _recomputed(first), _recomputed(second)
+    first, second = _checkpointed(first), _checkpointed(second)
 
     def run(input_tensor: Tensor, temb: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         hidden = first(input_tensor) + block.time_emb_proj(block.nonlinearity(temb))[:, :, None, None]
-        straight = input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)
-        return (straight + second(hidden)) / block.output_scale_factor  # type: ignore[no-any-return]
+        skip = input_tensor if block.conv_shortcut is None else block.conv_shortcut(input_tensor)
+        return (skip + second(hidden)) / block.output_scale_factor  # type: ignore[no-any-return]
 
     return run
 
@@ -133,42 +135,42 @@ def _light(block: Any) -> Callable[..., Tensor]:
 GB = 2**30
 
 
-def checkpointing(memory: MemoryConfig, bundle: ModelBundle, blocks: Sequence[Block], rest: float) -> Checkpointing | None:
-    """As the config wants it: none, everything, or as much as the budget asks for. Blocks and rest are those of the largest batch."""
+def apply_checkpointing(memory: MemoryConfig, bundle: ModelBundle, blocks: Sequence[Block], rest_bytes: float) -> Checkpointing | None:
+    """Wraps the blocks that the config wants recomputed; None where it wants none. `blocks` and `rest_bytes` are of the largest batch."""
     if not memory.gradient_checkpointing:
         return None
-    return Checkpointing(bundle.unet, texts_of(bundle), names(kept(memory, blocks, rest)))
+    return Checkpointing(bundle.unet, text_encoder_module(bundle), option_names(choose_recompute(memory, blocks, rest_bytes)))
 
 
-def kept(memory: MemoryConfig, blocks: Sequence[Block], rest: float) -> RecomputeChoice:
-    """What becomes of each block with the settings as they are."""
+def choose_recompute(memory: MemoryConfig, blocks: Sequence[Block], rest_bytes: float) -> RecomputeChoice:
+    """The option of each block under these settings: keep all, recompute all, or as little as the budget allows."""
     if not memory.gradient_checkpointing:
-        return activations.keep_all(blocks, rest)
+        return activations.keep_all(blocks, rest_bytes)
     budget = memory.checkpointing_budget_gb * GB
-    return activations.within(blocks, rest, budget) if budget else activations.all_again(blocks, rest)
+    return activations.recompute_within(blocks, rest_bytes, budget) if budget else activations.recompute_all(blocks, rest_bytes)
 
 
-def half_budget_gb(blocks: Sequence[Block], rest: float) -> float:
-    """GB that are half of what the largest batch keeps when nothing is computed again."""
-    return max(0.001, round(activations.keep_all(blocks, rest).kept / 2 / GB, 3))
+def half_budget_gb(blocks: Sequence[Block], rest_bytes: float) -> float:
+    """Half of what the largest batch keeps without recomputing, in GB."""
+    return max(0.001, round(activations.keep_all(blocks, rest_bytes).kept_bytes / 2 / GB, 3))
 
 
-def largest_batch(records: Iterable[ImageRecord], batch_sizes: Sequence[int], most: int) -> tuple[int, int]:
-    """Pixels of a picture, and pictures, of the batch with most of both; at most `most` pictures at a time unless that is 0."""
+def largest_batch(records: Iterable[ImageRecord], batch_sizes: Sequence[int], max_pictures: int) -> tuple[int, int]:
+    """Pixels of a picture, and pictures, of the batch with most pixels in total; `max_pictures` limits its pictures (0: no limit)."""
     pixels, pictures = 0, 1
     for record in records:
         width, height = record.bucket or (0, 0)
-        together = batch_sizes[record.dataset]
-        together = min(together, most) if most else together
-        if width * height * together > pixels * pictures:
-            pixels, pictures = width * height, together
+        batch_size = batch_sizes[record.dataset]
+        batch_size = min(batch_size, max_pictures) if max_pictures else batch_size
+        if width * height * batch_size > pixels * pictures:
+            pixels, pictures = width * height, batch_size
     return pixels, pictures
 
 
-def offload(parts: Iterable[nn.Module], device: torch.device) -> bool:
-    """Takes parts off the device; False when none was there. They come back by themselves when they are used (`runtime.ready`)."""
-    moved = [part for part in parts if lies_on(part, device)]
+def offload(modules: Iterable[nn.Module], device: torch.device) -> bool:
+    """Moves modules to the CPU; False when none was on the device. `move_to_device` brings them back when they are used."""
+    on_device = [module for module in modules if is_on(module, device)]
     with torch.inference_mode(False):
-        for part in moved:
-            part.to("cpu")
-    return bool(moved)
+        for module in on_device:
+            module.to("cpu")
+    return bool(on_device)

@@ -1,4 +1,4 @@
-"""When memory runs out: the work is done again with less, one setting after the other, until nothing is left to try."""
+"""Out of memory: the work is repeated with less memory, one setting after the other, until nothing is left to try."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
-from lora_trainer.host.memory import empty
+from lora_trainer.host.memory import empty_cache
 from lora_trainer.messages import Message, say
 from lora_trainer.train.memory import checkpointing
 
@@ -23,48 +23,49 @@ if TYPE_CHECKING:
     from lora_trainer.train.trainer import Trainer
 
 
-STEP, ENCODING, LOOKING, LOADING = "step", "encoding", "looking", "loading"
-"""What may run out of memory: a training step; encoding of pictures and captions; validation, previews and saving; the model's loading."""
-SMALLEST = 256
-"""Below this side a smaller training size is no remedy."""
-WORDS = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+STEP, ENCODING, EVALUATING, LOADING = "step", "encoding", "evaluating", "loading"
+"""Kinds of work: a training step; encoding pictures and captions; validation, previews and saving; loading the model."""
+MIN_SIZE = 256
+"""A smaller training size than this side is not suggested."""
+OOM_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 Made = TypeVar("Made")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that an allocation failed: torch's own, Python's, and those of kernels that only say it in words."""
+    """Whether an error is a failed allocation: torch's, Python's, or that of a kernel which only its message tells."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in WORDS)
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in OOM_PHRASES)
 
 
 def free_cache(device: torch.device) -> None:
-    """Frees what nobody needs any more, down to the driver."""
+    """Collects garbage and returns the device's cached memory to the driver."""
     gc.collect()
-    empty(device)
+    empty_cache(device)
 
 
 @attrs.frozen
 class OomStep:
-    """One way to need less: what is told, which settings change; `helps` names the works that it is for."""
+    """One way to need less memory: the warning, the settings that change, and the kinds of work that it helps."""
 
-    told: Message
+    message: Message
     changes: tuple[Change, ...] = ()
-    helps: tuple[str, ...] = (STEP,)
+    kinds: tuple[str, ...] = (STEP,)
 
 
 class OomFallback:
-    """The ways of one run. What was once climbed stays so until its end.
+    """Repeats the work of one run when memory runs out. What it changes stays so until the end of the run.
 
-    Nothing of a step is lost: its gradient is dropped and calculated anew, from the same random numbers, before the optimizer steps.
+    Nothing of a step is lost: its gradient is dropped and computed again, from the same random numbers, before the optimizer steps.
+    `cannot_repeat` says that the optimizer has stepped already.
     """
 
-    def __init__(self, trainer: Trainer, course: TrainingProgress, cannot_repeat: Callable[[], bool] = lambda: False) -> None:
-        self.trainer, self.course, self._cannot_repeat = trainer, course, cannot_repeat
+    def __init__(self, trainer: Trainer, progress: TrainingProgress, cannot_repeat: Callable[[], bool] = lambda: False) -> None:
+        self.trainer, self.progress, self._cannot_repeat = trainer, progress, cannot_repeat
         self._freed_at: tuple[int, str] | None = None
 
     def with_fallback(self, work: Callable[[], Iterator[Event]], kind: str = STEP) -> Iterator[Event]:
-        """The events of `work`, which is begun anew after each rung. Raises OutOfMemory with the one remedy when no rung is left."""
+        """The events of `work`, which is called again after each OomStep. Raises OutOfMemory with one remedy when none is left."""
         while True:
             reason = None
             try:
@@ -75,65 +76,66 @@ class OomFallback:
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             if reason is None:
                 return
-            yield from self._climb(kind, reason)
+            yield from self._free_or_reduce(kind, reason)
 
-    def _climb(self, kind: str, reason: str) -> Iterator[Event]:
-        """Takes the next rung: here the failed work's tensors are gone, its exception being gone too."""
-        trainer, step = self.trainer, self.course.step
+    def _free_or_reduce(self, kind: str, reason: str) -> Iterator[Event]:
+        """Frees memory, the next time applies an OomStep. The failed work's tensors are gone here, as its exception is."""
+        trainer, step = self.trainer, self.progress.step
         if kind == STEP:
-            self._forget_step()
+            self._drop_gradient()
         free_cache(trainer.device)
         if not trainer.config.memory.retry or (kind == STEP and self._cannot_repeat()):
             raise out_of_memory(trainer.config, step, reason, kind, everything_tried=False)
         if self._freed_at != (step, kind):
             self._freed_at = step, kind
-            yield Warned(say("Memory ran out ({reason}). What was not needed is given back, and it is done again.", reason=reason))
+            yield Warned(say("Memory ran out ({reason}). Unused memory is freed, and the work is repeated.", reason=reason))
             return
-        rung = next((rung for rung in self._rungs() if kind in rung.helps), None)
-        if rung is None:
+        oom_step = next((oom_step for oom_step in self._remaining_steps() if kind in oom_step.kinds), None)
+        if oom_step is None:
             raise out_of_memory(trainer.config, step, reason, kind)
-        old = [value_at(trainer.config, change.path) for change in rung.changes]
-        trainer.reset(apply_changes(trainer.config, rung.changes))
-        yield Warned(rung.told, rung.changes[0].path if rung.changes else "")
-        for change, before in zip(rung.changes, old, strict=True):
+        old_values = [value_at(trainer.config, change.path) for change in oom_step.changes]
+        trainer.reconfigure(apply_changes(trainer.config, oom_step.changes))
+        yield Warned(oom_step.message, oom_step.changes[0].path if oom_step.changes else "")
+        for change, before in zip(oom_step.changes, old_values, strict=True):
             yield Changed(change.path, before, change.value, step)
 
-    def _forget_step(self) -> None:
-        """Its gradient, and that it was unscaled."""
-        self.trainer.optimizer.drop()
+    def _drop_gradient(self) -> None:
+        """Drops the step's gradient, and that the scaler has unscaled it."""
+        self.trainer.optimizer.zero_grad()
         if self.trainer.scaler is not None:
             self.trainer.scaler._per_optimizer_states.clear()
 
-    def _rungs(self) -> Iterator[OomStep]:
-        """Those that are left, the cheapest first."""
+    def _remaining_steps(self) -> Iterator[OomStep]:
+        """The steps that are left, the cheapest first."""
         trainer = self.trainer
         memory = trainer.config.memory
         if trainer.offload_unused():
-            yield OomStep(say("Memory ran out: parts of the model that are not needed leave the GPU."), helps=(STEP, ENCODING, LOOKING))
+            message = say("Memory ran out: parts of the model that are not needed are moved off the GPU.")
+            yield OomStep(message, kinds=(STEP, ENCODING, EVALUATING))
         if trainer.cuda_graphs is not None:
-            told = say("Memory ran out: steps are not recorded and replayed any more.")
-            yield OomStep(told, (Change("memory.cuda_graphs", False, told),), (STEP, ENCODING, LOOKING))
-        if trainer.latent_cache.batch > 1:
-            told = say("Memory ran out: pictures are encoded one at a time.")
-            yield OomStep(told, (Change("data.vae_batch_size", 1, told),), (ENCODING,))
+            message = say("Memory ran out: CUDA graphs are turned off.")
+            yield OomStep(message, (Change("memory.cuda_graphs", False, message),), (STEP, ENCODING, EVALUATING))
+        if trainer.latent_cache.batch_size > 1:
+            message = say("Memory ran out: pictures are encoded one at a time.")
+            yield OomStep(message, (Change("data.vae_batch_size", 1, message),), (ENCODING,))
         if not memory.gradient_checkpointing:
-            gigabytes = checkpointing.half_budget_gb(*trainer.blocks())
-            told = say("Memory ran out: half of what a step keeps is computed again instead, at most {gb} GB stay.", gb=gigabytes)
+            gigabytes = checkpointing.half_budget_gb(*trainer.activation_blocks())
+            message = say("Memory ran out: half of the activations are recomputed, at most {gb} GB are kept.", gb=gigabytes)
             yield OomStep(
-                told,
-                (Change("memory.gradient_checkpointing", True, told), Change("memory.checkpointing_budget_gb", gigabytes, told)),
+                message,
+                (Change("memory.gradient_checkpointing", True, message), Change("memory.checkpointing_budget_gb", gigabytes, message)),
             )
         elif memory.checkpointing_budget_gb:
-            told = say("Memory ran out: everything that can be is computed again instead of kept.")
-            yield OomStep(told, (Change("memory.checkpointing_budget_gb", 0.0, told),))
+            message = say("Memory ran out: all activations that can be are recomputed instead of kept.")
+            yield OomStep(message, (Change("memory.checkpointing_budget_gb", 0.0, message),))
         if trainer.attention != "sliced":
-            told = say("Memory ran out: attention is calculated in slices.")
-            yield OomStep(told, (Change("memory.attention", "sliced", told),), (STEP, LOOKING))
-        most = memory.pictures_at_once or max(trainer.dataset.batch_sizes)
-        if most > 1:
-            pieces = (most + 1) // 2
-            told = say("Memory ran out: the pictures of a step are calculated {count} at a time, and count as before.", count=pieces)
-            yield OomStep(told, (Change("memory.pictures_at_once", pieces, told),))
+            message = say("Memory ran out: attention is calculated in slices.")
+            yield OomStep(message, (Change("memory.attention", "sliced", message),), (STEP, EVALUATING))
+        pictures_at_once = memory.pictures_at_once or max(trainer.dataset.batch_sizes)
+        if pictures_at_once > 1:
+            half = (pictures_at_once + 1) // 2
+            message = say("Memory ran out: the pictures of a step are computed {count} at a time; the result stays the same.", count=half)
+            yield OomStep(message, (Change("memory.pictures_at_once", half, message),))
 
 
 def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, everything_tried: bool = True) -> OutOfMemory:
@@ -143,7 +145,7 @@ def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, ever
     if everything_tried:
         template = "memory ran out at step {step} ({reason}), and nothing is left that would save some without changing the result."
     width, height = effective.resolution(config)
-    smaller = max(SMALLEST, int(max(width, height) * 0.75) // 64 * 64)
+    smaller = max(MIN_SIZE, int(max(width, height) * 0.75) // 64 * 64)
     if kind == STEP and not config.memory.gradient_checkpointing:
         fix, path = "Set memory.gradient_checkpointing to true.", "memory.gradient_checkpointing"
     elif kind != LOADING and smaller < max(width, height):
@@ -156,7 +158,7 @@ def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, ever
 
 
 def retry_after_free(make: Callable[[], Made], config: Any, device: torch.device) -> Made:
-    """What `make` gives; done once more, with unneeded memory given back, when memory ran out. Raises OutOfMemory."""
+    """Returns `make()`; calls it once more, after freeing memory, when memory ran out. Raises OutOfMemory."""
     try:
         return make()
     except (RuntimeError, MemoryError) as error:
@@ -169,7 +171,7 @@ def retry_after_free(make: Callable[[], Made], config: Any, device: torch.device
 
 @contextmanager
 def raise_as_out_of_memory(config: Callable[[], Any], step: Callable[[], int] = lambda: 0, kind: str = STEP) -> Iterator[None]:
-    """Whatever runs out of memory inside and is not done again ends with the one thing to change. Raises OutOfMemory."""
+    """Turns failed allocations inside into OutOfMemory with the one thing to change."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

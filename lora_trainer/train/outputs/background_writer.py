@@ -1,4 +1,4 @@
-"""Files written in the background, in the order in which they were handed over, and copies of tensors for them."""
+"""Writes files in a background thread, in order, from copies of the tensors that training goes on changing."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ from torch import Tensor
 
 from lora_trainer.events import Event
 
-Work = Callable[[], Event | None]
-WAITING = 4
-"""Files that may wait; who hands over one more waits instead. Each holds a copy of the network."""
+WriteJob = Callable[[], Event | None]
+MAX_PENDING = 4
+"""Jobs that may wait; `submit` blocks while there are more. Each holds a copy of the network."""
 
 
 class BackgroundWriter:
-    """One thread that does one piece of work after the other.
+    """A thread that runs one job after the other.
 
-    What a work returns is told in the run's own thread, by `told`; so is what it raises, and nothing more is written after that.
+    The event that a job returns is yielded in the run's own thread, by `poll`. `poll` also raises a job's error; jobs after that one are
+    skipped.
     """
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="lora-trainer files")
-        self._handed: deque[Future[Event | None]] = deque()
+        self._pending: deque[Future[Event | None]] = deque()
         self._failed = False
 
-    def put(self, work: Work) -> None:
-        """Takes a piece of work that holds all that it needs: the run goes on changing everything else."""
-        waiting = [future for future in self._handed if not future.done()]
-        if len(waiting) >= WAITING:
+    def submit(self, job: WriteJob) -> None:
+        """Queues a job. It must hold copies of everything that it writes."""
+        waiting = [future for future in self._pending if not future.done()]
+        if len(waiting) >= MAX_PENDING:
             waiting[0].exception()
-        self._handed.append(self._pool.submit(self._do, work))
+        self._pending.append(self._pool.submit(self._run, job))
 
-    def notes(self) -> Iterator[Event]:
-        """What was written since the last time; raises what went wrong."""
-        while self._handed and self._handed[0].done():
-            if (event := self._handed.popleft().result()) is not None:
+    def poll(self) -> Iterator[Event]:
+        """The events of the jobs completed since the last call. Raises the error of a failed job."""
+        while self._pending and self._pending[0].done():
+            if (event := self._pending.popleft().result()) is not None:
                 yield event
 
     def finish(self) -> Iterator[Event]:
-        """Waits until everything is written; as `told`."""
-        while self._handed:
-            self._handed[0].exception()
-            yield from self.notes()
+        """Waits for all jobs and yields their events, as `poll`."""
+        while self._pending:
+            self._pending[0].exception()
+            yield from self.poll()
 
     def close(self) -> None:
-        """Writes what was handed over, then ends the thread. What went wrong and was not told stays untold."""
+        """Runs the queued jobs, then ends the thread. Errors that `poll` has not raised are dropped."""
         self._pool.shutdown(wait=True)
 
-    def _do(self, work: Work) -> Event | None:
+    def _run(self, job: WriteJob) -> Event | None:
         if self._failed:
             return None
         try:
-            return work()
+            return job()
         except BaseException:
             self._failed = True
             raise
@@ -62,18 +63,18 @@ class BackgroundWriter:
 
 @torch.no_grad()
 def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values on the CPU, in memory that nobody else changes; views of one storage stay views of one copy."""
-    copies: dict[tuple[int, torch.dtype], Tensor] = {}
-    found = {}
+    """Contiguous copies on the CPU; each storage is copied once, whatever number of tensors are views of it."""
+    storages: dict[tuple[int, torch.dtype], Tensor] = {}
+    copies = {}
     for name, tensor in tensors.items():
-        place = (tensor.untyped_storage().data_ptr(), tensor.dtype)
-        if place not in copies:
-            copies[place] = _whole(tensor).to("cpu", copy=True)
-        found[name] = copies[place].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).contiguous()
-    return found
+        key = (tensor.untyped_storage().data_ptr(), tensor.dtype)
+        if key not in storages:
+            storages[key] = _whole_storage(tensor).to("cpu", copy=True)
+        copies[name] = storages[key].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset()).contiguous()
+    return copies
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """All numbers of the storage in which a tensor lies."""
+def _whole_storage(tensor: Tensor) -> Tensor:
+    """A flat view of the whole storage that a tensor is a view of."""
     count = tensor.untyped_storage().nbytes() // tensor.element_size()
     return tensor.detach().as_strided((count,), (1,), 0)

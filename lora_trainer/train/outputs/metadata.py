@@ -1,4 +1,4 @@
-"""What the header of a LoRA file says: sd-scripts' `ss_*` words, which the WebUI reads, and the model spec's."""
+"""Header of a LoRA file: sd-scripts' `ss_*` fields, which the WebUI reads, and those of the ModelSpec."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ import attrs
 from lora_trainer import __version__
 from lora_trainer.config.schema import DataConfig, LossConfig, ValidateConfig
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.blueprint import SubsetRules, size_of
+from lora_trainer.data.sources.blueprint import SubsetRules, resolution_of
 from lora_trainer.models import layout
-from lora_trainer.models.files.diffusers_folder import weights_file
+from lora_trainer.models.files.diffusers_folder import main_weight_file
 
-OF_SUBSET = (
+SUBSET_OPTIONS = (
     "color_aug",
     "flip_aug",
     "random_crop",
@@ -33,8 +33,8 @@ OF_SUBSET = (
     "caption_suffix",
     "resize_interpolation",
 )
-"""Options of one folder that sd-scripts names in the header."""
-OF_DATASET = (
+"""Options of one folder that sd-scripts writes to the header."""
+DATASET_OPTIONS = (
     "caption_dropout_rate",
     "caption_dropout_every_n_epochs",
     "caption_tag_dropout_rate",
@@ -52,7 +52,7 @@ OF_DATASET = (
 )
 
 
-OF_LOSS = (
+LOSS_OPTIONS = (
     "scale_v_pred_loss_like_noise_pred",
     "v_pred_like_loss",
     "min_timestep",
@@ -62,13 +62,13 @@ OF_LOSS = (
     "logit_std",
     "mode_scale",
 )
-"""Options of the loss that sd-scripts does not name in the header."""
-PLAIN_LOSS = LossConfig()
+"""Options of the loss that sd-scripts does not write to the header."""
+DEFAULT_LOSS = LossConfig()
 
 
 @attrs.frozen
 class RunFacts:
-    """What stays the same in all files of one run."""
+    """Facts that are the same in all files of a run."""
 
     output_name: str
     started_at: float
@@ -78,16 +78,16 @@ class RunFacts:
     trigger: str
     resolution: tuple[int, int]
     options: Mapping[str, Any]
-    """`ss_` key without the prefix -> value, of everything that was set."""
+    """`ss_` key without the prefix -> value, of all options."""
     datasets: Sequence[Mapping[str, Any]] = ()
-    """`ss_datasets`: what sd-scripts says of each dataset where there are several folders."""
+    """`ss_datasets`: sd-scripts' fields of each data set where there are several folders."""
     family: str = "sd1"
     prediction: str = "epsilon"
     zero_terminal_snr: bool = False
 
 
-def loss_words(loss: LossConfig) -> dict[str, Any]:
-    """What the loss was, under sd-scripts' names (without `ss_`); what sd-scripts does not write is there only where it was used."""
+def loss_metadata(loss: LossConfig) -> dict[str, Any]:
+    """Options of the loss under sd-scripts' names (without `ss_`); those that sd-scripts does not write only where they were changed."""
     return {
         "prior_loss_weight": loss.prior_loss_weight,
         "loss_type": loss.loss_type,
@@ -103,12 +103,12 @@ def loss_words(loss: LossConfig) -> dict[str, Any]:
         "multires_noise_discount": loss.multires_noise_discount,
         "ip_noise_gamma": loss.ip_noise_gamma or None,
         "ip_noise_gamma_random_strength": loss.ip_noise_gamma_random_strength,
-        **{name: getattr(loss, name) for name in OF_LOSS if getattr(loss, name) != getattr(PLAIN_LOSS, name)},
+        **{name: getattr(loss, name) for name in LOSS_OPTIONS if getattr(loss, name) != getattr(DEFAULT_LOSS, name)},
     }
 
 
-def validation_words(validate: ValidateConfig) -> dict[str, Any]:
-    """How validation was done, under sd-scripts' names."""
+def validation_metadata(validate: ValidateConfig) -> dict[str, Any]:
+    """Options of validation under sd-scripts' names."""
     return {
         "validation_split": validate.fraction,
         "validation_seed": validate.seed,
@@ -119,7 +119,7 @@ def validation_words(validate: ValidateConfig) -> dict[str, Any]:
 
 
 def now() -> float:
-    """The time, or SOURCE_DATE_EPOCH where it is set, so that the same run writes the same bytes."""
+    """Seconds since 1970, or SOURCE_DATE_EPOCH where it is set, so that the same run writes the same bytes."""
     fixed = os.environ.get("SOURCE_DATE_EPOCH")
     return float(fixed) if fixed else time.time()
 
@@ -132,9 +132,9 @@ def old_checkpoint_hash(path: Path) -> str:
 
 
 def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mapping[str, str]) -> dict[str, str]:
-    """The part of the header that all files of a run share; all values are strings."""
-    row, weights = layout.row(facts.family), weights_file(facts.checkpoint)
-    words = {
+    """The header fields that all files of a run share, as strings."""
+    row, weights = layout.row(facts.family), main_weight_file(facts.checkpoint)
+    fields = {
         **facts.options,
         "zero_terminal_snr": facts.zero_terminal_snr,
         **({"v_parameterization": True} if facts.prediction == "v" else {}),
@@ -149,15 +149,15 @@ def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mappi
         "resolution": f"({facts.resolution[0]}, {facts.resolution[1]})",
         "num_train_images": sum(record.repeats for record in records if not record.is_reg),
         "num_reg_images": sum(record.repeats for record in records if record.is_reg),
-        "dataset_dirs": _folders([record for record in records if not record.is_reg]),
-        "reg_dataset_dirs": _folders([record for record in records if record.is_reg]),
-        "tag_frequency": _tags([record for record in records if not record.is_reg], facts.trigger),
-        "bucket_info": _buckets(records),
+        "dataset_dirs": _folder_counts([record for record in records if not record.is_reg]),
+        "reg_dataset_dirs": _folder_counts([record for record in records if record.is_reg]),
+        "tag_frequency": _tag_frequency([record for record in records if not record.is_reg], facts.trigger),
+        "bucket_info": _bucket_info(records),
         **({"datasets": list(facts.datasets)} if facts.datasets else {}),
         **({"vae_name": facts.vae} if facts.vae else {}),
     }
     return {
-        **{f"ss_{key}": _text(value) for key, value in words.items()},
+        **{f"ss_{key}": _text(value) for key, value in fields.items()},
         **network,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": row.architecture_for(facts.prediction),
@@ -172,30 +172,32 @@ def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mappi
     }
 
 
-def dataset_words(datasets: Sequence[DataConfig], subsets: Sequence[SubsetRules], records: Sequence[ImageRecord]) -> list[dict[str, Any]]:
-    """What sd-scripts writes of each dataset into `ss_datasets`; nothing where one folder of pictures is all."""
+def dataset_metadata(
+    datasets: Sequence[DataConfig], subsets: Sequence[SubsetRules], records: Sequence[ImageRecord]
+) -> list[dict[str, Any]]:
+    """sd-scripts' `ss_datasets`, one entry per data set; empty with a single folder of pictures."""
     folders = [(number, rules) for number, rules in enumerate(subsets) if not rules.validation]
     if len(folders) < 2:
         return []
-    found = []
-    for place, data in enumerate(datasets):
-        own = [record for record in records if record.dataset == place]
-        found.append(
+    entries = []
+    for index, data in enumerate(datasets):
+        own = [record for record in records if record.dataset == index]
+        entries.append(
             {
-                "is_dreambooth": not any(rules.source.metadata_file for _, rules in folders if rules.dataset == place),
+                "is_dreambooth": not any(rules.source.metadata_file for _, rules in folders if rules.dataset == index),
                 "batch_size_per_device": data.batch_size,
                 "num_train_images": sum(record.repeats for record in own if not record.is_reg),
                 "num_reg_images": sum(record.repeats for record in own if record.is_reg),
-                "resolution": list(size_of(data)),
+                "resolution": list(resolution_of(data)),
                 **{name: getattr(data, name) for name in ("enable_bucket", "min_bucket_reso", "max_bucket_reso")},
-                "bucket_info": _buckets(own),
-                "subsets": [_subset(rules, number, own) for number, rules in folders if rules.dataset == place],
+                "bucket_info": _bucket_info(own),
+                "subsets": [_subset_metadata(rules, number, own) for number, rules in folders if rules.dataset == index],
             }
         )
-    return found
+    return entries
 
 
-def _subset(rules: SubsetRules, number: int, records: Sequence[ImageRecord]) -> dict[str, Any]:
+def _subset_metadata(rules: SubsetRules, number: int, records: Sequence[ImageRecord]) -> dict[str, Any]:
     own = [record for record in records if record.subset == number]
     source = rules.source
     return {
@@ -205,12 +207,12 @@ def _subset(rules: SubsetRules, number: int, records: Sequence[ImageRecord]) -> 
         "class_tokens": rules.data.class_tokens or None,
         "is_reg": rules.is_reg,
         **({"metadata_file": Path(source.metadata_file).name} if source.metadata_file else {}),
-        **{name: getattr(rules.data, name) for name in OF_SUBSET},
+        **{name: getattr(rules.data, name) for name in SUBSET_OPTIONS},
     }
 
 
-def moment(shared: Mapping[str, str], *, step: int, epoch: int) -> dict[str, str]:
-    """The shared words with those of one moment of the run."""
+def metadata_at_step(shared: Mapping[str, str], *, step: int, epoch: int) -> dict[str, str]:
+    """The shared fields with those of the current step and epoch."""
     return {**shared, "ss_steps": str(step), "ss_epoch": str(epoch), "ss_training_finished_at": str(now())}
 
 
@@ -222,7 +224,7 @@ def _folder(record: ImageRecord) -> str:
     return record.path.parent.name
 
 
-def _folders(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
+def _folder_counts(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
     counted: dict[str, dict[str, int]] = {}
     for record in records:
         entry = counted.setdefault(_folder(record), {"n_repeats": record.repeats, "img_count": 0})
@@ -230,14 +232,14 @@ def _folders(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
     return counted
 
 
-def _tags(records: Sequence[ImageRecord], trigger: str) -> dict[str, dict[str, int]]:
+def _tag_frequency(records: Sequence[ImageRecord], trigger: str) -> dict[str, dict[str, int]]:
     counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
         counted[_folder(record)].update(tag.strip() for tag in (record.caption or trigger).split(",") if tag.strip())
     return {folder: dict(tags) for folder, tags in counted.items()}
 
 
-def _buckets(records: Sequence[ImageRecord]) -> dict[str, Any]:
+def _bucket_info(records: Sequence[ImageRecord]) -> dict[str, Any]:
     counts = Counter({record.bucket: 0 for record in records})
     for record in records:
         counts[record.bucket] += record.repeats

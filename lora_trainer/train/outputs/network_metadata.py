@@ -1,4 +1,4 @@
-"""What a file's header says of its network: sd-scripts' and LyCORIS' own words, so that hosts and tools know what it is (no torch)."""
+"""Header fields of a network in sd-scripts' and LyCORIS' terms, by which hosts and tools recognise it (no torch)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.adapters.layer_selection import preset_of
-from lora_trainer.config.choices.networks import NETWORK_TYPES
-from lora_trainer.config.choices.unet_blocks import numbers
+from lora_trainer.adapters.layer_selection import resolve_preset
+from lora_trainer.config.choices.networks import NETWORK_KINDS, NETWORK_TYPES
+from lora_trainer.config.choices.unet_blocks import parse_numbers
 from lora_trainer.config.schema import NetworkConfig
 
-PLAIN = NetworkConfig()
-SD_SCRIPTS = {"lora": "networks.lora", "dylora": "networks.dylora"}
-LYCORIS = "lycoris.kohya"
-ALGORITHMS = {"oft": "diag-oft"}
-ELSEWHERE = (
+DEFAULTS = NetworkConfig()
+SD_SCRIPTS_MODULES = {"lora": "networks.lora", "dylora": "networks.dylora"}
+LYCORIS_MODULE = "lycoris.kohya"
+NOT_ARGUMENTS = (
     "base_weights_multiplier",
     "type",
     "dim",
@@ -29,69 +28,74 @@ ELSEWHERE = (
     "dim_from_weights",
     "base_weights",
 )
-"""Options that have words of their own, or say where a run began."""
-OF_LYCORIS = ("use_tucker", "rs_lora", "dora_wd", "train_norm", "preset")
-THERE = {"unit": "block_size"}
+"""Options with header fields of their own, or that only say where a run started from."""
+LYCORIS_OPTIONS = ("use_tucker", "rs_lora", "dora_wd", "train_norm", "preset")
+LYCORIS_NAMES = {"unit": "block_size"}
 
 
-def network_words(network: NetworkConfig) -> dict[str, Any]:
-    """Keys without `ss_`: module, arguments, dropout; the rank and alpha are the network's own to tell."""
-    name = module_of(network)
-    arguments = {_there(option, name): _text(value) for option, value in _changed(network).items()}
-    rank, alpha = _of_convolutions(network)
-    if name == LYCORIS:
-        wide = {"conv_dim": f"{rank}", "conv_alpha": f"{alpha}"} if rank and preset_of(network) in ("blocks", "full") else {}
-        kind = NETWORK_TYPES[network.type].kind
-        arguments = {"algo": ALGORITHMS.get(kind, "locon" if kind == "lora" else kind), "preset": preset_of(network), **arguments, **wide}
-    elif preset_of(network) == "blocks":
+def network_fields(network: NetworkConfig) -> dict[str, Any]:
+    """Module, arguments and dropout, as keys without `ss_`; rank and alpha are written by the network itself."""
+    name = network_module(network)
+    arguments = {_argument_name(option, name): _text(value) for option, value in _changed_options(network).items()}
+    rank, alpha = _conv_rank_and_alpha(network)
+    if name == LYCORIS_MODULE:
+        conv = {"conv_dim": f"{rank}", "conv_alpha": f"{alpha}"} if rank and resolve_preset(network) in ("blocks", "full") else {}
+        kind = NETWORK_KINDS[NETWORK_TYPES[network.type].kind]
+        arguments = {
+            "algo": kind.lycoris_algo,
+            "preset": resolve_preset(network),
+            **arguments,
+            **conv,
+        }
+    elif resolve_preset(network) == "blocks":
         arguments = {**arguments, "conv_dim": f"{rank}", "conv_alpha": f"{alpha}"}
-    used = {
+    fields = {
         "network_dropout": network.dropout,
         "scale_weight_norms": network.scale_weight_norms,
         "base_weights": [PureWindowsPath(file).name for file in network.base_weights],
     }
-    return {"network_module": name, "network_args": arguments or None, **{key: value for key, value in used.items() if value}}
+    return {"network_module": name, "network_args": arguments or None, **{key: value for key, value in fields.items() if value}}
 
 
-def module_of(network: NetworkConfig) -> str:
-    """The module that makes such a file elsewhere."""
+def network_module(network: NetworkConfig) -> str:
+    """The `network_module` that makes such a file in sd-scripts."""
     row = NETWORK_TYPES[network.type]
-    further = row.fixed or any(getattr(network, name) != getattr(PLAIN, name) for name in OF_LYCORIS)
-    return LYCORIS if further else SD_SCRIPTS.get(row.kind, LYCORIS)
+    is_lycoris = row.fixed or any(getattr(network, name) != getattr(DEFAULTS, name) for name in LYCORIS_OPTIONS)
+    return LYCORIS_MODULE if is_lycoris else SD_SCRIPTS_MODULES.get(row.kind, LYCORIS_MODULE)
 
 
-def header_words(network: NetworkConfig) -> dict[str, str]:
-    """As texts, with `ss_`; what is not set is left out where sd-scripts leaves it out."""
-    words = network_words(network)
-    return {f"ss_{key}": json.dumps(value) if isinstance(value, (dict, list)) else str(value) for key, value in words.items()}
+def network_metadata(network: NetworkConfig) -> dict[str, str]:
+    """The header fields as strings, with `ss_`; unset ones are left out as in sd-scripts."""
+    fields = network_fields(network)
+    return {f"ss_{key}": json.dumps(value) if isinstance(value, (dict, list)) else str(value) for key, value in fields.items()}
 
 
-def _changed(network: NetworkConfig) -> dict[str, Any]:
-    """Options that differ from an ordinary LoRA's, with what a type makes of them by itself."""
-    values = attrs.asdict(network, filter=lambda field, value: field.name not in ELSEWHERE and value != getattr(PLAIN, field.name))
-    found: dict[str, Any] = dict(values)
+def _changed_options(network: NetworkConfig) -> dict[str, Any]:
+    """Options that differ from a plain LoRA's, including those that the network type sets."""
+    values = attrs.asdict(network, filter=lambda field, value: field.name not in NOT_ARGUMENTS and value != getattr(DEFAULTS, field.name))
+    options: dict[str, Any] = dict(values)
     for ranks, alphas in (("block_dims", "block_alphas"), ("conv_block_dims", "conv_block_alphas")):
-        if found.get(ranks) and not found.get(alphas):  # elsewhere an empty list means alpha, whatever the rank
-            found[alphas] = ",".join(f"{network.alpha / network.dim * rank:g}" for rank in numbers(found[ranks]))
+        if options.get(ranks) and not options.get(alphas):  # in sd-scripts an empty list means `alpha` for every rank
+            options[alphas] = ",".join(f"{network.alpha / network.dim * rank:g}" for rank in parse_numbers(options[ranks]))
     fixed = NETWORK_TYPES[network.type].fixed
     if fixed.get("dora"):
-        found["dora_wd"] = True
+        options["dora_wd"] = True
     if fixed.get("rs_lora"):
-        found["rs_lora"] = True
-    if found.pop("dora_axis", "in") == "out":
-        found["wd_on_output"] = True
-    elif found.get("dora_wd"):
-        found["wd_on_output"] = False
-    return found
+        options["rs_lora"] = True
+    if options.pop("dora_axis", "in") == "out":
+        options["wd_on_output"] = True
+    elif options.get("dora_wd"):
+        options["wd_on_output"] = False
+    return options
 
 
-def _of_convolutions(network: NetworkConfig) -> tuple[int, float]:
+def _conv_rank_and_alpha(network: NetworkConfig) -> tuple[int, float]:
     rank = network.dim if network.conv_dim is None else network.conv_dim
     return rank, network.alpha / network.dim * rank if network.conv_alpha is None else network.conv_alpha
 
 
-def _there(option: str, module: str) -> str:
-    return THERE.get(option, option) if module == LYCORIS else option
+def _argument_name(option: str, module: str) -> str:
+    return LYCORIS_NAMES.get(option, option) if module == LYCORIS_MODULE else option
 
 
 def _text(value: Any) -> str:

@@ -1,11 +1,11 @@
-"""The files of a run: their names, what is written beside them, and what may be overwritten."""
+"""The files of a run: names, side files, and protection against overwriting."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import attrs
 
 from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.process import process_alive, process_mark
+from lora_trainer.jobs.process import is_process_alive, process_start_time
 from lora_trainer.messages import say
 
 
@@ -36,58 +36,58 @@ class OutputNames:
         """NAME.safetensors"""
         return self.folder / f"{self.name}.safetensors"
 
-    def taken(self) -> list[Path]:
-        """Files that a run of this name would meet."""
+    def existing(self) -> list[Path]:
+        """Existing files with names that a run of this name could write."""
         if not self.folder.is_dir():
             return []
-        start = f"{self.name}-"
+        prefix = f"{self.name}-"
         return [
             path
             for path in sorted(self.folder.iterdir())
             if path.suffix == ".safetensors"
-            and (path.stem == self.name or (path.stem.startswith(start) and path.stem[len(start) :].removeprefix("step").isdigit()))
+            and (path.stem == self.name or (path.stem.startswith(prefix) and path.stem[len(prefix) :].removeprefix("step").isdigit()))
         ]
 
 
 def refuse_overwriting(names: OutputNames, overwrite: bool) -> None:
-    """Raises ConfigError with a free name when files of an earlier run stand where this run would write."""
-    if overwrite or not (taken := names.taken()):
+    """Raises ConfigError that suggests a free name when files of an earlier run would be overwritten."""
+    if overwrite or not (existing := names.existing()):
         return
     number = 2
-    while OutputNames(names.folder, f"{names.name}-v{number}").taken():
+    while OutputNames(names.folder, f"{names.name}-v{number}").existing():
         number += 1
     raise ConfigError(
         [
             Problem(
                 "save.output_name",
-                say("{file} already exists.", file=str(taken[0])),
+                say("{file} already exists.", file=str(existing[0])),
                 say("Use the name {free}, or set save.overwrite to true.", free=f"{names.name}-v{number}"),
             )
         ]
     )
 
 
-def sweep(names: OutputNames) -> None:
-    """Deletes what a killed run of these names left half-written in its folder."""
-    ours = re.compile(rf"\.{re.escape(names.name)}(-\d{{6}}|-step\d{{8}})?\.(safetensors|json|preview\.png)\.[0-9a-f]+\.part")
+def remove_partial_files(names: OutputNames) -> None:
+    """Deletes partly written files that a killed run of this name left in its folder."""
+    pattern = re.compile(rf"\.{re.escape(names.name)}(-\d{{6}}|-step\d{{8}})?\.(safetensors|json|preview\.png)\.[0-9a-f]+\.part")
     for path in names.folder.glob(".*.part") if names.folder.is_dir() else ():
-        if ours.fullmatch(path.name):
+        if pattern.fullmatch(path.name):
             with suppress(OSError):
                 path.unlink()
 
 
 @contextmanager
 def claimed_names(names: OutputNames, overwrite: bool) -> Iterator[None]:
-    """Holds a run's file names, so that no other run of this machine writes them meanwhile.
+    """Inside, a lock file keeps other runs on this machine from writing files of this name.
 
-    Raises TrainerError when another run holds them, ConfigError when files of the name came since somebody last looked.
+    Raises TrainerError when another run has the lock, ConfigError when files of the name have appeared in the meantime.
     """
-    claim, own = names.folder / f".{names.name}.running", f"{os.getpid()} {process_mark(os.getpid())}"
+    lock, owner = names.folder / f".{names.name}.running", f"{os.getpid()} {process_start_time(os.getpid())}"
     try:
         names.folder.mkdir(parents=True, exist_ok=True)
-        if _left_behind(claim):
-            claim.unlink(missing_ok=True)
-        handle = os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        if _is_stale(lock):
+            lock.unlink(missing_ok=True)
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     except FileExistsError as error:
         raise TrainerError(
             "another run is writing files named {name} in {folder}.",
@@ -106,32 +106,32 @@ def claimed_names(names: OutputNames, overwrite: bool) -> Iterator[None]:
         ) from error
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(own)
+            file.write(owner)
         refuse_overwriting(names, overwrite)
         yield
     finally:
-        claim.unlink(missing_ok=True)
+        lock.unlink(missing_ok=True)
 
 
-def _left_behind(claim: Path) -> bool:
-    """Whether the run that made it is dead. One that is just being written belongs to somebody alive."""
+def _is_stale(lock: Path) -> bool:
+    """Whether the lock's process is dead. An empty lock is just being written, by a live process."""
     try:
-        pid, _, mark = claim.read_text(encoding="utf-8").partition(" ")
-        return bool(pid) and not process_alive(int(pid), mark)
+        pid, _, mark = lock.read_text(encoding="utf-8").partition(" ")
+        return bool(pid) and not is_process_alive(int(pid), mark)
     except (OSError, ValueError):
         return False
 
 
 def write_side_files(weights: Path, *, trigger: str, description: str, preview: Path | None) -> None:
-    """The .json (and .preview.png) that the WebUI shows with a LoRA; what the user wrote there before is kept."""
-    beside = weights.with_suffix(".json")
-    known: dict[str, object] = {}
-    if beside.is_file():
+    """Writes the .json (and .preview.png) that the WebUI shows with a LoRA; existing keys keep their values."""
+    side_file = weights.with_suffix(".json")
+    existing: dict[str, object] = {}
+    if side_file.is_file():
         try:
-            known = json.loads(beside.read_text(encoding="utf-8"))
+            existing = json.loads(side_file.read_text(encoding="utf-8"))
         except ValueError:
-            known = {}
-    fresh = {
+            existing = {}
+    defaults = {
         "description": description,
         "sd version": "SD1",
         "activation text": trigger,
@@ -139,13 +139,7 @@ def write_side_files(weights: Path, *, trigger: str, description: str, preview: 
         "negative text": "",
         "notes": "",
     }
-    text = json.dumps({**fresh, **known}, ensure_ascii=False, indent=4)
-    write_atomically(beside, text.encode("utf-8"))
+    text = json.dumps({**defaults, **existing}, ensure_ascii=False, indent=4)
+    write_atomically(side_file, text.encode("utf-8"))
     if preview is not None and preview.is_file():
         write_atomically(weights.with_suffix(".preview.png"), preview.read_bytes())
-
-
-def remove(paths: Iterable[Path]) -> None:
-    """Deletes files that may be gone already."""
-    for path in paths:
-        path.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""What will happen, told before the first step: steps, time, memory, files, warnings."""
+"""What a run will do, before its first step: steps, time, memory, files, warnings."""

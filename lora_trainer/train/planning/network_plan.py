@@ -1,4 +1,4 @@
-"""The network of a run before there is one: which layers it stands on, how many numbers it trains, how large its file is (no torch)."""
+"""The network of a run before it is built: its layers, number of parameters and file size (no torch)."""
 
 from __future__ import annotations
 
@@ -17,87 +17,89 @@ from lora_trainer.config.schema import NetworkConfig, TrainConfig
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.models.layers import Layer, of_family
 
-BYTES = {"float": 4, "fp16": 2, "bf16": 2}
+DTYPE_BYTES = {"float": 4, "fp16": 2, "bf16": 2}
 
 
 @attrs.frozen
 class PlannedNetwork:
-    """Counts of layers by part; `parameters` are trained, `file_bytes` those of all tensors in a file."""
+    """Number of layers by part; `parameters` counts trained ones, `file_bytes` all tensors of a file."""
 
     layers: tuple[tuple[str, int], ...]
     parameters: int
     file_bytes: int
     ranks: tuple[int, ...]
-    """Ranks that layers have, the most frequent first."""
+    """Ranks of the layers, the most frequent first."""
     preset: str
     exact: bool
-    """Whether a checkpoint's own layers were counted, not those that its family usually has."""
+    """Whether the checkpoint's own layers were counted, not those usual for its family."""
 
     def to_json(self) -> dict[str, Any]:
-        """Its part of the `check` shape."""
+        """The "network" part of the `check` document."""
         return {**attrs.asdict(self), "layers": dict(self.layers), "ranks": list(self.ranks)}
 
 
-def layers_of(facts: ModelFacts | None) -> tuple[Layer, ...]:
-    """The checkpoint's layers; without one those of its family, or of Stable Diffusion 1."""
-    return facts.layers if facts is not None and facts.layers else of_family("sd1" if facts is None else facts.family)
+def trainable_layers(facts: ModelFacts | None) -> tuple[Layer, ...]:
+    """The checkpoint's layers; where they are unknown, those of its family, or of Stable Diffusion 1."""
+    return facts.layers if facts is not None and facts.layers else of_family(_family(facts))
 
 
-def chosen_layers(config: TrainConfig, facts: ModelFacts | None) -> tuple[SelectedLayer, ...]:
-    """What the run trains. Raises ConfigError where lists of blocks do not fit the model."""
-    return _chosen(layers_of(facts), config.network, effective.parts(config), "sd1" if facts is None else facts.family)
+def selected_layers(config: TrainConfig, facts: ModelFacts | None) -> tuple[SelectedLayer, ...]:
+    """The layers that the run trains. Raises ConfigError for block lists that do not fit the model."""
+    return _select_layers(
+        trainable_layers(facts), config.network, effective.trained_parts(config), "sd1" if facts is None else facts.family
+    )
 
 
 @lru_cache(maxsize=8)
-def _chosen(layers: Sequence[Layer], network: NetworkConfig, parts: tuple[str, ...], family: str) -> tuple[SelectedLayer, ...]:
-    found = tuple(layer_selection.select_layers(layers, network, parts, family))
-    if parts and not found:
-        raise layer_selection.nothing_left()
-    return found
-
-
-def network_parameters(config: TrainConfig, facts: ModelFacts | None) -> int:
-    """Numbers that are trained."""
-    chosen = chosen_layers(config, facts)
-    return sum(one.numbers for one in chosen) - _alphas(chosen)
+def _select_layers(layers: Sequence[Layer], network: NetworkConfig, parts: tuple[str, ...], family: str) -> tuple[SelectedLayer, ...]:
+    selected = tuple(layer_selection.select_layers(layers, network, parts, family))
+    if parts and not selected:
+        raise layer_selection.no_layers_error()
+    return selected
 
 
 def planned_network(config: TrainConfig, facts: ModelFacts | None) -> PlannedNetwork:
-    """The network as `check` and the tab show it. Raises ConfigError where lists of blocks do not fit the model."""
-    chosen = chosen_layers(config, facts)
-    ranks = Counter(one.plan.rank for one in chosen if NETWORK_KINDS[one.plan.kind].ranked)
-    numbers = sum(one.numbers for one in chosen)
+    """The network as `check` and the tab show it. Raises ConfigError for block lists that do not fit the model."""
+    layers = selected_layers(config, facts)
+    ranks = Counter(layer.plan.rank for layer in layers if NETWORK_KINDS[layer.plan.kind].has_rank)
+    total = sum(layer.parameter_count for layer in layers)
     return PlannedNetwork(
-        layers=tuple((part, sum(one.plan.part == part for one in chosen)) for part in effective.parts(config)),
-        parameters=numbers - _alphas(chosen),
-        file_bytes=numbers * BYTES[config.save.precision],
+        layers=tuple((part, sum(layer.plan.part == part for layer in layers)) for part in effective.trained_parts(config)),
+        parameters=total - _alpha_count(layers),
+        file_bytes=total * DTYPE_BYTES[config.save.precision],
         ranks=tuple(rank for rank, _ in ranks.most_common()),
-        preset=layer_selection.preset_of(config.network),
+        preset=layer_selection.resolve_preset(config.network),
         exact=facts is not None and bool(facts.layers),
     )
 
 
 def group_rates(config: TrainConfig, facts: ModelFacts | None) -> dict[str, float]:
-    """Each group's learning rate, blocks with shares of it apart: the groups that the optimizer will have."""
-    shares: dict[str, set[float]] = {}
-    for one in chosen_layers(config, facts):
-        for name in (one.plan.part, f"{one.plan.part} plus") if NETWORK_KINDS[one.plan.kind].upper else (one.plan.part,):
-            shares.setdefault(name, set()).add(one.plan.rate)
+    """Learning rate of each parameter group of the optimizer; blocks with a weight of their own are separate groups."""
+    weights: dict[str, set[float]] = {}
+    for layer in selected_layers(config, facts):
+        for name in (layer.plan.part, f"{layer.plan.part} plus") if NETWORK_KINDS[layer.plan.kind].lora_plus else (layer.plan.part,):
+            weights.setdefault(name, set()).add(layer.plan.lr_weight)
     return {
-        effective.group_name(name, share): rate * share
-        for name, rate in effective.rates(config).items()
-        for share in sorted(shares.get(name, ()), reverse=True)
+        effective.group_name(name, weight): rate * weight
+        for name, rate in effective.learning_rates(config).items()
+        for weight in sorted(weights.get(name, ()), reverse=True)
     }
 
 
 def pattern_hits(config: TrainConfig, facts: ModelFacts | None) -> dict[str, dict[str, int]]:
-    """How many layers each pattern hits: {"include": {pattern: layers}, "exclude": {...}}."""
+    """Number of layers that each pattern matches: {"include": {pattern: layers}, "exclude": {...}}."""
     network = config.network
     if not (network.include or network.exclude):
         return {"include": {}, "exclude": {}}
-    return layer_selection.pattern_hits(layers_of(facts), network, effective.parts(config), "sd1" if facts is None else facts.family)
+    return layer_selection.pattern_hits(
+        trainable_layers(facts), network, effective.trained_parts(config), "sd1" if facts is None else facts.family
+    )
 
 
-def _alphas(chosen: Sequence[SelectedLayer]) -> int:
-    """A file holds one more number for each layer whose strength is written down."""
-    return sum(NETWORK_KINDS[one.plan.kind].always_alpha for one in chosen)
+def _family(facts: ModelFacts | None) -> str:
+    return "sd1" if facts is None else facts.family
+
+
+def _alpha_count(layers: Sequence[SelectedLayer]) -> int:
+    """Number of alpha scalars in a file, which are not trained."""
+    return sum(NETWORK_KINDS[layer.plan.kind].saves_alpha for layer in layers)

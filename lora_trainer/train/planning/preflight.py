@@ -1,4 +1,4 @@
-"""What the user should know before the first step: of pictures, captions, settings and the model's file."""
+"""Warnings before the first step, about data set, captions, options and model."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 from lora_trainer import assets
 from lora_trainer.config import effective
-from lora_trainer.config.checks.learning_rate_checks import rate_notes
-from lora_trainer.config.param import Condition, declared
+from lora_trainer.config.checks.learning_rate_checks import learning_rate_warnings
+from lora_trainer.config.param import Condition, declared_options
 from lora_trainer.config.schema import LossConfig, TrainConfig, ValidateConfig
 from lora_trainer.data import caption_notes
-from lora_trainer.data.sources.blueprint import training_size
+from lora_trainer.data.sources.blueprint import largest_resolution
 from lora_trainer.events import Warned
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
@@ -19,44 +19,46 @@ from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.models.families import family
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.planning.network_plan import pattern_hits
-from lora_trainer.train.setup import facts_of, prompts_of
+from lora_trainer.train.setup import inspect_checkpoint, preview_prompts
 
-FAR_BELOW = 0.4
-"""Share of a model's own area below which its pictures fall apart: it was never shown such sizes."""
+OptionWarning = tuple[str, Message]
+"""(path of the option, what is wrong with it)."""
+MIN_AREA_SHARE = 0.4
+"""Share of a model's native area below which quality suffers, since it was not trained at such sizes."""
 
 
-def early_warnings(config: TrainConfig, pictures: TrainingDataset, checkpoint: Path) -> list[Warned]:
-    """What the user should know before the first step."""
-    found = [Warned(message) for message in pictures.warnings]
-    found += [Warned(note, "sample.prompts") for note in prompts_of(config).notes]
-    found += [Warned(message, path) for path, message in caption_notes.notes(pictures.trained, pictures.rules_of)]
+def early_warnings(config: TrainConfig, dataset: TrainingDataset, checkpoint: Path) -> list[Warned]:
+    """All warnings of a run before its first step."""
+    warnings = [Warned(message) for message in dataset.warnings]
+    warnings += [Warned(note, "sample.prompts") for note in preview_prompts(config).warnings]
+    warnings += [Warned(message, path) for path, message in caption_notes.caption_notes(dataset.train_records, dataset.caption_rules_of)]
     if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
-        found.append(
+        warnings.append(
             Warned(
                 say("No base model is chosen: this trains the small model that ships for trying things out; its LoRA fits no other."),
                 "model.pretrained_model_name_or_path",
             )
         )
-    found += _of_the_network(config, facts_of(checkpoint, config.model))
+    warnings += _network_warnings(config, inspect_checkpoint(checkpoint, config.model))
     if not any(rate for rate in (effective.unet_lr(config), effective.text_encoder_lr(config))):
-        found.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
-    together = pictures.batch_sizes[0] * config.steps.gradient_accumulation_steps
-    found += [Warned(message, path) for path, message in rate_notes(config, together)]
-    found += _of_the_model(config, facts_of(checkpoint, config.model))
-    found += [Warned(message, path) for path, message in of_validation(config.validate, len(pictures.held))]
-    return found
+        warnings.append(Warned(say("The learning rate is 0: nothing will be learned."), "optimizer.learning_rate"))
+    batch_size = dataset.batch_sizes[0] * config.steps.gradient_accumulation_steps
+    warnings += [Warned(message, path) for path, message in learning_rate_warnings(config, batch_size)]
+    warnings += _model_warnings(config, inspect_checkpoint(checkpoint, config.model))
+    warnings += [Warned(message, path) for path, message in validation_warnings(config.validate, len(dataset.validation_records))]
+    return warnings
 
 
-def _of_the_network(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
-    """A strength that is unusual, patterns without an effect, files that belong to the result."""
+def _network_warnings(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
+    """About an unusual scale, patterns that match nothing, and base weights that the result depends on."""
     network = config.network
     if network.alpha > network.dim and effective.network_scale(config) > 1:
         yield Warned(
-            say("Alpha is larger than rank: the network counts {scale} times.", scale=round(effective.network_scale(config), 3)),
+            say("Alpha is larger than rank: the network is scaled by {scale}.", scale=round(effective.network_scale(config), 3)),
             "network.alpha",
         )
-    for option, found in pattern_hits(config, facts).items():
-        for pattern in (pattern for pattern, count in found.items() if not count):
+    for option, hits in pattern_hits(config, facts).items():
+        for pattern in (pattern for pattern, count in hits.items() if not count):
             yield Warned(say("The pattern {pattern} hits no layer.", pattern=pattern), f"network.{option}")
     if network.base_weights:
         names = ", ".join(Path(file).name for file in network.base_weights)
@@ -69,65 +71,62 @@ def _of_the_network(config: TrainConfig, facts: ModelFacts | None) -> Iterator[W
         )
 
 
-def _of_the_model(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
-    """What the model's file tells that matters for these settings; without one, what is true of most models."""
+def _model_warnings(config: TrainConfig, facts: ModelFacts | None) -> Iterator[Warned]:
+    """About options that do not suit the model; without facts it counts as an epsilon model."""
     prediction, zero = (facts.prediction, facts.zero_terminal_snr) if facts is not None else ("epsilon", False)
-    for path, message in of_loss(config.loss, prediction=prediction, zero_terminal_snr=zero):
+    for path, message in loss_warnings(config.loss, prediction=prediction, zero_terminal_snr=zero):
         yield Warned(message, path)
     if facts is None:
         return
     for note in facts.notes:
         yield Warned(note, "model.pretrained_model_name_or_path")
-    (width, height), native = training_size(config.data), facts.native_size
-    if width * height < native * native * FAR_BELOW:
+    (width, height), native = largest_resolution(config.data), facts.native_size
+    if width * height < native * native * MIN_AREA_SHARE:
         template = "The pictures are trained at {width} x {height}, and the model was made for {native} x {native}: what it draws suffers."
         yield Warned(say(template, width=width, height=height, native=native), "data.resolution")
-    if config.model.clip_skip > 1 and not family(facts.family).reads_clip_skip:
+    if config.model.clip_skip > 1 and not family(facts.family).uses_clip_skip:
         label = layout.row(facts.family).label
         yield Warned(say("{label} always reads the same layer of its text: clip skip changes nothing.", label=label), "model.clip_skip")
 
 
-Doubt = tuple[str, Message]
-
-
-def of_loss(loss: LossConfig, *, prediction: str = "epsilon", zero_terminal_snr: bool = False) -> Iterator[Doubt]:
-    """(the option, what is wrong with it). `prediction` ("epsilon" or "v") and `zero_terminal_snr` are facts of the model."""
-    yield from _without_effect(loss)
-    yield from _twice(loss)
-    yield from _of_the_other_prediction(loss, prediction)
+def loss_warnings(loss: LossConfig, *, prediction: str = "epsilon", zero_terminal_snr: bool = False) -> Iterator[OptionWarning]:
+    """Warnings about options of the loss. `prediction` ("epsilon" or "v") and `zero_terminal_snr` are facts of the model."""
+    yield from _options_without_effect(loss)
+    yield from _redundant_options(loss)
+    yield from _options_of_other_prediction(loss, prediction)
     if zero_terminal_snr:
-        yield from _without_any_signal(loss, prediction)
+        yield from _zero_terminal_snr_warnings(loss, prediction)
 
 
-def of_validation(validate: ValidateConfig, held: int) -> Iterator[Doubt]:
-    """The same for validation, with the number of pictures that are held back."""
+def validation_warnings(validate: ValidateConfig, count: int) -> Iterator[OptionWarning]:
+    """Warnings about options of validation with `count` validation pictures."""
     path = "validate.early_stop_patience"
-    if validate.early_stop_patience and not held:
+    if validate.early_stop_patience and not count:
         yield path, say("The run cannot end early: no pictures are held back for validation.")
     elif validate.early_stop_patience and not validate.every_n_steps and validate.every_n_epochs == 0:
         yield path, say("The run cannot end early: pictures are only validated before it and at its end.")
 
 
-def _without_effect(loss: LossConfig) -> Iterator[Doubt]:
-    """Options that were changed although what they belong to is off."""
-    for option in declared(LossConfig, "loss."):
+def _options_without_effect(loss: LossConfig) -> Iterator[OptionWarning]:
+    """Options that were changed while the option that they belong to is off."""
+    for option in declared_options(LossConfig, "loss."):
         name = option.path.rpartition(".")[2]
         if getattr(loss, name) == option.default:
             continue
-        need = next((need for need in option.option.when if not _holds(loss, need)), None)
-        if need is not None and need.values:
-            value = getattr(loss, need.path.rpartition(".")[2])
-            yield option.path, say("{option} has no effect while {other} is {value}.", option=option.path, other=need.path, value=value)
-        elif need is not None:
-            yield option.path, say("{option} has no effect while {other} is off.", option=option.path, other=need.path)
+        unmet = next((condition for condition in option.option.when if not _is_met(loss, condition)), None)
+        if unmet is not None and unmet.values:
+            value = getattr(loss, unmet.path.rpartition(".")[2])
+            yield option.path, say("{option} has no effect while {other} is {value}.", option=option.path, other=unmet.path, value=value)
+        elif unmet is not None:
+            yield option.path, say("{option} has no effect while {other} is off.", option=option.path, other=unmet.path)
 
 
-def _holds(loss: LossConfig, need: Condition) -> bool:
-    value = getattr(loss, need.path.rpartition(".")[2])
-    return value in need.values if need.values else bool(value)
+def _is_met(loss: LossConfig, condition: Condition) -> bool:
+    value = getattr(loss, condition.path.rpartition(".")[2])
+    return value in condition.values if condition.values else bool(value)
 
 
-def _twice(loss: LossConfig) -> Iterator[Doubt]:
+def _redundant_options(loss: LossConfig) -> Iterator[OptionWarning]:
     if loss.min_snr_gamma and loss.debiased_estimation_loss:
         yield (
             "loss.debiased_estimation_loss",
@@ -140,17 +139,17 @@ def _twice(loss: LossConfig) -> Iterator[Doubt]:
         )
 
 
-def _of_the_other_prediction(loss: LossConfig, prediction: str) -> Iterator[Doubt]:
+def _options_of_other_prediction(loss: LossConfig, prediction: str) -> Iterator[OptionWarning]:
     if loss.scale_v_pred_loss_like_noise_pred and prediction != "v":
         path = "loss.scale_v_pred_loss_like_noise_pred"
-        yield path, say("{option} is left out: this model predicts the noise, not v.", option=path)
+        yield path, say("{option} is ignored: this model predicts the noise, not v.", option=path)
     if loss.v_pred_like_loss and prediction == "v":
         path = "loss.v_pred_like_loss"
-        yield path, say("{option} is left out: this model predicts v already.", option=path)
+        yield path, say("{option} is ignored: this model predicts v already.", option=path)
 
 
-def _without_any_signal(loss: LossConfig, prediction: str) -> Iterator[Doubt]:
-    """At the last step of such a model there is noise alone: the mean of a picture is learned there, and epsilon's weights are endless."""
+def _zero_terminal_snr_warnings(loss: LossConfig, prediction: str) -> Iterator[OptionWarning]:
+    """The last timestep of such a model is pure noise: the model learns the mean there, and SNR weights of epsilon are infinite."""
     for name in ("noise_offset", "multires_noise_iterations"):
         if getattr(loss, name):
             path = f"loss.{name}"

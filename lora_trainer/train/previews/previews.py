@@ -1,4 +1,4 @@
-"""Preview pictures between the steps: one that fails or is interrupted is a warning, never the end of the run."""
+"""Draws preview pictures between the steps; one that fails or is interrupted is a warning and never ends the run."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from lora_trainer.train.outputs.output import Output
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest
 from lora_trainer.train.previews.sampling import draw
 from lora_trainer.train.progress import TrainingProgress
-from lora_trainer.train.setup import prompts_of
+from lora_trainer.train.setup import preview_prompts
 from lora_trainer.train.trainer import Trainer
 
 Between = Callable[[], Iterator[Event]]
-LEFT_OUT = (RuntimeError, MemoryError, OSError, ValueError, TypeError, ArithmeticError, LookupError, ImportError, TrainerError)
-"""What may go wrong with one picture, be it in a sampler, in the host, in the memory or on the disk."""
+PREVIEW_ERRORS = (RuntimeError, MemoryError, OSError, ValueError, TypeError, ArithmeticError, LookupError, ImportError, TrainerError)
+"""Errors of one picture, from sampler, host, memory or disk, that become a warning."""
 
 
 class Previews:
     """Draws the preview prompts of one run into `folder`."""
 
-    def __init__(self, trainer: Trainer, course: TrainingProgress, output: Output, lease: Lease, control: Control, folder: Path) -> None:
-        self.trainer, self.course, self.output, self.lease, self.control, self.folder = trainer, course, output, lease, control, folder
-        self._told = set(map(str, prompts_of(trainer.config).notes))
+    def __init__(self, trainer: Trainer, progress: TrainingProgress, output: Output, lease: Lease, control: Control, folder: Path) -> None:
+        self.trainer, self.progress, self.output, self.lease, self.control, self.folder = trainer, progress, output, lease, control, folder
+        self._reported = set(map(str, preview_prompts(trainer.config).warnings))
 
     def draw(self, between: Between = lambda: iter(())) -> Iterator[Event]:
-        """Every prompt with the weights as they are; nothing when they were drawn at this step already.
+        """Draws every prompt with the current weights; does nothing when they were already drawn at this step.
 
-        The prompts are read now: config and prompt file may have changed. `between` two pictures the run may pause.
+        Config and prompt file are read anew, since they may have changed. `between` is run between two pictures, where the run may pause.
         """
-        course = self.course
-        if course.sampled_at == course.step:
+        progress = self.progress
+        if progress.sampled_at == progress.step:
             return
-        prompts = prompts_of(self.trainer.config)
-        yield from self._tell(prompts)
+        prompts = preview_prompts(self.trainer.config)
+        yield from self._report_new(prompts)
         if not prompts.requests:
             return
         yield Phase("sampling", len(prompts.requests))
@@ -50,65 +50,65 @@ class Previews:
                 yield from between()
             if self.control.stopping:
                 break
-            yield from self._one(index, request)
+            yield from self._draw_one(index, request)
             yield Progress(done + 1)
-        self._show_with_files()
+        self._attach_to_files()
 
-    def _tell(self, prompts: Prompts) -> Iterator[Event]:
-        """What is new to say about the prompts: each bad row is named once."""
-        for note in prompts.notes:
-            if str(note) not in self._told:
-                self._told.add(str(note))
-                yield Warned(note, "sample.prompts")
+    def _report_new(self, prompts: Prompts) -> Iterator[Event]:
+        """Warns about each bad row once."""
+        for warning in prompts.warnings:
+            if str(warning) not in self._reported:
+                self._reported.add(str(warning))
+                yield Warned(warning, "sample.prompts")
 
-    def _one(self, index: int, request: SampleRequest) -> Iterator[Event]:
-        """One picture; nothing of it when it was interrupted."""
-        course, path, reason = self.course, self._path(index), ""
+    def _draw_one(self, index: int, request: SampleRequest) -> Iterator[Event]:
+        """Draws and saves one picture; yields nothing when it is interrupted."""
+        progress, path, reason = self.progress, self._path(index), ""
         try:
-            picture = self._draw(request)
+            picture = self._make_picture(request)
             if picture is None:
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             picture.save(path)
-        except LEFT_OUT as error:
+        except PREVIEW_ERRORS as error:
             reason = str(error).strip().partition("\n")[0][:200] or type(error).__name__
-        if reason:  # here the failed picture's tensors are gone with its exception
+        if reason:  # outside the handler, so that the exception's traceback no longer holds the tensors
             free_cache(self.lease.device)
-            yield Warned(say("The preview at step {step} was left out: {reason}", step=course.step, reason=reason))
+            yield Warned(say("The preview at step {step} was left out: {reason}", step=progress.step, reason=reason))
             return
-        if course.sampled_at != course.step:
-            course.sampled_at, course.preview = course.step, path
-        yield Sampled(course.step, course.epoch, str(path), request.prompt, request.seed, index)
+        if progress.sampled_at != progress.step:
+            progress.sampled_at, progress.preview_path = progress.step, path
+        yield Sampled(progress.step, progress.epoch, str(path), request.prompt, request.seed, index)
 
-    def _show_with_files(self) -> None:
-        course, names = self.course, self.output.names
-        if course.sampled_at == course.step:
-            for saved in course.files[-2:]:
-                if saved in (names.epoch(course.epoch), names.step(course.step), names.final()):
-                    self.output.show_with(saved)
+    def _attach_to_files(self) -> None:
+        progress, names = self.progress, self.output.names
+        if progress.sampled_at == progress.step:
+            for saved in progress.files[-2:]:
+                if saved in (names.epoch(progress.epoch), names.step(progress.step), names.final()):
+                    self.output.attach_preview(saved)
 
-    def _draw(self, request: SampleRequest) -> Image | None:
+    def _make_picture(self, request: SampleRequest) -> Image | None:
         trainer = self.trainer
         if not self.lease.own_previews:
             with trainer.ema_weights():
                 return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping)
         trainer.detach()
         try:
-            return self.lease.preview(request, None if self.course.step == 0 else self._write, 1.0, self.control)
+            return self.lease.preview(request, None if self.progress.step == 0 else self._write_network, 1.0, self.control)
         finally:
             trainer.rebuild(self.lease.source)
 
-    def _write(self, path: Path) -> None:
-        """What the preview is drawn with is what the file will hold."""
+    def _write_network(self, path: Path) -> None:
+        """Writes the network as it would be saved, for a host that draws with the file."""
         self.output.write(path)
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"{self.output.names.name}_{self.course.step:06d}_{index:02d}.png"
+        return self.folder / f"{self.output.names.name}_{self.progress.step:06d}_{index:02d}.png"
 
 
 class NullPreviews(Previews):
-    """Of a process that trains along with another one, which does the drawing."""
+    """The previews of a process that is not the main one: draws nothing."""
 
     def draw(self, between: Between = lambda: iter(())) -> Iterator[Event]:
-        """Nothing is drawn."""
+        """Yields nothing."""
         return iter(())

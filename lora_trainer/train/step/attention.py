@@ -1,4 +1,4 @@
-"""How the U-Net's attention is calculated: what works here is found out by trying it, forward and backward."""
+"""Implementations of the U-Net's attention; which of them work here is found out by trying them, forward and backward."""
 
 from __future__ import annotations
 
@@ -16,131 +16,131 @@ from lora_trainer.messages import say
 from lora_trainer.models.bundle import ModelBundle
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values [batch, heads, tokens, width] to what comes out, of the queries' shape."""
-SLICE = 2**24
-"""Numbers of one slice's table of weights: 64 MB in float32."""
+"""Queries, keys and values [batch, heads, tokens, head width] to the attended values, of the queries' shape."""
+MAX_SLICE = 2**24
+"""Attention weights of one slice: 64 MB in float32."""
 ORDER = ("xformers", "sdpa", "sliced")
-TRIED_TOKENS, TRIED_WORDS = 64, 77
+TRIED_TOKENS, TRIED_TEXT_TOKENS = 64, 77
 
 
 def sdpa(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """torch's own, by the fastest kernel that it has here."""
+    """torch's scaled_dot_product_attention, which picks the fastest kernel."""
     return functional.scaled_dot_product_attention(queries, keys, values)
 
 
 def xformers(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """xformers' memory-efficient attention. Raises ImportError where it is not there (a WebUI hides it unless it uses it itself)."""
+    """xformers' memory-efficient attention. Raises ImportError when it is not installed (a WebUI hides it unless it uses it itself)."""
     import xformers.ops
 
-    turned = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
-    return xformers.ops.memory_efficient_attention(*turned).transpose(1, 2)  # type: ignore[no-any-return]
+    tokens_first = (tensor.transpose(1, 2) for tensor in (queries, keys, values))
+    return xformers.ops.memory_efficient_attention(*tokens_first).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def sliced(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Some heads at a time, or some queries of one; the weights of each slice are computed again in the backward pass, none is kept."""
-    tokens, words = queries.shape[-2], keys.shape[-2]
-    heads, together = max(1, SLICE // (tokens * words)), max(1, min(tokens, SLICE // words))
-    found = []
-    for asked, key, value in zip(*(each.flatten(0, 1).split(heads) for each in (queries, keys, values)), strict=True):
-        pieces = [_kept_out(piece, key, value) for piece in asked.split(together, dim=1)]
-        found.append(torch.cat(pieces, dim=1))
-    return torch.cat(found).view(queries.shape)
+    """Some heads at a time, or some queries of one head; the weights of each slice are recomputed in backward instead of being kept."""
+    tokens, key_tokens = queries.shape[-2], keys.shape[-2]
+    heads_at_once, queries_at_once = max(1, MAX_SLICE // (tokens * key_tokens)), max(1, min(tokens, MAX_SLICE // key_tokens))
+    outputs = []
+    for query, key, value in zip(*(each.flatten(0, 1).split(heads_at_once) for each in (queries, keys, values)), strict=True):
+        slices = [_attend_slice(piece, key, value) for piece in query.split(queries_at_once, dim=1)]
+        outputs.append(torch.cat(slices, dim=1))
+    return torch.cat(outputs).view(queries.shape)
 
 
-def _kept_out(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _attend_slice(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if not torch.is_grad_enabled():
-        return _plain(queries, keys, values)
-    return checkpoint(_plain, queries, keys, values, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return _attend(queries, keys, values)
+    return checkpoint(_attend, queries, keys, values, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
-def _plain(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     weights = (queries @ keys.transpose(-1, -2)).float() / math.sqrt(queries.shape[-1])
     return weights.softmax(-1).to(values.dtype) @ values
 
 
-WAYS: dict[str, Attend] = {"xformers": xformers, "sdpa": sdpa, "sliced": sliced}
+ATTENTION: dict[str, Attend] = {"xformers": xformers, "sdpa": sdpa, "sliced": sliced}
 
 
-class Processor:
-    """What diffusers' Attention modules of a U-Net call. `upcast`: in float32, for models whose weights overflow fp16 (SD 2)."""
+class AttentionProcessor:
+    """A processor of diffusers' Attention modules. `upcast`: computes in float32, for models whose attention overflows fp16 (SD 2)."""
 
     def __init__(self, attend: Attend, *, upcast: bool = False) -> None:
         self.attend, self.upcast = attend, upcast
 
     def __call__(self, attention: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
-        words = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        asked, keys, values = (
-            layer(given).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-            for layer, given in ((attention.to_q, hidden_states), (attention.to_k, words), (attention.to_v, words))
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        queries, keys, values = (
+            layer(states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+            for layer, states in ((attention.to_q, hidden_states), (attention.to_k, context), (attention.to_v, context))
         )
         if self.upcast:
-            with torch.autocast(asked.device.type, enabled=False):
-                found = self.attend(asked.float(), keys.float(), values.float()).to(values.dtype)
+            with torch.autocast(queries.device.type, enabled=False):
+                attended = self.attend(queries.float(), keys.float(), values.float()).to(values.dtype)
         else:
-            found = self.attend(asked, keys, values)
-        out = attention.to_out[1](attention.to_out[0](found.transpose(1, 2).flatten(2)))
+            attended = self.attend(queries, keys, values)
+        out = attention.to_out[1](attention.to_out[0](attended.transpose(1, 2).flatten(2)))
         return out / attention.rescale_output_factor  # type: ignore[no-any-return]
 
 
-def use(unet: nn.Module, name: str, *, upcast: bool = False) -> None:
-    """Lets every attention of a U-Net be calculated so; "sdpa" without upcast is what diffusers does by itself."""
+def set_processors(unet: nn.Module, name: str, *, upcast: bool = False) -> None:
+    """Sets the attention processors of a U-Net to an implementation of ATTENTION; "sdpa" without upcast is diffusers' default."""
     if name == "sdpa" and not upcast:
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         processor: Any = AttnProcessor2_0()
     else:
-        processor = Processor(WAYS[name], upcast=upcast)
+        processor = AttentionProcessor(ATTENTION[name], upcast=upcast)
     for module in unet.modules():
         if hasattr(module, "set_processor"):
             module.set_processor(processor)  # type: ignore[operator]
 
 
 def why_not(name: str, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> str:
-    """Tries a way forward and backward on a few tokens, with heads of these widths; "" when it works, else the reason."""
+    """Tries an implementation forward and backward on a few tokens, with heads of these widths; "" when it works, else the reason."""
     try:
         with torch.enable_grad():
             for width in widths:
-                for words in (TRIED_TOKENS, TRIED_WORDS):
-                    asked, keys, values = (
+                for key_tokens in (TRIED_TOKENS, TRIED_TEXT_TOKENS):
+                    queries, keys, values = (
                         torch.ones(2, 1, count, width, device=device, dtype=dtype, requires_grad=True)
-                        for count in (TRIED_TOKENS, words, words)
+                        for count in (TRIED_TOKENS, key_tokens, key_tokens)
                     )
-                    WAYS[name](asked, keys, values).sum().backward()
-                    if not all(bool(torch.isfinite(each.grad).all()) for each in (asked, keys, values) if each.grad is not None):
-                        return "its gradients are no numbers"
+                    ATTENTION[name](queries, keys, values).sum().backward()
+                    if not all(bool(torch.isfinite(each.grad).all()) for each in (queries, keys, values) if each.grad is not None):
+                        return "its gradients are not finite"
     except (ImportError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
         return str(error).strip().partition("\n")[0][:200] or type(error).__name__
     return ""
 
 
-def choose(asked: str, bundle: ModelBundle, hosts: str = "") -> tuple[str, list[Warned]]:
-    """The way that is taken, and what to tell: a way that was asked for and does not work here gives way to the next.
+def choose(requested: str, bundle: ModelBundle, host_attention: str = "") -> tuple[str, list[Warned]]:
+    """The name of the implementation to use, and warnings: a requested one that does not work here gives way to the next.
 
-    `hosts`: the way in which the host draws, "" where it is none of ours; "auto" tries it before the others.
+    `host_attention`: the one that the host itself uses, "" where it is none of ATTENTION; "auto" tries it first.
     """
-    widths, told = head_widths(bundle.unet), ""
-    automatic = dict.fromkeys([hosts, *ORDER] if hosts in WAYS else ORDER)
-    for name in automatic if asked == "auto" else ORDER[ORDER.index(asked) :]:
+    widths, failure = head_widths(bundle.unet), ""
+    order = dict.fromkeys([host_attention, *ORDER] if host_attention in ATTENTION else ORDER)
+    for name in order if requested == "auto" else ORDER[ORDER.index(requested) :]:
         reason = why_not(name, bundle.device, bundle.dtype, widths)
         if not reason:
-            return name, _told(asked, name, told)
-        told = reason if name == asked else told
-    return ORDER[-1], _told(asked, ORDER[-1], told)  # its own failure will say more than this one
+            return name, _warn_of_fallback(requested, name, failure)
+        failure = reason if name == requested else failure
+    return ORDER[-1], _warn_of_fallback(requested, ORDER[-1], failure)  # where it fails too, its own error will say more
 
 
-def _told(asked: str, taken: str, reason: str) -> list[Warned]:
-    if asked in ("auto", taken):
+def _warn_of_fallback(requested: str, used: str, reason: str) -> list[Warned]:
+    if requested in ("auto", used):
         return []
     template = "Attention by {asked} does not work here ({reason}): {taken} is used."
-    return [Warned(say(template, asked=asked, taken=taken, reason=reason), "memory.attention")]
+    return [Warned(say(template, asked=requested, taken=used, reason=reason), "memory.attention")]
 
 
 def head_widths(unet: nn.Module) -> list[int]:
-    """Widths of the heads that a U-Net has."""
-    found = {module.to_q.out_features // module.heads for module in unet.modules() if hasattr(module, "to_q") and hasattr(module, "heads")}
-    return sorted(found)
+    """Widths of a U-Net's attention heads, ascending."""
+    widths = {module.to_q.out_features // module.heads for module in unet.modules() if hasattr(module, "to_q") and hasattr(module, "heads")}
+    return sorted(widths)
 
 
 def wants_upcast(bundle: ModelBundle) -> bool:
-    """Whether a family's attention overflows fp16, and that is what it is calculated in (SD 2)."""
+    """Whether the model is in fp16 and of a family whose attention overflows it (SD 2)."""
     return bundle.dtype is torch.float16 and bundle.family.upcast_attention

@@ -1,9 +1,8 @@
-"""CUDA-graph replay: forward and backward of a batch, recorded once for each shape and replayed with new numbers.
+"""CUDA graphs: forward and backward of a micro-batch, recorded once for each shape and replayed with new inputs.
 
-On a fast GPU the thousands of small operations of a step take longer to be told than to be done. A graph is told once. What may stand
-inside is bounded: only tensors that stay where they are, no number that Python reads, nothing drawn at random. So the pictures' noise
-and captions are made outside and copied in, the network's gradients stay in buffers of their own, and clipping, optimizer and the sum
-over processes come after it, as without.
+On a fast GPU the thousands of small kernels of a step take longer to launch than to run. A graph is launched once. It may contain only
+tensors at fixed addresses, no value that Python reads, and no random numbers. So noise and conditioning are made outside and copied in,
+the adapter's gradients have static buffers, and the all-reduce, clipping and the optimizer come after it, as without graphs.
 """
 
 from __future__ import annotations
@@ -18,33 +17,33 @@ from torch import Tensor
 
 from lora_trainer.messages import Message, say
 
-WARM_UPS = 3
-"""Runs before the recording, as PyTorch asks for: libraries choose their ways in the first ones."""
-ROOM = 16
-"""Shapes that are recorded; further ones are rare and go without."""
+WARMUP_STEPS = 3
+"""Runs before the recording, as PyTorch asks for: libraries choose their kernels in the first ones."""
+MAX_GRAPHS = 16
+"""Shapes that are recorded; further ones are rare and run eagerly."""
 Work = Callable[..., Tensor]
 
 
 class GraphRecorder(Protocol):
-    """Records what a function launches; `work` takes nothing and returns a tensor that stays in place."""
+    """Records the kernels that a function launches."""
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-        """What replays it, and the tensor that holds the result after each replay. Raises RuntimeError when it cannot be recorded."""
+        """A function that replays `work`, and the tensor that then holds the result. Raises RuntimeError when it cannot be recorded."""
         ...
 
 
 class CudaRecorder:
-    """torch.cuda.CUDAGraph. All graphs share one pool of memory: nothing of one is needed when the next is replayed."""
+    """Records torch.cuda.CUDAGraphs. All share one memory pool: nothing of one is needed when the next is replayed."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
-        """Warms up beside the current stream, then records; other threads of the host may go on using the GPU."""
+        """Warms up on a side stream, then records; other threads of the host may go on using the GPU."""
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):
-            for _ in range(WARM_UPS):
+            for _ in range(WARMUP_STEPS):
                 work()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -55,7 +54,7 @@ class CudaRecorder:
 
 @attrs.frozen(eq=False)
 class _Recorded:
-    """One shape: `replay` calculates with what lies in `inputs`, and leaves its answer in `result`."""
+    """The graph of one shape: `replay` reads the static `inputs` and writes `result`."""
 
     inputs: Sequence[Tensor | None]
     replay: Callable[[], Any]
@@ -63,93 +62,93 @@ class _Recorded:
 
 
 class CudaGraphs:
-    """Calls of one `work(*inputs)` that adds to the gradients of `leaves`: recorded at the second call of a shape, then replayed.
+    """Calls of one `work(*inputs)` that accumulates the gradients of `leaves`: recorded at the second call of a shape, then replayed.
 
-    `work` may depend on nothing that changes but its inputs and what the leaves and other tensors hold in place. When recording fails
-    there is no replay any more, and `told` says why; nothing is lost then, the caller does the call itself.
+    `work` may depend only on its inputs and on the values of tensors that stay in place. After recording has failed nothing is replayed
+    any more, and `messages` says why; the caller then calls `work` itself.
     """
 
     def __init__(self, work: Work, leaves: Sequence[Tensor], recorder: GraphRecorder) -> None:
         self.work, self.leaves, self.recorder = work, tuple(leaves), recorder
-        self.told: list[Message] = []
-        self.count = 0
+        self.messages: list[Message] = []
+        self.replay_count = 0
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._recorded: dict[tuple[Any, ...], _Recorded] = {}
         self._gradients: list[Tensor] = []
-        self._off = False
+        self._is_disabled = False
 
     def __call__(self, inputs: Sequence[Tensor | None]) -> Tensor | None:
-        """The result, with the gradients added to the leaves; None where the caller is to call `work` itself. Valid until the next."""
-        if self._off:
+        """The result, valid until the next call; the gradients are added to the leaves. None: the caller has to call `work` itself."""
+        if self._is_disabled:
             return None
         shape = tuple(None if one is None else (tuple(one.shape), one.dtype) for one in inputs)
         recorded = self._recorded.get(shape)
         if recorded is None:
             self._seen[shape] += 1
-            if self._seen[shape] < 2 or len(self._recorded) >= ROOM:
+            if self._seen[shape] < 2 or len(self._recorded) >= MAX_GRAPHS:
                 return None
             recorded = self._record(shape, inputs)
             if recorded is None:
                 return None
-        self._settle()
-        for own, given in zip(recorded.inputs, inputs, strict=True):
-            if own is not None and given is not None:
-                own.copy_(given, non_blocking=True)
+        self._place_gradients()
+        for static_input, value in zip(recorded.inputs, inputs, strict=True):
+            if static_input is not None and value is not None:
+                static_input.copy_(value, non_blocking=True)
         recorded.replay()
-        self.count += 1
+        self.replay_count += 1
         return recorded.result
 
-    def forget(self) -> None:
-        """Model or network lie elsewhere now: what was recorded would calculate with what lay there."""
+    def reset(self) -> None:
+        """Drops all graphs: model or adapter have been moved, and the graphs would read the old addresses."""
         self._recorded.clear()
         self._seen.clear()
         self._gradients.clear()
 
     def _record(self, shape: tuple[Any, ...], inputs: Sequence[Tensor | None]) -> _Recorded | None:
-        self._settle()
-        kept = [gradient.clone() for gradient in self._gradients]
-        own = [None if one is None else one.detach().clone() for one in inputs]
-        cached = torch.is_autocast_cache_enabled()
-        torch.set_autocast_cache_enabled(False)  # a weight that was cast inside one graph is no memory of another's
+        self._place_gradients()
+        gradients = [gradient.clone() for gradient in self._gradients]
+        static_inputs = [None if one is None else one.detach().clone() for one in inputs]
+        cache_was_enabled = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)  # a weight that was cast inside one graph is not there in another
         try:
-            replay, result = self.recorder.record(lambda: self.work(*own))
+            replay, result = self.recorder.record(lambda: self.work(*static_inputs))
         except RuntimeError as error:
-            self._give_up(str(error))
+            self._disable(str(error))
             return None
         finally:
-            torch.set_autocast_cache_enabled(cached)
-            for gradient, before in zip(self._gradients, kept, strict=True):
+            torch.set_autocast_cache_enabled(cache_was_enabled)
+            for gradient, before in zip(self._gradients, gradients, strict=True):
                 gradient.copy_(before)
-        self._recorded[shape] = _Recorded(own, replay, result)
+        self._recorded[shape] = _Recorded(static_inputs, replay, result)
         return self._recorded[shape]
 
-    def _settle(self) -> None:
-        """The leaves' gradients lie where the graphs add to them: what is there already is taken along."""
+    def _place_gradients(self) -> None:
+        """Makes the leaves' gradients the static buffers that the graphs add to, with the values that they have."""
         if not self._gradients:
             self._gradients = [torch.zeros_like(leaf) for leaf in self.leaves]
-        for leaf, own in zip(self.leaves, self._gradients, strict=True):
-            if leaf.grad is own:
+        for leaf, gradient in zip(self.leaves, self._gradients, strict=True):
+            if leaf.grad is gradient:
                 continue
             if leaf.grad is None:
-                own.zero_()
+                gradient.zero_()
             else:
-                own.copy_(leaf.grad)
-            leaf.grad = own
+                gradient.copy_(leaf.grad)
+            leaf.grad = gradient
 
-    def _give_up(self, reason: str) -> None:
-        self._off = True
+    def _disable(self, reason: str) -> None:
+        self._is_disabled = True
         self._recorded.clear()
-        self.told.append(say("Steps are not replayed: {reason}", reason=reason.strip().split("\n")[0][:200]))
+        self.messages.append(say("CUDA graphs are not used: {reason}", reason=reason.strip().split("\n")[0][:200]))
 
 
-def why_not(*, device: torch.device, text_encoder: bool, compiled: bool, draws: bool = False) -> Message | None:
-    """Why the steps of a run cannot be recorded, or None. What is not known beforehand shows when it is tried."""
+def why_not(*, device: torch.device, trains_text: bool, compiles: bool, is_random: bool = False) -> Message | None:
+    """Why the steps of a run cannot be recorded, or None. Other obstacles show only when recording is tried."""
     if device.type != "cuda":
         return say("the run is not on an NVIDIA or AMD GPU.")
-    if text_encoder:
+    if trains_text:
         return say("the text encoder is trained too, and its captions change their length.")
-    if compiled:
+    if compiles:
         return say("blocks are compiled already.")
-    if draws:
-        return say("the network draws at random in each step.")
+    if is_random:
+        return say("the network makes random choices in each step.")
     return None

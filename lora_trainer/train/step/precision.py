@@ -1,4 +1,4 @@
-"""Number formats and the scopes that a step runs in; nothing global stays changed after it."""
+"""Mixed precision: dtypes, GradScaler and the autocast scope of a step; nothing global stays changed after it."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from torch import nn
 
 from lora_trainer.errors import TrainingError
 from lora_trainer.host import devices
-from lora_trainer.host.memory import peak
+from lora_trainer.host.memory import peak_memory
 from lora_trainer.models.source import LiveSource, ModelSource
 
-NAMES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
 
 
 @attrs.frozen
 class Precision:
-    """`base` is the format of the frozen model, `autocast` that of the calculation (None: the same, no autocast)."""
+    """`base` is the dtype of the frozen model, `autocast` that of autocast (None: no autocast)."""
 
     base: torch.dtype
     autocast: torch.dtype | None
-    scaled: bool
+    uses_scaler: bool
 
     @property
     def name(self) -> str:
-        """sd-scripts' word: no, fp16 or bf16."""
+        """sd-scripts' name: no, fp16 or bf16."""
         return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(self.base, "no")
 
 
-def choose_precision(asked: str, source: ModelSource, device: torch.device) -> Precision:
-    """The format for this model here: "auto" keeps a host's own, and picks by the GPU for a file; float32 where a step does not work so.
+def choose_precision(requested: str, source: ModelSource, device: torch.device) -> Precision:
+    """The precision for a model on a device. "auto" keeps the dtype of a lent model and picks one by the GPU for a file, but takes float32
+    where a step in that dtype does not work.
 
-    fp16 needs a GradScaler, which torch before 2.3 has for CUDA only: TrainingError there.
+    Raises TrainingError for fp16 on the CPU with torch before 2.3, which has no GradScaler there.
     """
-    if asked != "auto":
-        base = NAMES[asked]
+    if requested != "auto":
+        dtype = DTYPES[requested]
     elif isinstance(source, LiveSource):
-        base = next(iter(source.unet_state.values())).dtype
+        dtype = next(iter(source.unet_state.values())).dtype
     else:
-        base = _by_device(device)
-    if asked == "auto" and device.type != "cpu" and base is not torch.float32 and devices.why_not(device, base):
-        base = torch.float32
-    if base is torch.float16 and device.type == "cpu" and not hasattr(torch.amp, "GradScaler"):
+        dtype = _default_dtype(device)
+    if requested == "auto" and device.type != "cpu" and dtype is not torch.float32 and devices.step_failure(device, dtype):
+        dtype = torch.float32
+    if dtype is torch.float16 and device.type == "cpu" and not hasattr(torch.amp, "GradScaler"):
         raise TrainingError(
             "fp16 cannot be trained on the CPU with torch {version}.",
             path="memory.mixed_precision",
             version=torch.__version__,
             fix='Set it to "no" or "auto".',
         )
-    return Precision(base, None if base is torch.float32 else base, base is torch.float16)
+    return Precision(dtype, None if dtype is torch.float32 else dtype, dtype is torch.float16)
 
 
 def make_scaler(precision: Precision, device: torch.device) -> Any:
     """A GradScaler for fp16, else None."""
-    if not precision.scaled:
+    if not precision.uses_scaler:
         return None
     if hasattr(torch.amp, "GradScaler"):
         return torch.amp.GradScaler(device.type, init_scale=65536.0)
@@ -67,7 +68,7 @@ def make_scaler(precision: Precision, device: torch.device) -> Any:
 
 @contextlib.contextmanager
 def compute_scope(precision: Precision, device: torch.device, *, grad: bool) -> Iterator[None]:
-    """Gradients on or off and autocast as the precision wants, for one piece of work without a yield inside."""
+    """Gradients on or off, and autocast, for one piece of work without a yield inside."""
     with torch.inference_mode(False), torch.set_grad_enabled(grad):
         if precision.autocast is None:
             yield
@@ -77,9 +78,9 @@ def compute_scope(precision: Precision, device: torch.device, *, grad: bool) -> 
 
 
 def vram_mb(device: torch.device) -> float:
-    """Peak memory of the device so far in MB; of the process where there is no GPU, or one that does not tell."""
-    known = peak(device)
-    return _resident_mb() if known is None else known / 2**20
+    """Peak memory of the device so far in MB; that of the process without a GPU, or with one that does not report it."""
+    peak_bytes = peak_memory(device)
+    return _resident_mb() if peak_bytes is None else peak_bytes / 2**20
 
 
 def _resident_mb() -> float:
@@ -89,7 +90,7 @@ def _resident_mb() -> float:
         return 0.0
 
 
-def _by_device(device: torch.device) -> torch.dtype:
+def _default_dtype(device: torch.device) -> torch.dtype:
     if device.type != "cuda":
         return torch.float32
     major, _ = torch.cuda.get_device_capability(device)
@@ -98,13 +99,13 @@ def _by_device(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if major >= 8 else torch.float16
 
 
-def cast_for_inference(part: nn.Module, device: torch.device) -> None:
-    """The part on the device, wherever it was put away."""
-    if not lies_on(part, device):
+def move_to_device(module: nn.Module, device: torch.device) -> None:
+    """Moves a module to the device, if it was offloaded."""
+    if not is_on(module, device):
         with torch.inference_mode(False):
-            part.to(device)
+            module.to(device)
 
 
-def lies_on(part: nn.Module, device: torch.device) -> bool:
+def is_on(module: nn.Module, device: torch.device) -> bool:
     """Whether a module's weights are on this kind of device."""
-    return next(part.parameters()).device.type == device.type
+    return next(module.parameters()).device.type == device.type

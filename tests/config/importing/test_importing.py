@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import tomlkit
 
-from lora_trainer.config import effective
+from lora_trainer.config import arguments, effective
 from lora_trainer.config.build import build
 from lora_trainer.config.files import config_text, read_config
 from lora_trainer.config.importing import Imported, import_file, import_text
-from lora_trainer.config.importing.programs import flattened
+from lora_trainer.config.importing.programs import flatten
 from lora_trainer.config.importing.reasons import REASONS, UNKNOWN
 from lora_trainer.errors import ConfigError
 
@@ -39,7 +39,7 @@ def test_every_key_of_a_file_is_taken_once_or_left_with_a_reason(name: str, kind
     if isinstance(content, list):
         given = [f"[{place}].{key}" for place, one in enumerate(content) for key in one]
     else:
-        given = [key for key, _ in flattened(content)]
+        given = [key for key, _ in flatten(content)]
     found = import_file(HERE / name)
     assert found.kind == kind
     assert sorted([taken.key for taken in found.taken] + [left.key for left in found.left]) == sorted(given)
@@ -172,7 +172,7 @@ lr_scheduler_args = ["T_max=100", "eta_min=1e-6"]
 """
     found = import_text(text)
     assert found.config.schedule.type == "torch.optim.lr_scheduler.CosineAnnealingLR"
-    assert effective.schedule_args(found.config) == {"T_max": 100, "eta_min": 1e-6}
+    assert arguments.parse_args(found.config.schedule.args) == {"T_max": 100, "eta_min": 1e-6}
     assert why(found, "lr_scheduler") == "lr_scheduler_type wins."
 
 
@@ -183,7 +183,7 @@ network_args = ["loraplus_unet_lr_ratio=16"]
 """
     config = import_text(text).config
     assert config.optimizer.text_encoder_lr == (1e-5, 5e-6) and config.optimizer.loraplus_unet_lr_ratio == 16
-    assert effective.rates(config)["unet plus"] == pytest.approx(16 * effective.rates(config)["unet"])
+    assert effective.learning_rates(config)["unet plus"] == pytest.approx(16 * effective.learning_rates(config)["unet"])
 
 
 def test_previews_that_a_page_keeps_in_eight_keys_become_one_line():
@@ -196,7 +196,7 @@ def test_previews_that_a_page_keeps_in_eight_keys_become_one_line():
 
 def test_concepts_become_folders_with_their_class_pictures():
     found = import_file(HERE / "concepts.json")
-    folders = [dict(subset.given) for subset in found.config.data.subsets]
+    folders = [dict(subset.values) for subset in found.config.data.subsets]
     assert [folder["image_dir"] for folder in folders] == ["/data/mika", "/data/girls", "/data/dog"]
     assert folders[0]["caption_prefix"] == "photo of sks girl,"
     assert folders[1]["is_reg"] is True and folders[1]["class_tokens"] == "photo of a girl"
@@ -262,8 +262,8 @@ def test_a_file_that_a_text_names_is_not_opened_unless_the_caller_allows_it(tmp_
     [
         ('{"a": ', "not valid JSON"),
         ("x = = 1", "not valid TOML"),
-        ("[1, 2]", "no file of settings"),
-        ('{"frob": 1}', "no file of settings"),
+        ("[1, 2]", "not a settings file"),
+        ('{"frob": 1}', "not a settings file"),
         ('"text"', "not valid TOML"),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_preset_of_lora_scripts_says_only_what_it_changes():
     text = '[metadata]\nname = "768"\nversion = "0.1"\n[data]\nresolution = "768,768"\nbucket_no_upscale = true\n'
     found = import_text(text)
     assert found.kind == "lora-scripts" and found.config.data.resolution == (768, 768) and found.config.data.bucket_no_upscale
-    assert why(found, "metadata.name") == "Belongs to the other program's window." and found.keys == 4
+    assert why(found, "metadata.name") == "Belongs to the other program's user interface." and found.keys == 4
     assert found.filled == ()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.config.importing import import_words
+from lora_trainer.config.importing import import_metadata
 from lora_trainer.errors import ConfigError
 
 SD_SCRIPTS = {
@@ -43,7 +43,7 @@ SD_SCRIPTS = {
 
 
 def test_the_header_of_sd_scripts_comes_into_the_form():
-    config = import_words(SD_SCRIPTS).config
+    config = import_metadata(SD_SCRIPTS).config
     assert (config.network.type, config.network.dim, config.network.alpha) == ("lora", 32, 16.0)
     assert (config.optimizer.type, config.optimizer.unet_lr, config.optimizer.text_encoder_lr) == ("AdamW8bit", 0.0002, 5e-05)
     assert "weight_decay=0.1" in config.optimizer.args
@@ -56,23 +56,23 @@ def test_the_header_of_sd_scripts_comes_into_the_form():
 
 
 def test_every_key_is_taken_or_left_with_a_reason():
-    found = import_words(SD_SCRIPTS)
+    found = import_metadata(SD_SCRIPTS)
     told = [one.key for one in (*found.taken, *found.left)]
     assert {key.partition(" (")[0] for key in told} == set(SD_SCRIPTS)
     left = {one.key: one.why.text() for one in found.left}
     assert left["ss_max_train_steps"] == "ss_num_epochs wins."
-    assert "no setting" in left["ss_tag_frequency"]
+    assert "not a setting" in left["ss_tag_frequency"]
     assert "choose it" in left["ss_sd_model_name"]
     assert found.filled == ()
 
 
 def test_lycoris_comes_back_as_its_type():
     words = SD_SCRIPTS | {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": "loha", "conv_dim": "8"})}
-    assert import_words(words).config.network.type == "loha"
+    assert import_metadata(words).config.network.type == "loha"
 
 
 def test_layers_of_different_ranks_leave_the_rank_open():
-    found = import_words(SD_SCRIPTS | {"ss_network_dim": "Dynamic"})
+    found = import_metadata(SD_SCRIPTS | {"ss_network_dim": "Dynamic"})
     assert "different ones" in next(one.why.text() for one in found.left if one.key == "ss_network_dim")
     assert found.config.network.dim == 16
 
@@ -83,7 +83,7 @@ def test_one_trainers_own_record_is_read():
         "optimizer": {"optimizer": "PRODIGY", "weight_decay": 0.01}, "learning_rate_scheduler": "COSINE", "train_dtype": "BFLOAT_16",
         "concept_file_name": "mine.json",
     }  # fmt: skip
-    found = import_words({"ot_config": json.dumps(settings), "ot_branch": "master"})
+    found = import_metadata({"ot_config": json.dumps(settings), "ot_branch": "master"})
     config = found.config
     assert (config.network.dim, config.network.alpha, config.steps.max_train_epochs, config.data.batch_size) == (24, 12.0, 20, 4)
     assert (config.optimizer.type.lower(), config.schedule.type, config.memory.mixed_precision) == ("prodigy", "cosine", "bf16")
@@ -92,5 +92,5 @@ def test_one_trainers_own_record_is_read():
 
 @pytest.mark.parametrize("words", [{}, {"format": "pt"}, {"modelspec.title": "x"}, {"ss_steps": "3"}])
 def test_a_header_without_settings_is_refused(words: dict[str, str]):
-    with pytest.raises(ConfigError, match="tells no settings"):
-        import_words(words)
+    with pytest.raises(ConfigError, match="holds no settings"):
+        import_metadata(words)

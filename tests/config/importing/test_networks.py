@@ -10,9 +10,9 @@ import tomlkit
 from lora_trainer.adapters.layer_selection import select_layers
 from lora_trainer.config.build import build
 from lora_trainer.config.importing import import_text
-from lora_trainer.config.importing.metadata import import_words
+from lora_trainer.config.importing.metadata import import_metadata
 from lora_trainer.models.layers import of_family
-from lora_trainer.train.outputs.network_metadata import header_words
+from lora_trainer.train.outputs.network_metadata import network_metadata
 
 
 def network_of(**keys):
@@ -109,8 +109,8 @@ def test_what_a_header_says_of_our_network_trains_the_same_layers_again(network)
         "ss_network_dim": str(first.dim),
         "ss_network_alpha": str(first.alpha),
         "ss_sd_scripts_commit_hash": "x",
-        **header_words(first),
+        **network_metadata(first),
     }
-    again = import_words({**words, "ss_learning_rate": "0.0001"}).config.network
+    again = import_metadata({**words, "ss_learning_rate": "0.0001"}).config.network
     made = [[one.plan for one in select_layers(of_family("sd1"), one, ("unet", "text_encoder"), "sd1")] for one in (first, again)]
     assert made[0] == made[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lora_trainer.grid.rank import PROMPTS
-from lora_trainer.grid.score import everyday_prompts, without_subject
+from lora_trainer.grid.score import unrelated_prompts, without_subject
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_the_subject_is_taken_out_of_a_caption(caption, trigger, class_words, ex
 
 def test_there_are_eight_different_prompts_none_with_the_trigger():
     captions = [f"sks cat number {number}" for number in range(20)]
-    for found in (everyday_prompts(captions, "sks", "cat"), everyday_prompts([], "sks", ""), everyday_prompts(captions, "", "")):
+    for found in (unrelated_prompts(captions, "sks", "cat"), unrelated_prompts([], "sks", ""), unrelated_prompts(captions, "", "")):
         assert len(found) == len(set(found)) == PROMPTS
         assert not any("sks" in prompt for prompt in found)
-    assert everyday_prompts(captions, "sks", "cat")[:2] == ["picture number 5", "picture number 15"]
+    assert unrelated_prompts(captions, "sks", "cat")[:2] == ["picture number 5", "picture number 15"]
