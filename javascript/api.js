@@ -1,11 +1,11 @@
-/* Our own routes: asked from here only. Addresses are relative, so that a host under a sub-path works. */
+/* The HTTP client of our own routes. URLs are relative, so that a host under a sub-path works. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const BASE = "./lora-trainer/v1/";
 
   LT.url = (path) => BASE + path;
 
-  /** What went wrong, as the server says it: {status, problems: [{path, message, fix}]}. */
+  /** An error response of the server: {status, problems: [{path, message, fix}]}. */
   class RequestError extends Error {
     constructor(status, problems) {
       super(problems.map((problem) => `${problem.message} ${problem.fix || ""}`).join("\n"));
@@ -50,7 +50,7 @@
   /** Sends a file as it is. */
   LT.send = (path, file) => request(path, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
 
-  /** Only the newest of several calls is answered: an older answer that comes late is dropped (null). */
+  /** Only the latest of several calls resolves to its result: a late result of an older one is dropped (null). */
   LT.latestOnly = (work) => {
     let number = 0;
     return async (...args) => {
@@ -60,7 +60,7 @@
     };
   };
 
-  /** Says what went wrong where there is no field to say it at. */
+  /** Shows an error's problems as toasts, where there is no field to show them at. */
   LT.showError = (error) => {
     if (!(error instanceof RequestError)) throw error;
     error.problems.forEach((problem) => LT.toast(`${problem.message} ${problem.fix || ""}`.trim(), { kind: "bad" }));

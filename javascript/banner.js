@@ -1,4 +1,4 @@
-/* On the host's txt2img page: that training holds the model, and one press that pauses it and generates.
+/* A banner on the host's txt2img page: training is using the model, and one click pauses it and generates.
    The only thing of ours outside the tab; its looks stand here, because style.css stays inside. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});

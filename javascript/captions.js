@@ -126,7 +126,7 @@
     paintNext();
   };
 
-  /* ---- left: what occurs how often ---- */
+  /* ---- left: how often each tag occurs ---- */
 
   const unitsOf = (picture) => (view.unit === "tags" ? tagsOf(picture) : tagsOf(picture).flatMap((tag) => tag.split(/\s+/)));
   const tagsOf = (picture) => String(picture.raw || "").split(/[,\n]/).map((tag) => tag.trim()).filter(Boolean);
@@ -307,7 +307,7 @@
       t("{n} of {limit}", { n: picture.tokens, limit: picture.limit }),
     );
 
-  /** The trigger word stands out also where the caption holds it already. */
+  /** Highlights the trigger word, also where the caption contains it already. */
   const withTrigger = (text) => {
     const trigger = LT.value("data.trigger_word");
     const index = trigger ? text.toLowerCase().indexOf(trigger.toLowerCase()) : -1;
@@ -391,7 +391,7 @@
 
   const store = async (picture, text, close) => {
     try {
-      const { previous } = await LT.post("caption", { path: picture.path, text });
+      const { old: previous } = await LT.post("caption", { path: picture.path, text });
       close();
       LT.toast(t("The caption of {name} is saved.", { name: picture.name }), {
         kind: "good",
@@ -404,7 +404,7 @@
     }
   };
 
-  /** Keys of this step: Esc lets go of the tag. */
+  /** Keys of this step: Esc clears the selected tag. */
   LT.captionsKey = (event) => {
     if (event.key !== "Escape" || !(view.tag || view.only)) return false;
     view.tag = view.only = "";

@@ -5,7 +5,7 @@
   const t = (...args) => LT.t(...args);
   const CROPPED = 0.9; // the bucket cuts a tenth or more
 
-  /** Notes in the order of their weight, and how each is shown. Those of TO_LOOK_AT ask for a look, the others are information. */
+  /** Notes in order of importance, and how each is shown. Those of TO_LOOK_AT need a look, the others are information. */
   LT.NOTES = {
     "left-out": { icon: "cross", look: "plain", word: () => t("left out") },
     broken: { icon: "cross", look: "bad", word: () => t("broken") },
@@ -20,10 +20,10 @@
   const TO_LOOK_AT = ["broken", "not-a-picture", "too-small", "small", "copy"];
   LT.needsLook = (picture) => picture.notes.some((note) => TO_LOOK_AT.includes(note)) && !LT.leftOut().includes(picture.key);
   LT.isCropped = (picture) => picture.usable && (Boolean(picture.frame) || picture.kept <= CROPPED + 0.0005);
-  /** The file's name without its ending. */
+  /** The file's name without its extension. */
   LT.stem = (key) => LT.fileName(key).replace(/\.[^.]+$/, "");
 
-  /** What stands in the card of a picture. */
+  /** The content of a picture's card. */
   LT.cardOf = (picture) => [
     h("div.lt-picture", {},
       portrait(picture),
@@ -34,10 +34,10 @@
     h("div.lt-name", {}, picture.name),
     h("div.lt-belowname", {}, below(picture)),
   ];
-  /** Everything that is known of it, for the pointer that rests on it. */
+  /** The tooltip of a picture: everything that is known of it. */
   LT.cardTitle = (picture) => [picture.key, ...LT.explain(picture).map((line) => line.words), picture.caption].filter(Boolean).join("\n");
 
-  /** The small picture of a file; a torn one where it cannot be drawn. */
+  /** A file's thumbnail; a torn picture when it cannot be decoded. */
   LT.portrait = (path) => {
     const picture = h("img", { src: LT.thumbnail(path), alt: "", loading: "lazy", decoding: "async", draggable: "false" });
     picture.addEventListener("error", () => picture.replaceWith(h("span.lt-broken", {}, LT.icon("tear"))));

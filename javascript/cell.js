@@ -1,4 +1,4 @@
-/* Step 5, right side: one file at one weight, large; keeping it, and taking it to the host's own page. */
+/* Step 5, right side: the selected cell, large; choosing its file and weight, and sending them to the host's own page. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);

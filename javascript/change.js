@@ -1,4 +1,4 @@
-/* Settings that may be changed while a run goes on: asked for in a dialog, sent to the run, which notes each with its step. */
+/* Changing settings while a run goes on: a dialog that sends them to the run, which logs each with its step. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -51,7 +51,7 @@
       groups);
   };
 
-  /** Asks what to change in the run, until the run takes it or the user gives up. */
+  /** Shows the dialog until the run accepts the changes or the user cancels. */
   LT.askChange = async (run, data) => {
     const newValues = {};
     let problems = [];

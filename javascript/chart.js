@@ -7,7 +7,7 @@
   const MARGIN = { left: 34, right: 50, top: 34, bottom: 22 };
   const LAST_STEPS = 200;
 
-  /** Round steps of an axis from low to high: about `count` of them. */
+  /** Round tick values of an axis from low to high: about `count` of them. */
   LT.ticks = (low, high, count) => {
     const rawStep = (high - low) / count || 1;
     const power = 10 ** Math.floor(Math.log10(rawStep));
@@ -210,7 +210,7 @@
     return ticks;
   };
 
-  /** A line through (steps, values), one point a pixel: the mean of what falls on it. */
+  /** A path through (steps, values) with one point per pixel: the mean of the values that fall on it. */
   const path = (steps, values, from, x, y) => {
     let path = "";
     let pixel = null;
@@ -230,14 +230,14 @@
     return path;
   };
 
-  /** Rates of groups of weights beside the one that `lr` tells: [[name, one entry a step]]. */
+  /** Learning rates of the other parameter groups than that of `lr`: [[name, one value per step]]. */
   const others = (data) =>
     Object.entries(data.groups).filter(
       ([, list]) => list[list.length - 1] !== data.rates[data.rates.length - 1] || list[list.length >> 1] !== data.rates[list.length >> 1],
     );
   const linePath = (points) => points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
   const SMOOTH_FROM = 8; // from so many validations on their line is smoothed
-  /** Each value averaged with its neighbours on both sides, the nearer the more: a line that lags behind neither way. */
+  /** A centred weighted moving average, which lags behind in neither direction. */
   const averaged = (values) => {
     const radius = Math.max(1, Math.round(values.length / 16));
     return values.map((_, index) => {

@@ -67,7 +67,7 @@
   };
   const pick = (cell) => ({ epoch: cell.epoch, weight: cell.weight });
 
-  /* ---- what is asked: weights, epochs, prompt ---- */
+  /* ---- the grid's settings: weights, epochs, prompt ---- */
 
   const files = () => {
     const manifest = (view.info && view.info.manifest) || {};
@@ -135,7 +135,7 @@
     return { weights: weightsOf(settings.weights), epochs: choice.epochs, prompt: settings.prompt };
   };
 
-  /** The prompt as the server keeps it: the recipe in front where it has none. */
+  /** The prompt as the server stores it: with the <lora:...> tag in front where it has none. */
   const whole = (prompt) => (RECIPE.test(prompt) ? prompt : `<lora:${nameOf()}-NUM:STRENGTH> ${prompt}`).trim();
 
   const render = async (seed) => {
@@ -230,7 +230,7 @@
     }
     paintCount();
   };
-  /** The recipe stands out in the prompt. */
+  /** Highlights the <lora:...> tag in the prompt. */
   const tint = () => {
     const text = parts.prompt.value;
     const match = RECIPE.exec(text);

@@ -1,4 +1,4 @@
-/* The one global of the tab: what happened last, who wants to know, and what this browser remembers.
+/* The tab's one global object: its event listeners, the cached server responses, and the state stored in this browser.
    The truth about runs is the server's; here stands only what the user has entered. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
@@ -28,7 +28,7 @@
 
   const isSecret = (path) => Boolean(LT.options && LT.options.has(path) && LT.options.get(path).kind === "secret");
   let saveTimer = 0;
-  /** Remembers the state in this browser, a moment later. */
+  /** Saves the state in this browser, after a short delay. */
   LT.saveState = () => {
     window.clearTimeout(saveTimer);
     saveTimer = window.setTimeout(saveNow, 150);
@@ -50,7 +50,7 @@
   LT.on = (name, listener) => (listeners[name] = listeners[name] || []).push(listener);
   LT.emit = (name, data) => (listeners[name] || []).forEach((listener) => listener(data));
 
-  /** Runs `work` once the calls have ceased for `wait` milliseconds. */
+  /** Runs `work` once there was no call for `wait` milliseconds. */
   LT.debounce = (work, wait) => {
     let timer = 0;
     return (...args) => {
@@ -59,7 +59,7 @@
     };
   };
 
-  /** What the server said last; `null` until it did. */
+  /** The server's latest responses; `null` before the first. */
   LT.cache = { status: null, options: null, runs: null, pictures: null, captions: null, plan: null, planned: null, modelSize: 0 };
 
   /** The tab's element, or null where the host does not show it. */
@@ -68,7 +68,7 @@
     const app = document.querySelector("gradio-app");
     return app && app.shadowRoot ? app.shadowRoot.getElementById("lora_trainer_root") : null;
   };
-  /** Whether somebody can see the tab just now. */
+  /** Whether the tab is visible now. */
   LT.isVisible = () => {
     const root = LT.root();
     return Boolean(root && root.offsetParent !== null && document.visibilityState === "visible");

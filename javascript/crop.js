@@ -24,7 +24,7 @@
   const asFrame = ([left, top, right, bottom]) => ({ left, top, right, bottom });
   const asList = (frame) => [frame.left, frame.top, frame.right, frame.bottom];
   const formatShare = (share) => String(Number(share.toFixed(5)));
-  /** The part that the user chose of a picture: [left, top, right, bottom] as shares, or undefined. */
+  /** The user's crop of a picture: [left, top, right, bottom] as fractions, or undefined. */
   LT.frameOf = (key) => entries().get(key);
   /** How many pictures the user cropped. */
   LT.cropCount = () => (LT.value("data.crops") || []).length;
@@ -47,14 +47,14 @@
       : LT.tn(changes.length, "{n} picture is used whole again.", "{n} pictures are used whole again.");
     LT.toast(words, { kind: "good", action: { label: t("Undo"), act: () => store(before) } });
   };
-  /** Crops pictures, [[key, frame or null], …], and offers to take it back. */
+  /** Crops pictures, [[key, frame or null], …], with an undo. */
   LT.crop = (changes) => {
     const before = changes.map(([key]) => [key, LT.frameOf(key) || null]);
     store(changes);
     tell(changes, before);
   };
 
-  /* ---- the page over the page ---- */
+  /* ---- the overlay ---- */
 
   /** Lets the user choose the part of each of these pictures, one after the other. */
   LT.openCrop = (pictures) => {

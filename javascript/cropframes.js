@@ -1,4 +1,4 @@
-/* The arithmetic of frames: {left, top, right, bottom} as shares of a picture's sides. Nothing here touches the page. */
+/* Crop frame geometry: {left, top, right, bottom} as fractions of a picture's sides. Does not touch the DOM. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
 
@@ -41,7 +41,7 @@
     return { left, top, right: left + width, bottom: top + width / shape };
   };
 
-  /** The size that a part of so many pixels is brought to, by the server's rule: its own, else the nearest shape. */
+  /** The bucket size for a crop of this many pixels, by the server's rule: its own size, else the nearest shape. */
   const sizeFor = (picture, width, height) => {
     const sizes = ((LT.cache.pictures || {}).shapes || [])[picture.dataset || 0] || [];
     const own = sizes.find(([wide, high]) => wide === width && high === height);

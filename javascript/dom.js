@@ -1,4 +1,4 @@
-/* Elements in one expression, and the drawings beside the words. */
+/* Building DOM elements, and the icons. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const SVG = "http://www.w3.org/2000/svg";
@@ -102,7 +102,7 @@
     minus: "M3.5 7h9v2h-9z",
   };
 
-  /** A drawing of 16 x 16, in the colour of the text. */
+  /** A 16 x 16 icon in the colour of the text. */
   LT.icon = (name, extra = "") => {
     const filled = name in FILLED;
     const path = LT.svg("path", { d: filled ? FILLED[name] : DRAWN[name] });
@@ -110,7 +110,7 @@
     return LT.svg("svg", box, path);
   };
 
-  /** A sign that is shown in an SVG picture: the same drawing, moved to x, y. */
+  /** The same icon inside an SVG image, at x, y. */
   LT.sign = (name, x, y, size, extra = "") => {
     const filled = name in FILLED;
     const shape = { d: filled ? FILLED[name] : DRAWN[name], transform: `translate(${x - size / 2} ${y - size / 2}) scale(${size / 16})` };

@@ -68,7 +68,7 @@
     if (answer === 1) undo();
   };
 
-  /** Puts settings into the form and tells what became of each key, with a way back. */
+  /** Loads settings into the form and shows what became of each key, with an undo. */
   LT.takeSettings = async (config, imported) => {
     const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
     LT.useConfig(config);

@@ -1,4 +1,4 @@
-/* One field of the form: label, help, sign where it differs, pending suggestion, what is wrong with it. */
+/* One field of the form: label, help, changed mark, pending suggestion, problem. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -105,14 +105,14 @@
         placeholder: "owner/name",
         empty: () => t("the checkpoint's own"),
       }),
-    /** One of the list, or a class of any installed package by its whole name. */
+    /** A listed choice, or a class of any installed package by its dotted name. */
     class: (option, id, write) =>
       orWritten(id, choicesOf(option), write, {
         label: t("another class…"),
         name: t("Whole name of the class"),
         placeholder: "package.Class",
       }),
-    /** What nobody shall read over one's shoulder, and no browser keeps. */
+    /** A secret: not shown on the screen, not stored by the browser. */
     secret: (option, id, write) => {
       const field = h("input.lt-input", {
         id,
@@ -225,7 +225,7 @@
   /** A list to choose from: {element, paint(value)}. */
   LT.select = select;
 
-  /** A list, and a field behind its last choice for what is not in it. */
+  /** A list whose last choice opens a text field for other values. */
   const orWritten = (id, choices, write, { label, name, placeholder, empty }) => {
     const other = "\u2026";
     const isListed = (value) => choices.some((choice) => choice.value === value);
@@ -257,7 +257,7 @@
     return option.type === "list" ? "lines" : "text";
   };
 
-  /** What the chosen model is, and how that was found. */
+  /** What the chosen model is, and how that was detected. */
   const modelWords = (option) => {
     const model = option.kind === "checkpoint" && LT.cache.plan && LT.cache.plan.model;
     return (
@@ -268,7 +268,7 @@
     );
   };
 
-  /** What to know of the chosen optimizer: the rate to begin with, what it does by itself, the package that it lacks. */
+  /** Facts of the chosen optimizer: a learning rate to start with, what it does by itself, the package that is missing. */
   const chosenFacts = (option) => {
     const facts = (option.facts || {})[LT.value(option.path)];
     if (!facts) return "";
@@ -287,10 +287,10 @@
     ];
   };
 
-  /** What an option is entered with: {element, paint(value)}; `write` gets what the user enters. */
+  /** The control of an option: {element, paint(value)}; `write` gets what the user enters. */
   LT.control = (option, id, write) => CONTROLS[kindOf(option)](option, id, write);
 
-  /** Why an option has no effect now: what another one would have to be. */
+  /** Why an option has no effect now: the value that another one would need. */
   const noEffect = (path) => {
     const need = LT.unmetCondition(path);
     if (!need) return "";
@@ -304,7 +304,7 @@
   };
 
   /** The field of an option as the server declares it. Hidden without effect, unless it was changed or matches a search (`found`). */
-  LT.field = (path, { label, hint, full = false, isMatch = false } = {}) => {
+  LT.field = (path, { label, hint, full = false, found: isMatch = false } = {}) => {
     const option = LT.options.get(path);
     if (!option || option.kind === "hidden") return null;
     const control = LT.control(option, `lora_trainer_f_${path}`, (value) => LT.set({ [path]: value }));

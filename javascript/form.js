@@ -1,4 +1,4 @@
-/* What the user has entered, and the config that is made of it. Options are those that the server declares. */
+/* The form's values, and the config built from them. The options are those that the server declares. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const t = (...args) => LT.t(...args);
@@ -27,13 +27,13 @@
     LT.emit("options");
   };
 
-  /** The training size is the chosen model's own until the user says another. */
+  /** The training size defaults to the chosen model's native size. */
   LT.defaultOf = (path) => {
     if (path === "data.resolution" && LT.cache.modelSize) return LT.cache.modelSize;
     const value = valueAt(LT.cache.options.defaults, path);
     return value === undefined ? (LT.options.get(path) || {}).default : value;
   };
-  /** What stands in the field of `path`. */
+  /** The value of the field of `path`. */
   LT.value = (path) => {
     if (path in LT.state.values) return LT.state.values[path];
     return path === "sample.prompts" ? suggestedPrompts() : LT.defaultOf(path);
@@ -57,7 +57,7 @@
   /** Whether an option has an effect with the other values of the form. */
   LT.relevant = (path) => LT.unmetCondition(path) === null;
 
-  /** A preview prompt that holds what is learnt, until the user writes one. */
+  /** A default preview prompt with the trigger and class words. */
   const suggestedPrompts = () => {
     const trigger = LT.state.values["data.trigger_word"] || "", known = LT.classWords();
     const words = known.startsWith(trigger) ? known : [trigger, known].filter(Boolean).join(" ");
@@ -91,7 +91,7 @@
     });
     return config;
   };
-  /** Pictures that were found damaged when they were decoded: the step says that they are left out, so they are. */
+  /** Leaves out pictures that could not be decoded, as the Pictures step says. */
   const brokenLeftOut = () => {
     const broken = (LT.cache.pictures ? LT.cache.pictures.pictures : []).filter(
       (picture) => !picture.usable && picture.notes.includes("broken"),
@@ -139,7 +139,7 @@
     if (option.type === "float") return Array.isArray(value) ? value.map(asFloat).join(", ") : asFloat(value);
     return String(value);
   };
-  /** The value that a text stands for; a text that cannot be read goes to the server as it is, which says what is wrong. */
+  /** Parses a field's text; a text that cannot be parsed is sent to the server as it is, which reports the problem. */
   LT.read = (option, text) => {
     const trimmed = text.trim();
     const numeric = trimmed.replace(/[\s\u202f,_]/g, "");

@@ -1,11 +1,11 @@
-/* What stands on every step: the run's pill, the model, the memory, the five steps. */
+/* What every step shows: the run's pill, the model, the memory, the five steps. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
   const parts = {};
 
-  /** Each state of a run: a sign and a colour (class), never colour alone. */
+  /** Each state of a run: an icon and a colour (class), never colour alone. */
   LT.STATES = {
     idle: { sign: "idle", look: "calm" },
     planning: { sign: "search", look: "busy" },
@@ -163,7 +163,7 @@
     LT.fill(parts.windows, LT.icon("windows"), t("{n} windows", { n: windows }));
   };
 
-  /** Where something that goes on is seen. */
+  /** Opens the step that shows the active run. */
   LT.goTo = (run) => {
     if (run && run.kind === "train") LT.openRun(run.id);
     LT.goToStep((run && { grid: "compare", rate: "settings" }[run.kind]) || "train");
@@ -179,7 +179,7 @@
   LT.familyName = (family) => FAMILIES[family] || family || "";
   const predictionName = (prediction) => ({ v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] || prediction || "";
 
-  /** Family, prediction and noise schedule of a model, as the server tells them. */
+  /** Family, prediction type and noise schedule of a model, as the server reports them. */
   LT.modelFacts = (model) =>
     [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
 

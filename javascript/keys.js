@@ -1,4 +1,4 @@
-/* Keys of the whole tab: 1-5, /, Esc, and what the shown step wants. Never while the user writes. */
+/* Keyboard shortcuts of the whole tab: 1-5, /, Esc, and those of the current step. Ignored while the user types. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
 

@@ -1,4 +1,4 @@
-/* The network's fields: what a type is good for, how many layers are trained, how many of them a pattern hits, how large the file gets. */
+/* The network's fields: what a type is good for, how many layers are trained, how many of them a pattern matches, the file's size. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -47,6 +47,6 @@
     "network.exclude": () => hits("exclude"),
   };
 
-  /** What is to be said below a field of the network, from the newest plan; "" for the others. */
+  /** The hint below a field of the network, from the latest plan; "" for other fields. */
   LT.networkHint = (path) => (HINTS[path] ? HINTS[path]() : "");
 })();

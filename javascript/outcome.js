@@ -1,4 +1,4 @@
-/* Step 4: what is said of a run that is paused, finished, stopped or failed, and its log. */
+/* Step 4: the notes on a run that is paused, finished, stopped or failed, and its log. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -134,7 +134,7 @@
     );
   };
   const isOutOfMemory = (problem) => problem.path === "memory.gradient_checkpointing";
-  /** A failed run's problem in the few words that a pill has room for. */
+  /** A failed run's problem in a few words, for the pill. */
   LT.shortProblem = (run) => {
     const problem = (run.problems || [])[0];
     return problem ? (isOutOfMemory(problem) ? t("out of memory") : problem.message.split(/ \(|[.。（]/)[0]) : run.error || "";
@@ -296,7 +296,7 @@
 
   /* ---- the report ---- */
 
-  /** Versions, settings and the last 100 events as text for whoever helps. */
+  /** Versions, settings and the last 100 events as text, for a bug report. */
   LT.copyReport = async () => {
     const run = LT.shownId();
     try {

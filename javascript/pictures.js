@@ -1,4 +1,4 @@
-/* Step 1, left side: the folder, what is learnt, what will be used. */
+/* Step 1, left side: the folder, the subject, and a summary of what will be used. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -8,14 +8,14 @@
 
   LT.leftOut = () => LT.value("data.leave_out") || [];
   LT.folder = () => LT.state.values["data.train_data_dir"] || "";
-  /** What describes the pictures: the folder, or the files and tables that stand in its place. */
+  /** What defines the dataset: the folder, or the files and tables given instead. */
   LT.source = () =>
     LT.folder() ||
     LT.value("data.dataset_config") ||
     LT.value("data.in_json") ||
     (LT.value("data.subsets") || []).map((table) => table.image_dir || table.metadata_file).join(" ");
   const reviewed = () => LT.state.looked[LT.source()] || {};
-  /** Pictures that need a look and have not been found to be OK. */
+  /** Pictures that need a look and were not marked as OK. */
   LT.picturesToReview = () =>
     LT.cache.pictures ? LT.cache.pictures.pictures.filter((picture) => LT.needsLook(picture) && !reviewed()[picture.key]) : [];
   LT.markReviewed = (pictures) => {
@@ -34,7 +34,7 @@
       : LT.tn(pictures.length, "{n} picture is used again.", "{n} pictures are used again.");
     LT.toast(words, { action: { label: t("Undo"), act: () => LT.set({ "data.leave_out": before }) } });
   };
-  /** Takes another folder; what was left out and cropped in this one comes back when it is chosen again. */
+  /** Changes the folder; crops and left-out pictures of the old one are restored when it is chosen again. */
   LT.useFolder = (path) => {
     const saved = (LT.state.chosen[LT.folder()] = { out: LT.state.values["data.leave_out"], crops: LT.state.values["data.crops"] });
     if (!saved.out && !saved.crops) delete LT.state.chosen[LT.folder()];
@@ -42,7 +42,7 @@
     const savedChoice = LT.state.chosen[path] || {};
     LT.set({ "data.train_data_dir": path, "data.leave_out": savedChoice.out, "data.crops": savedChoice.crops });
   };
-  /** Whether there is neither a caption nor a word to use in its place. */
+  /** Whether there is neither a caption nor a word to use instead. */
   LT.captionsMissing = () => {
     const pictures = LT.cache.pictures;
     return Boolean(pictures && pictures.counts.used && !pictures.counts.captions && !LT.value("data.trigger_word") && !LT.classWords());
@@ -125,7 +125,7 @@
     { value: "scenery", label: t("Scenery") },
   ];
 
-  /** Takes a field's text over while it is written, and at once when the field is left. */
+  /** Applies a field's text while the user types, and at once when the field loses focus. */
   const asTyped = (path, field) => {
     const take = () => {
       const text = field().value.trim() || undefined;

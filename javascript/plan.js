@@ -13,7 +13,7 @@
 
   const check = (changes) => LT.post("check", { config: LT.config(changes) });
 
-  /** Takes over the size of the model that a plan is for; whether the form's training size has changed by it. */
+  /** Takes the model's native size from a plan; returns whether the form's training size has changed. */
   const takeModelSize = (model) => {
     const before = LT.value("data.resolution");
     LT.cache.modelSize = (model && model.native_size) || LT.cache.modelSize;
@@ -119,7 +119,7 @@
 
   const COLOURED_PARTS = ["model", "network", "activations", "workspace", "optimizer"]; // each has its colour, wherever it stands
   const colourClass = (name) => `part${COLOURED_PARTS.includes(name) ? COLOURED_PARTS.indexOf(name) : COLOURED_PARTS.length - 1}`;
-  /** How much of a step may be kept, where the user gave a limit. */
+  /** The user's limit on stored activations, if there is one. */
   const limitWords = (name) => {
     const limit =
       name === "activations" && LT.relevant("memory.checkpointing_budget_gb") && Number(LT.value("memory.checkpointing_budget_gb"));
@@ -237,7 +237,7 @@
       fix && LT.button(t("Do it"), { kind: "small", onclick: () => LT.set(fix.changes) }),
     );
 
-  /* ---- what to know before the start ---- */
+  /* ---- notes before the start ---- */
 
   const paintNotes = () => {
     const pictures = LT.cache.pictures;
@@ -269,7 +269,7 @@
       action && LT.button(action[0], { kind: "small", onclick: action[1] }),
     );
 
-  /** The one thing that stops a start: {text, label, go}, or null. */
+  /** What prevents a start: {text, label, go}, or null. */
   const blocked = () => {
     const active = LT.activeRun();
     if (active && LT.isLrSearch(active)) {

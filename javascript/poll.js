@@ -1,4 +1,4 @@
-/* One snapshot of the server each second while the tab can be seen; a few a minute for the banner on the host's txt2img page. */
+/* Polls the server's status every second while the tab is visible; a few times a minute for the banner on txt2img. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const SECONDS_HIDDEN = 15; // seconds between two looks while somebody looks at txt2img, or a run goes on that nobody sees
@@ -25,7 +25,7 @@
     return run && ACTIVE_STATES.includes(run.state) ? run : null;
   };
 
-  /** Asks for the snapshot now. */
+  /** Polls the status now. */
   LT.poll = async () => {
     if (polling) return;
     polling = true;

@@ -6,7 +6,7 @@
 
   const withoutFlags = (prompt) => String(prompt).replace(/\s--\w[\s\S]*$/, "").trim();
 
-  /** Short names of prompts: what they do not have in common. */
+  /** Short names of prompts: the words that they do not have in common. */
   LT.promptNames = (prompts, trigger) => {
     const usesTrigger = (prompt) => Boolean(trigger) && prompt.includes(trigger);
     const isMixed = prompts.some(usesTrigger) && !prompts.every(usesTrigger);

@@ -1,4 +1,4 @@
-/* Below the U-Net's learning rate: one that is found on the user's own pictures, by a short run that is thrown away. */
+/* Below the U-Net's learning rate: a search for one on the user's own pictures, by a short run that is discarded. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -11,7 +11,7 @@
     const run = LT.cache.status && LT.cache.status.run;
     return run && run.kind === "rate" ? run : null;
   };
-  /** Whether the run that goes on only looks for a rate. */
+  /** Whether the active run only searches for a learning rate. */
   LT.isLrSearch = (run = LT.activeRun()) => Boolean(run && run.kind === "rate");
 
   const startSearch = async () => {
@@ -37,10 +37,10 @@
   LT.on("status", readResult);
 
   const chosenType = () => LT.value("optimizer.type");
-  /** What is known of an optimizer; nothing of one that somebody wrote. */
+  /** The facts of an optimizer; none for one given by its dotted name. */
   const factsOf = (type) => ((LT.options.get("optimizer.type") || {}).facts || {})[type] || {};
 
-  /** What the found rates are for the chosen optimizer: others than AdamW take larger or smaller steps at the same rate. */
+  /** Scales a rate found for AdamW to the chosen optimizer, by the ratio of their usual rates. */
   const scaledRate = (rate) => {
     const [chosen, usual] = [factsOf(chosenType()).hint, factsOf(REFERENCE_OPTIMIZER).hint];
     return chosen && usual ? Number(((rate * chosen) / usual).toPrecision(2)) : rate;

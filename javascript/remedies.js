@@ -1,4 +1,4 @@
-/* What is the matter with a picture, and the buttons that do something about it. */
+/* The problems of a picture, and the buttons that solve them. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -90,7 +90,7 @@
     picture.validation && { words: t("Never trained on: its loss tells which epoch is best."), acts: [] },
   ];
 
-  /** Everything that there is to say of a picture: [{icon, look, words, acts: [{label, act}]}]. */
+  /** All notes on a picture: [{icon, look, words, acts: [{label, act}]}]. */
   LT.explain = (picture) => {
     const notes = Object.keys(LT.NOTES).filter((note) => picture.notes.includes(note));
     const first = notes.includes("left-out") ? ["left-out"] : notes;

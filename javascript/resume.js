@@ -1,12 +1,12 @@
-/* Going on with a run that ended early, or for longer than it was planned; and what is said of one that broke off. */
+/* Resuming a run that ended early, or training one for longer; and the notice about one that was interrupted. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
   const t = (...args) => LT.t(...args);
 
-  /** What the history knows of a run: whether a state of it was kept, and of which step. */
+  /** A run's entry in the history: whether it has a saved state, and of which step. */
   LT.knownRun = (id) => (LT.cache.runs || []).find((run) => run.id === id) || null;
-  /** Step of the state that the run can go on from, or null. */
+  /** The step of the state that the run can resume from, or null. */
   LT.stateOf = (run) => {
     const { state_step: step } = LT.knownRun(run.id) || run;
     return step === undefined || (LT.activeRun() && LT.activeRun().id === run.id) ? null : step;
@@ -46,7 +46,7 @@
     return answer === 0 && epochs >= 1 && LT.resumeRun(run, { epochs });
   };
 
-  /* ---- a run that broke off: said on every step until somebody answers ---- */
+  /* ---- an interrupted run: shown on every step until it is answered ---- */
 
   const leave = (run) => {
     LT.state.left = { ...(LT.state.left || {}), [run.id]: run.step };

@@ -1,4 +1,4 @@
-/* What is known of one run: its events, read on from where the last reading ended, sorted by subject. */
+/* The data of one run: its events, read incrementally and sorted by subject. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const t = (...args) => LT.t(...args);
@@ -20,7 +20,7 @@
     return cache.get(id);
   };
 
-  /** Reads on; resolves to true when something new came. */
+  /** Reads new events; resolves to true when there were any. */
   LT.readOn = (id) => {
     const data = LT.runData(id);
     data.reading = data.reading || readOn(data).finally(() => (data.reading = null));
@@ -42,7 +42,7 @@
     readSchedule(data); // the chart is drawn meanwhile
     return news;
   };
-  /** The planned rates of a run, anew after each change of what they follow from. */
+  /** Reads the planned learning rates of a run, again after each change that affects them. */
   const readSchedule = async (data) => {
     if (!data.wantsSchedule || !data.plan) return;
     data.wantsSchedule = false;
@@ -156,7 +156,7 @@
       );
     },
   };
-  /** What came after the state that a run goes on from did not happen: the steps are made again. */
+  /** Drops what came after the state that a run resumes from: those steps are trained again. */
   const back = (data, step) => {
     const firstDropped = data.steps.findIndex((one) => one > step);
     if (firstDropped >= 0) {
@@ -197,11 +197,11 @@
     const candidates = data.validations.filter((one) => one.step > 0 && (!saved.length || saved.some((save) => save.step === one.step)));
     return candidates.length ? candidates.reduce((best, one) => (one.loss < best.loss ? one : best)) : null;
   };
-  /** Files of numbered epochs (or steps): without the one for the end. */
+  /** The files of numbered epochs (or steps), without the final one. */
   LT.numbered = (data) => data.saves.filter((save) => !save.final);
 
   /** {setting, old, new} of a changed event, as the form writes them. */
-  LT.changeWords = ({ path, previous, new: value }) => {
+  LT.changeWords = ({ path, old: previous, new: value }) => {
     const option = LT.options.get(path);
     const words = (one) =>
       !option
@@ -227,7 +227,7 @@
     const base = data.last ? LT.curveAt(points, data.last.step) : 0;
     return (step) => (base > 0 ? (data.last.lr * LT.curveAt(points, step)) / base : null);
   };
-  /** Whether the optimizer of these settings finds the size of its steps by itself. */
+  /** Whether the optimizer of these settings adapts its learning rate by itself. */
   LT.findsRate = (optimizer) => {
     const option = LT.options.get("optimizer.type");
     return Boolean(((option.facts || {})[(optimizer || {}).type || option.default] || {}).finds);

@@ -12,7 +12,7 @@
     if (run && run.kind === "rate") return ((LT.cache.runs || [])[0] || {}).id || null;
     return run ? run.of || run.id : null;
   };
-  /** What is known of that run: the live status, else its line in the list. */
+  /** That run's live status, else its entry in the list. */
   LT.shownRun = () => {
     const id = LT.shownId();
     if (!id) return null;

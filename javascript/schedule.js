@@ -7,7 +7,7 @@
   const MARGIN = { left: 44, right: 6, top: 8, bottom: 20 };
   const HEIGHT = 112;
 
-  /** The name of a group of weights that has a rate of its own: "unet", "text_encoder", "text_encoder_2", "unet plus". */
+  /** The name of a parameter group with its own learning rate: "unet", "text_encoder", "text_encoder_2", "unet plus". */
   LT.groupName = (name) => {
     const [bare, ...rest] = name.split(" ");
     const plus = rest.includes("plus");
@@ -24,7 +24,7 @@
     return share ? `${whole} × ${share.slice(1)}` : whole;
   };
 
-  /** The value of a curve [[step, value], …] at a step, between its points on a line. */
+  /** The value of a curve [[step, value], …] at a step, interpolated linearly. */
   LT.curveAt = (points, step) => {
     if (!points.length) return null;
     const next = points.findIndex(([at]) => at >= step);

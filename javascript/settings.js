@@ -129,7 +129,7 @@
     return LT.value("data.enable_bucket") && buckets ? LT.tn(buckets, "all in one size", "grouped into {n} sizes") : "";
   };
 
-  /** Repeats and epochs in one number; the folder's own repeats are kept. */
+  /** Repeats × epochs as one number; the folder's own repeats are kept. */
   const timesField = () => {
     const id = "lora_trainer_f_times";
     const write = () => {

@@ -85,7 +85,7 @@
 
   const KINDS = { trained: "folder", regularisation: "shield", validation: "eye" };
   const kindWord = (kind) => ({ regularisation: t("regularisation"), validation: t("for validation") })[kind] || "";
-  /** What was understood of a folder, in a few words. */
+  /** A folder's settings in a few words. */
   const understood = (group) => [
     kindWord(group.kind),
     LT.tn(group.count, "{n} picture", "{n} pictures"),
@@ -123,7 +123,7 @@
   const MASKS = { none: {}, alpha: { "data.alpha_mask": true }, beside: { "data.masks_beside": true }, folder: {} };
   const maskNow = () =>
     LT.value("data.mask_dir") ? "folder" : LT.value("data.masks_beside") ? "beside" : LT.value("data.alpha_mask") ? "alpha" : "none";
-  /** Which part of the pictures is learned: masks found and their mean, and the choice of them. Absent while nothing asks for it. */
+  /** Which part of the pictures is learned: masks found and their mean, and the choice of them. Hidden where it is not relevant. */
   LT.masksLine = (pictures) => {
     const current = maskNow();
     const isRelevant =

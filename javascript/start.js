@@ -1,4 +1,4 @@
-/* Builds the tab once its place is on the page; does nothing where it never appears. */
+/* Builds the tab once its root element is on the page; does nothing where that never appears. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const PATIENCE = 120; // seconds that a host may take to draw its page

@@ -27,7 +27,7 @@
     regularisation: (picture) => Boolean(picture.regularisation),
     validation: (picture) => picture.validation,
   };
-  /** One verdict alone, as the lines of the summary ask for it. */
+  /** A filter for a single note, as the lines of the summary use it. */
   const hasNote = (note) => (picture) => picture.notes.includes(note) && (note === "left-out" || !LT.leftOut().includes(picture.key));
   const test = (filter) => FILTERS[filter] || hasNote(filter);
   const pictures = () => (LT.cache.pictures ? LT.cache.pictures.pictures : []);

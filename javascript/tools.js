@@ -1,4 +1,4 @@
-/* Tools around a trained file: what it is, whether it fits, and another file made of it. The file that is read stays as it is. */
+/* Tools for trained files: information, compatibility, and conversions to a new file. The input is never changed. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -17,7 +17,7 @@
   const fact = (name, value) => h("div.lt-fact", {}, h("span", {}, name), h("span", {}, value));
   const numbers = (rows) => rows.map((row) => `${row.value} × ${row.modules}`).join(", ");
 
-  /* ---- what a file is ---- */
+  /* ---- information about a file ---- */
 
   const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
   const loadLine = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
@@ -49,7 +49,7 @@
       bars.length > 0 && h("details", {}, h("summary", {}, t("Strength by block")), bars));
   };
 
-  /* ---- what can be made of it: fields -> {tool, body} ---- */
+  /* ---- the tools: fields -> {tool, body} ---- */
 
   const forms = {
     resize: () => {

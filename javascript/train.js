@@ -1,4 +1,4 @@
-/* Step 4: one run, live or over: what to do with it, how far it is, loss, previews, log. */
+/* Step 4: one run, active or ended: its commands, progress, loss, previews, log. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -87,7 +87,7 @@
     return null;
   };
 
-  /* ---- what the page's title and the system say ---- */
+  /* ---- the page's title and system notifications ---- */
 
   const plainTitle = document.title;
   const title = (run) => {

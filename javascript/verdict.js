@@ -1,4 +1,4 @@
-/* Step 4: what the numbers of a run mean, in one sentence under its chart; and what watches over them. */
+/* Step 4: what a run's validation loss means, in one sentence under the chart; and the run's numerical health. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);

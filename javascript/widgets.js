@@ -1,4 +1,4 @@
-/* Small things that several steps use: choices in a row, help, menus, dialogs, notes at the foot of the page. */
+/* Widgets that several steps use: segmented choices, help, menus, dialogs, toasts. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -77,7 +77,7 @@
     if (open && !open.panel.contains(event.target) && !open.owner.contains(event.target)) LT.closePanel();
   });
 
-  /** The small ? behind a label: says what the thing does. */
+  /** The small ? behind a label, with the help text. */
   LT.help = (text, title) => {
     const show = (event) => {
       event.preventDefault();
@@ -91,7 +91,7 @@
     return button;
   };
 
-  /** A question over the page. `answers`: [{label, kind, icon, act}]; resolves to the answer's index, or null on Esc. */
+  /** A modal dialog. `answers`: [{label, kind, icon, act}]; resolves to the answer's index, or null on Esc. */
   LT.ask = (title, content, answers) =>
     new Promise((resolve) => {
       const before = document.activeElement;
@@ -120,7 +120,7 @@
       if (field) field.select();
     });
 
-  /** Tab goes round inside an open dialog. */
+  /** Keeps the Tab key inside an open dialog. */
   LT.keepInside = (box, event) => {
     const stops = [...box.querySelectorAll("button, input, select, textarea, [tabindex='0']")].filter((stop) => !stop.disabled);
     const last = stops[stops.length - 1];
@@ -130,7 +130,7 @@
     event.preventDefault();
   };
 
-  /** A short note at the foot of the page; `action`: {label, act}. */
+  /** A short note at the bottom of the page; `action`: {label, act}. */
   LT.toast = (text, { kind = "", action } = {}) => {
     const app = LT.root() && LT.root().querySelector(".lt-app");
     if (!app) return;
@@ -148,7 +148,7 @@
     window.setTimeout(go, action || kind === "bad" ? 12000 : 5000);
   };
 
-  /** Text into the clipboard; also where the page is not served safely (another computer by http). */
+  /** Copies text to the clipboard; also from an insecure page (another computer by http). */
   LT.copy = async (text) => {
     try {
       await window.navigator.clipboard.writeText(text);
@@ -162,7 +162,7 @@
     LT.toast(t("Copied."), { kind: "good" });
   };
 
-  /** What stands beside a field when it is wrong. */
+  /** The problem text beside a field. */
   LT.problem = (problem, action) =>
     h("div.lt-problem", { role: "alert" }, LT.icon("cross"), h("span", {}, problem.message, problem.fix ? " " + problem.fix : ""), action);
 })();

@@ -35,7 +35,7 @@
   /** One template for exactly one thing, another for any other count; the count is {n}. */
   LT.tn = (count, one, many, values = {}) => LT.t(count === 1 ? one : many, { n: LT.count(count), ...values });
 
-  /** A message of the server ({"template", "values", "text"}), or a plain value, in words. */
+  /** The text of a server message ({"template", "values", "text"}), or of a plain value. */
   LT.messageText = (value) => {
     if (value === null || value === undefined) return "";
     if (typeof value === "object" && "template" in value) return LT.t(value.template, value.values);
@@ -46,7 +46,7 @@
 
   /** 1320 -> "1 320". */
   LT.count = (value) => grouped(String(Math.round(value)));
-  /** A loss: three digits that say something. */
+  /** A loss with three significant digits. */
   LT.loss = (value) =>
     value === null || value === undefined || !isFinite(value)
       ? "–"
@@ -88,7 +88,7 @@
   };
   LT.percent = (share) => `${Math.floor(share * 100)}${NARROW}%`;
   LT.size = (width, height) => `${width} × ${height}`;
-  /** Whether a device as the server names it ("cuda:0", "NVIDIA GeForce …", "CPU", "cpu") is a GPU. */
+  /** Whether a device, by the server's name for it, ("cuda:0", "NVIDIA GeForce …", "CPU", "cpu") is a GPU. */
   LT.onGpu = (device) => !/^(cpu\b|$)/i.test(String(device || ""));
   /** "Memory", or in a language that tells the two apart, the GPU's. */
   LT.memoryName = (gpu) => (gpu && LT.language !== "en" ? LT.t("GPU memory") : LT.t("Memory"));

@@ -95,7 +95,8 @@ def mika(open_page: Callable[..., Any], made_up: tuple[str, World]) -> Callable[
         page.evaluate("LoraTrainer.state.typed['data.num_repeats'] = true")  # of all these the user typed only this one
         page.evaluate("step => LoraTrainer.goToStep(step)", step)
         page.wait_for_function(
-            "!LoraTrainer.folder() || (LoraTrainer.cache.plan && (LoraTrainer.cache.pictures || LoraTrainer.cache.picturesProblems.length))",
+            "!LoraTrainer.folder()"
+            " || (LoraTrainer.cache.plan && (LoraTrainer.cache.pictures || LoraTrainer.cache.picturesProblems.length))",
             timeout=10_000,
         )
         return page

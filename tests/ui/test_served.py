@@ -122,7 +122,10 @@ def test_javascript_needs_no_other_server_and_no_modules():
 
 
 def test_each_script_is_small_enough_to_read():
-    long = {
-        file.name: lines for file in Path(ROOT / "javascript").glob("*.js") if (lines := len(file.read_text("utf-8").splitlines())) > 300
+    """By its code without indentation: how its lines are wrapped does not count."""
+    sizes = {
+        file.name: sum(len(line.strip()) for line in file.read_text("utf-8").splitlines())
+        for file in Path(ROOT / "javascript").glob("*.js")
     }
+    long = {name: size for name, size in sizes.items() if size > 16_000}
     assert long == {}

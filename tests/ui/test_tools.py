@@ -40,7 +40,7 @@ def test_a_file_is_told_and_another_is_made_of_it(real: Server, open_page: Page,
     told.get_by_text("Written to").wait_for(timeout=30_000)
     assert lora.with_name("moon-r2.safetensors").is_file()
     page.get_by_role("button", name="Make the new file").click()
-    told.get_by_text("is there already").wait_for(timeout=20_000)
+    told.get_by_text("exists already").wait_for(timeout=20_000)
 
 
 def test_train_again_brings_the_files_settings_into_the_form(real: Server, open_page: Page, lora: Path):
