@@ -126,10 +126,10 @@ def test_a_layer_that_does_not_move_ends_the_run_by_name(tmp_path: Path, monkeyp
     from lora_trainer.adapters import network
 
     def forgetful(site, layer):
-        return site.base if layer.plan.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(site, layer)
+        return site.forward if layer.plan.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(site, layer)
 
     kept = network.make_forward
-    monkeypatch.setattr(network, "forward_of", forgetful)
+    monkeypatch.setattr(network, "make_forward", forgetful)
     with pytest.raises(TrainingError, match="lora_unet_up_blocks_3_attentions_2_proj_out"):
         events_of(small_config(tmp_path), tmp_path)
 
