@@ -42,9 +42,3 @@ _.text_layers
 _.samples_dir  # tests put previews into a run's folder
 HalfWeights  # bfloat16 weights with stochastic rounding: waits for full fine-tuning (docs/memory.md)
 complete_checkpoint  # a whole checkpoint from its parts: waits for full fine-tuning
-advise  # tests of the wizard's rules ask for the changes alone, without the plan of wizard.advise.suggest
-
-# dead: delete these lines together with the code
-_.unet_lora_parameters  # models/detection/detect.py sets both, nothing reads them
-_.text_lora_parameters
-_.bytes_per_parameter  # optim/optimizers.py sets it, nothing reads it
