@@ -104,6 +104,10 @@ def text_config(state: Mapping[str, Any], heads: int, *, activation: str = "quic
     }
 
 
+TARGET = re.compile(r"(.*\.attentions\.\d+\.|text_model\.encoder\.layers\.\d+\.(self_attn|mlp)\.).*\.weight")
+"""Layers that a LoRA is applied to, and the (one-dimensional) norms between them."""
+
+
 def _count(names: Iterable[str], pattern: str) -> int:
     """1 + the largest number that the pattern matches at the start of a name; 0 without a match."""
     compiled = re.compile(pattern)
