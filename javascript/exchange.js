@@ -88,13 +88,13 @@
     });
     const file = h("input", {
       type: "file",
-      accept: ".toml,.json",
+      accept: ".toml,.json,.yaml,.yml,.bat,.cmd,.sh,.ps1",
       onchange: async () => file.files[0] && (area.value = await file.files[0].text()),
     });
     const wrong = h("div");
     const content = h("div", {},
       h("div.lt-hint", {},
-        t("A config of this trainer, kohya_ss, sd-scripts, lora-scripts or Dreambooth concepts: choose the file, or paste its text."),
+        t("Settings of this trainer, kohya_ss, sd-scripts, lora-scripts, OneTrainer, ai-toolkit or SimpleTuner: a file, or its text."),
       ),
       file,
       area,

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Draws one picture and prints its path."""
-    from lora_trainer.train.previews.preview_prompts import SampleRequest
+    from lora_trainer.train.previews.preview_prompts import NETWORK_TAG, SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
     try:
@@ -71,6 +71,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
+    notes = [
+        say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
+        for tag in NETWORK_TAG.findall(f"{args.prompt} {args.negative}")
+    ]
+    for note in notes:
+        console.note(say("Note: {message}", message=note))
     target = _target(args.out.absolute(), args.seed)
     (picture,) = ImageSampler(model).draw_seeds(request, [args.seed], loras)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "file": str(target),
             "seed": args.seed,
             "prompt": args.prompt,
+            "notes": [note.text(console.language) for note in notes],
             "loras": [{"file": str(path), "weight": weight} for path, weight in loras],
         }
     )

@@ -54,10 +54,14 @@ def read_config(path: Path, overrides: Iterable[str] = (), notify: Callable[[Mes
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises ConfigError that names the file and the line."""
-    text = _read_text(Path(path))
+    return parse_toml(_read_text(Path(path)), str(path))
+
+
+def parse_toml(text: str, location: str) -> dict[str, Any]:
+    """The plain values of TOML text. Raises ConfigError that names `location` and the line."""
     try:
         return tomlkit.parse(text).unwrap()
-    except (TOMLKitError, ValueError) as error:
+    except (TOMLKitError, ValueError, RecursionError) as error:
         line = _error_line(text, error)
         wrong_line = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         fix = "Correct this line: {wrong}"
@@ -66,7 +70,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             [
                 problem(
-                    str(path),
+                    location,
                     "line {line} is not valid TOML ({why}).",
                     fix,
                     line=line,

@@ -106,9 +106,15 @@ def _alphas_and_norms(file: NetworkFile) -> dict[str, Any]:
 
 def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Base model, images, training length and tags from the metadata; what it does not say is left out."""
-    folders = _parse_json(metadata.get("ss_dataset_dirs"))
+    datasets = _datasets(metadata)
+    folders = _parse_json(metadata.get("ss_dataset_dirs")) or _dataset_folders(datasets)
     tags: Counter[str] = Counter()
-    for counts in _parse_json(metadata.get("ss_tag_frequency")).values():
+    frequencies = (
+        [_parse_json(metadata.get("ss_tag_frequency"))]
+        if "ss_tag_frequency" in metadata
+        else [entry["tag_frequency"] for entry in datasets if isinstance(entry.get("tag_frequency"), dict)]
+    )
+    for counts in [counts for frequency in frequencies for counts in frequency.values()]:
         tags.update({tag: count for tag, count in counts.items() if isinstance(count, int)} if isinstance(counts, dict) else {})
     facts = {
         "base_model": metadata.get("ss_sd_model_name"),
@@ -120,7 +126,7 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
         "pictures": metadata.get("ss_num_train_images"),
         "steps": metadata.get("ss_steps"),
         "epochs": metadata.get("ss_epoch") or metadata.get("ss_num_epochs"),
-        "resolution": metadata.get("ss_resolution"),
+        "resolution": metadata.get("ss_resolution") or _dataset_resolutions(datasets),
         "clip_skip": metadata.get("ss_clip_skip"),
         "optimizer": metadata.get("ss_optimizer"),
         "learning_rate": metadata.get("ss_learning_rate"),
@@ -131,6 +137,32 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
         "tags": [{"tag": tag.strip(), "count": count} for tag, count in tags.most_common(MOST_TAGS)],
     }
     return {key: value for key, value in facts.items() if value not in (None, "", "None", {}, [])}
+
+
+def _datasets(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The data sets of `ss_datasets`, which sd-scripts writes where a dataset TOML was used."""
+    try:
+        entries = json.loads(metadata.get("ss_datasets") or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _dataset_folders(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    subsets = [subset for entry in datasets for subset in entry.get("subsets") or () if isinstance(subset, dict)]
+    return {
+        str(subset.get("image_dir") or subset.get("metadata_file")): {
+            "n_repeats": subset.get("num_repeats"),
+            "img_count": subset.get("img_count"),
+        }
+        for subset in subsets
+        if (subset.get("image_dir") or subset.get("metadata_file")) and subset.get("is_reg") is not True
+    }
+
+
+def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:
+    sizes = [str(tuple(entry["resolution"])) for entry in datasets if isinstance(entry.get("resolution"), list)]
+    return ", ".join(dict.fromkeys(sizes))
 
 
 def _parse_json(text: str | None) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from lora_trainer.train.outputs.saving import OutputNames, claimed_names, refuse
 from lora_trainer.train.pausing import Pausing
 from lora_trainer.train.planning.plan import Machine, TrainingPlan, make_plan
 from lora_trainer.train.planning.preflight import early_warnings
+from lora_trainer.train.previews.preview_prompts import network_tag_notes
 from lora_trainer.train.previews.previews import NullPreviews, Previews
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.setup import inspect_checkpoint
@@ -102,6 +103,8 @@ def run(
         yield Started(progress.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), rank.world_size)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from early_warnings(config, dataset, lease.checkpoint)
+        if not lease.own_previews:
+            yield from (Warned(note, "sample.prompts") for note in network_tag_notes(setup.preview_prompts(config)))
         if rank.is_main and (disk_warning := check_disk(names.folder, names.name, progress.plan)) is not None:
             yield Warned(disk_warning, "save.output_dir")
         own_dataset = dataset if rank.is_main else dataset.without_validation()

@@ -172,6 +172,15 @@ def test_a_sample_without_weight_is_the_bases_picture(trained):
     assert draw("folder", "--sampler", "euler_a", "--height", 128).size == (64, 128)
 
 
+def test_a_network_named_in_a_prompt_as_in_a_webui_is_told(shell, config):
+    config(steps=1)
+    found = shell.json("check", "my.toml", "--set", 'sample.prompts=["a vase <lora:mika:0.8>"]')
+    assert any("<lora:mika:0.8>" in warning["message"] for warning in found["warnings"])
+    asked = ["--model", "toy-sd15-host", "--prompt", "a vase <lora:mika:0.8>", "--steps", "1", "--out", "a.png", "--json"]
+    done = shell("sample", *asked)
+    assert done.returncode == 0 and "--lora FILE:WEIGHT" in done.stderr and len(json.loads(done.stdout)["notes"]) == 1
+
+
 @pytest.mark.slow
 def test_a_grid_is_drawn_with_its_json(trained):
     prompt = "a <lora:moon-NUM:STRENGTH> sks crescent --s 2"

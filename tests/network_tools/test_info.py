@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,3 +91,14 @@ def test_a_file_that_a_webui_reads_in_part_or_not_says_so(base: Path, tmp_path: 
     assert {loads for _, loads, _ in dora.hosts} == {"all"}
     out = verify(write(tmp_path / "out.safetensors", state_of(some(chosen(base)), dora="out")))
     assert {loads for _, loads, _ in out.hosts} == {"partly"}
+
+
+def test_tags_folders_and_size_of_a_dataset_file_are_told(base: Path, tmp_path: Path):
+    subsets = [{"image_dir": "vase", "num_repeats": 2, "img_count": 10}, {"image_dir": "class", "is_reg": True}]
+    datasets = [{"resolution": [448, 448], "tag_frequency": {"vase": {"vase": 9, "blue": 4}}, "subsets": subsets}]
+    layers = {name: layer for name, layer in chosen(base).items() if "mid" in name}
+    found = info(write(tmp_path / "a.safetensors", state_of(layers), {**WORDS, "ss_datasets": json.dumps(datasets)}))["trained_on"]
+    assert found["tags"] == [{"tag": "vase", "count": 9}, {"tag": "blue", "count": 4}]
+    assert found["folders"] == {"vase": {"n_repeats": 2, "img_count": 10}} and found["resolution"] == "(448, 448)"
+    broken = info(write(tmp_path / "b.safetensors", state_of(layers), {**WORDS, "ss_datasets": "[{"}))["trained_on"]
+    assert "tags" not in broken and "resolution" not in broken

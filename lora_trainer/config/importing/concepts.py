@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from lora_trainer.config.checks.option_checks import options
-from lora_trainer.config.importing.arguments import nest
+from lora_trainer.config.importing.arguments import drop_invalid, nest
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, UNKNOWN
 from lora_trainer.config.importing.result import Imported, Left, Taken
 from lora_trainer.config.importing.values import is_empty, to_number
@@ -36,6 +38,19 @@ def _with_pictures(entries: Sequence[Any]) -> list[Mapping[str, Any]]:
 
 def _has_class(concept: Mapping[str, Any]) -> bool:
     return not is_empty(concept.get("class_data_dir"))
+
+
+def import_concepts_file(content: Any) -> Imported:
+    """A list of concepts, a single one, or a file of the extension that holds them in `concepts_list`."""
+    if isinstance(content, list):
+        return import_concepts(content)
+    entries = content.get("concepts_list")
+    if not isinstance(entries, list):
+        return import_concepts([content])
+    imported = import_concepts(entries)
+    why = say("Only the concepts of this file are read.")
+    others = [Left(key, value, why) for key, value in content.items() if key != "concepts_list"]
+    return attrs.evolve(imported, left=(*imported.left, *others))
 
 
 class _Concepts:
@@ -71,7 +86,12 @@ class _Concepts:
             self.flat[SUBSETS] = self.subsets
         if self.prompts:
             self.flat["sample.prompts"] = self.prompts
-        return Imported("dreambooth", nest(self.flat), tuple(self.taken), tuple(self.left), notes=tuple(self.notes))
+        valid, refused = drop_invalid(self.flat)
+        notes = [
+            say("{key}: {name}={value} was not taken. {why}", key="concepts", name=one.place, value=one.value, why=one.why)
+            for one in refused
+        ]
+        return Imported("dreambooth", nest(valid), tuple(self.taken), tuple(self.left), notes=(*self.notes, *notes))
 
     def _reason_left(self, name: str, value: Any, concept: Mapping[str, Any], has_folder: bool, usable: bool) -> Message | None:
         is_known = name in TARGETS

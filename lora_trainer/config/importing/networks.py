@@ -16,11 +16,14 @@ from lora_trainer.config.schema.network import PRESETS
 from lora_trainer.messages import Message, say
 
 LYCORIS_MODULE = "lycoris.kohya"
+EARLY_LOCON = "locon.locon_kohya"
+"""LyCORIS' module when it was called LoCon."""
 MODULES = {
     "networks.lora": "lora",
     "networks.dylora": "dylora",
     "networks.loha": "loha",
     "networks.lokr": "lokr",
+    EARLY_LOCON: "locon",
     "Kohya LoCon": "lora",
     "LoCon": "locon",
     **{f"LyCORIS/{name}": name.lower() for name in ("LoCon", "LoHa", "LoKr", "DyLoRA")},
@@ -88,6 +91,26 @@ def network_type(settings: Mapping[str, Any]) -> str | None:
     return "lora" if module in PLAIN else MODULES.get(module)
 
 
+def dim(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """network_dim. LyCORIS takes the whole matrix of each layer where the rank reaches half its size: 100000 means every layer."""
+    path = "network.dim"
+    if _means_whole_matrix(value, settings):
+        return [("network.full_matrix", True), (path, int(options()[path].option.high or 1))]
+    return [(path, convert(value, options()[path]))]
+
+
+def _means_whole_matrix(value: Any, settings: Mapping[str, Any]) -> bool:
+    return network_type(settings) == "lokr" and to_number(value) > (options()["network.dim"].option.high or 1)
+
+
+def whole_matrix_notes(settings: Mapping[str, Any]) -> Iterator[Message]:
+    """A note for each rank that is so large that it means the whole matrix."""
+    ranks = {"network_dim": settings.get("network_dim"), "conv_dim": network_args(settings).get("conv_dim", settings.get("conv_dim"))}
+    for name, value in ranks.items():
+        if _means_whole_matrix(value, settings):
+            yield say("{key} = {value}: LyCORIS does not limit the rank from there on; it trains the whole matrix.", key=name, value=value)
+
+
 def module(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
     """network_module, or the type in a front end."""
     kind = network_type(settings)
@@ -148,6 +171,10 @@ def network_option(name: str) -> Translate:
             return OFF  # in LyCORIS 0 means the other rank
         if name == "conv_alpha" and not to_number(value):
             return OFF
+        if name == "full_matrix" and _means_whole_matrix(settings.get("network_dim"), settings):
+            return say("{key} wins.", key="network_dim")
+        if name == "conv_dim" and _means_whole_matrix(value, settings):
+            return [(path, int(options()[path].option.high or 1))]
         if (
             name in _NOT_OF_PLAIN
             and network_type(settings) == "lora"
@@ -209,7 +236,9 @@ def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of sd-scripts and LyCORIS for these keys, where they differ from ours."""
     values = {**{key: str(value) for key, value in settings.items() if not isinstance(value, (list, dict))}, **network_args(settings)}
     defaults: dict[str, Any] = {}
-    if _is_lycoris(settings):
+    if str(settings.get("network_module")) == EARLY_LOCON:
+        defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
+    elif _is_lycoris(settings):
         defaults["network.preset"] = "full"
         if to_number(values.get("conv_dim")):
             defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
@@ -222,6 +251,7 @@ def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NETWORK: dict[str, Translate] = {
+    "network_dim": dim,
     "network_module": module,
     "lycoris_algo": algorithm,
     "network_args": arguments,

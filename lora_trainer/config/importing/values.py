@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from lora_trainer.config.param import DeclaredOption
@@ -47,3 +48,12 @@ def _parse(text: str, kinds: tuple[Any, ...]) -> Any:
         except ValueError:
             continue
     return text
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value in nested tables."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
