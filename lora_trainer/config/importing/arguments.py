@@ -228,7 +228,7 @@ _MEMBER = re.compile(r".*?\[(?P<index>\d+)\](?:\.(?P<key>\w+))?")
 
 def _sample_prompts(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
     """The prompts themselves, or those of a prompt file."""
-    text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "\n".join(part for part in value if isinstance(part, str)) if isinstance(value, list) else str(value)
     if text.lower().endswith(SUFFIXES) and "\n" not in text:
         content = read(text)
         if content is None:

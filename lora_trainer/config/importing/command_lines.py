@@ -348,7 +348,7 @@ class _WordReader:
                 self._add(self.text[self.place])
             elif sign == '"' or (sign == "'" and self.shell != "bat"):
                 self._quoted(sign)
-            elif sign == "$" and self.shell != "bat":
+            elif self._begins_variable(sign):
                 self._variable(splits=True)
                 continue
             elif sign == "`" and self.shell == "sh":
@@ -359,6 +359,10 @@ class _WordReader:
             self.place += 1
         self._end()
         return self.found
+
+    def _begins_variable(self, sign: str) -> bool:
+        """$NAME; in PowerShell also @NAME for a list."""
+        return (sign == "$" and self.shell != "bat") or (sign == "@" and self.shell == "ps1" and not self.has_word)
 
     def _ends_command(self, sign: str) -> bool:
         """A comment, a redirection or the next command; PowerShell's & at the start only calls what follows."""
@@ -397,7 +401,7 @@ class _WordReader:
             self.place += 1
 
     def _variable(self, *, splits: bool) -> None:
-        match = re.match(rf"\$(?:\{{({_NAME})(?:\[[@*]\])?\}}|({_NAME}))", self.text[self.place :])
+        match = re.match(rf"[$@](?:\{{({_NAME})(?:\[[@*]\])?\}}|({_NAME}))", self.text[self.place :])
         if match is None:
             end = self.text.find(")", self.place) if self.text.startswith("$(", self.place) else self.place
             self._unclear(end)

@@ -145,11 +145,11 @@ def _kind_by_names(values: Mapping[str, Any], *, is_json: bool) -> str:
     own_keys = sum(key in options() for key in flat)
     if "version" in flat and not is_json:
         return "own"
+    foreign_keys = sum(name in paths_by_name() or name in REASONS or (is_json and name in KOHYA_NAMES) for name in names)
     if is_json:
-        return "own" if own_keys > sum(name in KOHYA_NAMES or name in REASONS for name in names) else "kohya_ss"
+        return "own" if own_keys >= max(1, foreign_keys) else "kohya_ss"
     if "metadata" in values:
         return "lora-scripts"
-    foreign_keys = sum(name in paths_by_name() or name in REASONS for name in names)
     if own_keys >= foreign_keys and (own_keys or not foreign_keys):
         return "own"
     return "lora-scripts" if names & set(LORA_SCRIPTS_KEYS) or "additional_network" in values else "sd-scripts"

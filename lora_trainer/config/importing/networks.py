@@ -11,7 +11,7 @@ from typing import Any
 from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.importing.learning import LORAPLUS, Options, ReadText, Translate
 from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, OFF, OTHER_NETWORK, UNKNOWN
-from lora_trainer.config.importing.values import convert, is_empty, to_number
+from lora_trainer.config.importing.values import convert, is_empty, texts_of, to_number
 from lora_trainer.config.schema.network import PRESETS
 from lora_trainer.messages import Message, say
 
@@ -69,7 +69,7 @@ ARGUMENTS = ("network_args", "network_args_custom")
 def parse_args(value: Any) -> dict[str, str]:
     """`name=value` of a list, or of one line in which each may be quoted, as a dict."""
     if isinstance(value, list):
-        args = [str(part) for part in value]
+        args = [str(part) for part in value if part is not None]
     else:
         try:
             args = shlex.split(str(value))
@@ -185,7 +185,7 @@ def network_option(name: str) -> Translate:
         if OPTION_NAMES[name] in ("include", "exclude"):
             return [(path, _patterns(value))]
         if isinstance(value, list):
-            return [(path, ",".join(str(part) for part in value))]
+            return [(path, ",".join(map(str, texts_of(value))))]
         return [(path, convert(value, options()[path]))]
 
     return take
@@ -196,7 +196,7 @@ def _patterns(value: Any) -> list[str]:
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError):
             value = json.loads(value)
-    return [str(pattern) for pattern in value] if isinstance(value, list) else [str(value)]
+    return texts_of(value) if isinstance(value, list) else [str(value)]
 
 
 def _is_lycoris(settings: Mapping[str, Any]) -> bool:
@@ -229,7 +229,7 @@ def base_weights_multiplier(value: Any, settings: Mapping[str, Any], read: ReadT
 def _lines(value: Any) -> list[str]:
     if value is None:
         return []
-    return [str(line) for line in value] if isinstance(value, list) else str(value).splitlines()
+    return [str(line) for line in value if line is not None] if isinstance(value, list) else str(value).splitlines()
 
 
 def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:

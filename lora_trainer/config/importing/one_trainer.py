@@ -40,6 +40,7 @@ NAMES = {
     "lora_alpha": "network_alpha",
     "lora_decompose": "dora_wd",
     "lora_model_name": "network_weights",
+    "lokr_dim": "network_dim",
     "lokr_decompose_both": "decompose_both",
     "lokr_decompose_factor": "factor",
     "lokr_use_tucker": "use_tucker",
@@ -252,6 +253,8 @@ class _Reader:
         network = self.flat.get("peft_type", "LORA")
         if name.startswith("lokr_") and network != "LOKR":
             return say("Only other kinds of networks use it, there too.")
+        if name == "lora_rank" and network == "LOKR" and not is_empty(self.flat.get("lokr_dim")):
+            return say("{key} wins.", key="lokr_dim")
         if name == "lora_decompose" and network == "LOKR":
             return say("Only other kinds of networks use it, there too.")
         if name in ("min_snr_gamma", "noise_offset") and not to_number(value):

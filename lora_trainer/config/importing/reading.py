@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.checks.option_checks import options, problem
 from lora_trainer.config.importing.ai_toolkit import ai_toolkit_keys
-from lora_trainer.config.importing.arguments import paths_by_name, prompt_notes, translate_keys
+from lora_trainer.config.importing.arguments import SPECIAL, paths_by_name, prompt_notes, translate_keys
 from lora_trainer.config.importing.concepts import import_concepts_file
 from lora_trainer.config.importing.detection import detect_kind
 from lora_trainer.config.importing.forms import parse_settings, unknown_file
@@ -37,6 +38,8 @@ PROGRAMS: Mapping[str, Callable[[Any, ReadText], ProgramKeys]] = {
 }
 GUESSED = ("kohya_ss", "sd-scripts")
 """Programs whose files have no mark of their own."""
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How PowerShell's own text files begin."""
 MAX_PROMPT_FILE_BYTES = 1 << 20
 """Larger prompt files are not read."""
 
@@ -45,7 +48,8 @@ def import_file(path: Path) -> Imported:
     """The settings of a file; text files that it names are looked for relative to it. Raises ConfigError if it cannot be read."""
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError([problem(str(path), "is not UTF-8 text.", "Save the file as UTF-8.")]) from error
     except (OSError, ValueError) as error:
@@ -73,7 +77,8 @@ def import_text(text: str, *, source: Path | None = None, read: ReadText = lambd
 
 
 def _import_keys(kind: str, program: ProgramKeys, read: ReadText, where: str) -> Imported:
-    if kind in GUESSED and not any(key.name in paths_by_name() or key.name in REASONS for key in program.keys):
+    known = sum(key.name in paths_by_name() or key.name in REASONS or key.name in SPECIAL for key in program.keys)
+    if kind in GUESSED and 2 * known < max(1, len(program.keys)):
         raise unknown_file(where)
     translated = translate_keys(program.keys, read, program.defaults, program.context)
     if not translated.taken:

@@ -40,7 +40,8 @@ _KEYS_BY_REASON: dict[Message, str] = {
         offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model
         fp16_master_weights_and_gradients dataset_class skip_cache_check debug_dataset text_encoder_batch_size""",
     RESUMED: """resume save_state_on_train_end initial_epoch initial_step skip_until_initial_step""",
-    WINDOW: """model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
+    WINDOW: """epoch
+        model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
         enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization model_train_type

@@ -78,7 +78,7 @@ accelerate launch --num_cpu_threads_per_process=8 "./sd-scripts/train_network.py
   --pretrained_model_name_or_path=$model `
   --train_data_dir=$dir --network_module=$network_module --network_dim=$dim `
   --learning_rate="1e-4" --max_train_epochs 10 --wandb_api_key="secret123" `
-  --xformers $more $ext_args
+  --xformers @more $ext_args
 Write-Output "done"
 """
 CLEAR = "depends on what the file does not tell"

@@ -384,3 +384,26 @@ def test_a_concept_with_one_wrong_value_keeps_its_others():
     found = import_text(text)
     assert found.config.data.train_data_dir == "/data/mika" and found.config.data.trigger_word == ""
     assert any("trigger_word" in note.text() for note in found.notes)
+
+
+def test_null_within_lists_and_concepts_is_never_the_word_none():
+    given = {"LoRA_type": "Standard", "sample_prompts": [None, "a vase"], "base_weights": [None, "a.safetensors"], "optimizer_args": [None]}
+    found = import_text(json.dumps({**given, "network_args": [None, "rank_dropout=0.1"], "exclude_patterns": ["ff", None]}))
+    network = found.config.network
+    assert (network.base_weights, network.rank_dropout, network.exclude) == (("a.safetensors",), 0.1, ("ff",))
+    assert found.config.sample.prompts == ("a vase",) and "None" not in config_text(found.config)
+    concept = {"instance_data_dir": "/a", "instance_prompt": ["x"], "save_sample_prompt": "b", "save_sample_negative_prompt": None}
+    found = import_text(json.dumps([{**concept, "instance_token": True, "sample_seed": None}]))
+    assert found.config.sample.prompts == ("b",) and (found.config.data.class_tokens, found.config.data.trigger_word) == ("", "")
+    assert "text or a number" in why(found, "[0].instance_prompt") and found.keys == 6
+
+
+def test_a_file_of_another_program_that_shares_a_few_names_is_not_taken_for_kohya_ss():
+    with pytest.raises(ConfigError, match="known kind"):
+        import_text(json.dumps({"learning_rate": 1e-4, "seed": 3, "num_frames": 16, "text_model": "t5", "ckpt": "x", "world": 2}))
+
+
+def test_a_file_of_powershells_own_encoding_is_read(tmp_path: Path):
+    file = tmp_path / "in.toml"
+    file.write_bytes('network_module = "networks.lora"\noutput_name = "图片"\n'.encode("utf-16"))
+    assert import_file(file).config.save.output_name == "图片"
