@@ -171,7 +171,8 @@ def network_option(name: str) -> Translate:
             return OFF  # in LyCORIS 0 means the other rank
         if name == "conv_alpha" and not to_number(value):
             return OFF
-        if name == "full_matrix" and _means_whole_matrix(settings.get("network_dim"), settings):
+        is_off = str(value).lower() not in ("true", "1")
+        if name == "full_matrix" and is_off and _means_whole_matrix(settings.get("network_dim"), settings):
             return say("{key} wins.", key="network_dim")
         if name == "conv_dim" and _means_whole_matrix(value, settings):
             return [(path, int(options()[path].option.high or 1))]
