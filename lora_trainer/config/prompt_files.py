@@ -92,10 +92,15 @@ def rows_from_file(text: str, name: str, first: int = 0) -> list[PromptRow]:
         contents = _toml_rows(text, name)
     else:
         return list(rows_from_lines(text, name, first))
-    return [
-        PromptRow(first + index, say("{file}, line {line}", file=name, line=line), content)
-        for index, (line, content) in enumerate(contents)
-    ]
+    lines = [line for line, _ in contents]
+    return [PromptRow(first + index, _place(name, lines, index), content) for index, (_, content) in enumerate(contents)]
+
+
+def _place(name: str, lines: list[int], index: int) -> Message:
+    """File and line of a row; where several rows share the line, also which row it is."""
+    if lines.count(lines[index]) == 1:
+        return say("{file}, line {line}", file=name, line=lines[index])
+    return say("{file}, line {line}, row {row}", file=name, line=lines[index], row=index + 1)
 
 
 def _json_rows(text: str, name: str) -> list[tuple[int, Any]]:

@@ -370,7 +370,7 @@ def test_a_row_of_a_prompt_file_that_cannot_be_read_is_named_and_the_others_are_
     (tmp_path / "in.toml").write_text('network_module = "networks.lora"\nsample_prompts = "p.json"\n', encoding="utf-8")
     found = import_file(tmp_path / "in.toml")
     assert found.config.sample.prompts == ("a vase --d 3",)
-    assert [note.text().partition(" is not drawn")[0] for note in found.notes] == ["p.json, line 1", "p.json, line 1"]
+    assert [note.text().partition(" is not drawn")[0] for note in found.notes] == ["p.json, line 1, row 2", "p.json, line 1, row 3"]
     assert '["x", "y"]' in found.notes[0].text()
 
 
