@@ -14,6 +14,7 @@ from lora_trainer.data.caption_notes import caption_notes
 from lora_trainer.data.captions import (
     CaptionRules,
     caption_parts,
+    caption_tags,
     contains_trigger,
     plain_caption,
     process_caption,
@@ -252,6 +253,30 @@ def test_each_option_of_the_config_reaches_the_rules():
     }
     wanted = CaptionRules("sks", "girl", 2, True, 0.1, ";", "p", "s", "|||", ";;;", True, 0.2, 3, 4, 5.0)
     assert rules_from(build({"data": data}).data) == wanted
+
+
+@pytest.mark.parametrize(
+    ("caption", "options", "tags"),
+    [
+        ("vase, |||, blue, round", {"shuffle": True, "keep_tokens_separator": "|||"}, ["vase", "blue", "round"]),
+        ("vase ||| tall; red", {"separator": ";", "shuffle": True, "keep_tokens_separator": "|||"}, ["vase", "tall", "red"]),
+        ("vase ||| b", {"keep_tokens_separator": "|||"}, ["vase", "b"]),
+        ("vase, {red|blue}, shiny", {"wildcard": True}, ["vase", "red", "shiny", "blue"]),
+        ("{tall|low|wide} {red|blue} vase", {"wildcard": True}, ["tall red vase", "low blue vase", "wide red vase"]),
+        ("{{x}}, {a|b}", {"wildcard": True}, ["{x}", "a", "b"]),
+        ("{red|blue} vase", {}, ["{red|blue} vase"]),
+        ("one, two\nthree, two", {"wildcard": True}, ["one", "two", "three"]),
+        ("one\nthree", {}, ["one"]),
+        ("a;;;b, c", {"secondary_separator": ";;;"}, ["a", "b", "c"]),
+        ("a, a , b,,", {}, ["a", "b"]),
+        ("", {"wildcard": True}, []),
+    ],
+)
+def test_the_tags_of_a_caption_are_what_may_be_read_without_marks(caption, options, tags):
+    rules = CaptionRules(**options)
+    assert caption_tags(record(caption=caption), rules) == tags
+    read = {drawn(caption, rules, repeat=repeat) for repeat in range(60)}
+    assert rules.keep_tokens_separator or all(any(tag in text for text in read) for tag in tags)
 
 
 # --- what their writer may not expect ---
