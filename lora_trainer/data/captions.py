@@ -129,6 +129,12 @@ def caption_tags(record: ImageRecord, rules: CaptionRules) -> list[str]:
     return list(dict.fromkeys(tag for text in texts for tag in _split_tags(text, rules.separator)))
 
 
+def draws_words(record: ImageRecord, rules: CaptionRules) -> bool:
+    """Whether the picture's text has lines or choices {a|b} to draw from."""
+    text = "".join((rules.prefix, rules.suffix, record.caption if record.has_caption else _class_tokens(record, rules)))
+    return "{" in text or "}" in text or len(caption_lines(record.caption)) > 1
+
+
 def contains_trigger(text: str, trigger: str) -> bool:
     """Whether the text contains the trigger word as a whole word; letter case does not matter, as for CLIP."""
     if not trigger:
@@ -192,9 +198,7 @@ def _compose(record: ImageRecord, rules: CaptionRules, showing: _Showing | None)
     dropped = rng is not None and rng.random() < rules.dropout_rate
     if dropped or (showing and rules.dropout_every_n_epochs and showing.epoch % rules.dropout_every_n_epochs == 0):
         return []
-    text = _choose_wildcards(_add_prefix_and_suffix(record, rules, trigger), rules, showing)
-    if not contains_trigger(text, trigger):
-        text = f"{trigger}{_joint(rules.separator)}{text}" if text else trigger
+    text = _whole_text(record, rules, trigger, showing)
     if rules.splits_tags:
         parts = _shuffle_and_drop(text, trigger, rules, rng, showing)
     else:
@@ -205,6 +209,14 @@ def _compose(record: ImageRecord, rules: CaptionRules, showing: _Showing | None)
         old, new = rules.secondary_separator, rules.separator
         parts = [Part(part.text.replace(old, new), part.kind, part.before.replace(old, new)) for part in parts]
     return parts
+
+
+def _whole_text(record: ImageRecord, rules: CaptionRules, trigger: str, showing: _Showing | None) -> str:
+    """The caption with prefix, suffix and trigger word, one line and one choice of each {a|b}."""
+    text = _choose_wildcards(_add_prefix_and_suffix(record, rules, trigger), rules, showing)
+    if contains_trigger(text, trigger):
+        return text
+    return f"{trigger}{_joint(rules.separator)}{text}" if text else trigger
 
 
 def _join(parts: Sequence[Part]) -> str:
@@ -274,8 +286,14 @@ def _count_trigger_tags(texts: Sequence[str], trigger: str, separator: str) -> i
     return len(trigger_tags) if trigger_tags and leads else 0
 
 
-def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.Random | None, showing: _Showing | None) -> list[Part]:
-    """The tags of a caption: the fixed ones in front, the others cut by token warm-up, shuffled and dropped."""
+def shuffled_tags(record: ImageRecord, rules: CaptionRules) -> list[str]:
+    """The tags of the plain caption that are shuffled, dropped and added one by one where that is asked for: those not kept in place."""
+    trigger = "" if record.is_reg else rules.trigger_word.strip()
+    return _fixed_and_flexible(_whole_text(record, rules, trigger, None), trigger, rules)[1]
+
+
+def _fixed_and_flexible(text: str, trigger: str, rules: CaptionRules) -> tuple[list[str], list[str], list[str]]:
+    """(tags kept in front, tags that may be shuffled and dropped, tags kept at the end)."""
     separator = rules.keep_tokens_separator
     fixed_suffix: list[str] = []
     if separator and separator in text:
@@ -288,6 +306,12 @@ def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.
     trigger_count = _count_trigger_tags([*fixed_tags, *flex_tags], trigger, rules.separator) - len(fixed_tags)
     if trigger_count > 0:
         fixed_tags, flex_tags = [*fixed_tags, *flex_tags[:trigger_count]], flex_tags[trigger_count:]
+    return fixed_tags, flex_tags, fixed_suffix
+
+
+def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.Random | None, showing: _Showing | None) -> list[Part]:
+    """The tags of a caption: the fixed ones in front, the others cut by token warm-up, shuffled and dropped."""
+    fixed_tags, flex_tags, fixed_suffix = _fixed_and_flexible(text, trigger, rules)
     if showing:
         protected = _split_tags(trigger, rules.separator)
         count = _warmup_length(len(flex_tags), rules, showing)
