@@ -71,6 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
+    _note_marks(f"{args.prompt} {args.negative}", console)
     target = _target(args.out.absolute(), args.seed)
     (picture,) = ImageSampler(model).draw_seeds(request, [args.seed], loras)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
         }
     )
     return DONE
+
+
+def _note_marks(text: str, console: Console) -> None:
+    """Notes on networks and options that people write into prompts elsewhere."""
+    from lora_trainer.train.previews.preview_prompts import EXTRA_NETWORK, MARK
+
+    for network in EXTRA_NETWORK.findall(text):
+        name, colon, weight = network.strip("<>").partition(":")[2].partition(":")
+        lora = f"{name}.safetensors{colon}{weight.partition(':')[0]}"
+        console.note(say("Note: {network} is not read here, but as letters: give --lora {lora}", network=network, lora=lora))
+    if marks := MARK.findall(text):
+        template = "Note: {marks} is read as a part of the text: give --negative, --width, --height, --seed, --cfg, --steps and --sampler."
+        console.note(say(template, marks=", ".join(marks)))
 
 
 class ImageSampler:

@@ -172,6 +172,14 @@ def test_a_sample_without_weight_is_the_bases_picture(trained):
     assert draw("folder", "--sampler", "euler_a", "--height", 128).size == (64, 128)
 
 
+def test_a_network_and_options_in_the_prompt_of_a_sample_are_told(shell):
+    prompt = "a vase <lora:mika:0.8> --n bad --7"
+    done = shell("sample", "--model", "toy-sd15-host", "--prompt", prompt, "--steps", 1, "--out", "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "<lora:mika:0.8> is not read here, but as letters: give --lora mika.safetensors:0.8" in done.stderr
+    assert "Note: --n, --7 is read as a part of the text: give --negative" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_grid_is_drawn_with_its_json(trained):
     prompt = "a <lora:moon-NUM:STRENGTH> sks crescent --s 2"
@@ -183,7 +191,14 @@ def test_a_grid_is_drawn_with_its_json(trained):
 
 
 def test_the_grids_arguments_are_checked_before_anything_is_drawn(trained):
-    for words in (["--weights", "strong"], ["--weights", ""], ["--epochs", "7"], ["--weights", "99"]):
+    for words in (
+        ["--weights", "strong"],
+        ["--weights", ""],
+        ["--epochs", "7"],
+        ["--weights", "99"],
+        ["--epochs", "0.9"],
+        ["--epochs", "nan"],
+    ):
         done = trained("grid", "moon", "--prompt", "x", *words, "--out", "never")
         assert done.returncode == 2 and "Traceback" not in done.stderr and not (trained.folder / "never").exists(), words
 

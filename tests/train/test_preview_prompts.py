@@ -87,3 +87,31 @@ def test_prompt_files_of_chinese_editors_are_read(tmp_path: Path):
     file = tmp_path / "p.txt"
     file.write_bytes("一只猫在海边\n".encode("gb18030"))
     assert preview_prompts(config(prompt_file=str(file))).requests[0][1].prompt == "一只猫在海边"
+
+
+@pytest.mark.parametrize(
+    ("line", "marks"),
+    [
+        ("a vase --n a,b --7 --w 64", "--7"),
+        ("a vase --n bad --hands", "--hands"),
+        ("a vase --width 64 --h 64", "--width"),
+        ("a vase \u2014w 64 \u2013 h 64", "\u2014w, \u2013 h"),
+        ("a vase -w 64 -n bad", "-w"),
+        ("a well-known vase -- by the sea, 1-2 --- x", ""),
+        ("a sun-dried, half--open vase, -1", ""),
+    ],
+)
+def test_a_word_that_looks_like_an_option_and_is_none_is_named_and_the_picture_drawn(line: str, marks: str):
+    found = preview_prompts(config(prompts=[line]))
+    assert len(found.requests) == 1
+    notes = [note.text() for note in found.warnings]
+    assert notes == (
+        [f"prompt 1: {marks} is no option and is read as a part of the text. Options are --n --w --h --d --l --s and --ss."] * bool(marks)
+    )
+
+
+@pytest.mark.parametrize("network", ["<lora:mika:0.8>", "<lora:a b>", "<hypernet:x:1>", "<LORA:mika:0.8:lbw=IN>"])
+def test_a_network_in_a_prompt_is_told_to_be_letters_outside_of_a_webui(network: str):
+    (note,) = preview_prompts(config(prompts=[f"a vase {network}"])).warnings
+    assert note.text().startswith(f"prompt 1: {network} is read only where a WebUI draws")
+    assert not preview_prompts(config(prompts=["a <b> vase, lora:mika"])).warnings
