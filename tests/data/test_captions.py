@@ -318,6 +318,11 @@ def test_a_caption_is_read_in_whatever_it_was_written(tmp_path, text, encoding):
     assert read_caption(tmp_path / "a.txt") == text
 
 
+@pytest.mark.parametrize("data", [b"a cat\0, hat", b"\0a cat, a hat", b"a cat, hat\0\0", "猫\0, hat".encode()])
+def test_a_nul_does_not_turn_a_caption_into_other_letters(data):
+    assert decode_text(data) == data.decode("utf-8")
+
+
 @given(st.binary(max_size=60))
 def test_no_bytes_at_all_stop_the_reading(data):
     assert isinstance(decode_text(data), str)
