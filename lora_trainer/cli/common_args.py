@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -55,6 +56,14 @@ def parse_numbers(text: str, option: str) -> list[float]:
         return [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError:
         raise usage_error(option, say("{value} is not a list of numbers.", value=text), say("Write for example 0.2,0.4,0.6")) from None
+
+
+def parse_whole_numbers(text: str, option: str) -> list[int]:
+    """Comma-separated whole numbers. Raises ConfigError that names the option."""
+    words = [part.strip() for part in text.replace(";", ",").split(",") if part.strip()]
+    if wrong := [word for word in words if not re.fullmatch(r"[+-]?\d{1,9}(\.0*)?", word)]:
+        raise usage_error(option, say("{value} is not a whole number.", value=wrong[0]), say("Write for example 1,2,3"))
+    return [int(float(word)) for word in words]
 
 
 def usage_error(path: str, message: Message, fix: Message) -> ConfigError:

@@ -75,6 +75,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
         for tag in NETWORK_TAG.findall(f"{args.prompt} {args.negative}")
     ]
+    if marks := MARK.findall(f"{args.prompt} {args.negative}"):
+        template = "{marks} is read as a part of the text: give --negative, --width, --height, --seed, --cfg, --steps and --sampler."
+        notes.append(say(template, marks=", ".join(marks)))
     for note in notes:
         console.note(say("Note: {message}", message=note))
     target = _target(args.out.absolute(), args.seed)
@@ -92,6 +95,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
         }
     )
     return DONE
+
+
+def _note_marks(text: str, console: Console) -> None:
+    """Notes on networks and options that people write into prompts elsewhere."""
+    from lora_trainer.train.previews.preview_prompts import EXTRA_NETWORK, MARK
+
+    for network in EXTRA_NETWORK.findall(text):
+        name, colon, weight = network.strip("<>").partition(":")[2].partition(":")
+        lora = f"{name}.safetensors{colon}{weight.partition(':')[0]}"
+        console.note(say("Note: {network} is not read here, but as letters: give --lora {lora}", network=network, lora=lora))
+    if marks := MARK.findall(text):
+        template = "Note: {marks} is read as a part of the text: give --negative, --width, --height, --seed, --cfg, --steps and --sampler."
+        console.note(say(template, marks=", ".join(marks)))
 
 
 class ImageSampler:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from lora_trainer.control import Control
@@ -70,6 +71,21 @@ def test_the_header_says_what_hosts_read(tmp_path: Path):
     assert len(words["ss_new_sd_model_hash"]) == 64
     assert len(words["ss_sd_model_hash"]) == 8
     assert len(words["sshs_model_hash"]) == 64
+
+
+def test_the_header_lists_the_tags_that_are_read_and_no_marks(tmp_path: Path):
+    folder = tmp_path / "3_vase"
+    folder.mkdir()
+    for number, caption in enumerate(("vase; |||; blue", "vase ||| tall, thin; {red|blue}")):
+        Image.new("RGB", (64, 64), (number * 90, 40, 40)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
+    marks = {"data__keep_tokens_separator": "|||", "data__enable_wildcard": True, "data__caption_separator": ";"}
+    events_of(
+        small_config(tmp_path, data__train_data_dir=str(folder), data__shuffle_caption=True, **marks, steps__max_train_steps=1), tmp_path
+    )
+    with safe_open(tmp_path / "loras" / "small.safetensors", framework="pt") as file:
+        counted = json.loads(file.metadata()["ss_tag_frequency"])
+    assert counted == {"3_vase": {"vase": 2, "blue": 2, "tall, thin": 1, "red": 1}}
 
 
 @pytest.mark.parametrize(

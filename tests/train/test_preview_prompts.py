@@ -112,3 +112,24 @@ def test_networks_named_as_in_a_webui_are_told_where_the_trainer_draws_itself():
     found = preview_prompts(config(prompts=["a vase <lora:mika:0.8>", "a vase <3 <b>", "x --n <LyCO:bad:1>"]))
     notes = [note.text() for note in network_tag_notes(found)]
     assert len(notes) == 2 and "prompt 1: <lora:mika:0.8>" in notes[0] and "prompt 3: <LyCO:bad:1>" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "marks"),
+    [
+        ("a vase --n a,b --7 --w 64", "--7"),
+        ("a vase --n bad --hands", "--hands"),
+        ("a vase --width 64 --h 64", "--width"),
+        ("a vase \u2014w 64 \u2013 h 64", "\u2014w, \u2013 h"),
+        ("a vase -w 64 -n bad", "-w"),
+        ("a well-known vase -- by the sea, 1-2 --- x", ""),
+        ("a sun-dried, half--open vase, -1", ""),
+    ],
+)
+def test_a_word_that_looks_like_an_option_and_is_none_is_named_and_the_picture_drawn(line: str, marks: str):
+    found = preview_prompts(config(prompts=[line]))
+    assert len(found.requests) == 1
+    notes = [note.text() for note in found.warnings]
+    assert notes == (
+        [f"prompt 1: {marks} is no option and is read as a part of the text. Options are --n --w --h --d --l --s and --ss."] * bool(marks)
+    )

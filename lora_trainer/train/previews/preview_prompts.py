@@ -24,6 +24,12 @@ IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")
 _OPTION = re.compile(r"\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
 NETWORK_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
 """How a WebUI's prompt names a network; the trainer's own samplers take it for words."""
+MARK = re.compile(
+    r"(?:^|\s)(--\w\S*"  # two hyphens before what is no option: --7
+    r"|[\u2013\u2014]{1,2}\s?(?:[nwhdls]|ss)(?=\s)"  # dashes that an editor made of two hyphens
+    r"|-(?:[whdls]|ss)(?=\s+[-+]?\d))"  # one hyphen
+)
+"""A word that looks like a prompt option."""
 MAX_FILE_BYTES = 1 << 20
 """Size limit of prompt files."""
 SEED_RANGE = 2**64
@@ -68,6 +74,7 @@ def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Pr
         try:
             values = _parse_options(row.content)
             requests.append((row.index, _make_request(values, defaults)))
+            warnings += [say("{place}: {note}", place=row.source, note=note) for note in _notes_on_texts(values)]
         except TrainerError as error:
             problem = error.problems[0]
             warnings.append(say("{place} is not drawn: {message} {fix}", place=row.source, message=problem.message, fix=problem.fix))
@@ -92,6 +99,15 @@ def network_tag_notes(prompts: Prompts) -> list[Message]:
                 )
             )
     return notes
+
+
+def unknown_marks_note(*texts: str) -> Message | None:
+    """Names words that look like a prompt option and are none: --7, and -w, or --w whose hyphens an editor made a dash."""
+    marks = [mark for text in texts for mark in MARK.findall(text)]
+    if not marks:
+        return None
+    template = "{marks} is no option and is read as a part of the text. Options are --n --w --h --d --l --s and --ss."
+    return say(template, marks=", ".join(marks))
 
 
 def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:
