@@ -96,12 +96,13 @@
     new Promise((resolve) => {
       const before = document.activeElement;
       const done = (answer) => {
+        document.removeEventListener("keydown", leave, true);
         cover.remove();
         if (before && before.focus) before.focus();
         resolve(answer);
       };
       const buttons = answers.map((answer, index) =>
-        LT.button(answer.label, { kind: answer.kind, icon: answer.icon, onclick: () => done(index) }),
+        (answer.button = LT.button(answer.label, { kind: answer.kind, icon: answer.icon, onclick: () => done(index) })),
       );
       const box = h("div.lt-dialog", { role: "dialog", "aria-modal": "true", "aria-label": title },
         h("div.lt-title", {}, title),
@@ -109,9 +110,16 @@
         h("div.lt-answers", {}, buttons),
       );
       const cover = h("div.lt-cover", { onclick: (event) => event.target === cover && done(null) }, box);
+      // Esc must not depend on where the focus is: what was clicked may be gone, and the focus with it
+      const leave = (event) => {
+        if (event.key !== "Escape" || [...LT.root().querySelectorAll(".lt-cover")].pop() !== cover) return;
+        event.stopPropagation();
+        event.preventDefault();
+        done(null);
+      };
+      document.addEventListener("keydown", leave, true);
       cover.addEventListener("keydown", (event) => {
         event.stopPropagation();
-        if (event.key === "Escape") done(null);
         if (event.key === "Tab") LT.keepInside(box, event);
       });
       LT.root().querySelector(".lt-app").append(cover);
