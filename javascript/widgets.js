@@ -138,7 +138,17 @@
     event.preventDefault();
   };
 
-  /** A short note at the bottom of the page; `action`: {label, act}. */
+  const NOT_COVERED = "#lora_trainer_start, .lt-strip";
+  const meet = (one, other) => one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+  /** Puts the notes at the bottom, or at the top where they would cover what the user needs now. */
+  const place = (shelf) => {
+    shelf.classList.remove("lt-high");
+    const needed = [...LT.root().querySelectorAll(NOT_COVERED)].filter((element) => element.offsetParent !== null);
+    const covers = () => needed.some((element) => meet(element.getBoundingClientRect(), shelf.getBoundingClientRect()));
+    shelf.classList.toggle("lt-high", covers());
+  };
+
+  /** A short note at the edge of the page; `action`: {label, act}. */
   LT.toast = (text, { kind = "", action } = {}) => {
     const app = LT.root() && LT.root().querySelector(".lt-app");
     if (!app) return;
@@ -153,6 +163,7 @@
     if (action) note.append(LT.button(action.label, { kind: "small", onclick: () => { go(); action.act(); } }));
     note.append(h("button.lt-plain", { "aria-label": t("Close"), onclick: go }, LT.icon("cross")));
     shelf.append(note);
+    place(shelf);
     window.setTimeout(go, action || kind === "bad" ? 12000 : 5000);
   };
 

@@ -187,14 +187,15 @@ def test_every_undo_takes_back_only_what_its_action_changed(mika: Page):
 
 
 TOUCHING = """() => {
-    const boxes = (which) => [...document.querySelectorAll(which)].filter((one) => one.checkVisibility()).map((one) => one.getBoundingClientRect());
+    const boxes = (which) =>
+        [...document.querySelectorAll(which)].filter((one) => one.checkVisibility()).map((one) => one.getBoundingClientRect());
     const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
     const toasts = boxes('.lt-toast');
     return [toasts.length, boxes('#lora_trainer_start, .lt-strip').some((one) => toasts.some((toast) => meet(one, toast)))];
 }"""
 
 
-@pytest.mark.parametrize(("step", "width"), [("settings", 1440), ("settings", 1024), ("train", 1440), ("train", 1024)])
+@pytest.mark.parametrize(("step", "width"), [("settings", 1440), ("settings", 1024), ("train", 1440), ("train", 1024), ("train", 390)])
 def test_notes_cover_neither_the_start_nor_the_strip_of_previews(mika: Page, step: str, width: int):
     page = mika(step, "training" if step == "train" else "idle", width=width)
     page.wait_for_selector("#lora_trainer_start" if step == "settings" else ".lt-strip")
