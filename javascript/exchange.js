@@ -70,13 +70,7 @@
 
   /** Loads settings into the form and shows what became of each key, with an undo. */
   LT.takeSettings = async (config, imported) => {
-    const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
-    LT.useConfig(config);
-    await tell(imported, () => {
-      Object.assign(LT.state, before);
-      LT.saveState();
-      LT.emit("form", [...LT.options.keys()]);
-    });
+    await tell(imported, LT.undoable(() => LT.useConfig(config)));
   };
 
   LT.openImport = async () => {
@@ -108,13 +102,7 @@
       if (answer !== 0) return;
       try {
         const { config, imported } = await LT.post("config", { toml: area.value });
-        const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
-        const undo = () => {
-          Object.assign(LT.state, before);
-          LT.saveState();
-          LT.emit("form", [...LT.options.keys()]);
-        };
-        LT.useConfig(config);
+        const undo = LT.undoable(() => LT.useConfig(config));
         if (imported) return void (await tell(imported, undo));
         LT.toast(t("The settings of the file stand in the form."), { kind: "good", action: { label: t("Undo"), act: undo } });
         return;
