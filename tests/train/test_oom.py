@@ -9,17 +9,24 @@ import pytest
 import torch
 
 from benchmarks.memory import Allocations
+from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.control import Control
 from lora_trainer.errors import OutOfMemory
-from lora_trainer.events import Changed, Event, Finished, Stepped
+from lora_trainer.events import Changed, Event, Finished, Stepped, Warned
 from lora_trainer.host.a1111 import A1111Host
 from lora_trainer.host.standalone import StandaloneHost
+from lora_trainer.messages import say
+from lora_trainer.train import validation
+from lora_trainer.train.inputs import vae
+from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.loop import run
+from lora_trainer.train.memory import placement
+from lora_trainer.train.memory.oom import out_of_memory
 from tests.host import contract
 from tests.host.data_folder import make_data
 from tests.host.fake_webui import FakeWebUI
 from tests.train.runs import small_config, tensors_of
-from tests.train.shortage import Failing
+from tests.train.shortage import Card, Failing
 
 PLACES = 20
 SOME = (1, 6, 11, 16)
@@ -190,3 +197,81 @@ def test_an_optimizer_that_lacks_memory_in_its_first_step_begins_anew(roomy, tmp
     events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
     assert scarce.calls == 3
     assert [event.loss for event in events if isinstance(event, Stepped)] == roomy[1]
+
+
+CUDA_OOM = "CUDA out of memory. Tried to allocate 2.50 GiB."
+OFFLOADED = str(say("Memory ran out: parts of the model that are not needed are moved off the GPU."))
+
+
+@pytest.fixture
+def card(monkeypatch):
+    card = Card()
+    card.install(monkeypatch)
+    return card
+
+
+@pytest.mark.parametrize("kind", ["captions", "pictures", "evaluating"])
+def test_work_that_never_fits_ends_the_run_and_every_measure_is_taken_once(kind, card, tmp_path, monkeypatch):
+    """The repeated work brings its own parts back to the card: moving those off again must not count as a new try."""
+
+    def never_fits(*args, **kwargs):
+        bundle = next(each for each in args if hasattr(each, "text_encoders"))
+        for module in {"captions": bundle.text_encoders, "pictures": (bundle.vae,), "evaluating": (bundle.unet,)}[kind]:
+            placement.move_to_device(module, bundle.device)
+        raise torch.cuda.OutOfMemoryError(CUDA_OOM)
+
+    place = {
+        "captions": (CaptionEncoder, "_encode_batch"),
+        "pictures": (vae, "encode"),
+        "evaluating": (validation, "validation_loss"),
+    }[kind]
+    encode = (lambda self, bundle, captions: never_fits(bundle)) if kind == "captions" else never_fits
+    monkeypatch.setattr(*place, encode)
+    events: list[Event] = []
+    config = large_config(tmp_path, validate__fraction=0.2)
+    with (
+        pytest.raises(OutOfMemory) as caught,
+        contextlib.closing(run(config, StandaloneHost(tmp_path), Control(), tmp_path / "run")) as work,
+    ):
+        for event in work:
+            events.append(event)
+            assert len(events) < 60, "the run goes round for ever"
+    warnings = [str(event.message) for event in events if isinstance(event, Warned) and "Memory ran out" in str(event.message)]
+    assert len(warnings) == len(set(warnings)) and OFFLOADED in warnings
+    assert caught.value.problems[0].fix.text()
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("captions", "CLIPTextModel"), ("pictures", "AutoencoderKL")])
+def test_what_the_work_needs_stays_on_the_card_when_the_rest_leaves_it(kind, stays, card, tmp_path, monkeypatch):
+    place = {"captions": (CaptionEncoder, "_encode_batch"), "pictures": (vae, "encode")}[kind]
+    real, failures = getattr(*place), iter([True, True])
+    moved: list[list[tuple[str, str]]] = []
+
+    def fails_twice(*args):
+        if next(failures, False):
+            card.log.clear()  # what came before the last failure
+            raise torch.cuda.OutOfMemoryError(CUDA_OOM)
+        if not moved:
+            moved.append(list(card.log))
+        return real(*args)
+
+    monkeypatch.setattr(*place, fails_twice)
+    attach = NetworkAdapter.attach
+    monkeypatch.setattr(NetworkAdapter, "attach", lambda self, bundle: card.log.append(("network", "attached")) or attach(self, bundle))
+    events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
+    assert isinstance(events[-1], Finished)
+    assert ("UNet2DConditionModel", "off") in moved[0] and (stays, "off") not in moved[0]
+    assert card.log.count(("UNet2DConditionModel", "on")) == 1  # back before the first step, once
+    back = card.log.index(("UNet2DConditionModel", "on"))
+    assert card.log[back + 1] == ("network", "attached")  # what it made of the weights is where they are
+
+
+def test_a_run_whose_parts_come_and_go_trains_the_same(card, roomy, tmp_path):
+    events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
+    assert [event.loss for event in events if isinstance(event, Stepped)] == roomy[1] and card.log
+
+
+def test_captions_that_do_not_fit_are_no_reason_for_smaller_pictures():
+    config = short_config(Path("out"), data__resolution=1024)
+    assert "resolution" not in out_of_memory(config, 0, "full", "captions").problems[0].text()
+    assert "768" in out_of_memory(config, 0, "full", "pictures").problems[0].text()
