@@ -14,14 +14,17 @@ from lora_trainer.control import Control
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Finished, Stepped, Warned
 from lora_trainer.host.a1111 import A1111Host
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.messages import say
+from lora_trainer.optim import optimizers
 from lora_trainer.train import validation
 from lora_trainer.train.inputs import vae
 from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.loop import run
 from lora_trainer.train.memory import placement
 from lora_trainer.train.memory.oom import out_of_memory
+from lora_trainer.train.step import attention
 from tests.host import contract
 from tests.host.data_folder import make_data
 from tests.host.fake_webui import FakeWebUI
@@ -275,3 +278,64 @@ def test_captions_that_do_not_fit_are_no_reason_for_smaller_pictures():
     config = short_config(Path("out"), data__resolution=1024)
     assert "resolution" not in out_of_memory(config, 0, "full", "captions").problems[0].text()
     assert "768" in out_of_memory(config, 0, "full", "pictures").problems[0].text()
+
+
+GIGABYTE = 2**30
+LIBRARIES = [
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasGemmEx`",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+    "Unable to find an engine to execute this computation",
+    "GET was unable to find an engine to execute this computation",
+    "FIND was unable to find an engine to execute this computation",
+    "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+    "CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`",
+    "miopenStatusInternalError",
+]
+
+
+@pytest.mark.parametrize("text", LIBRARIES)
+def test_a_library_that_fails_on_a_full_card_has_run_out_of_memory(text, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (GIGABYTE // 5, 8 * GIGABYTE))
+    assert is_out_of_memory(RuntimeError(text), torch.device("cuda")) and is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text), torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (6 * GIGABYTE, 8 * GIGABYTE))
+    assert not is_out_of_memory(RuntimeError(text), torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "MPS backend out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+        "Could not allocate tensor with 1073741824 bytes. There is not enough GPU video memory available!",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.",
+    ],
+)
+def test_what_says_so_itself_is_out_of_memory_on_any_device(text):
+    assert is_out_of_memory(RuntimeError(text)) and not is_out_of_memory(ValueError(text))
+
+
+@pytest.mark.parametrize("text", ["CUDA error: an illegal memory access was encountered", "expected scalar type Half but found Float"])
+def test_another_error_is_none_whatever_is_free(text, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, 8 * GIGABYTE))
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_a_full_card_is_no_reason_against_an_attention_or_an_optimizer(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError(CUDA_OOM)
+
+    monkeypatch.setitem(attention.ATTENTION, "sdpa", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        attention.why_not("sdpa", torch.device("cpu"), torch.float32, [8])
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        optimizers.probe("AdamW", {})

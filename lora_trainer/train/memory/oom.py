@@ -14,7 +14,7 @@ from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
-from lora_trainer.host.memory import empty_cache
+from lora_trainer.host.memory import empty_cache, is_out_of_memory
 from lora_trainer.messages import Message, say
 from lora_trainer.train.memory import checkpointing
 from lora_trainer.train.memory.placement import CAPTIONS, EVALUATING, LOADING, PICTURES, STEP
@@ -26,15 +26,7 @@ if TYPE_CHECKING:
 
 MIN_SIZE = 256
 """A smaller training size than this side is not suggested."""
-OOM_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 Made = TypeVar("Made")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a failed allocation: torch's, Python's, or that of a kernel which only its message tells."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in OOM_PHRASES)
 
 
 def free_cache(device: torch.device) -> None:
@@ -74,7 +66,7 @@ class OomFallback:
                 self.trainer.bring_needed(kind)
                 yield from work()
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error, self.trainer.device):
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             if reason is None:
@@ -171,7 +163,7 @@ def retry_after_free(make: Callable[[], Made], config: Any, device: torch.device
     try:
         return make()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error, device):
             raise
     free_cache(device)
     with raise_as_out_of_memory(lambda: config, kind=LOADING):
