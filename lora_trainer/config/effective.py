@@ -51,6 +51,19 @@ def trains_text_encoder(config: TrainConfig) -> bool:
     return any(lr) if isinstance(lr, tuple) and lr else lr != 0
 
 
+def uses_of_unet_weights(config: TrainConfig) -> tuple[str, ...]:
+    """Paths of the options that calculate with the U-Net's own weights, and so need them in full precision."""
+    network, row = config.network, NETWORK_TYPES[config.network.type]
+    if not trains_unet(config):
+        return ("network.base_weights",) if network.base_weights else ()
+    uses = {
+        "network.type": row.kind == "full" or bool(row.fixed.get("dora")),
+        "network.dora_wd": network.dora_wd and not row.fixed.get("dora"),
+        "network.base_weights": bool(network.base_weights),
+    }
+    return tuple(path for path, needs_weights in uses.items() if needs_weights)
+
+
 def caches_captions(config: TrainConfig) -> bool:
     """Whether captions are encoded before the steps and the text encoders leave the GPU; caching to disk implies it, as in sd-scripts."""
     is_cached = config.data.cache_text_encoder_outputs or config.data.cache_text_encoder_outputs_to_disk

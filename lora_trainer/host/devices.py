@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import TrainerError
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ AUTO_KINDS = ("cuda", "xpu", "mps")
 TOLERANCE, HALF_TOLERANCE = 0.05, 0.2
 """Largest relative difference of the step's loss and gradient from the CPU's: TF32 and bfloat16 differ by a tenth of that."""
 LABELS = {"privateuseone": "DirectML", "mps": "Apple MPS", "xpu": "Intel XPU"}
-OUT_OF_MEMORY = "out of memory"
 
 
 def device_named(name: str) -> torch.device:
@@ -95,7 +95,7 @@ def step_failure(device: torch.device, dtype: torch.dtype) -> str:
         with torch.inference_mode(False), torch.enable_grad():
             expected, actual = _run_step(torch.device("cpu"), torch.float32), _run_step(device, dtype)
     except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, AssertionError, ImportError) as error:
-        if OUT_OF_MEMORY in str(error).lower():
+        if is_out_of_memory(error, device):
             raise
         return str(error).strip().partition("\n")[0][:200] or type(error).__name__
     if not all(bool(torch.isfinite(each).all()) for each in actual):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lora_trainer.config.choices.optimizers import optimizer_spec
 from lora_trainer.errors import TrainerError
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.optim.builders import optimizer_choice
 from lora_trainer.optim.state import move_state, pack_state, state_mismatch, unpack_state
 
@@ -45,6 +46,8 @@ def probe(name: str, options: Mapping[str, Any], device: str = "cpu") -> None:
             fix="Correct or empty the field.",
         ) from error
     except (RuntimeError, ImportError, OSError, AttributeError) as error:
+        if is_out_of_memory(error):  # says nothing about the optimizer
+            raise
         raise CannotStep(
             "{name} does not work on this machine ({device}): {reason}.",
             path="optimizer.type",

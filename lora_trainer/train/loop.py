@@ -40,7 +40,8 @@ from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.inputs.examples import CaptionSampler
 from lora_trainer.train.keep_awake import keep_awake
 from lora_trainer.train.live_changes import LiveChanges
-from lora_trainer.train.memory.oom import ENCODING, EVALUATING, OomFallback, raise_as_out_of_memory, retry_after_free
+from lora_trainer.train.memory.oom import OomFallback, raise_as_out_of_memory, retry_after_free
+from lora_trainer.train.memory.placement import CAPTIONS, EVALUATING, PICTURES
 from lora_trainer.train.outputs.background_writer import BackgroundWriter
 from lora_trainer.train.outputs.output import NullOutput, Output
 from lora_trainer.train.outputs.saving import OutputNames, claimed_names, refuse_overwriting
@@ -220,7 +221,7 @@ class RunLoop:
         if self.config.data.cache_latents or self.trainer.dataset.validation_records:
             yield Phase("caching", len(self.trainer.dataset.records))
             for event in self.oom_fallback.with_fallback(
-                lambda: setup.cache_latents(self.trainer, self.control.local, self.group), ENCODING
+                lambda: setup.cache_latents(self.trainer, self.control.local, self.group), PICTURES
             ):
                 yield event
                 if self.control.pausing:
@@ -286,7 +287,7 @@ class RunLoop:
                 yield from self._between_steps()
             if self.control.stopping:
                 break
-            yield from self.oom_fallback.with_fallback(lambda: self._encode(missing[start : start + CAPTION_BATCH]), ENCODING)  # noqa: B023 - called at once
+            yield from self.oom_fallback.with_fallback(lambda: self._encode(missing[start : start + CAPTION_BATCH]), CAPTIONS)  # noqa: B023 - called at once
             if len(missing) > ENCODING_PHASE_MIN:
                 yield Progress(min(start + CAPTION_BATCH, len(missing)))
         yield from self._offload_encoders()

@@ -9,9 +9,9 @@ from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy
 from lora_trainer.events import Event, Paused, Resumed, Warned
 from lora_trainer.host.base import Lease, message_with_fix
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.messages import say
 from lora_trainer.train.guards import missing_mb
-from lora_trainer.train.memory.oom import is_out_of_memory
 from lora_trainer.train.outputs.background_writer import BackgroundWriter
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.trainer import Trainer
@@ -48,7 +48,7 @@ class Pausing:
             try:
                 self.trainer.rebuild(source)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error, self.trainer.device):
                     raise
                 self.trainer.release()
                 self.lease.pause()

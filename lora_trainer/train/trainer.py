@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_trainer.adapters.base import Adapter
 from lora_trainer.config.schema import LossConfig, TrainConfig
@@ -22,7 +23,7 @@ from lora_trainer.train.inputs import vae
 from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.examples import LatentViews, sizes_of
-from lora_trainer.train.memory import checkpointing, eight_bit
+from lora_trainer.train.memory import checkpointing, eight_bit, placement
 from lora_trainer.train.memory.activations import Block, DtypeSizes
 from lora_trainer.train.memory.checkpointing import Checkpointing
 from lora_trainer.train.outputs.ema import EmaWeights, ema_weights
@@ -121,15 +122,50 @@ class Trainer:
             sizes=DtypeSizes(element_size, 4 if self.device.type == "cuda" else element_size),
         )
 
-    def offload_unused(self) -> bool:
-        """Moves what no step needs to the CPU; False when there was nothing.
+    @property
+    def can_offload(self) -> bool:
+        """Whether parts of the model may leave the device: not on the CPU, and only what the trainer loaded itself, never a host's."""
+        return self.device.type != "cpu" and isinstance(self.source, FileSource)
 
-        Only parts that the trainer loaded itself: what a host lends stays where it is.
-        """
-        if self.device.type == "cpu" or not isinstance(self.source, FileSource):
+    def needed_parts(self, kind: str) -> frozenset[str]:
+        """The parts of the model that a kind of work needs on the device."""
+        caches_latents = self.config.data.cache_latents
+        return placement.needed_parts(kind, trains_text=self.caption_encoder.is_trained, caches_latents=caches_latents)
+
+    def bring_needed(self, kind: str) -> None:
+        """Moves what a kind of work needs to the device, where it was offloaded."""
+        if not self.can_offload:
+            return
+        needed = self.needed_parts(kind)
+        for part, modules in placement.part_modules(self.bundle).items():
+            missing = [module for module in modules if part in needed and not placement.is_on(module, self.bundle.device)]
+            if missing:
+                self._move(missing, self.bundle.device, attaches=part == placement.UNET)
+
+    def offload_unused(self, kind: str = placement.STEP) -> bool:
+        """Moves what this kind of work does not need to the CPU; False when nothing was left to move."""
+        if not self.can_offload:
             return False
-        unused = [self.bundle.vae] if self.config.data.cache_latents else []
-        return checkpointing.offload([*unused, *([] if self.caption_encoder.is_trained else self.bundle.text_encoders)], self.device)
+        needed = self.needed_parts(kind)
+        moved = False
+        for part, modules in placement.part_modules(self.bundle).items():
+            leaving = [module for module in modules if part not in needed and placement.is_on(module, self.bundle.device)]
+            if leaving:
+                self._move(leaving, torch.device("cpu"), attaches=part == placement.UNET)
+                moved = True
+        return moved
+
+    @torch.inference_mode(False)
+    def _move(self, modules: Sequence[nn.Module], device: torch.device, *, attaches: bool) -> None:
+        """Moves modules; `attaches`: the adapter has tensors made of their weights, and graphs their addresses."""
+        if attaches:
+            self.detach()
+        try:
+            for module in modules:
+                placement.move(module, device)
+        finally:
+            if attaches:
+                self.attach()
 
     def _move_tensors(self, device: torch.device) -> None:
         """Moves parameters, optimizer state and EMA to the device, as fresh copies."""

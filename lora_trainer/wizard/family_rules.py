@@ -50,7 +50,7 @@ def encoded_captions(context: RuleContext) -> Iterator[Change]:
 def eight_bit(context: RuleContext) -> Iterator[Change]:
     """An fp8 U-Net where the model fits only with it."""
     memory = context.config.memory
-    if context.family != "sdxl" or context.machine.on_cpu or not context.machine.free_mb:
+    if context.family != "sdxl" or context.machine.on_cpu or not context.machine.free_mb or effective.uses_of_unet_weights(context.config):
         return
     full = apply_changes(context.config, [Change("memory.fp8_base_unet", False, say(""))])
     eight = apply_changes(context.config, [Change("memory.fp8_base_unet", True, say(""))])

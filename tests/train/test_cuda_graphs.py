@@ -209,6 +209,20 @@ def test_a_compiler_that_fails_is_told_once_and_the_call_is_done_without(toy_che
     assert "no compiler is installed" in compiled.messages[0].text()
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Windows not yet supported for torch.compile"), ImportError("no triton"), OSError("cl.exe")]
+)
+def test_where_torch_cannot_compile_at_all_the_run_goes_on_without_and_says_why(tmp_path: Path, monkeypatch, error):
+    def refuses(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "compile", refuses)
+    events = events_of(small_config(tmp_path, memory__compile=True, steps__max_train_steps=2), tmp_path)
+    assert sum(isinstance(event, Stepped) for event in events) == 2
+    told = [str(event.message) for event in events if isinstance(event, Warned) and "not compiled" in str(event.message)]
+    assert len(told) == 1 and str(error) in told[0]
+
+
 @pytest.mark.slow
 def test_a_compiler_that_fails_at_the_backward_pass_costs_no_step(tmp_path: Path, monkeypatch):
     """Backward is compiled when it comes, outside of every block's forward."""

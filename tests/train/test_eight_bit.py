@@ -7,10 +7,16 @@ import torch
 from torch import nn
 
 from lora_trainer import assets
+from lora_trainer.adapters.network import NetworkAdapter
+from lora_trainer.adapters.targets import plan_layers
+from lora_trainer.config.build import build
+from lora_trainer.config.choices.networks import NETWORK_TYPES
+from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Stepped, Warned
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
+from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.memory import eight_bit
 from lora_trainer.train.memory.eight_bit import Fp8Weight
 from tests.train.runs import events_of, small_config, tensors_of
@@ -94,3 +100,53 @@ def test_a_lent_model_is_used_as_it_is_and_that_is_told(tmp_path, monkeypatch):
     assert [event.path for event in events if isinstance(event, Warned) and "in its own format" in str(event.message)] == [
         "memory.fp8_base_unet"
     ]
+
+
+@pytest.mark.parametrize(
+    ("network", "path"),
+    [
+        ({"type": "dora"}, "network.type = dora"),
+        ({"type": "full"}, "network.type = full"),
+        ({"type": "lokr", "dora_wd": True}, "network.dora_wd"),
+        ({"type": "loha", "dora_wd": True}, "network.dora_wd"),
+        ({"type": "locon", "dora_wd": True}, "network.dora_wd"),
+        ({"type": "lora", "base_weights": ["a.safetensors"]}, "network.base_weights"),
+    ],
+)
+def test_what_needs_the_weights_themselves_is_refused_by_name_with_eight_bits(network, path):
+    with pytest.raises(ConfigError) as raised:
+        build({"network": network, "memory": {"fp8_base_unet": True}})
+    (problem,) = raised.value.problems
+    assert problem.path == "memory.fp8_base_unet" and path in problem.message.text() and "fp8_base_unet = false" in problem.fix.text()
+    build({"network": network})
+
+
+@pytest.mark.parametrize("kind", [name for name, row in NETWORK_TYPES.items() if row.kind != "full" and not row.fixed.get("dora")])
+def test_every_other_network_gets_the_gradient_of_the_rounded_numbers(kind, eight, rounded):
+    """Of each part of the network, in both precisions that a U-Net of eight bits computes in."""
+    for dtype in (None, torch.bfloat16):
+        (loss, gradient), (expected, expected_gradient) = (learned(bundle, kind, dtype) for bundle in (eight, rounded))
+        tolerance = 1e-4 if dtype is None else 5e-2
+        assert loss == pytest.approx(expected, rel=tolerance) and bool(gradient.any())
+        assert float((gradient - expected_gradient).norm() / expected_gradient.norm()) < tolerance * (1 if dtype is None else 4)
+
+
+def learned(bundle, kind: str, dtype: torch.dtype | None) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of one batch with a fresh network of this kind."""
+    config = build({"network": {"type": kind, "dim": 4, "alpha": 4}, "optimizer": {"text_encoder_lr": 0.0}})
+    adapter = NetworkAdapter(bundle, plan_layers(bundle, config.network, ("unet",)), seed=1)
+    optimizer = make_optimizer("SGD", adapter.parameters(), [GroupPlan("unet", "unet", 1.0)], {})
+    adapter.attach(bundle)
+    try:
+        with adapter.using_tensors(optimizer.tensors(dtype)), torch.autocast("cpu", torch.bfloat16, enabled=dtype is not None):
+            loss = answer_of(bundle).float().square().mean()
+        loss.backward()
+    finally:
+        adapter.detach()
+    return float(loss), torch.cat(optimizer.gradients()).clone()
+
+
+def answer_of(bundle) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    words = torch.randn(2, 77, bundle.text_encoder.config.hidden_size, generator=draw)
+    return bundle.family.denoise(bundle, torch.randn(2, 4, 16, 16, generator=draw), torch.tensor([3, 900]), Conditioning(words))

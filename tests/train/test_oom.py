@@ -9,17 +9,27 @@ import pytest
 import torch
 
 from benchmarks.memory import Allocations
+from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.control import Control
 from lora_trainer.errors import OutOfMemory
-from lora_trainer.events import Changed, Event, Finished, Stepped
+from lora_trainer.events import Changed, Event, Finished, Stepped, Warned
 from lora_trainer.host.a1111 import A1111Host
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.host.standalone import StandaloneHost
+from lora_trainer.messages import say
+from lora_trainer.optim import optimizers
+from lora_trainer.train import validation
+from lora_trainer.train.inputs import vae
+from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.loop import run
+from lora_trainer.train.memory import placement
+from lora_trainer.train.memory.oom import out_of_memory
+from lora_trainer.train.step import attention
 from tests.host import contract
 from tests.host.data_folder import make_data
 from tests.host.fake_webui import FakeWebUI
 from tests.train.runs import small_config, tensors_of
-from tests.train.shortage import Failing
+from tests.train.shortage import Card, Failing
 
 PLACES = 20
 SOME = (1, 6, 11, 16)
@@ -190,3 +200,142 @@ def test_an_optimizer_that_lacks_memory_in_its_first_step_begins_anew(roomy, tmp
     events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
     assert scarce.calls == 3
     assert [event.loss for event in events if isinstance(event, Stepped)] == roomy[1]
+
+
+CUDA_OOM = "CUDA out of memory. Tried to allocate 2.50 GiB."
+OFFLOADED = str(say("Memory ran out: parts of the model that are not needed are moved off the GPU."))
+
+
+@pytest.fixture
+def card(monkeypatch):
+    card = Card()
+    card.install(monkeypatch)
+    return card
+
+
+@pytest.mark.parametrize("kind", ["captions", "pictures", "evaluating"])
+def test_work_that_never_fits_ends_the_run_and_every_measure_is_taken_once(kind, card, tmp_path, monkeypatch):
+    """The repeated work brings its own parts back to the card: moving those off again must not count as a new try."""
+
+    def never_fits(*args, **kwargs):
+        bundle = next(each for each in args if hasattr(each, "text_encoders"))
+        for module in {"captions": bundle.text_encoders, "pictures": (bundle.vae,), "evaluating": (bundle.unet,)}[kind]:
+            placement.move_to_device(module, bundle.device)
+        raise torch.cuda.OutOfMemoryError(CUDA_OOM)
+
+    place = {
+        "captions": (CaptionEncoder, "_encode_batch"),
+        "pictures": (vae, "encode"),
+        "evaluating": (validation, "validation_loss"),
+    }[kind]
+    encode = (lambda self, bundle, captions: never_fits(bundle)) if kind == "captions" else never_fits
+    monkeypatch.setattr(*place, encode)
+    events: list[Event] = []
+    config = large_config(tmp_path, validate__fraction=0.2)
+    with (
+        pytest.raises(OutOfMemory) as caught,
+        contextlib.closing(run(config, StandaloneHost(tmp_path), Control(), tmp_path / "run")) as work,
+    ):
+        for event in work:
+            events.append(event)
+            assert len(events) < 60, "the run goes round for ever"
+    warnings = [str(event.message) for event in events if isinstance(event, Warned) and "Memory ran out" in str(event.message)]
+    assert len(warnings) == len(set(warnings)) and OFFLOADED in warnings
+    assert caught.value.problems[0].fix.text()
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("captions", "CLIPTextModel"), ("pictures", "AutoencoderKL")])
+def test_what_the_work_needs_stays_on_the_card_when_the_rest_leaves_it(kind, stays, card, tmp_path, monkeypatch):
+    place = {"captions": (CaptionEncoder, "_encode_batch"), "pictures": (vae, "encode")}[kind]
+    real, failures = getattr(*place), iter([True, True])
+    moved: list[list[tuple[str, str]]] = []
+
+    def fails_twice(*args):
+        if next(failures, False):
+            card.log.clear()  # what came before the last failure
+            raise torch.cuda.OutOfMemoryError(CUDA_OOM)
+        if not moved:
+            moved.append(list(card.log))
+        return real(*args)
+
+    monkeypatch.setattr(*place, fails_twice)
+    attach = NetworkAdapter.attach
+    monkeypatch.setattr(NetworkAdapter, "attach", lambda self, bundle: card.log.append(("network", "attached")) or attach(self, bundle))
+    events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
+    assert isinstance(events[-1], Finished)
+    assert ("UNet2DConditionModel", "off") in moved[0] and (stays, "off") not in moved[0]
+    assert card.log.count(("UNet2DConditionModel", "on")) == 1  # back before the first step, once
+    back = card.log.index(("UNet2DConditionModel", "on"))
+    assert card.log[back + 1] == ("network", "attached")  # what it made of the weights is where they are
+
+
+def test_a_run_whose_parts_come_and_go_trains_the_same(card, roomy, tmp_path):
+    events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), large_config(tmp_path), tmp_path)
+    assert [event.loss for event in events if isinstance(event, Stepped)] == roomy[1] and card.log
+
+
+def test_captions_that_do_not_fit_are_no_reason_for_smaller_pictures():
+    config = short_config(Path("out"), data__resolution=1024)
+    assert "resolution" not in out_of_memory(config, 0, "full", "captions").problems[0].text()
+    assert "768" in out_of_memory(config, 0, "full", "pictures").problems[0].text()
+
+
+GIGABYTE = 2**30
+LIBRARIES = [
+    "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "CUDA error: CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasGemmEx`",
+    "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`",
+    "Unable to find an engine to execute this computation",
+    "GET was unable to find an engine to execute this computation",
+    "FIND was unable to find an engine to execute this computation",
+    "cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`",
+    "CUDA error: HIPBLAS_STATUS_NOT_INITIALIZED when calling `hipblasCreate(handle)`",
+    "miopenStatusInternalError",
+]
+
+
+@pytest.mark.parametrize("text", LIBRARIES)
+def test_a_library_that_fails_on_a_full_card_has_run_out_of_memory(text, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (GIGABYTE // 5, 8 * GIGABYTE))
+    assert is_out_of_memory(RuntimeError(text), torch.device("cuda")) and is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text), torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (6 * GIGABYTE, 8 * GIGABYTE))
+    assert not is_out_of_memory(RuntimeError(text), torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory",
+        "MPS backend out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED when calling",
+        "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+        "Could not allocate tensor with 1073741824 bytes. There is not enough GPU video memory available!",
+        "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory",
+        "DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes.",
+    ],
+)
+def test_what_says_so_itself_is_out_of_memory_on_any_device(text):
+    assert is_out_of_memory(RuntimeError(text)) and not is_out_of_memory(ValueError(text))
+
+
+@pytest.mark.parametrize("text", ["CUDA error: an illegal memory access was encountered", "expected scalar type Half but found Float"])
+def test_another_error_is_none_whatever_is_free(text, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (0, 8 * GIGABYTE))
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+def test_a_full_card_is_no_reason_against_an_attention_or_an_optimizer(monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.cuda.OutOfMemoryError(CUDA_OOM)
+
+    monkeypatch.setitem(attention.ATTENTION, "sdpa", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        attention.why_not("sdpa", torch.device("cpu"), torch.float32, [8])
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        optimizers.probe("AdamW", {})

@@ -171,6 +171,7 @@ def check_combinations(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], P
     yield from _check_validation(config)
     yield from _check_timesteps(config)
     yield from _check_optimizer_args(config)
+    yield from _check_fp8(config)
     yield from check_network(config.network)
 
 
@@ -216,6 +217,20 @@ def _check_pictures(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Prob
                     value=format_value(text),
                 ),
             )
+
+
+def _check_fp8(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
+    """What calculates with the frozen weights themselves: their 8 bits would round a small change away."""
+    for path in effective.uses_of_unet_weights(config) if config.memory.fp8_base_unet else ():
+        yield (
+            (path, "memory.fp8_base_unet"),
+            problem(
+                "memory.fp8_base_unet",
+                "{option} changes the U-Net's own weights, which cannot be done in 8 bits.",
+                "Set memory.fp8_base_unet = false, or train a plain LoRA, LoHa or LoKr.",
+                option=f"{path} = {config.network.type}" if path == "network.type" else path,
+            ),
+        )
 
 
 def _check_captions(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:

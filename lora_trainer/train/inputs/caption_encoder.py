@@ -12,7 +12,8 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning, concat
 from lora_trainer.models.tokenize import tokenize
 from lora_trainer.train.inputs.caption_cache import CaptionCache
-from lora_trainer.train.step.precision import Precision, compute_scope, move_to_device
+from lora_trainer.train.memory import placement
+from lora_trainer.train.step.precision import Precision, compute_scope
 
 CAPTION_BATCH = 16
 """Captions per batch. The shape never changes, since with another one a device may sum in another order."""
@@ -139,7 +140,7 @@ class CaptionEncoder:
     def _encode_batch(self, bundle: ModelBundle, captions: Sequence[str]) -> Conditioning:
         """The conditioning of these captions, on the CPU."""
         for encoder in bundle.text_encoders:
-            move_to_device(encoder, bundle.device)
+            placement.move_to_device(encoder, bundle.device)
         with compute_scope(self.precision, bundle.device, grad=False):
             ids = tokenize(bundle.tokenizer, captions, self.max_token_length).to(bundle.device)
             return bundle.family.encode_text(bundle, ids, self.clip_skip).cpu()

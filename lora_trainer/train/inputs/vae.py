@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.train.memory import placement
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -42,7 +43,7 @@ def decode(bundle: ModelBundle, latents: Tensor) -> Tensor:
 def _with_float32_fallback(bundle: ModelBundle, run: Callable[[torch.dtype], Tensor]) -> Tensor:
     """The output of `run` in the VAE's dtype, or in float32 where that is not finite (SDXL's VAE overflows fp16)."""
     with torch.inference_mode(False), torch.no_grad():
-        bundle.vae.to(bundle.device)
+        placement.move_to_device(bundle.vae, bundle.device)
         dtype = next(bundle.vae.parameters()).dtype
         output = run(dtype)
         if dtype is torch.float32 or bool(torch.isfinite(output).all()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +14,6 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.train.memory import activations
 from lora_trainer.train.memory.activations import Block, DtypeSizes, RecomputeChoice, UNetShape
 from lora_trainer.train.step.attention import wants_upcast
-from lora_trainer.train.step.precision import is_on
 
 WHOLE = frozenset({"ResnetBlock2D", "BasicTransformerBlock", "CLIPEncoderLayer"})
 TEXT = "text_encoder."
@@ -165,12 +163,3 @@ def largest_batch(records: Iterable[ImageRecord], batch_sizes: Sequence[int], ma
         if width * height * batch_size > pixels * pictures:
             pixels, pictures = width * height, batch_size
     return pixels, pictures
-
-
-def offload(modules: Iterable[nn.Module], device: torch.device) -> bool:
-    """Moves modules to the CPU; False when none was on the device. `move_to_device` brings them back when they are used."""
-    on_device = [module for module in modules if is_on(module, device)]
-    with torch.inference_mode(False):
-        for module in on_device:
-            module.to("cpu")
-    return bool(on_device)

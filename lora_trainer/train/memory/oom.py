@@ -14,28 +14,19 @@ from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
-from lora_trainer.host.memory import empty_cache
+from lora_trainer.host.memory import empty_cache, is_out_of_memory
 from lora_trainer.messages import Message, say
 from lora_trainer.train.memory import checkpointing
+from lora_trainer.train.memory.placement import CAPTIONS, EVALUATING, LOADING, PICTURES, STEP
 
 if TYPE_CHECKING:
     from lora_trainer.train.progress import TrainingProgress
     from lora_trainer.train.trainer import Trainer
 
 
-STEP, ENCODING, EVALUATING, LOADING = "step", "encoding", "evaluating", "loading"
-"""Kinds of work: a training step; encoding pictures and captions; validation, previews and saving; loading the model."""
 MIN_SIZE = 256
 """A smaller training size than this side is not suggested."""
-OOM_PHRASES = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 Made = TypeVar("Made")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is a failed allocation: torch's, Python's, or that of a kernel which only its message tells."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in OOM_PHRASES)
 
 
 def free_cache(device: torch.device) -> None:
@@ -62,16 +53,20 @@ class OomFallback:
 
     def __init__(self, trainer: Trainer, progress: TrainingProgress, cannot_repeat: Callable[[], bool] = lambda: False) -> None:
         self.trainer, self.progress, self._cannot_repeat = trainer, progress, cannot_repeat
-        self._freed_at: tuple[int, str] | None = None
+        self._done: set[tuple[int, str, str]] = set()
 
     def with_fallback(self, work: Callable[[], Iterator[Event]], kind: str = STEP) -> Iterator[Event]:
-        """The events of `work`, which is called again after each OomStep. Raises OutOfMemory with one remedy when none is left."""
+        """The events of `work`, which is called again after each OomStep. Raises OutOfMemory with one remedy when none is left.
+
+        The parts of the model that this kind of work needs are on the device when it begins.
+        """
         while True:
             reason = None
             try:
+                self.trainer.bring_needed(kind)
                 yield from work()
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error, self.trainer.device):
                     raise
                 reason = str(error).strip().partition("\n")[0] or type(error).__name__
             if reason is None:
@@ -86,11 +81,10 @@ class OomFallback:
         free_cache(trainer.device)
         if not trainer.config.memory.retry or (kind == STEP and self._cannot_repeat()):
             raise out_of_memory(trainer.config, step, reason, kind, everything_tried=False)
-        if self._freed_at != (step, kind):
-            self._freed_at = step, kind
+        if self._is_first_time(kind, "free"):
             yield Warned(say("Memory ran out ({reason}). Unused memory is freed, and the work is repeated.", reason=reason))
             return
-        oom_step = next((oom_step for oom_step in self._remaining_steps() if kind in oom_step.kinds), None)
+        oom_step = next((oom_step for oom_step in self._remaining_steps(kind) if kind in oom_step.kinds), None)
         if oom_step is None:
             raise out_of_memory(trainer.config, step, reason, kind)
         old_values = [value_at(trainer.config, change.path) for change in oom_step.changes]
@@ -105,19 +99,26 @@ class OomFallback:
         if self.trainer.scaler is not None:
             self.trainer.scaler._per_optimizer_states.clear()
 
-    def _remaining_steps(self) -> Iterator[OomStep]:
-        """The steps that are left, the cheapest first."""
+    def _is_first_time(self, kind: str, measure: str) -> bool:
+        """Whether a measure is new at this step for this kind of work: the repeated work undoes some, which must not be tried for ever."""
+        key = self.progress.step, kind, measure
+        is_first = key not in self._done
+        self._done.add(key)
+        return is_first
+
+    def _remaining_steps(self, kind: str) -> Iterator[OomStep]:
+        """The steps that are left for a kind of work, the cheapest first."""
         trainer = self.trainer
         memory = trainer.config.memory
-        if trainer.offload_unused():
+        if self._is_first_time(kind, "offload") and trainer.offload_unused(kind):
             message = say("Memory ran out: parts of the model that are not needed are moved off the GPU.")
-            yield OomStep(message, kinds=(STEP, ENCODING, EVALUATING))
+            yield OomStep(message, kinds=(kind,))
         if trainer.cuda_graphs is not None:
             message = say("Memory ran out: CUDA graphs are turned off.")
-            yield OomStep(message, (Change("memory.cuda_graphs", False, message),), (STEP, ENCODING, EVALUATING))
+            yield OomStep(message, (Change("memory.cuda_graphs", False, message),), (kind,))
         if trainer.latent_cache.batch_size > 1:
             message = say("Memory ran out: pictures are encoded one at a time.")
-            yield OomStep(message, (Change("data.vae_batch_size", 1, message),), (ENCODING,))
+            yield OomStep(message, (Change("data.vae_batch_size", 1, message),), (PICTURES,))
         if not memory.gradient_checkpointing:
             gigabytes = checkpointing.half_budget_gb(*trainer.activation_blocks())
             message = say("Memory ran out: half of the activations are recomputed, at most {gb} GB are kept.", gb=gigabytes)
@@ -148,7 +149,7 @@ def out_of_memory(config: Any, step: int, reason: str, kind: str = STEP, *, ever
     smaller = max(MIN_SIZE, int(max(width, height) * 0.75) // 64 * 64)
     if kind == STEP and not config.memory.gradient_checkpointing:
         fix, path = "Set memory.gradient_checkpointing to true.", "memory.gradient_checkpointing"
-    elif kind != LOADING and smaller < max(width, height):
+    elif kind not in (LOADING, CAPTIONS) and smaller < max(width, height):
         fix, path = "Set data.resolution to {size}.", "data.resolution"
     elif kind == STEP and effective.trains_text_encoder(config) and effective.trains_unet(config):
         fix, path = "Set optimizer.text_encoder_lr to 0.", "optimizer.text_encoder_lr"
@@ -162,7 +163,7 @@ def retry_after_free(make: Callable[[], Made], config: Any, device: torch.device
     try:
         return make()
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if not is_out_of_memory(error, device):
             raise
     free_cache(device)
     with raise_as_out_of_memory(lambda: config, kind=LOADING):

@@ -13,6 +13,7 @@ from lora_trainer.events import Event, Phase, Progress, Sampled, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import say
 from lora_trainer.train.memory.oom import free_cache
+from lora_trainer.train.memory.placement import EVALUATING
 from lora_trainer.train.outputs.output import Output
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest
 from lora_trainer.train.previews.sampling import draw
@@ -90,6 +91,7 @@ class Previews:
     def _make_picture(self, request: SampleRequest) -> Image | None:
         trainer = self.trainer
         if not self.lease.own_previews:
+            trainer.bring_needed(EVALUATING)
             with trainer.ema_weights():
                 return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping)
         trainer.detach()

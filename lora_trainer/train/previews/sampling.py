@@ -20,8 +20,9 @@ from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
 from lora_trainer.registry import Registry
 from lora_trainer.train.inputs import vae
+from lora_trainer.train.memory import placement
 from lora_trainer.train.previews.preview_prompts import SampleRequest
-from lora_trainer.train.step.precision import Precision, compute_scope, move_to_device
+from lora_trainer.train.step.precision import Precision, compute_scope
 
 
 def draw(bundle: ModelBundle, request: SampleRequest, precision: Precision, stopping: Callable[[], bool]) -> Image.Image | None:
@@ -56,7 +57,7 @@ def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: 
 def encode_prompts(bundle: ModelBundle, prompts: list[str], clip_skip: int, max_token_length: int = 75) -> Conditioning:
     """Conditioning of prompts with weights like `(word:1.2)`, each encoded once; a `max_token_length` of 0 uses all tokens."""
     for encoder in bundle.text_encoders:
-        move_to_device(encoder, bundle.device)
+        placement.move_to_device(encoder, bundle.device)
     unique = list(dict.fromkeys(prompts))
     ids, weights = prompt_weights.tokenize_weighted(bundle.tokenizer, unique, max_token_length)
     encoded = bundle.family.encode_text(bundle, ids.to(bundle.device), clip_skip)

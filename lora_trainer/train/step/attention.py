@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lora_trainer.events import Warned
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.messages import say
 from lora_trainer.models.bundle import ModelBundle
 
@@ -96,7 +97,10 @@ def set_processors(unet: nn.Module, name: str, *, upcast: bool = False) -> None:
 
 
 def why_not(name: str, device: torch.device, dtype: torch.dtype, widths: Sequence[int]) -> str:
-    """Tries an implementation forward and backward on a few tokens, with heads of these widths; "" when it works, else the reason."""
+    """Tries an implementation forward and backward on a few tokens, with heads of these widths; "" when it works, else the reason.
+
+    Re-raises out-of-memory errors.
+    """
     try:
         with torch.enable_grad():
             for width in widths:
@@ -109,6 +113,8 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, widths: Sequenc
                     if not all(bool(torch.isfinite(each.grad).all()) for each in (queries, keys, values) if each.grad is not None):
                         return "its gradients are not finite"
     except (ImportError, RuntimeError, NotImplementedError, ValueError, AttributeError) as error:
+        if is_out_of_memory(error, device):  # says nothing about the implementation
+            raise
         return str(error).strip().partition("\n")[0][:200] or type(error).__name__
     return ""
 

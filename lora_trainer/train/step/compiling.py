@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lora_trainer.host.memory import is_out_of_memory
 from lora_trainer.messages import Message, say
 
 BLOCKS = frozenset({"BasicTransformerBlock"})
@@ -39,11 +40,14 @@ class CompiledBlocks:
         self._wrapped = []
 
     def _with_fallback(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        compiled = torch.compile(forward, backend=self.backend)
+        compiled: Callable[..., Any] | None = None
 
         def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal compiled
             if self.is_enabled:
                 try:
+                    if compiled is None:  # raises where torch cannot compile at all (Windows before torch 2.4, a newer Python)
+                        compiled = torch.compile(forward, backend=self.backend)
                     return compiled(*args, **kwargs)
                 except (RuntimeError, ImportError, OSError) as error:  # no compiler, or an unsupported operation
                     if not self.fall_back(error):
@@ -54,7 +58,7 @@ class CompiledBlocks:
 
     def fall_back(self, error: Exception) -> bool:
         """Whether a failed step may be repeated with eager blocks; they stay eager then. Backward is compiled at its first call."""
-        if not self.is_enabled or isinstance(error, torch.cuda.OutOfMemoryError):
+        if not self.is_enabled or is_out_of_memory(error):
             return False
         self.is_enabled = False
         reason = " ".join(str(error).split())[:200] or type(error).__name__

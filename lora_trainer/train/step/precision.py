@@ -9,7 +9,6 @@ from typing import Any
 
 import attrs
 import torch
-from torch import nn
 
 from lora_trainer.errors import TrainingError
 from lora_trainer.host import devices
@@ -97,15 +96,3 @@ def _default_dtype(device: torch.device) -> torch.dtype:
     if "GTX 16" in torch.cuda.get_device_name(device) or major < 7:
         return torch.float32
     return torch.bfloat16 if major >= 8 else torch.float16
-
-
-def move_to_device(module: nn.Module, device: torch.device) -> None:
-    """Moves a module to the device, if it was offloaded."""
-    if not is_on(module, device):
-        with torch.inference_mode(False):
-            module.to(device)
-
-
-def is_on(module: nn.Module, device: torch.device) -> bool:
-    """Whether a module's weights are on this kind of device."""
-    return next(module.parameters()).device.type == device.type
