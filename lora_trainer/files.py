@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from lora_trainer.errors import TrainerError
+
+LOCKED_BYTE = 1 << 30
+"""Position of the byte of a file that is locked on Windows."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -117,24 +121,26 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises OSError if the file system does not support locks.
     """
     with path.open("a+b") as file:
-        if sys.platform == "win32":
-            import msvcrt
+        lock_open_file(file)  # released when the file is closed
+        yield
 
-            file.seek(0)
-            while True:
-                try:
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-                except OSError as error:  # after ten tries of a second each
-                    if error.errno != 36:  # EDEADLOCK
-                        raise
+
+def lock_open_file(file: IO[bytes]) -> None:
+    """Waits for an exclusive lock on an open file; it ends when the file is closed. Raises OSError as `file_lock`."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        position = file.tell()
+        file.seek(LOCKED_BYTE)  # behind the content: Windows lets nobody else read a locked byte
+        while True:
             try:
-                yield
-            finally:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                break
+            except OSError as error:  # after ten tries of a second each
+                if error.errno != errno.EDEADLOCK:
+                    raise
+        file.seek(position)
+    else:
+        import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-            yield
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -15,6 +15,7 @@ import attrs
 from lora_trainer.control import Control
 from lora_trainer.errors import Problem, TrainerError
 from lora_trainer.events import Event, Failed, Finished, Stopped, Warned
+from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.sinks import ReportFile, Sink, standard_sinks
@@ -56,7 +57,18 @@ class RunView:
 class Job(RunView):
     """Runs `work` in its folder. `status` is replaced as a whole with each event, so any thread may read it without a lock."""
 
-    def __init__(self, work: Work, folder: RunFolder, sinks: Sequence[Sink] = (), *, control: Control | None = None) -> None:
+    def __init__(
+        self, work: Work, folder: RunFolder, sinks: Sequence[Sink] = (), *, control: Control | None = None, claim: Claim | None = None
+    ) -> None:
+        """`claim`: the caller's claim on the folder; None: it is claimed now. Raises HostBusy while another process runs it."""
+        self._claim = claim or folder.claim()
+        try:
+            self._prepare(work, folder, sinks, control)
+        except BaseException:
+            folder.release(self._claim)
+            raise
+
+    def _prepare(self, work: Work, folder: RunFolder, sinks: Sequence[Sink], control: Control | None) -> None:
         info = folder.info()
         self.work = work
         self.folder = folder
@@ -67,7 +79,6 @@ class Job(RunView):
         self._sinks: list[Sink] = [*standard_sinks(folder), *sinks]
         self.status = attrs.evolve(self.status, n=folder.log.count())  # a resumed run appends
         self._thread: threading.Thread | None = None
-        folder.claim()
 
     def command(self, command: str) -> None:
         """Passes a command to the work. Raises ValueError for an unknown command."""
@@ -92,6 +103,13 @@ class Job(RunView):
     def run(self) -> RunStatus:
         """Runs in this thread, to the end; errors of the work become a Failed event. A KeyboardInterrupt is recorded and re-raised."""
         try:
+            self._run()
+        finally:
+            self.folder.release(self._claim)
+        return self.status
+
+    def _run(self) -> None:
+        try:
             end_event = self._iterate()
         except KeyboardInterrupt:
             self._end(Stopped(self.status.step))
@@ -101,7 +119,6 @@ class Job(RunView):
             self._attach_traceback(error)
             end_event = Failed(self.status.step, [problem_json(problem) for problem in problems_of(error)])
         self._end(end_event)
-        return self.status
 
     def _iterate(self) -> Event:
         """Records every event but the final one, which holds only once the generator has ended and given everything back."""
@@ -130,7 +147,7 @@ class Job(RunView):
         for sink in self._sinks:
             if (close := getattr(sink, "close", None)) is not None:
                 close()
-        self.folder.release()
+        self.folder.release(self._claim)
         self.status = status
 
     def _deliver(self, record: EventRecord) -> list[Message]:

@@ -12,7 +12,7 @@ from lora_trainer.config.changes import Change, apply_changes
 from lora_trainer.config.files import read_config
 from lora_trainer.config.live_settings import apply_live_changes
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.errors import ConfigError, HostBusy, Problem
+from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.resume_point import ResumePoint
@@ -27,7 +27,7 @@ FOREIGN_STATE_FILES = ("train_state.json", "optimizer.bin", "optimizer.pt", "ran
 def plan_resume(folder: RunFolder, changes: Mapping[str, Any], *, more_epochs: int = 0) -> tuple[TrainConfig, ResumePoint]:
     """The config that the run began with, and the point to resume from with these changes (path -> value) and `more_epochs`.
 
-    Raises TrainerError when the run has no state, ConfigError when a change is not possible or no step is left.
+    To be called while the run is claimed, so that no other process trains it further meanwhile. Raises TrainerError when the run has no state, ConfigError when a change is not possible or no step is left.
     """
     config = _with_memory_options(read_config(folder.config_file), {path: value for path, value in changes.items() if path in MEMORY_OPTIONS})
     changes = {path: value for path, value in changes.items() if path not in MEMORY_OPTIONS}
@@ -90,12 +90,6 @@ def refuse_foreign(run: str) -> None:
             say("{path} is a state of another trainer, which kept neither epoch nor position.", path=run),
             say("Begin a new run with its last file of weights as network.network_weights."),
         )
-
-
-def refuse_running(folder: RunFolder, *, here: bool = False) -> None:
-    """Raises HostBusy while the run is being trained."""
-    if here or folder.is_alive():
-        raise HostBusy("the run {run} is still going on.", run=folder.id, path="run", fix="Stop it, or wait until it has ended.")
 
 
 def _config_error(message: Message, fix: Message) -> ConfigError:

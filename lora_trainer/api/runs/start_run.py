@@ -20,6 +20,7 @@ from lora_trainer.control import Control
 from lora_trainer.errors import ConfigError, HostBusy, ModelError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
+from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.launcher import SubprocessRun
 from lora_trainer.jobs.process_rank import SINGLE, Rank
@@ -188,8 +189,9 @@ def check_vae_option(config: TrainConfig, host: Host) -> None:
 def create_run_folder(config: TrainConfig) -> RunFolder:
     """Creates the folder of a run that is about to start, with its config.toml. Raises TrainerError."""
     folder = RunFolder.create(Path(config.save.runs_dir), effective.output_name(config))
-    folder.update_info(work=work_key(config))
-    write_config(config, folder.config_file)
+    with remove_unless_started(folder):
+        folder.update_info(work=work_key(config))
+        write_config(config, folder.config_file)
     return folder
 
 
@@ -201,10 +203,10 @@ def require_host_free(host: Host) -> None:
 
 @contextlib.contextmanager
 def remove_unless_started(folder: RunFolder) -> Iterator[None]:
-    """Removes the new folder when the run does not start: another run was faster, or no process can be started."""
+    """Removes the new folder when the run does not start: another run was faster, the disk is full, no process can be started."""
     try:
         yield
-    except (HostBusy, OSError):
+    except (TrainerError, OSError):
         folder.remove()
         raise
 
@@ -238,14 +240,18 @@ def with_file_paths(config: TrainConfig, host: Host) -> TrainConfig:
     return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=checkpoint, vae=vae))
 
 
-def training_process(folder: RunFolder, host: Host, arguments: Sequence[str] = (), *, token: str = "") -> SubprocessRun:
+def training_process(
+    folder: RunFolder, host: Host, arguments: Sequence[str] = (), *, token: str = "", claim: Claim | None = None
+) -> SubprocessRun:
     """The process that trains the folder's config.toml, or that runs `train` with other `arguments`.
 
-    The Hub's `token`, which no file holds, is passed in its environment.
+    The Hub's `token`, which no file holds, is passed in its environment. `claim`: the caller's claim on the folder.
     """
     arguments = ("train", *(arguments or (str(folder.config_file), "--into", str(folder.path))))
     secrets = {"HF_TOKEN": token} if token else {}
-    return SubprocessRun(folder, arguments, cache_dir=host.paths().cache_dir, on_end=host.refresh_networks, secrets=secrets)
+    return SubprocessRun(
+        folder, arguments, cache_dir=host.paths().cache_dir, on_end=host.refresh_networks, secrets=secrets, claim=claim
+    )
 
 
 def raise_problems(problems: list[Problem]) -> None:
