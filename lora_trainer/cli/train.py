@@ -55,7 +55,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         return _run_job(Job(start_run.training_work(config, own_host, folder, rank), folder, [ProgressPrinter(console)]), console)
     folder = _run_to_resume(args)
     with folder.claimed() if rank.is_main else nullcontext() as claim:
-        config, resume_point = resume.plan_resume(folder, resume.changes_from_sets(args.overrides), more_epochs=args.more_epochs)
+        beside = Path() if args.config is None else args.config.parent
+        changes = resume.changes_from_sets(args.overrides)
+        config, resume_point = resume.plan_resume(folder, changes, more_epochs=args.more_epochs, beside=beside)
         own_host = host(config.memory.device, rank.local_rank)
         if not rank.is_main:
             return train_worker(config, own_host, rank, resume_point)

@@ -41,7 +41,10 @@ class HostPaths:
         """Whether a request may access `path`; symlinks are resolved first, so that none leads out of the roots."""
         if not self.allowed_roots:
             return True
-        real = path.resolve()
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError):  # a link to itself
+            return False
         return any(real == root or root in real.parents for root in (root.resolve() for root in self.allowed_roots))
 
 

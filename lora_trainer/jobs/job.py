@@ -117,7 +117,7 @@ class Job(RunView):
         except Exception as error:
             self.error = error
             self._attach_traceback(error)
-            end_event = Failed(self.status.step, [problem_json(problem) for problem in problems_of(error)])
+            end_event = Failed(self.status.step, [problem_json(problem) for problem in problems_of(error, in_run=self._writes_report)])
         self._end(end_event)
 
     def _iterate(self) -> Event:
@@ -162,6 +162,10 @@ class Job(RunView):
                 messages.append(say("{sink} is no longer written in this run: {reason}", sink=type(sink).__name__, reason=reason))
         return messages
 
+    @property
+    def _writes_report(self) -> bool:
+        return any(isinstance(sink, ReportFile) for sink in self._sinks)
+
     def _attach_traceback(self, error: Exception) -> None:
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip().split("\n")
         for sink in self._sinks:
@@ -172,8 +176,8 @@ class Job(RunView):
 _ACKNOWLEDGED_BY = {"pause": ("Paused",), "resume": ("Resumed", "Stepped"), "save": ("Saved",), "sample": ("Sampled",)}
 
 
-def problems_of(error: BaseException) -> tuple[Problem, ...]:
-    """The problems of any exception: what went wrong, and the remedy."""
+def problems_of(error: BaseException, *, in_run: bool = True) -> tuple[Problem, ...]:
+    """The problems of any exception: what went wrong, and the remedy. `in_run`: a run's report.txt says more."""
     if isinstance(error, TrainerError):
         return error.problems
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
@@ -185,7 +189,9 @@ def problems_of(error: BaseException) -> tuple[Problem, ...]:
         message = say("{path}: {reason}", path=str(error.filename), reason=error.strerror or str(error))
         return (Problem(str(error.filename), message, say("Check that the file is there and may be read and written.")),)
     message = say("{kind}: {reason}", kind=type(error).__name__, reason=_first_line(error))
-    return (Problem("", message, say("The last lines of report.txt in the run's folder say where it happened.")),)
+    if in_run:
+        return (Problem("", message, say("The last lines of report.txt in the run's folder say where it happened.")),)
+    return (Problem("", message, say("This is a fault of the trainer: please report it, with what was printed above.")),)
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

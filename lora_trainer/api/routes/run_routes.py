@@ -36,6 +36,7 @@ from lora_trainer.errors import HostBusy
 from lora_trainer.files import file_sha256
 from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.run_files import is_number
 from lora_trainer.jobs.status import translate_message, translate_problem
 
 MAX_EVENTS = 20_000
@@ -151,10 +152,18 @@ async def read_file(api: ApiContext, request: Request) -> Response:
     return Response(content, media_type=kind, headers=headers)
 
 
+def _resolved(path: Path) -> Path:
+    """The path without links; an empty path for a link to itself."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return Path()
+
+
 def _read_file(api: ApiContext, run: str, name: str) -> tuple[bytes, str]:
     folder = api.run_folder(run)
     root = folder.path.resolve()
-    path = (root / name).resolve()
+    path = _resolved(root / name)
     if "\0" in name or root not in path.parents or not path.is_file():
         raise NotFound("the run {run} has no file {name}.", run=run, name=name, path="path", fix="Choose a file of the run.")
     kind = mimetypes.guess_type(path.name)[0] or ""
@@ -345,7 +354,7 @@ async def start_grid(api: ApiContext, request: Request) -> Response:
 
 
 def _finite_number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise RequestError("{key} holds something that is not a number.", key=key, path=key, fix="Send numbers such as 0.8.")
     return float(value)
 

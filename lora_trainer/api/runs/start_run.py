@@ -48,15 +48,16 @@ def resolve_paths(config: TrainConfig, host: Host, *, runs_dir: Path | None = No
     mapping = to_mapping(config)
     mapping["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": effective.output_name(config)}
     for section, name in PATH_KEYS:
-        mapping[section][name] = map_text(mapping[section][name], _absolute)
+        mapping[section][name] = map_text(mapping[section][name], absolute_if_exists)
     if config.log.logging_dir.strip():
         mapping["log"]["logging_dir"] = str(Path(config.log.logging_dir).absolute())
     for table in mapping["data"]["subsets"]:
-        table.update({name: _absolute(table[name]) for name in SUBSET_INPUT_PATHS if name in table})
+        table.update({name: absolute_if_exists(table[name]) for name in SUBSET_INPUT_PATHS if name in table})
     return rebuild(config, mapping)
 
 
-def _absolute(text: str) -> str:
+def absolute_if_exists(text: str) -> str:
+    """A relative path as an absolute one where it exists from the working directory; any other text unchanged."""
     path = Path(text)
     return str(path.absolute()) if text.strip() and not path.is_absolute() and _exists(path) else text
 
@@ -116,14 +117,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_networks(files: Iterable[str]) -> None:
-    """Raises ModelError when a network file cannot be read."""
-    from lora_trainer.models.detection.detect import read_header
+    """Raises ModelError when a network file cannot be read, or holds values that are not finite."""
+    from lora_trainer.models.files.finite import require_finite
 
     for text in files:
         if text.strip() and not Path(text).is_file():
             raise ModelError("{path} does not exist.", path=text, fix="Choose a LoRA file.")
         if text.strip():
-            read_header(Path(text))
+            require_finite(Path(text))
 
 
 def check_model(config: TrainConfig, host: Host) -> None:
