@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lora_trainer.errors import TrainerError
+from lora_trainer.errors import DiskFull, TrainerError
 
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 LOCKED_BYTE = 1 << 30
 """Position of the byte of a file that is locked on Windows."""
 
@@ -52,6 +53,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
         handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
+        if is_disk_full(error):
+            raise write_error(path, error) from error
         raise TrainerError(
             "{path} cannot be written ({reason}).",
             path=str(path),
@@ -64,15 +67,26 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         replace_file(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise TrainerError(
-            "{path} could not be written ({reason}).",
-            path=str(path),
-            reason=error.strerror or error,
-            fix="Free some disk space or choose another folder.",
-        ) from error
+        raise write_error(path, error) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in DISK_FULL)
+
+
+def write_error(path: Path, error: OSError) -> TrainerError:
+    """The error for a file that could not be written: DiskFull where there is no room."""
+    kind = DiskFull if is_disk_full(error) else TrainerError
+    return kind(
+        "{path} could not be written ({reason}).",
+        path=str(path),
+        reason=error.strerror or error,
+        fix="Free some disk space or choose another folder.",
+    )
 
 
 def _fsync(file: IO[bytes]) -> None:

@@ -52,8 +52,12 @@ class Claim:
                 if _take_over(path, token, others):
                     return cls(path, token)
             else:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(_holder(token))
+                try:
+                    with os.fdopen(handle, "wb") as file:
+                        file.write(_holder(token))
+                except OSError:  # the disk is full
+                    path.unlink(missing_ok=True)
+                    raise
                 return cls(path, token)
 
     @classmethod

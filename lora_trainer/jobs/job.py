@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import attrs
@@ -15,6 +14,7 @@ import attrs
 from lora_trainer.control import Control
 from lora_trainer.errors import Problem, TrainerError
 from lora_trainer.events import Event, Failed, Finished, Stopped, Warned
+from lora_trainer.files import is_disk_full
 from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
@@ -25,7 +25,6 @@ from lora_trainer.messages import Message, say
 Work = Callable[[Control], Generator[Event, None, None]]
 END_EVENTS = (Finished, Stopped, Failed)
 TRACEBACK_LINES = 40
-DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class RunView:
@@ -145,8 +144,8 @@ class Job(RunView):
         for message in self._deliver(EventRecord(status.n, now, event)):
             status = attrs.evolve(status, warnings=status.warnings + 1, warning=message)
         for sink in self._sinks:
-            if (close := getattr(sink, "close", None)) is not None:
-                close()
+            with suppress(Exception):  # the run has ended all the same
+                sink.close() if hasattr(sink, "close") else None
         self.folder.release(self._claim)
         self.status = status
 
@@ -157,6 +156,8 @@ class Job(RunView):
             try:
                 sink(record)
             except Exception as error:
+                if is_disk_full(error):  # it holds what it has to write, and does so with a later event
+                    continue
                 self._sinks.remove(sink)
                 reason = str(error) or type(error).__name__
                 messages.append(say("{sink} is no longer written in this run: {reason}", sink=type(sink).__name__, reason=reason))
@@ -183,7 +184,7 @@ def problems_of(error: BaseException, *, in_run: bool = True) -> tuple[Problem, 
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         fix = say("Take a smaller training size or fewer pictures per step, or turn on gradient checkpointing.")
         return (Problem("", say("there is not enough memory: {reason}", reason=_first_line(error)), fix),)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if isinstance(error, OSError) and is_disk_full(error):
         return (Problem(str(error.filename or ""), say("the disk is full."), say("Free some disk space, then start again.")),)
     if isinstance(error, OSError) and error.filename:
         message = say("{path}: {reason}", path=str(error.filename), reason=error.strerror or str(error))

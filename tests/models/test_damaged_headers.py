@@ -70,7 +70,7 @@ def test_bytes_behind_the_last_tensor_are_refused_and_a_right_file_is_not(tmp_pa
     assert set(read_header(write(tmp_path / "a.safetensors", TWO))) == {"a", "b"}
     empty = {"e": entry([0, 3], [8, 8]), **TWO}
     assert len(read_header(write(tmp_path / "b.safetensors", empty))) == 3
-    with pytest.raises(ModelError, match="b is not its own|place of b"):
+    with pytest.raises(ModelError, match="the place of b"):
         read_header(write(tmp_path / "c.safetensors", TWO, bytes(20)))
 
 
