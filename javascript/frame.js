@@ -19,6 +19,7 @@
     stopped: { sign: "stop", look: "calm" },
     failed: { sign: "cross", look: "bad" },
     interrupted: { sign: "cross", look: "bad" },
+    damaged: { sign: "cross", look: "bad" },
   };
   LT.stateWord = (state) =>
     ({
@@ -34,6 +35,7 @@
       stopped: t("stopped"),
       failed: t("failed"),
       interrupted: t("interrupted"),
+      damaged: t("damaged"),
     })[state] || state;
   const stepName = (step) =>
     ({ pictures: t("Pictures"), captions: t("Captions"), settings: t("Settings"), train: t("Train"), compare: t("Compare") })[step];

@@ -55,7 +55,8 @@ def print_outcome(job: Job, console: Console) -> None:
         for problem in status.problems:
             translated = translate_problem(problem, console.language)
             console.note(f"{translated['path']}: {translated['message']} {translated['fix']}".lstrip(": ").rstrip())
-        console.note(say("The full report: {path}", path=str(job.folder.report_file)))
+        if job.folder.report_file.is_file():
+            console.note(say("The full report: {path}", path=str(job.folder.report_file)))
     elif status.outcome == "stopped":
         console.note(say("Stopped at step {step}.", step=status.step))
     if status.best:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.cli.common_args import add_json, host, usage_error
+from lora_trainer.cli.common_args import add_json, finite_number, host, usage_error
 from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_usage_error
 from lora_trainer.config.choices.samplers import CHOICES, find_sampler
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     parser.add_argument("--negative", default="", metavar="TEXT", help=console.translate(say("what is not to be drawn")))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--cfg", type=finite_number, default=7.5)
     parser.add_argument("--width", type=int, help=console.translate(say("pixels; without: the model's own size")))
     parser.add_argument("--height", type=int, help=console.translate(say("pixels; without: the width")))
     names = say("one of {names}; sd-scripts' names with k_ too", names=", ".join(CHOICES))
@@ -142,7 +142,7 @@ def split_weight(text: str) -> tuple[Path, float]:
     if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
         return Path(text), 1.0
     try:
-        return Path(head), float(tail)
+        return Path(head), finite_number(tail)
     except ValueError:
         raise usage_error(
             "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")

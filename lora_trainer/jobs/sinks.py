@@ -24,21 +24,32 @@ Sink = Callable[[EventRecord], None]
 
 
 class EventsFile:
-    """events.jsonl: one object per line, flushed at once, so that a killed process loses at most its last line."""
+    """events.jsonl: one object per line, flushed at once, so that a killed process loses at most its last line.
+
+    While the disk is full, lines wait in memory and are written with a later one.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder.path
         truncate_partial_line(folder.events_file)
-        self._file = folder.events_file.open("ab")
+        self._file = folder.events_file.open("ab", buffering=0)
+        self._unwritten = b""
 
     def __call__(self, record: EventRecord) -> None:
         line = json.dumps(record.to_json(self.folder), ensure_ascii=False, default=str)
-        self._file.write(line.encode("utf-8") + b"\n")
-        self._file.flush()
+        self._unwritten += line.encode("utf-8", "backslashreplace") + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]  # where there is little room, only a part is written
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        try:
+            self._write()
+        finally:
+            self._file.close()
 
 
 class ManifestFile:

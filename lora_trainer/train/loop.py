@@ -168,7 +168,7 @@ class RunLoop:
         plan_for: Callable[[TrainConfig], TrainingPlan],
     ) -> RunLoop:
         """Makes the parts of a run's loop; `folder` is the run's own. Processes other than the first write nothing."""
-        captions, writer = CaptionSampler(trainer.dataset, trainer.config.seed, progress), BackgroundWriter()
+        captions, writer = CaptionSampler(trainer.dataset, trainer.config.seed, progress), BackgroundWriter(lambda: control.local.stopping)
         is_main = group.rank.is_main
         output = (Output if is_main else NullOutput)(trainer, progress, names, lease, writer)
         optimizer_step = OptimizerStep(trainer.optimizer, trainer.scaler, trainer.ema, trainer.clip_weight_norms)
@@ -364,6 +364,8 @@ class RunLoop:
         """What was asked for meanwhile: changed settings, a file, previews, a pause; and generations that wait at the host."""
         self.control.sync()
         yield from self.writer.poll()
+        if self.group.rank.is_single:  # other processes would go on and wait for this one
+            yield from self.pausing.wait_for_writer()
         yield from self.live_changes.replay()
         for values in self.control.take_changes():
             yield from self.live_changes.apply(values)
@@ -397,7 +399,7 @@ class RunLoop:
         """Draws previews; every file, the last one too, is on the disk before that."""
         if self.progress.is_done:
             yield from self._save(self.names.final(), final=True)
-        yield from self.writer.finish()
+        yield from self.pausing.finish_writing() if self.group.rank.is_single else self.writer.finish()
         yield from self.previews.draw(self._turn if self.group.rank.is_single else lambda: iter(()))
         yield from self._offload_encoders()
 
@@ -411,4 +413,4 @@ class RunLoop:
         elif self.control.save_on_stop and progress.step:
             yield from self._save(self.names.step(progress.step))
             yield from self._save_state()
-        yield from self.writer.finish()
+        yield from self.pausing.finish_writing()

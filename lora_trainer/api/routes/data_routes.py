@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.responses import Response
 from lora_trainer.api.context import ApiContext
 from lora_trainer.api.responses import body_value, query_number, read_body, request_language
 from lora_trainer.api.routes.run_routes import config_mapping
+from lora_trainer.errors import TrainerError
 
 MIN_SIZE, MAX_SIZE = 32, 1024
 
@@ -97,7 +99,8 @@ def _read_thumbnail(api: ApiContext, text: str, size: int, etag: str) -> tuple[s
     if cached.is_file():
         return tag, cached.read_bytes()
     content = draw(path, size)
-    write_atomically(cached, content)
+    with suppress(TrainerError):  # a cache that is full or not writable costs time only
+        write_atomically(cached, content)
     return tag, content
 
 

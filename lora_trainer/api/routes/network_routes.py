@@ -24,6 +24,7 @@ from lora_trainer.api.responses import (
 from lora_trainer.api.threads import ToolJob
 from lora_trainer.config.importing import import_metadata
 from lora_trainer.errors import TrainerError
+from lora_trainer.jobs.run_files import is_number
 
 MAX_FILES = 400
 MAX_JOBS = 20
@@ -171,7 +172,7 @@ def _merge(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path,
     from lora_trainer.network_tools.merge import WeightedNetwork, merge_into_checkpoint, merge_networks
 
     weights = body_value(body, "weights", list, [1.0] * len(inputs))
-    if len(weights) != len(inputs) or any(isinstance(weight, bool) or not isinstance(weight, (int, float)) for weight in weights):
+    if len(weights) != len(inputs) or not all(map(is_number, weights)):
         raise RequestError("weights does not hold one number for each file.", path="weights", fix="Send as many numbers as files.")
     sources = [WeightedNetwork(path, float(weight), float(weight)) for path, weight in zip(inputs, weights, strict=True)]
     into = body_value(body, "into", str, "")

@@ -160,7 +160,7 @@ def _read_lr_search(api: ApiContext, run: str) -> dict[str, Any]:
     from lora_trainer.wizard.lr_finder import find_plateau
 
     folder = api.run_folder(run)
-    curve = [(event["step"], event["lr"]) for event in folder.events() if event["event"] == "stepped"]
+    curve = [(event["step"], event["lr"]) for event in folder.events() if event["event"] == "stepped" and event.get("lr")]
     return find_plateau(curve).to_json(read_config(folder.config_file))
 
 

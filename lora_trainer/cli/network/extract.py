@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.common_args import usage_error
+from lora_trainer.cli.common_args import finite_number, usage_error
 from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, add_precision, check_out, progress_printer
 from lora_trainer.messages import say
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     conv = say("the highest rank of the U-Net's other layers; without: only attention layers")
     parser.add_argument("--conv-rank", type=int, default=0, metavar="N", help=console.translate(conv))
     energy = say("keep this share of each layer's singular values squared, 0 to 1")
-    parser.add_argument("--energy", type=float, default=1.0, metavar="X", help=console.translate(energy))
+    parser.add_argument("--energy", type=finite_number, default=1.0, metavar="X", help=console.translate(energy))
     parser.add_argument("--unet-only", action="store_true", help=console.translate(say("leave the text encoder out")))
     add_precision(parser, console, "fp16")
     add_out(parser, console)

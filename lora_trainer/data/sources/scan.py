@@ -314,8 +314,12 @@ def _file_stats(source: Source) -> Iterator[tuple[str, int, int, int, int]]:
         folder, depth = pending.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
-                yield entry.path, *_stats(entry.stat())
-                if depth == 0 and entry.is_dir():
+                try:
+                    stat, is_folder = entry.stat(), entry.is_dir()
+                except OSError:  # a link to itself, or to nothing
+                    stat, is_folder = entry.stat(follow_symlinks=False), False
+                yield entry.path, *_stats(stat)
+                if depth == 0 and is_folder:
                     pending.append((entry.path, 1))
 
 

@@ -38,7 +38,7 @@ def early_warnings(config: TrainConfig, dataset: TrainingDataset, checkpoint: Pa
     warnings = [Warned(message) for message in dataset.warnings]
     warnings += [Warned(note, "sample.prompts") for note in preview_prompts(config).warnings]
     warnings += [Warned(message, path) for path, message in caption_notes.caption_notes(dataset.train_records, dataset.caption_rules_of)]
-    if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
+    if not config.model.pretrained_model_name_or_path and assets.is_toy(checkpoint):
         warnings.append(
             Warned(
                 say("No base model is chosen: this trains the small model that ships for trying things out; its LoRA fits no other."),
