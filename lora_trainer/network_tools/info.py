@@ -32,12 +32,14 @@ def info(path: Path) -> dict[str, Any]:
         "family": file.family,
         "family_label": layout.row(file.family).label,
         "naming": file.naming,
+        "namings": list(file.namings),
         "dtype": file.dtype,
         "modules": dict(Counter(part_of(name) for name in file.modules)),
         "unknown": list(file.unknown_layers),
         "embeddings": sorted({key.split(".")[1] for key in file.embedding_keys}),
         "ranks": _value_counts(module.rank for module in file.modules.values() if module.rank),
         **_alphas_and_norms(file),
+        "alphas_from": file.declared.source,
         "trained_on": trained_on(file.metadata),
         "hashes": {
             "sha256": sha256,
@@ -84,7 +86,7 @@ def _alphas_and_norms(file: NetworkFile) -> dict[str, Any]:
     complete, alphas = True, []
     for name, state in read_modules(file).items():
         module = file.modules[name]
-        if "alpha" in module.keys:
+        if "alpha" in module.keys or name in file.declared.alphas:
             alphas.append(state.alpha)
         if state.reads_weight:
             complete = False
