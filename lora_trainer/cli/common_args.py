@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, cast

@@ -13,8 +13,8 @@ from typing import Any
 
 from lora_trainer.cli.console import DONE, FAILED, STOPPED, Console
 from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.process_rank import process_rank
 from lora_trainer.jobs.status import RunStatus, translate_problem
 from lora_trainer.messages import Message, say

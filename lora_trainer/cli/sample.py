@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Draws one picture and prints its path."""
-    from lora_trainer.train.previews.preview_prompts import NETWORK_TAG, SampleRequest
+    from lora_trainer.train.previews.preview_prompts import MARK, NETWORK_TAG, SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
     try:
@@ -95,19 +95,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         }
     )
     return DONE
-
-
-def _note_marks(text: str, console: Console) -> None:
-    """Notes on networks and options that people write into prompts elsewhere."""
-    from lora_trainer.train.previews.preview_prompts import EXTRA_NETWORK, MARK
-
-    for network in EXTRA_NETWORK.findall(text):
-        name, colon, weight = network.strip("<>").partition(":")[2].partition(":")
-        lora = f"{name}.safetensors{colon}{weight.partition(':')[0]}"
-        console.note(say("Note: {network} is not read here, but as letters: give --lora {lora}", network=network, lora=lora))
-    if marks := MARK.findall(text):
-        template = "Note: {marks} is read as a part of the text: give --negative, --width, --height, --seed, --cfg, --steps and --sampler."
-        console.note(say(template, marks=", ".join(marks)))
 
 
 class ImageSampler:

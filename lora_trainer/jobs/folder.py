@@ -20,7 +20,7 @@ from lora_trainer.errors import HostBusy, Problem, TrainerError
 from lora_trainer.files import write_atomically
 from lora_trainer.jobs import claims, folder_migrations, resume_point
 from lora_trainer.jobs.claims import AlreadyClaimed, Claim
-from lora_trainer.jobs.events_log import DAMAGED, EventsLog, damaged_lines, last_events
+from lora_trainer.jobs.logs.events_log import DAMAGED, EventsLog, damaged_lines, last_events
 from lora_trainer.jobs.run_files import GRID, INFO, MANIFEST, PLAN, Fields, keep_intact, read_object
 from lora_trainer.jobs.status import ENDED, FROM_STATE, PHASE_STATES
 from lora_trainer.messages import Message, say

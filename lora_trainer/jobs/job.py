@@ -16,8 +16,8 @@ from lora_trainer.errors import Problem, TrainerError
 from lora_trainer.events import Event, Failed, Finished, Stopped, Warned
 from lora_trainer.files import is_disk_full
 from lora_trainer.jobs.claims import Claim
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.sinks import ReportFile, Sink, standard_sinks
 from lora_trainer.jobs.status import RunStatus
 from lora_trainer.messages import Message, say

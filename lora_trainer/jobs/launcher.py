@@ -17,9 +17,9 @@ from lora_trainer import events
 from lora_trainer.errors import Problem
 from lora_trainer.events import Event, Failed, Stopped
 from lora_trainer.jobs.claims import CLAIM_VARIABLE, Claim
-from lora_trainer.jobs.events_log import EVENT_TYPES
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import RunView, problem_json
+from lora_trainer.jobs.logs.events_log import EVENT_TYPES
 from lora_trainer.jobs.process_rank import RANK_VARIABLES
 from lora_trainer.jobs.status import RunStatus, message_from_json
 from lora_trainer.messages import say

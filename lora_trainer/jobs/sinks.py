@@ -14,11 +14,11 @@ from lora_trainer.config.files import read_config
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Failed, Finished, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.csv_log import StepsCsv
-from lora_trainer.jobs.events_log import EventRecord, finite_or_none, relative_to_folder, truncate_partial_line
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.csv_log import StepsCsv
+from lora_trainer.jobs.logs.events_log import EventRecord, finite_or_none, relative_to_folder, truncate_partial_line
+from lora_trainer.jobs.logs.tensorboard import TensorBoard
 from lora_trainer.jobs.status import FROM_STATE
-from lora_trainer.jobs.tensorboard import TensorBoard
 
 Sink = Callable[[EventRecord], None]
 

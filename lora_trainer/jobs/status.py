@@ -24,7 +24,7 @@ from lora_trainer.events import (
     Validated,
     Warned,
 )
-from lora_trainer.jobs.events_log import finite_or_none
+from lora_trainer.jobs.logs.events_log import finite_or_none
 from lora_trainer.messages import Message, say
 
 ENDED = ("finished", "stopped", "failed", "interrupted")

@@ -83,7 +83,7 @@ class NetworkFile:
     unknown_layers: tuple[str, ...] = ()
     """Names of layers that the family does not have."""
     embedding_keys: tuple[str, ...] = ()
-    declared: DeclaredAlphas = DeclaredAlphas()
+    declared: DeclaredAlphas = attrs.field(factory=DeclaredAlphas)
     """Alphas of the layers that have no key for it."""
 
     @property

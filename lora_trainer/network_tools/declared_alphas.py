@@ -1,4 +1,4 @@
-"""Alphas that a file does not hold as tensors (no torch): in its header (diffusers since 2025, SimpleTuner), or in PEFT's adapter_config.json.
+"""Alphas that a file holds in its header (diffusers since 2025, SimpleTuner) or in PEFT's adapter_config.json, not as tensors (no torch).
 
 Both are PEFT's LoraConfig: `lora_alpha`, `use_rslora`, and `alpha_pattern`, which has alphas of single layers by the end of their paths.
 """

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from lora_trainer.cli.main import main
-from lora_trainer.jobs.events_log import EventsLog
 from lora_trainer.jobs.folder import RunFolder, list_runs
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventsLog
 from lora_trainer.jobs.manager import JobManager
 from lora_trainer.jobs.other_process import OtherProcessRun
 from tests.jobs.works import small_work

@@ -111,7 +111,7 @@ def _read_run(api: ApiContext, run: str, language: str) -> dict[str, Any]:
 
 def _last_status(folder: RunFolder, summary: dict[str, Any], language: str) -> dict[str, Any]:
     """The status fields of a run of another process, from its last events."""
-    from lora_trainer.jobs.events_log import last_events
+    from lora_trainer.jobs.logs.events_log import last_events
 
     tail = last_events(folder.events_file)
     stepped: dict[str, Any] = next((line for line in reversed(tail) if line["event"] == "stepped"), {})

@@ -8,8 +8,8 @@ from typing import Any
 from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.importing.arguments import paths_by_name
 from lora_trainer.config.importing.forms import Content
-from lora_trainer.config.importing.programs import KOHYA_NAMES
 from lora_trainer.config.importing.reasons import REASONS
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import KOHYA_NAMES
 from lora_trainer.config.importing.values import flatten
 
 CONCEPT_KEYS = ("instance_data_dir", "instance_prompt")

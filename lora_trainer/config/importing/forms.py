@@ -11,7 +11,7 @@ import attrs
 
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.files import parse_toml
-from lora_trainer.config.importing.command_lines import SHELLS, CommandLine, read_command_line
+from lora_trainer.config.importing.trainers.command_lines import SHELLS, CommandLine, read_command_line
 from lora_trainer.errors import ConfigError, MissingPackage
 
 MAX_CHARACTERS = 2 << 20

@@ -11,10 +11,10 @@ from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.importing.arguments import SPECIAL, Key, paths_by_name, translate_keys
 from lora_trainer.config.importing.learning import Options
 from lora_trainer.config.importing.networks import network_defaults, whole_matrix_notes
-from lora_trainer.config.importing.one_trainer import one_trainer_keys
-from lora_trainer.config.importing.programs import ProgramKeys
 from lora_trainer.config.importing.reasons import OFF, REASONS
 from lora_trainer.config.importing.result import Imported
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
+from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
 from lora_trainer.config.importing.values import is_empty
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say

@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.checks.option_checks import options, problem
-from lora_trainer.config.importing.ai_toolkit import ai_toolkit_keys
 from lora_trainer.config.importing.arguments import SPECIAL, paths_by_name, prompt_notes, translate_keys
-from lora_trainer.config.importing.concepts import import_concepts_file
 from lora_trainer.config.importing.detection import detect_kind
 from lora_trainer.config.importing.forms import parse_settings, unknown_file
 from lora_trainer.config.importing.learning import ReadText
-from lora_trainer.config.importing.lycoris import lycoris_keys
 from lora_trainer.config.importing.networks import argument_notes, whole_matrix_notes
-from lora_trainer.config.importing.one_trainer import one_trainer_keys
-from lora_trainer.config.importing.programs import ProgramKeys, command_keys, kohya_keys, lora_scripts_keys, sd_scripts_keys
 from lora_trainer.config.importing.reasons import REASONS
 from lora_trainer.config.importing.result import KINDS, Imported, Left, Taken
-from lora_trainer.config.importing.simple_tuner import simple_tuner_keys
+from lora_trainer.config.importing.trainers.ai_toolkit import ai_toolkit_keys
+from lora_trainer.config.importing.trainers.dreambooth_concepts import import_concepts_file
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import (
+    ProgramKeys,
+    command_keys,
+    kohya_keys,
+    lora_scripts_keys,
+    sd_scripts_keys,
+)
+from lora_trainer.config.importing.trainers.lycoris import lycoris_keys
+from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
+from lora_trainer.config.importing.trainers.simple_tuner import simple_tuner_keys
 from lora_trainer.config.importing.values import flatten, to_number
 from lora_trainer.config.migrations import migrate
 from lora_trainer.errors import ConfigError

@@ -74,7 +74,8 @@ def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Pr
         try:
             values = _parse_options(row.content)
             requests.append((row.index, _make_request(values, defaults)))
-            warnings += [say("{place}: {note}", place=row.source, note=note) for note in _notes_on_texts(values)]
+            if (note := unknown_marks_note(values.get("prompt", ""), values.get("n", ""))) is not None:
+                warnings.append(say("{place}: {note}", place=row.source, note=note))
         except TrainerError as error:
             problem = error.problems[0]
             warnings.append(say("{place} is not drawn: {message} {fix}", place=row.source, message=problem.message, fix=problem.fix))

@@ -8,10 +8,10 @@ from typing import Any
 import attrs
 
 from lora_trainer.config.importing.arguments import Key
-from lora_trainer.config.importing.command_lines import UNCLEAR, CommandLine, command_notes
 from lora_trainer.config.importing.learning import ReadText
 from lora_trainer.config.importing.networks import network_defaults
 from lora_trainer.config.importing.reasons import CONV, ITSELF, LYCORIS, OFF, START
+from lora_trainer.config.importing.trainers.command_lines import UNCLEAR, CommandLine, command_notes
 from lora_trainer.config.importing.values import flatten, is_empty, to_number
 from lora_trainer.messages import Message, say
 

@@ -8,8 +8,8 @@ from typing import Any
 from lora_trainer.config.importing.arguments import Key
 from lora_trainer.config.importing.learning import ReadText
 from lora_trainer.config.importing.networks import LYCORIS_MODULE
-from lora_trainer.config.importing.programs import ProgramKeys
 from lora_trainer.config.importing.reasons import CALCULATED
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
 from lora_trainer.config.importing.values import flatten
 from lora_trainer.messages import Message, say
 

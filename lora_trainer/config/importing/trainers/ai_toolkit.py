@@ -9,7 +9,6 @@ from typing import Any
 from lora_trainer.config.choices.samplers import find_sampler
 from lora_trainer.config.importing.arguments import Key
 from lora_trainer.config.importing.learning import Options, ReadText, find_optimizer
-from lora_trainer.config.importing.programs import ProgramKeys
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, LOG, NOT_YET, OFF, ONLY_STABLE_DIFFUSION, SAFETENSORS, START, WINDOW
 from lora_trainer.config.importing.tables import (
     TRAINED,
@@ -21,6 +20,7 @@ from lora_trainer.config.importing.tables import (
     optimizer_args,
     prompt_line,
 )
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
 from lora_trainer.config.importing.values import is_empty, to_number
 from lora_trainer.messages import Message, say
 

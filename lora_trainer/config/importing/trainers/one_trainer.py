@@ -8,7 +8,6 @@ from typing import Any
 
 from lora_trainer.config.importing.arguments import Key
 from lora_trainer.config.importing.learning import Options, ReadText, find_optimizer
-from lora_trainer.config.importing.programs import ProgramKeys
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, OFF, ONLY_STABLE_DIFFUSION, RESUMED, START, WINDOW
 from lora_trainer.config.importing.tables import (
     CHOOSE_PICTURES,
@@ -21,6 +20,7 @@ from lora_trainer.config.importing.tables import (
     output_options,
     prompt_line,
 )
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
 from lora_trainer.config.importing.values import flatten, is_empty, to_number
 from lora_trainer.messages import Message, say
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from lora_trainer.config.importing.arguments import Key, translate_keys
 from lora_trainer.config.importing.learning import Options, ReadText, find_optimizer
-from lora_trainer.config.importing.lycoris import lycoris_keys
-from lora_trainer.config.importing.programs import ProgramKeys
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, LOG, NOT_YET, OFF, ONLY_STABLE_DIFFUSION, RESUMED, START
 from lora_trainer.config.importing.tables import CHOOSE_PICTURES, TRAINED, folder_options, is_on, prompt_line
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
+from lora_trainer.config.importing.trainers.lycoris import lycoris_keys
 from lora_trainer.config.importing.values import is_empty, to_number
 from lora_trainer.messages import Message, say
 
