@@ -36,8 +36,8 @@ class DataConfig:
     in_json: str = param(
         "",
         "Metadata file",
-        "A JSON file with captions and tags of the pictures, as sd-scripts' tools write it, or rows with file_name and text (.jsonl, .csv). Its "
-        "names are looked for in the folder.",
+        "A JSON file with captions and tags of the pictures, as sd-scripts' tools write it, or rows with file_name "
+        "and text (.jsonl, .csv). Its names are looked for in the folder.",
         kind="file",
     )
     dataset_config: str = param(
