@@ -18,7 +18,7 @@ from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.files import pickled
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, is_pickle
 from lora_trainer.network_tools import naming
-from lora_trainer.network_tools.declared_alphas import DeclaredAlphas, declared_alphas
+from lora_trainer.network_tools.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
 from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
 from lora_trainer.network_tools.naming import ParsedKey
 
@@ -83,7 +83,7 @@ class NetworkFile:
     unknown_layers: tuple[str, ...] = ()
     """Names of layers that the family does not have."""
     embedding_keys: tuple[str, ...] = ()
-    declared: DeclaredAlphas = attrs.field(factory=DeclaredAlphas)
+    declared: DeclaredAlphas = NOTHING_DECLARED
     """Alphas of the layers that have no key for it."""
 
     @property

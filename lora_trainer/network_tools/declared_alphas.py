@@ -1,4 +1,4 @@
-"""Alphas that a file holds in its header (diffusers since 2025, SimpleTuner) or in PEFT's adapter_config.json, not as tensors (no torch).
+"""Alphas that are no tensors: in the header (diffusers since 2025, SimpleTuner), or in PEFT's adapter_config.json (no torch).
 
 Both are PEFT's LoraConfig: `lora_alpha`, `use_rslora`, and `alpha_pattern`, which has alphas of single layers by the end of their paths.
 """
@@ -36,6 +36,9 @@ class DeclaredAlphas:
 
     alphas: Mapping[str, float] = attrs.field(factory=dict)
     source: str = ""
+
+
+NOTHING_DECLARED = DeclaredAlphas()
 
 
 def declared_alphas(

@@ -45,8 +45,12 @@ def _out_error(message: Any, fix: Any) -> ConfigError:
 def write_network(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:
     """Writes a network file, reads it back and compares names and shapes. Returns its sha256 in hex.
 
-    `precision`: "float", "fp16", "bf16", or "keep". Raises TrainerError, also for values too large for fp16.
+    `precision`: "float", "fp16", "bf16", or "keep". Raises TrainerError, also for values that are not finite, or too large
+    for fp16.
     """
+    infinite = next((name for name, tensor in state.items() if not bool(torch.isfinite(tensor.float()).all())), "")
+    if infinite:
+        raise ModelError("the result's {key} holds values that are not finite.", key=infinite, fix="Use smaller weights.")
     limit = LARGEST.get(precision)
     too_large = next((name for name, tensor in state.items() if limit and tensor.numel() and float(tensor.abs().max()) > limit), "")
     if too_large:

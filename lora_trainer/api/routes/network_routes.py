@@ -188,6 +188,10 @@ def _merge(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path,
     return run
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
 def _extract(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path, on_progress: OnProgress) -> RunTool:
     from lora_trainer.network_tools.extract import ExtractOptions, extract
 
@@ -195,13 +199,20 @@ def _extract(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Pat
         int(body_number(body, "rank", 32, 1, 4096)),
         int(body_number(body, "conv_rank", 0, 0, 4096)),
         body_number(body, "energy", 1.0, 0.0, 1.0),
+        skip_rounding=body_value(body, "skip_rounding", bool, False),
     )
     if len(inputs) != 2:
         raise RequestError("{key} is missing in the request.", key="tuned", path="tuned", fix="Send it.")
 
     def run() -> dict[str, Any]:
         extracted = extract(inputs[0], inputs[1], out, settings, on_progress=on_progress)
-        return {"layers": extracted.layers, "unchanged": extracted.unchanged, "energy": extracted.energy, "family": extracted.family}
+        return {
+            "layers": extracted.layers,
+            "unchanged": extracted.unchanged,
+            "rounding": extracted.rounding,
+            "energy": extracted.energy,
+            "family": extracted.family,
+        }
 
     return run
 
