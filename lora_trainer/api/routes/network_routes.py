@@ -188,9 +188,6 @@ def _merge(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path,
     return run
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
-
 
 def _extract(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path, on_progress: OnProgress) -> RunTool:
     from lora_trainer.network_tools.extract import ExtractOptions, extract
