@@ -85,7 +85,8 @@ def suggest_changes(start: RuleContext) -> tuple[list[Change], list[Change]]:
 def _one_pass(start: RuleContext) -> tuple[list[Change], list[Change]]:
     """As `suggest_changes`, each rule asked once."""
     fixed = start.dataset.fixed_options(start.config)
-    start = attrs.evolve(start, config=start.dataset.with_dataset_options(start.config))
+    config = start.dataset.with_dataset_options(start.config)
+    start = attrs.evolve(start, config=config, machine=start.machine.for_run(config))
     changes: list[Change] = []
     typed_changes: list[Change] = []
     context = start
