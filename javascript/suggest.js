@@ -143,8 +143,10 @@
         h("span.lt-muted.lt-grow", {}, words),
         lines && h("label.lt-inline", {}, all, t("all")),
         LT.button(t("Undo"), {
-          icon: "undo", disabled: !takeBack, onclick: undo,
+          icon: "undo",
+          disabled: !takeBack,
           title: t("Takes back what the list changed; what you typed since then stays"),
+          onclick: undo,
         })),
       lines && list(),
     );

@@ -25,7 +25,11 @@ class SubsetConfig:
 @section
 class DataConfig:
     train_data_dir: str = param(
-        "", "Folder", "A folder of pictures, a folder of `N_name class` folders, or one such folder.", basic=True, kind="folder"
+        "",
+        "Folder",
+        "A folder of pictures, or of folders named like `10_sks girl`: 10 repeats of each picture, of the girl sks.",
+        basic=True,
+        kind="folder",
     )
     reg_data_dir: str = param(
         "",
@@ -64,7 +68,7 @@ class DataConfig:
     num_repeats: int = param(
         1,
         "Repeats",
-        "How often each picture is seen in one epoch. A folder called `N_name` sets its own number.",
+        "How often each picture is seen in one epoch. A folder named like `10_name` sets its own number.",
         low=1,
         high=10000,
         basic=True,

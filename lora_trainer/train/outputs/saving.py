@@ -60,7 +60,7 @@ def refuse_overwriting(names: OutputNames, overwrite: bool) -> None:
             Problem(
                 "save.output_name",
                 say("{file} already exists.", file=str(existing[0])),
-                say("Use the name {free}, or set save.overwrite to true.", free=f"{names.name}-v{number}"),
+                say("Use the name {free}, or turn on Overwrite (save.overwrite = true).", free=f"{names.name}-v{number}"),
             )
         ]
     )
