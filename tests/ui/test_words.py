@@ -47,7 +47,8 @@ def test_a_chinese_page_shows_no_english_sentence(mika: Callable[..., Any], step
             const walk = document.createTreeWalker(document.querySelector('.lt-app'), NodeFilter.SHOW_TEXT);
             while (walk.nextNode()) {
                 const parent = walk.currentNode.parentElement;
-                const served = '.lt-language, .lt-log, .lt-health, .lt-failedbody, .lt-why, .lt-changes, .lt-wizardnotes, .lt-notes, .lt-because';
+                const served = '.lt-language, .lt-log, .lt-health, .lt-failedbody, .lt-why, .lt-changes, .lt-wizardnotes, '
+                    + '.lt-notes, .lt-because';
                 if (parent.checkVisibility() && !parent.closest(served)) seen.push(walk.currentNode.textContent);
             }
             return seen;

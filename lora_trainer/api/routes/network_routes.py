@@ -188,7 +188,6 @@ def _merge(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path,
     return run
 
 
-
 def _extract(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path, on_progress: OnProgress) -> RunTool:
     from lora_trainer.network_tools.extract import ExtractOptions, extract
 
