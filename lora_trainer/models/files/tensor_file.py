@@ -123,7 +123,7 @@ def read_header(path: Path) -> dict[str, Any]:
     size = path.stat().st_size - 8 - length
     if ends and size < max(ends):
         raise ModelError("{path} ends early: it was not downloaded or copied completely.", path=str(path), fix="Get the file again.")
-    if damaged := _misplaced(header, size):
+    if size and (damaged := _misplaced(header, size)):  # a header by itself still tells what the file was
         raise ModelError(
             "{path} is damaged: the place of {name} in the file is not its own, or not of its size.",
             path=str(path),
