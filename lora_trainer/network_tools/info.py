@@ -113,7 +113,7 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
     tags: Counter[str] = Counter()
     frequencies = (
         [_parse_json(metadata.get("ss_tag_frequency"))]
-        if "ss_tag_frequency" in metadata
+        if _parse_json(metadata.get("ss_tag_frequency"))
         else [entry["tag_frequency"] for entry in datasets if isinstance(entry.get("tag_frequency"), dict)]
     )
     for counts in [counts for frequency in frequencies for counts in frequency.values()]:
@@ -128,7 +128,7 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
         "pictures": metadata.get("ss_num_train_images"),
         "steps": metadata.get("ss_steps"),
         "epochs": metadata.get("ss_epoch") or metadata.get("ss_num_epochs"),
-        "resolution": metadata.get("ss_resolution") or _dataset_resolutions(datasets),
+        "resolution": (metadata.get("ss_resolution") or "None").replace("None", "") or _dataset_resolutions(datasets),
         "clip_skip": metadata.get("ss_clip_skip"),
         "optimizer": metadata.get("ss_optimizer"),
         "learning_rate": metadata.get("ss_learning_rate"),
@@ -151,7 +151,8 @@ def _datasets(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
 
 
 def _dataset_folders(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    subsets = [subset for entry in datasets for subset in entry.get("subsets") or () if isinstance(subset, dict)]
+    lists = [entry["subsets"] for entry in datasets if isinstance(entry.get("subsets"), list)]
+    subsets = [subset for entries in lists for subset in entries if isinstance(subset, dict)]
     return {
         str(subset.get("image_dir") or subset.get("metadata_file")): {
             "n_repeats": subset.get("num_repeats"),
@@ -170,7 +171,7 @@ def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:
 def _parse_json(text: str | None) -> dict[str, Any]:
     try:
         parsed = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lora_trainer.adapters.lora_file import write_lora
-from lora_trainer.network_tools.info import info
+from lora_trainer.network_tools.info import info, trained_on
 from lora_trainer.network_tools.verify import verify
 from tests.network_tools.made import CONVOLUTIONS, WORDS, chosen, deltas, some, state_of, write
 
@@ -156,3 +156,16 @@ def test_names_that_a_host_reads_besides_sd_scripts_are_known(tmp_path: Path):
     assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", comfyui)).hosts] == ["no", "all", "all"]
     omi = "unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
     assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", omi)).hosts] == ["no", "no", "no"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{", "[1, null]", '[{"subsets": 1, "tag_frequency": [2], "resolution": null}]', '{"a": 1}']
+)
+def test_a_header_that_is_no_json_of_a_trainer_tells_nothing(text: str):
+    assert trained_on({"ss_datasets": text, "ss_dataset_dirs": text if text != '{"a": 1}' else "{", "ss_tag_frequency": text}) == {}
+
+
+def test_a_field_that_says_none_does_not_hide_what_the_data_sets_say():
+    datasets = '[{"resolution": [448, 448], "tag_frequency": {"a": {"b": 1}}}]'
+    facts = trained_on({"ss_datasets": datasets, "ss_resolution": "None", "ss_tag_frequency": "{}"})
+    assert facts == {"resolution": "(448, 448)", "tags": [{"tag": "b", "count": 1}]}
