@@ -37,6 +37,7 @@ class NetworkAdapter:
         with torch.no_grad():
             for row in self.plan:
                 self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.layer_at(bundle, row.path), seed)
+        self.family = bundle.family.name
         self._multiplier = 1.0
         self._attached: list[nn.Module] = []
         self._merged_model = MergedModel(bundle, ())
@@ -149,7 +150,7 @@ class NetworkAdapter:
 
     def metadata(self) -> dict[str, str]:
         """A file's `ss_network_*`: the module, and the rank and alpha that most layers have."""
-        rows = [(row.rank, row.alpha) for row in self.plan if kind_named(row.kind).spec.has_rank] or [(1, 1.0)]
+        rows = [(layer.plan.rank, _alpha_of(layer)) for layer in self.iter_layers() if layer.kind.spec.has_rank] or [(1, 1.0)]
         ((rank, alpha), _), *_ = Counter(rows).most_common(1)
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
 
@@ -162,6 +163,12 @@ class NetworkAdapter:
             part: [name for name, layer in layers.items() if not layer.options.get("module_dropout") and not is_trained(layer)]
             for part, layers in self.layers.items()
         }
+
+
+def _alpha_of(layer: AdapterLayer) -> float:
+    """The alpha that settings would have for the layer, whose strength may be that of a file which the training began with."""
+    planned = layer.kind.alpha_in_file(layer.plan, layer.parameters)
+    return layer.plan.alpha * layer.alpha / planned if planned and layer.alpha != planned else layer.plan.alpha
 
 
 def make_layer(plan: LayerPlan, base: BaseLayer, seed: int) -> AdapterLayer:

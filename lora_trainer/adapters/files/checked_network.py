@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
+from lora_trainer.adapters.files import naming
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
+from lora_trainer.adapters.files.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
+from lora_trainer.adapters.files.naming import ParsedKey
 from lora_trainer.adapters.kinds import kind_named
 from lora_trainer.config.choices.networks import NETWORK_KINDS
 from lora_trainer.errors import ModelError
@@ -17,10 +21,6 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.files import pickled
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, is_pickle
-from lora_trainer.network_tools import naming
-from lora_trainer.network_tools.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
-from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
-from lora_trainer.network_tools.naming import ParsedKey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,10 +126,19 @@ def open_network(path: Path) -> NetworkFile:
 
 def read_modules(file: NetworkFile) -> dict[str, ModuleState]:
     """The layers' tensors. Raises ModelError for an unsupported kind, and for values that are not finite."""
+    from lora_trainer.adapters.network_file import modules_of
+
+    return modules_of(read_state(file), str(file.path))
+
+
+def read_state(file: NetworkFile) -> dict[str, Tensor]:
+    """The tensors by sd-scripts' names, with an alpha for each layer that has one, wherever the file says it.
+
+    Raises ModelError for an unsupported kind, and for values that are not finite.
+    """
     import torch
 
-    from lora_trainer.adapters.network_file import modules_of
-    from lora_trainer.network_tools.safetensors_stream import open_tensors
+    from lora_trainer.models.files.safetensors_stream import open_tensors
 
     state: dict[str, Tensor] = {}
     with open_tensors(file.path) as tensor_of:
@@ -151,7 +160,7 @@ def read_modules(file: NetworkFile) -> dict[str, ModuleState]:
                 state[f"{module.name}.{suffix}"] = _column_magnitude(suffix, tensor, module)
             if module.name in file.declared.alphas:
                 state[f"{module.name}.alpha"] = torch.tensor(file.declared.alphas[module.name])
-    return modules_of(state, str(file.path))
+    return state
 
 
 def _column_magnitude(suffix: str, tensor: Tensor, module: NetworkModule) -> Tensor:

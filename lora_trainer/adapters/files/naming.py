@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import attrs
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
 from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
-from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
 
 NAMINGS = ("kohya", "diffusers", "peft")
 """Those that a file can be written in."""
