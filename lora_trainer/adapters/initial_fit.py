@@ -69,8 +69,7 @@ def _compare(file: NetworkFile, name: str, module: NetworkModule, layer: Trained
             say("{name} is of the kind {one}, the run's network of the kind {other}", name=name, one=one, other=other),
             say("Choose the network.type that the file was trained with."),
         )
-    shapes = {suffix: _shape(suffix, shape, layer) for suffix, shape in module.shapes.items() if suffix != "alpha"}
-    if shapes == dict(layer.shapes):
+    if {suffix: shape for suffix, shape in module.shapes.items() if suffix != "alpha"} == dict(layer.shapes):
         return
     if module.rank and not takes_ranks:
         _refuse(file, say("{name} has another rank or shape ({rank}) than the run's network", name=name, rank=module.rank), TAKE_RANKS)
@@ -80,11 +79,6 @@ def _compare(file: NetworkFile, name: str, module: NetworkModule, layer: Trained
 def _kind(kind: str, suffixes: Iterable[str]) -> str:
     kind = "lora" if kind == "dylora" else kind  # a file of it is one of LoRA
     return "dora" if kind == "lora" and DORA in suffixes else kind
-
-
-def _shape(suffix: str, shape: tuple[int, ...], layer: TrainedLayer) -> tuple[int, ...]:
-    """PEFT stores DoRA's magnitude as [out]."""
-    return (*shape, *layer.shapes[suffix][1:]) if suffix == DORA and len(shape) == 1 and suffix in layer.shapes else shape
 
 
 def part_of(name: str) -> str:

@@ -33,7 +33,7 @@ def convert(path: Path, out: Path, to: str) -> NetworkFile:
     Raises ModelError for layers without a name there, and for kinds that the other naming does not support.
     """
     file = open_network(path)
-    if _has_names_of(file, to) and not file.declared.alphas:
+    if _has_names_of(file, to) and not file.declared.has_scales:
         raise ModelError("{path} has these names already.", path=str(path), fix="Choose another --to.")
     states = read_modules(file)
     layers = released_layers(file.family)
@@ -109,7 +109,8 @@ def _to_other_names(name: str, module: ModuleState, layer: CheckpointLayer, to: 
         tensors["lora_up.weight"] = _padded(tensors["lora_up.weight"], 1, rank)
         tensors["lora_down.weight"] = _padded(tensors["lora_down.weight"], 0, rank)
     if "dora_scale" in tensors:
-        tensors["dora_scale"] = tensors["dora_scale"].reshape(-1)
+        spatial = to == "peft" and tensors["lora_down.weight"].dim() == 4
+        tensors["dora_scale"] = tensors["dora_scale"].reshape((1, -1, 1, 1) if spatial else (-1,))
     return {naming.rename_key(name, suffix, layer, to): tensor for suffix, tensor in tensors.items()}
 
 

@@ -79,7 +79,8 @@ def verify(path: Path, *, family: str = "", model: Path | None = None) -> Verify
 
 def _strength_notes(file: NetworkFile) -> tuple[Message, ...]:
     """Where a WebUI, which reads alphas among the tensors only, draws the file at another strength than the program that wrote it."""
-    scales = sorted({f"{alpha / file.modules[name].rank:g}" for name, alpha in file.declared.alphas.items()})
+    declared = [alpha / file.modules[name].rank for name, alpha in file.declared.alphas.items()]
+    scales = sorted({f"{scale:g}" for scale in (*declared, *file.declared.factors.values())})
     if set(scales) <= {"1"}:
         return ()
     return (

@@ -14,7 +14,7 @@ from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, relea
 from lora_trainer.adapters.files.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
 from lora_trainer.adapters.files.naming import ParsedKey
 from lora_trainer.adapters.kinds import kind_named
-from lora_trainer.config.choices.networks import NETWORK_KINDS
+from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
@@ -157,17 +157,20 @@ def read_state(file: NetworkFile) -> dict[str, Tensor]:
                         say("{key} holds values that are not finite", key=key),
                         "The training went wrong before it was saved: take an earlier epoch.",
                     )
-                state[f"{module.name}.{suffix}"] = _column_magnitude(suffix, tensor, module)
+                state[f"{module.name}.{suffix}"] = tensor.reshape(module.entries[suffix].shape)
+            if module.name in file.declared.factors:
+                state[f"{module.name}.lokr_w1"] = state[f"{module.name}.lokr_w1"].float() * file.declared.factors[module.name]
             if module.name in file.declared.alphas:
                 state[f"{module.name}.alpha"] = torch.tensor(file.declared.alphas[module.name])
     return state
 
 
-def _column_magnitude(suffix: str, tensor: Tensor, module: NetworkModule) -> Tensor:
-    """PEFT stores DoRA's magnitude as [out]: here as [out, 1(, 1, 1)]."""
-    if suffix == "dora_scale" and tensor.ndim == 1:
-        return tensor.reshape(-1, *(1,) * (len(module.shapes["lora_down.weight"]) - 1))
-    return tensor
+def _with_column_magnitude(keys: Mapping[str, str], entries: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """PEFT stores DoRA's magnitude as [out], of convolutions as [1, out, 1, 1]: here as [out, 1(, 1, 1)]."""
+    magnitude, down = entries.get(DORA), entries.get("lora_down.weight")
+    if magnitude is None or down is None or not (magnitude.ndim == 1 or naming.PEFT_MAGNITUDE in keys[DORA]):
+        return entries
+    return {**entries, DORA: attrs.evolve(magnitude, shape=(magnitude.count, *(1,) * (down.ndim - 1)))}
 
 
 def fits(module: NetworkModule, layer: CheckpointLayer) -> bool:
@@ -261,7 +264,7 @@ def _module(path: Path, name: str, keys: Mapping[str, str], tensors: Mapping[str
     if empty:
         shape = "x".join(map(str, entries[empty].shape))
         _refuse(path, say("{key} holds no values (its shape is {shape})", key=keys[empty], shape=shape), "Get the file again.")
-    module = NetworkModule(name, kind, dict(keys), entries)
+    module = NetworkModule(name, kind, dict(keys), _with_column_magnitude(keys, entries))
     if module.is_supported and not module.weight_size[0]:
         _refuse(path, say("the shapes of {name} contradict each other", name=name), "Get the file again.")
     return module

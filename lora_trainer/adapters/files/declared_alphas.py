@@ -46,6 +46,13 @@ class DeclaredAlphas:
     source: str = ""
     missing: tuple[str, ...] = ()
     """Layers with a rank whose alpha is written nowhere: their scale is 1."""
+    factors: Mapping[str, float] = attrs.field(factory=dict)
+    """Layer -> scale of PEFT's LoKr of whole matrices, which have no alpha in other programs."""
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether anything is written outside of the tensors."""
+        return bool(self.alphas or self.factors)
 
 
 NOTHING_DECLARED = DeclaredAlphas()
@@ -60,7 +67,7 @@ def declared_alphas(
     if not known:
         return DeclaredAlphas(missing=_ranked(without))
     sections, source = _sections(path, metadata, known)
-    alphas = {}
+    alphas, factors = {}, {}
     for name, module in known.items():
         values, layer = sections.get(layers[name].part, {}), layers[name].path
         _refuse_other_weights(path, source, values, name, module)
@@ -69,9 +76,10 @@ def declared_alphas(
             continue
         if module.rank:
             alphas[name] = alpha * math.sqrt(module.rank) if values.get("use_rslora") is True else alpha
-        elif module.kind == "lokr":
-            _check_whole_matrices(path, source, values, layer, alpha)
-    return DeclaredAlphas(alphas, source if alphas else "", tuple(name for name in _ranked(without) if name not in alphas))
+        elif module.kind == "lokr" and (rank := _of_layer(path, source, values, "rank_pattern", layer, values.get("r"))) not in (0, alpha):
+            factors[name] = alpha / _number(path, source, rank)
+    missing = tuple(name for name in _ranked(without) if name not in alphas)
+    return DeclaredAlphas(alphas, source if alphas or factors else "", missing, factors)
 
 
 def _ranked(modules: Mapping[str, NetworkModule]) -> tuple[str, ...]:
@@ -115,20 +123,6 @@ def _refuse_other_weights(path: Path, source: str, values: Mapping[str, Any], na
         )
 
 
-def _check_whole_matrices(path: Path, source: str, values: Mapping[str, Any], layer: str, alpha: float) -> None:
-    """PEFT's LoKr has a scale where both matrices are whole too; LyCORIS and every WebUI have none. Raises ModelError where it is not 1."""
-    rank = _of_layer(path, source, values, "rank_pattern", layer, values.get("r"))
-    if isinstance(rank, int) and rank and alpha != rank:
-        raise ModelError(
-            "{path}: {layer} is a LoKr of whole matrices at {alpha} / {rank} of its strength, which only PEFT reads.",
-            path=str(path),
-            layer=layer,
-            alpha=f"{alpha:g}",
-            rank=rank,
-            fix="Train it with an alpha that equals the rank.",
-        )
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     config = path.parent / CONFIG_FILE
     try:
@@ -161,11 +155,13 @@ def _alpha(path: Path, source: str, values: Mapping[str, Any], layer: str) -> fl
     """The alpha of one layer; None where there is none for its part."""
     usual = next((values[key] for key in ALPHA_KEYS if key in values), None)
     alpha = _of_layer(path, source, values, "alpha_pattern", layer, usual)
-    if alpha is None:
-        return None
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise ModelError("{path}: {value} in {source} is not an alpha.", path=str(path), value=str(alpha), source=source, fix=FIX)
-    return float(alpha)
+    return None if alpha is None else _number(path, source, alpha)
+
+
+def _number(path: Path, source: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ModelError("{path}: {value} in {source} is not an alpha.", path=str(path), value=str(value), source=source, fix=FIX)
+    return float(value)
 
 
 def _of_layer(path: Path, source: str, values: Mapping[str, Any], key: str, layer: str, usual: Any) -> Any:
