@@ -12,7 +12,7 @@ import attrs
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.files import parse_toml
 from lora_trainer.config.importing.trainers.command_lines import SHELLS, CommandLine, read_command_line
-from lora_trainer.errors import ConfigError, MissingPackage
+from lora_trainer.errors import ConfigError, MissingPackage, NothingToImport
 
 MAX_CHARACTERS = 2 << 20
 """Longer texts are no settings."""
@@ -136,9 +136,9 @@ def _is_toml_table(text: str) -> bool:
     return False
 
 
-def unknown_file(where: str) -> ConfigError:
+def unknown_file(where: str) -> NothingToImport:
     """The error for a file of no known program."""
-    return ConfigError(
+    return NothingToImport(
         [
             problem(
                 where,

@@ -16,7 +16,7 @@ from lora_trainer.config.importing.result import Imported
 from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
 from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
 from lora_trainer.config.importing.values import is_empty
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, NothingToImport
 from lora_trainer.messages import Message, say
 
 RESULT = say("It records a result of that run; it is not a setting.")
@@ -91,7 +91,7 @@ def import_metadata(metadata: Mapping[str, str]) -> Imported:
     settings = {key.name: key.value for key in program.keys if key.why is None}
     translated = translate_keys(program.keys, lambda name: None, network_defaults(settings))
     if not translated.taken:
-        raise ConfigError(
+        raise NothingToImport(
             [problem("", "the file's header holds no settings.", "Choose a file of this trainer, of sd-scripts or of OneTrainer.")]
         )
     values = translated.values
