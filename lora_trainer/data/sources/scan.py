@@ -112,9 +112,19 @@ def _notice_other_captions(folder: Path, names: Sequence[str], without_caption: 
     texts = [name for name in names if Path(name).suffix.lower() in TEXT_SUFFIXES and name.casefold() not in own]
     by_stem = {_bare_stem(name): name for name in reversed(texts)}
     similar = [(by_stem[stem], name) for name in without_caption if (stem := Path(name).stem.casefold()) in by_stem]
-    notices.similar_files.extend(similar)
+    as_json = {name for name, _ in similar if _holds_json(folder / name)}
+    notices.json_captions.extend(sorted(as_json))
+    notices.similar_files.extend((name, picture) for name, picture in similar if name not in as_json)
     lists = [name for name in texts if not similar and Path(name).suffix.lower() in (".json", *ROW_SUFFIXES)]
     notices.caption_lists.extend(name for name in lists if _names_pictures(folder / name, folder))
+
+
+def _holds_json(file: Path) -> bool:
+    """Whether the text of a .json file is JSON, which would be no caption under another name."""
+    try:
+        return file.suffix.lower() == ".json" and read_caption(file).lstrip()[:1] in ("{", "[")
+    except DatasetError:
+        return False
 
 
 def _names_pictures(file: Path, folder: Path) -> bool:
