@@ -111,8 +111,15 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
     for bucket in plan["buckets"]:
         console.line(f"  {bucket['width']} x {bucket['height']}: {bucket['count']}")
     values = {"steps": plan["steps_per_epoch"], "epochs": plan["epochs"], "total": plan["total_steps"]}
-    console.line(say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values))
-    console.line(say("about {minutes} min (estimate)", minutes=max(1, round(plan["seconds"] / 60))))
+    if values["steps"] * values["epochs"] == values["total"]:
+        console.line(say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values))
+    else:
+        console.line(say("{total} steps of {steps} an epoch: the run ends within epoch {epochs}", **values))
+    minutes = max(1, round(plan["seconds"] / 60))
+    if plan.get("seconds_measured"):
+        console.line(say("about {minutes} min (as measured in an earlier run)", minutes=minutes))
+    else:
+        console.line(say("about {minutes} min (estimate)", minutes=minutes))
     console.line(say("{files} files, {mb} MB", files=plan["files"], mb=plan["disk_mb"]))
     print_network(plan["network"], console)
     memory = plan["memory"]

@@ -119,7 +119,7 @@ def _last_status(folder: RunFolder, summary: dict[str, Any], language: str) -> d
     problems = [*failures, *summary["problems"]]
     return {
         **{key: stepped.get(key) for key in ("loss", "loss_average", "lr", "vram_mb")},
-        "speed": stepped.get("seconds"),
+        "speed": (folder.manifest().get("step_seconds") if summary["outcome"] else None) or stepped.get("seconds"),
         "seconds_left": None if summary["outcome"] is None else 0,
         "problems": problems,
         "error": " ".join(f"{problem['message']} {problem['fix']}".strip() for problem in problems),

@@ -1,0 +1,81 @@
+"""One number for one thing: time left, speed and measured time mean the same wherever they are shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_trainer.api.runs.step_time import extras_key, measured_seconds, work_key
+from lora_trainer.cli.check import print_plan
+from lora_trainer.cli.console import Console
+from lora_trainer.config.build import build
+from lora_trainer.events import Finished, Paused, Phase, Progress, Rendered, Resumed, Started
+from lora_trainer.jobs.events_log import EventRecord
+from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.sinks import ManifestFile
+from lora_trainer.jobs.status import RunStatus
+from tests.jobs.works import PLAN, stepped
+
+
+def after(status: RunStatus, *events: tuple[object, float]) -> RunStatus:
+    for event, time in events:
+        status = status.after(event, time)
+    return status
+
+
+def test_a_grid_says_how_long_each_phase_lasts_and_never_zero_before_its_end():
+    status = after(RunStatus("g", "g", kind="grid"), (Started({}), 0.0), (Phase("rendering", 2), 0.0), (Rendered(1, 0.5, "a.png"), 10.0))
+    assert status.seconds_left == pytest.approx(10.0)
+    status = after(status, (Rendered(1, 1.0, "b.png"), 20.0))
+    assert status.seconds_left is None and (status.done, status.total) == (2, 2)
+    status = after(status, (Phase("ranking", 4), 20.0))
+    assert status.seconds_left is None
+    assert after(status, (Progress(1), 23.0)).seconds_left == pytest.approx(9.0)
+    assert after(status, (Finished(0), 30.0)).seconds_left == 0.0
+
+
+def test_the_speed_of_an_ended_run_is_that_of_all_its_steps_as_in_the_manifest(tmp_path: Path):
+    folder = RunFolder.create(tmp_path, "moon")
+    manifest, status = ManifestFile(folder), RunStatus("moon", "moon")
+    events = [Started(PLAN), *(stepped(n, seconds=1.0 if n < 50 else 3.0) for n in range(1, 101)), Finished(100)]
+    for n, event in enumerate(events):
+        status = status.after(event, float(n))
+        manifest(EventRecord(n, float(n), event))
+    assert status.speed == pytest.approx(2.02) and folder.manifest()["step_seconds"] == pytest.approx(2.02)
+
+
+def config_of(**changes: object):
+    mapping: dict[str, dict[str, object]] = {"data": {"train_data_dir": "x"}}
+    for name, value in changes.items():
+        section, _, option = name.partition("__")
+        mapping.setdefault(section, {})[option] = value
+    return build(mapping)
+
+
+def test_a_measured_time_holds_what_came_besides_the_steps_and_no_pause(tmp_path: Path):
+    config = config_of()
+    folder = RunFolder.create(tmp_path, "moon")
+    folder.update_info(work=work_key(config), extras=extras_key(config))
+    manifest = ManifestFile(folder)
+    events = [(Started(PLAN), 0.0), (Phase("caching", 1), 0.0), (stepped(1, seconds=1.0), 41.0), (Paused(1), 41.0)]
+    events += [(Resumed(1), 9000.0), (stepped(2, seconds=1.0), 9001.0), (Finished(2), 9018.0)]
+    for n, (event, time) in enumerate(events):
+        manifest(EventRecord(n, time, event))
+    assert folder.manifest()["active_seconds"] == pytest.approx(59.0)
+    assert measured_seconds(config, tmp_path, 4) == pytest.approx(118.0)
+    assert measured_seconds(config_of(save__output_name="other"), tmp_path, 4) == pytest.approx(118.0)
+    assert measured_seconds(config_of(sample__every_n_epochs=5), tmp_path, 4) == pytest.approx(4.0)
+    assert measured_seconds(config_of(data__batch_size=7), tmp_path, 4) is None
+
+
+def test_check_multiplies_only_what_gives_the_total(capsys):
+    plan = {"images": 3, "validation_images": 0, "buckets": [], "files": 1, "disk_mb": 1.0, "seconds": 60.0}
+    plan |= {
+        "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
+        "network": {"layers": {}, "parameters": 0, "file_bytes": 0, "patterns": {}},
+    }
+    for steps, epochs, total, said in ((30, 1, 12, "12 steps of 30 an epoch"), (30, 2, 60, "30 steps an epoch x 2 epochs = 60 steps")):
+        print_plan(plan | {"steps_per_epoch": steps, "epochs": epochs, "total_steps": total, "seconds_measured": total == 60}, Console())
+        told = capsys.readouterr().out
+        assert said in told and ("measured" in told) is (total == 60) and ("estimate" in told) is (total != 60)
