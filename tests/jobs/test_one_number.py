@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.api.runs.step_time import extras_key, measured_seconds, work_key
-from lora_trainer.cli.check import print_plan
-from lora_trainer.cli.console import Console
+from lora_trainer.cli.check import length_messages
 from lora_trainer.config.build import build
 from lora_trainer.events import Finished, Paused, Phase, Progress, Rendered, Resumed, Started
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.sinks import ManifestFile
 from lora_trainer.jobs.status import RunStatus
 from tests.jobs.works import PLAN, stepped
@@ -69,13 +68,11 @@ def test_a_measured_time_holds_what_came_besides_the_steps_and_no_pause(tmp_path
     assert measured_seconds(config_of(data__batch_size=7), tmp_path, 4) is None
 
 
-def test_check_multiplies_only_what_gives_the_total(capsys):
-    plan = {"images": 3, "validation_images": 0, "buckets": [], "files": 1, "disk_mb": 1.0, "seconds": 60.0}
-    plan |= {
-        "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
-        "network": {"layers": {}, "parameters": 0, "file_bytes": 0, "patterns": {}},
-    }
-    for steps, epochs, total, said in ((30, 1, 12, "12 steps of 30 an epoch"), (30, 2, 60, "30 steps an epoch x 2 epochs = 60 steps")):
-        print_plan(plan | {"steps_per_epoch": steps, "epochs": epochs, "total_steps": total, "seconds_measured": total == 60}, Console())
-        told = capsys.readouterr().out
-        assert said in told and ("measured" in told) is (total == 60) and ("estimate" in told) is (total != 60)
+@pytest.mark.parametrize(
+    ("steps", "epochs", "total", "expected"),
+    [(30, 1, 12, "12 steps of 30 an epoch: the run ends within epoch 1"), (30, 2, 60, "30 steps an epoch x 2 epochs = 60 steps")],
+)
+def test_check_multiplies_only_what_gives_the_total(steps: int, epochs: int, total: int, expected: str):
+    plan = {"steps_per_epoch": steps, "epochs": epochs, "total_steps": total, "seconds": 60.0}
+    assert [message.text() for message in length_messages(plan)] == [expected, "about 1 min (estimate)"]
+    assert "measured" in list(length_messages(plan | {"seconds_measured": True}))[1].text()
