@@ -262,13 +262,14 @@
         h("div.lt-hint", {}, LT.icon("warning"), t("Without <lora:…-NUM:STRENGTH> in the prompt the LoRA is put in front of it.")),
     );
     if (live) {
-      const left = pace() ? t("{time} left", { time: LT.duration(pace() * missing) }) : "";
+      const left = live.seconds_left ? t("{time} left", { time: LT.duration(live.seconds_left) }) : "";
+      const count = { done: live.done, total: live.total };
       const words =
         live.state === "stopping"
           ? t("Stopping…")
-          : live.phase && live.phase.toLowerCase() === "ranking"
-            ? t("Ranking the best…")
-            : t("{done} of {total} pictures", { done, total });
+          : LT.isRanking(live)
+            ? `${t("Ranking the best…")} ${t("{done} of {total}", count)}`
+            : t("{done} of {total} pictures", live.total ? count : { done, total });
       LT.fill(
         parts.count,
         h("span.lt-accent", {}, LT.icon("play"), words, left && h("span.lt-muted", {}, ` · ${left}`)),

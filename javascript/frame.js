@@ -129,12 +129,18 @@
     const data = LT.runData(run.id);
     return data.ended && data.started ? LT.duration(data.ended - data.started) : run.name;
   };
+  const memoryDevice = () => ((LT.cache.status || {}).memory || {}).device;
+  /** Whether a pause has given a graphics card back: on the CPU there is none. */
+  const isGpuFreed = (run) => run.state === "paused" && LT.onGpu(run.device || memoryDevice());
+  /** Whether a grid's pictures are all drawn, and are being compared. */
+  LT.isRanking = (run) => String(run.phase || "").toLowerCase() === "ranking";
   /** What the pill says of a run: [strong words, words behind the dot]; on a phone "training 58 %" is "58 %". */
   LT.pillWords = (run) => {
     if (!run || run.state === "idle") return [t("idle"), ""];
     if (run.kind === "grid" && run.state === "finished") return [t("grid finished"), ""];
     if (run.kind === "grid" && LT.activeRun()) {
-      return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
+      const word = LT.isRanking(run) ? t("ranking") : t("rendering");
+      return [word, [run.total && t("{done} of {total}", { done: run.done, total: run.total }), left(run)].filter(Boolean).join(" · ")];
     }
     if (run.kind === "rate") {
       return LT.activeRun() ? [t("looking for a rate"), run.total_steps ? LT.percent(share(run)) : ""] : [t("idle"), ""];
@@ -143,7 +149,7 @@
     if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run), LT.percent(share(run))];
     if (run.state === "caching") return [word, run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
     if (["sampling", "saving", "paused", "stopping"].includes(run.state)) {
-      return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, run.state === "paused" ? t("GPU is free") : ""];
+      return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, isGpuFreed(run) ? t("GPU is free") : ""];
     }
     if (run.state === "finished") return [word, elapsed(run)];
     if (run.state === "failed") return [t("failed at {share}", { share: LT.percent(share(run)) }), LT.shortProblem(run)];

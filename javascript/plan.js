@@ -73,6 +73,8 @@
   };
 
   const about = (plan) => (plan.seconds ? t("about {time}", { time: LT.duration(plan.seconds) }) : "–");
+  /** Whether the last epoch is cut short, so that epochs × steps is not the number of steps. */
+  LT.endsEarly = (plan) => Boolean(plan.epochs && plan.steps_per_epoch && plan.epochs * plan.steps_per_epoch !== plan.total_steps);
   const epochWords = (plan) => `${LT.count(plan.epochs)} × ${LT.count(plan.steps_per_epoch)}`;
 
   const paintPlan = (plan, current, both) => {
@@ -101,7 +103,10 @@
       ),
       h("div.lt-happens", {},
         tile(t("Steps"), LT.count(plan.total_steps), [currentWords(current && LT.count(current.total_steps))]),
-        tile(t("Epochs"), epochWords(plan), [currentWords(current && current.epochs && epochWords(current))]),
+        tile(t("Epochs"), epochWords(plan), [
+          LT.endsEarly(plan) && t("the last one ends early"),
+          currentWords(current && current.epochs && epochWords(current)),
+        ]),
         tile(t("Time"), about(plan), [
           plan.seconds_measured || plan.measured ? t("measured") : t("estimate"),
           currentWords(current && LT.duration(current.seconds)),

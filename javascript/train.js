@@ -206,12 +206,17 @@
     if (run && run.kind !== "grid") askStop(run, LT.runData(run.id));
   };
 
+  const lengthWords = (plan) =>
+    LT.endsEarly(plan)
+      ? t("{n} steps, {each} an epoch", { n: LT.count(plan.total_steps), each: LT.count(plan.steps_per_epoch) })
+      : t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) });
+
   const paintHead = (run, data, live) => {
     const plan = data.plan || {};
     const network = (data.config || {}).network || {};
     const facts = [
       plan.images && LT.tn(plan.images, "{n} picture", "{n} pictures"),
-      plan.epochs && t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) }),
+      plan.epochs && lengthWords(plan),
       plan.epochs && t("rank {n}", { n: network.dim === undefined ? LT.defaultOf("network.dim") : network.dim }),
       run.own_process && live && t("in a process of its own"),
       data.processes > 1 && t("{n} processes", { n: data.processes }),
@@ -357,8 +362,8 @@
     const tail = data.last;
     const step = run.step || (tail ? tail.step : 0);
     const each = plan.steps_per_epoch || 0;
-    const seconds = data.seconds.slice(-20);
-    const speed = seconds.length ? seconds.reduce((sum, one) => sum + one, 0) / seconds.length : null;
+    const average = data.seconds.length ? data.seconds.reduce((sum, one) => sum + one, 0) / data.seconds.length : null;
+    const speed = run.speed || average; // the status says it as the list of runs and the report do: of late, or of the whole run once it has ended
     const perStep = (((config.data || {}).batch_size || 1) * ((config.steps || {}).gradient_accumulation_steps || 1));
     const left = live ? run.seconds_left : 0;
     const memory = LT.cache.status && LT.cache.status.memory;

@@ -61,7 +61,7 @@ def suggest(
     changes, typed_changes = suggest_changes(context)
     after = apply_changes(config, changes)
     plan = make_plan(after, dataset.bucketed(after), model, machine.to_machine(), dataset.datasets(after))
-    notes = _remarks(machine, dataset, kind, plan.needed_mb, plan.seconds)
+    notes = [*_remarks(machine, dataset, kind, plan.needed_mb, plan.seconds), *_about_validation(dataset, after)]
     return Suggestion((*changes, *typed_changes), frozenset(change.path for change in typed_changes), after, plan, tuple(notes))
 
 
@@ -113,3 +113,13 @@ def _remarks(machine: MachineFacts, dataset: DatasetFacts, subject: Subject, nee
     if dataset.images < subject.min_pictures:
         values = {"subject": subject.label, "wanted": subject.min_pictures, "count": dataset.images}
         yield say("For {subject}, {wanted} pictures or more are better; there are {count}.", **values)
+
+
+def _about_validation(dataset: DatasetFacts, config: TrainConfig) -> Iterator[Message]:
+    """What the loss cannot tell where no picture is held back."""
+    if not dataset.has_validation(config):
+        template = (
+            "No picture of {count} is held back: the loss then tells neither which epoch is best nor when it overfits. "
+            "Compare the previews, and the files in step 5."
+        )
+        yield say(template, count=dataset.images)

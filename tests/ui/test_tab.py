@@ -262,11 +262,13 @@ def test_dropped_pictures_are_stored_and_read(open_page: Page, real: Server, pic
         page.locator(".lt-drop").click()
     chooser.value.set_files(files)
     page.locator(".lt-thumb").nth(1).wait_for(timeout=30_000)
+    page.get_by_text("3 files were added to moon pictures.").wait_for()
     stored = next(real.root.rglob("uploads")) / "moon pictures"
     assert sorted(file.name for file in stored.iterdir()) == ["00.png", "00.txt", "01.png"]
     with page.expect_file_chooser() as chooser:
         page.locator(".lt-drop").click()
     chooser.value.set_files(files[:1])
+    page.get_by_role("button", name="Add to moon pictures").click()
     page.get_by_text("00.png was there already.").wait_for()
 
 

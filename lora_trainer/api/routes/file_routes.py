@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from fastapi import Request
 
 from lora_trainer.api.context import ApiContext
-from lora_trainer.api.responses import Conflict, NotFound, PayloadTooLarge, RequestError
+from lora_trainer.api.responses import Conflict, NotFound, PayloadTooLarge, RequestError, body_value, read_body
 from lora_trainer.config.file_names import name_problem
 from lora_trainer.data.records import natural_key
 from lora_trainer.data.sources.folders import CAPTION_SUFFIXES, is_picture, other_media
@@ -121,8 +121,20 @@ async def receive_upload(api: ApiContext, request: Request) -> dict[str, Any]:
 
     `offset` continues an upload that was cut off there. When a file of that name with other content exists, the new one gets a number.
     """
-    folder = _upload_folder(api, request.path_params["name"])
+    return await _receive_into(api, request, _upload_folder(api, request.path_params["name"]))
+
+
+async def add_to_folder(api: ApiContext, request: Request) -> dict[str, Any]:
+    """POST /folders?path=FOLDER&file=FILENAME[&offset=N]: as an upload, into a folder that exists. Nothing in it is replaced."""
+    folder = api.allowed_path(request.query_params.get("path", "").strip())
+    if not await api.workers.in_thread(folder.is_dir):
+        raise NotFound("there is no folder {folder}.", folder=str(folder), path="path", fix="Check the path.")
+    return await _receive_into(api, request, folder.absolute())
+
+
+async def _receive_into(api: ApiContext, request: Request, folder: Path) -> dict[str, Any]:
     target = _upload_target(folder, request.query_params.get("file", ""))
+    api.allowed_path(str(target), "file")
     offset = request.query_params.get("offset", "0")
     part = target.with_name(f"{target.name}.part")
     claim = await api.workers.in_thread(_claim_upload, target)
@@ -145,7 +157,38 @@ async def _receive(api: ApiContext, request: Request, folder: Path, target: Path
     if expected is not None and expected.isdecimal() and size < int(expected):
         raise RequestError("the file was cut off on its way.", path="file", fix="Send the rest with offset, or all of it again.")
     path, duplicate = await api.workers.in_thread(_move_into_place, part, target)
-    return {"path": str(path), "folder": str(folder), "bytes": path.stat().st_size, "duplicate": duplicate}
+    stat = path.stat()
+    if not duplicate:
+        api.received[path] = (stat.st_size, stat.st_mtime_ns)
+    return {"path": str(path), "folder": str(folder), "bytes": stat.st_size, "duplicate": duplicate}
+
+
+async def take_back_uploads(api: ApiContext, request: Request) -> dict[str, Any]:
+    """POST /uploads {"take_back": [paths]} -> {"removed": [paths], "kept": [paths]}
+
+    Removes files that were uploaded since the server started, as long as they are as they were sent; everything else is kept.
+    """
+    texts = body_value(await read_body(request), "take_back", list, [])
+    paths = [Path(text) for text in texts if isinstance(text, str)]
+    removed = await api.workers.in_thread(_take_back, api, paths)
+    return {"removed": [str(path) for path in removed], "kept": [str(path) for path in paths if path not in removed]}
+
+
+def _take_back(api: ApiContext, paths: list[Path]) -> list[Path]:
+    removed = []
+    for path in paths:
+        received = api.received.pop(path, None)
+        if received is None:
+            continue
+        with suppress(OSError):  # gone already, or in use
+            stat = path.stat()
+            if received == (stat.st_size, stat.st_mtime_ns):
+                path.unlink()
+                removed.append(path)
+    for folder in {path.parent for path in removed}:
+        with suppress(OSError):  # holds something else
+            folder.rmdir()
+    return removed
 
 
 async def _write_chunks(api: ApiContext, request: Request, file: BinaryIO) -> int:
@@ -234,4 +277,10 @@ def _move_into_place(part: Path, target: Path) -> tuple[Path, bool]:
     return path, False
 
 
-ROUTES = (("GET", "/folders", list_folders), ("GET", "/uploads/{name}", list_uploads), ("POST", "/uploads/{name}", receive_upload))
+ROUTES = (
+    ("GET", "/folders", list_folders),
+    ("POST", "/folders", add_to_folder),
+    ("GET", "/uploads/{name}", list_uploads),
+    ("POST", "/uploads/{name}", receive_upload),
+    ("POST", "/uploads", take_back_uploads),
+)
