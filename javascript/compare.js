@@ -13,7 +13,12 @@
     parts.bar = h("div.lt-gridbar");
     parts.grid = h("div.lt-grid", { role: "grid", "aria-label": t("Epochs and weights") });
     parts.scroll = h("div.lt-scroll.lt-gridscroll", {}, parts.grid);
-    parts.cell = LT.makeCell(view, { choose, again: (seed) => render(seed) });
+    const drawWeights = (weights) => {
+      ask({ weights });
+      shownFrame = ""; // the field shows them
+      render();
+    };
+    parts.cell = LT.makeCell(view, { choose, again: (seed) => render(seed), drawWeights });
     parts.body = h("div.lt-comparebody", {}, parts.scroll, parts.cell.element);
     LT.fill(panel, parts.empty, parts.bar, parts.body);
     LT.on("show compare", load);

@@ -359,7 +359,7 @@
   };
 
   const start = () => LT.start(LT.config());
-  /** Starts a run of this config and shows it. */
+  /** Starts a run of this config and shows it; resolves to whether it began. */
   LT.start = async (config) => {
     starting = true;
     paintStart();
@@ -369,14 +369,17 @@
       LT.askToNotify();
       await LT.poll();
       LT.goToStep("train");
+      return true;
     } catch (error) {
       if (!(error instanceof LT.RequestError)) throw error;
       const optionProblems = error.problems.filter((problem) => LT.options.has(problem.path));
       if (optionProblems.length && LT.cache.plan) LT.cache.plan = { ...LT.cache.plan, problems: [...optionProblems, ...LT.warnings()] };
       if (!optionProblems.length) LT.showError(error);
       LT.emit("plan");
+    } finally {
+      starting = false;
+      paintStart();
     }
-    starting = false;
-    paintStart();
+    return false;
   };
 })();

@@ -89,7 +89,7 @@ class GridRecord:
             "because": None if message is None else message.to_json(),
             "diagnosis": None
             if ranking is None or ranking.diagnosis is None
-            else {"kind": ranking.diagnosis.kind, "because": ranking.diagnosis.because.to_json()},
+            else attrs.asdict(ranking.diagnosis, recurse=False) | {"because": ranking.diagnosis.because.to_json()},
             "overtrained": None if ranking is None else ranking.overtrained,
             "prompt": self.prompt,
             "negative": self.request.negative,

@@ -101,22 +101,22 @@ RISING = {1: 0.04, 2: 0.05, 3: 0.06}
 
 
 @pytest.mark.parametrize(
-    ("cells", "losses", "kind", "words"),
+    ("cells", "losses", "kind", "remedy", "words"),
     [
-        (lambda bench: [bench.base, bench.base], LOSSES, "too-little", "hardly differ"),
-        (lambda bench: [near_base(bench, 0.05), bench.base], {}, "too-little", "hardly differ"),
-        (lambda bench: [wrong(bench), wrong(bench)], LOSSES, "captions", "trigger word"),
-        (lambda bench: [wrong(bench), wrong(bench)], RISING, "too-much", "rises after epoch 1"),
-        (lambda bench: [bench.drawn(likeness=0.0, wrecked=3.0, seed=70), bench.base], LOSSES, "too-much", "other prompts keep only"),
-        (lambda bench: [weak(bench, 0.16), bench.base], LOSSES, "too-little", "come nearer"),
+        (lambda bench: [bench.base, bench.base], LOSSES, "too-little", "higher-rate", "hardly differ"),
+        (lambda bench: [near_base(bench, 0.05), bench.base], {}, "too-little", "higher-rate", "hardly differ"),
+        (lambda bench: [wrong(bench), wrong(bench)], LOSSES, "captions", "captions", "trigger word"),
+        (lambda bench: [wrong(bench), wrong(bench)], RISING, "too-much", "lower-rate", "rises after epoch 1"),
+        (lambda bench: [bench.drawn(likeness=0.0, wrecked=3.0, seed=70), bench.base], LOSSES, "too-much", "lower-weights", "other prompts keep only"),
+        (lambda bench: [weak(bench, 0.1), bench.base], LOSSES, "too-little", "more-epochs", "come nearer"),
     ],
 )
-def test_without_a_best_it_is_said_what_it_looks_like(cells, losses, kind, words):
+def test_without_a_best_it_is_said_what_it_looks_like(cells, losses, kind, remedy, words):
     bench = Bench()
     drawn = cells(bench)
     ranking = bench.ranking({(3, 1.0): drawn[0], (2, 1.0): drawn[1]}, losses or {2: None, 3: None})
     assert ranking.best is None and ranking.diagnosis is not None
-    assert ranking.diagnosis.kind == kind and words in str(ranking.diagnosis.because)
+    assert (ranking.diagnosis.kind, ranking.diagnosis.remedy) == (kind, remedy) and words in str(ranking.diagnosis.because)
 
 
 def near_base(bench: Bench, noise: float) -> CellLatents:
