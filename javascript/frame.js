@@ -295,16 +295,16 @@
             LT.icon("dot"),
             LT.count(waiting),
           )
-        : pictures.counts.used > 0 && done();
+        : pictures.counts.used > 0 && wasVisited(step) && done();
     }
     if (step === "captions" && pictures && pictures.counts.used) {
       return LT.captionsMissing()
         ? h("span.lt-badge", { title: t("No captions, no trigger word, no class word.") }, LT.icon("dot"), "1")
-        : done();
+        : wasVisited(step) && done();
     }
     if (step === "settings" && plan) {
       const wrong = LT.problems().length;
-      return wrong ? h("span.lt-badge", {}, LT.icon("dot"), LT.count(wrong)) : done();
+      return wrong ? h("span.lt-badge", {}, LT.icon("dot"), LT.count(wrong)) : wasVisited(step) && done();
     }
     if (step === "train") {
       const run = LT.shownRun();
@@ -314,8 +314,15 @@
     return null;
   };
   const done = () => LT.icon("check", "lt-good");
+  const wasVisited = (step) => LT.state.visited[step] === LT.source();
+  const noteVisit = () => {
+    if (!LT.source() || wasVisited(LT.state.step)) return;
+    LT.state.visited[LT.state.step] = LT.source();
+    LT.saveState();
+  };
 
   LT.paintSteps = () => {
+    noteVisit();
     LT.STEPS.forEach((step, index) => {
       const label = `${index + 1} ${stepName(step)}`;
       parts.steps[step].setAttribute("aria-label", label);

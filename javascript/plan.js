@@ -324,6 +324,7 @@
     const text = problem && `${problem.message} ${problem.fix || ""}`.trim();
     if (problem && !LT.options.has(problem.path)) return { text, label: t("Try again"), go: LT.readPlan };
     if (problem) return { text, more: others.length, label: t("Show it"), go: () => LT.showOption(problem.path) };
+    if (LT.isSuggesting()) return { text: t("Looking for what suits your pictures…"), label: "", go: null };
     if (!LT.cache.plan) return { text: checking ? t("Counting the steps…") : t("The plan is not known yet."), label: "", go: null };
     return null;
   };
@@ -342,6 +343,14 @@
         )
       : h("div.lt-muted", {},
           LT.suggestionsOpen() && h("div", {}, t("Starts with the values on the left:")),
+          !LT.suggestionsOpen() &&
+            LT.suggestionsRefused() &&
+            h("div.lt-refused", {},
+              LT.icon("warning", "lt-note"),
+              t("Without the suggested settings."),
+              " ",
+              h("button.lt-link", { onclick: LT.suggest }, t("See them again")),
+            ),
           h("div", {}, t("{n} steps, {about}", { n: LT.count(plan.total_steps), about: about(plan) })),
         );
     const kind = LT.suggestionsOpen() || stop ? "" : "primary";

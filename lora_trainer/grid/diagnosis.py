@@ -53,7 +53,9 @@ def diagnose(scores: Sequence[Scores], changes: Mapping[Cell, float], losses: Ma
     if nearest.likeness > max(NEARER, NEARER_ERRORS * nearest.likeness_error):
         text = "It looks trained too little: pictures come nearer to yours ({percent} % of the way), but not near enough."
         return Diagnosis(TOO_LITTLE, say(text, percent=round(100 * nearest.likeness)), MORE_EPOCHS)
-    text = "It looks like wrong captions: pictures change, but not towards yours. Does each caption hold the trigger word and fit its picture?"
+    text = (
+        "It looks like wrong captions: pictures change, but not towards yours. Does each caption hold the trigger word and fit its picture?"
+    )
     return Diagnosis(WRONG_CAPTIONS, say(text), CAPTIONS)
 
 

@@ -51,7 +51,9 @@ def test_a_new_folder_of_which_all_is_taken_back_is_gone(server: Server):
     assert take_back(server, path)["removed"] == []
 
 
-@pytest.mark.parametrize(("path", "file", "status"), [("none", "x.png", 404), ("", "x.png", 404), (".", "../x.png", 400), (".", "x.exe", 400)])
+@pytest.mark.parametrize(
+    ("path", "file", "status"), [("none", "x.png", 404), ("", "x.png", 404), (".", "../x.png", 400), (".", "x.exe", 400)]
+)
 def test_what_is_no_folder_or_no_picture_is_refused(server: Server, tmp_path: Path, path: str, file: str, status: int):
     answer = server.client.post("folders", params={"path": str(tmp_path / path) if path else "", "file": file}, content=b"x")
     assert answer.status_code == status and not (tmp_path.parent / "x.png").exists()

@@ -107,7 +107,13 @@ RISING = {1: 0.04, 2: 0.05, 3: 0.06}
         (lambda bench: [near_base(bench, 0.05), bench.base], {}, "too-little", "higher-rate", "hardly differ"),
         (lambda bench: [wrong(bench), wrong(bench)], LOSSES, "captions", "captions", "trigger word"),
         (lambda bench: [wrong(bench), wrong(bench)], RISING, "too-much", "lower-rate", "rises after epoch 1"),
-        (lambda bench: [bench.drawn(likeness=0.0, wrecked=3.0, seed=70), bench.base], LOSSES, "too-much", "lower-weights", "other prompts keep only"),
+        (
+            lambda bench: [bench.drawn(likeness=0.0, wrecked=3.0, seed=70), bench.base],
+            LOSSES,
+            "too-much",
+            "lower-weights",
+            "other prompts keep only",
+        ),
         (lambda bench: [weak(bench, 0.1), bench.base], LOSSES, "too-little", "more-epochs", "come nearer"),
     ],
 )

@@ -35,8 +35,16 @@ def without_best(mika: Page, world: World, remedy: str, lang: str = "en", **size
 @pytest.mark.parametrize(
     ("remedy", "button", "wanted"),
     [
-        ("higher-rate", "New run at twice the learning rate", {"optimizer": {"learning_rate": 2e-4, "unet_lr": 2.8e-4, "text_encoder_lr": 1.4e-4}}),
-        ("lower-rate", "New run at half the learning rate", {"optimizer": {"learning_rate": 5e-5, "unet_lr": 7e-5, "text_encoder_lr": 3.5e-5}}),
+        (
+            "higher-rate",
+            "New run at twice the learning rate",
+            {"optimizer": {"learning_rate": 2e-4, "unet_lr": 2.8e-4, "text_encoder_lr": 1.4e-4}},
+        ),
+        (
+            "lower-rate",
+            "New run at half the learning rate",
+            {"optimizer": {"learning_rate": 5e-5, "unet_lr": 7e-5, "text_encoder_lr": 3.5e-5}},
+        ),
         ("more-epochs", "New run, twice as long", {"steps": {"max_train_epochs": 20}}),
     ],
 )

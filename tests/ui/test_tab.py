@@ -78,9 +78,8 @@ def test_from_a_folder_of_pictures_to_the_file_that_is_kept(open_page: Page, rea
 
     # 3 Settings: the wizard's list, the live plan, one wrong value beside its field
     page.keyboard.press("3")
-    page.get_by_role("button", name="Suggest settings").click()
-    page.locator(".lt-change").first.wait_for(timeout=60_000)
-    page.get_by_role("button", name="Use these").click()
+    page.locator(".lt-applied").first.wait_for(timeout=60_000)  # filled in at the first visit, with one Undo
+    page.get_by_role("button", name="Undo these").wait_for()
     page.get_by_role("button", name="Suggest settings").click()
     page.get_by_text("Nothing to change").wait_for(timeout=60_000)
     rank = page.locator('[data-path="network.dim"]')
@@ -156,7 +155,7 @@ def test_a_run_is_paused_changed_stopped_resumed_and_prolonged_from_the_tab(open
         "sample.at_first": False,
         "save.output_name": "steered",
     }
-    page.evaluate("values => { LoraTrainer.set(values); LoraTrainer.goToStep('settings'); }", values)
+    page.evaluate("values => { LoraTrainer.set(values); LoraTrainer.noteSuggestions('kept'); LoraTrainer.goToStep('settings'); }", values)
     page.wait_for_function("LoraTrainer.cache.plan && LoraTrainer.cache.plan.total_steps === 1200", timeout=60_000)
     assert page.locator(".lt-schedule .lt-curve").count() >= 1
     page.locator("#lora_trainer_start:not(:disabled)").click(timeout=60_000)
