@@ -259,7 +259,13 @@
         ? epochs.reduce((sum, epoch) => sum + weights.filter((weight) => cellAt(epoch, weight)).length, 0)
         : 0;
     const missing = total - done;
-    const each = pace() || (view.grid && view.grid.seconds) || SECONDS;
+    const measured = pace() || (view.grid && view.grid.seconds) || LT.state.pictureSeconds;
+    if (measured && measured !== LT.state.pictureSeconds) {
+      LT.state.pictureSeconds = measured;
+      LT.saveState();
+    }
+    const each = measured || SECONDS;
+    const about = (count) => `${t("about {time}", { time: LT.duration(count * each) })}${measured ? "" : ` (${t("estimate")})`}`;
     LT.fill(
       parts.wrong,
       view.problem && LT.problem(view.problem),
@@ -285,11 +291,11 @@
     const busy = LT.activeRun();
     const label = !done ? t("Render") : missing ? t("Render the rest") : t("Render again");
     const words = !done
-      ? h("span.lt-muted", {}, t("{n} pictures, about {time}", { n: LT.count(total), time: LT.duration(total * each) }))
+      ? h("span.lt-muted", {}, `${LT.tn(total, "{n} picture", "{n} pictures")}, ${about(total)}`)
       : missing
         ? h("span.lt-warn", {},
             t("{done} of {total} pictures", { done, total }),
-            h("span.lt-muted", {}, ` · ${t("about {time}", { time: LT.duration(missing * each) })}`),
+            h("span.lt-muted", {}, ` · ${about(missing)}`),
           )
         : h("span.lt-good", {}, LT.icon("check"), t("{done} of {total} pictures", { done, total }));
     LT.fill(

@@ -19,6 +19,7 @@
     language: "", // "en" or "zh_CN" where the user chose one; "": the host's or the browser's
     all: false, // Settings: all options instead of the basic ones
     run: null, // the run that steps 4 and 5 show; null: the current or the newest
+    pictureSeconds: 0, // how long a picture of a grid took here
     grid: {}, // run -> {weights, epochs, prompt}
   });
 

@@ -44,6 +44,13 @@
     findFix();
   };
 
+  /** Whether a plan may be another now: a run began or ended, here or in another window, or the host has another model. */
+  const isReplanned = (before, now) => {
+    const run = (status) => status && status.run && [status.run.id, Boolean(status.run.outcome)];
+    const key = (status) => JSON.stringify([run(status), status && status.model && [status.model.title, status.model.trainable]]);
+    return Boolean(before && before !== now && key(before) !== key(now));
+  };
+
   LT.buildPlan = () => {
     parts.numbers = h("div");
     parts.schedule = LT.makeSchedule();
@@ -57,6 +64,8 @@
     LT.on("form", readSoon);
     LT.on("suggestions", readSoon);
     LT.on("subject", readSoon);
+    ["show settings", "seen", "runs", "edited"].forEach((name) => LT.on(name, readSoon)); // names are taken, times measured meanwhile
+    LT.on("status", ({ before }) => isReplanned(before, LT.cache.status) && readSoon());
     ["plan", "suggestions", "status", "pictures", "captions"].forEach((name) => LT.on(name, paint));
     paint();
     return parts.start;

@@ -10,6 +10,7 @@
 
   const zones = [];
   const state = { total: 0, done: 0, aside: [] }; // aside: [{name, why}] of what was dropped and is not in the set
+  LT.isUploading = () => state.total > 0;
   const paintZones = () => zones.forEach((paint) => paint());
 
   LT.dropZone = () => {

@@ -42,7 +42,8 @@ class CellLatents:
 class Measurements:
     """Measurements of a cell's pictures: `distances` to the nearest reference and `drifts` from the base model, one per picture.
 
-    `moved`: as `drifts`, of the pictures with the trigger; empty where an older version measured. `copied` is the share of pictures that are closer to a training picture than any two training pictures are to each other.
+    `moved`: as `drifts`, of the pictures with the trigger; empty where an older version measured. `copied` is the share of pictures that
+    are closer to a training picture than any two training pictures are to each other.
     """
 
     distances: tuple[float, ...]

@@ -63,3 +63,19 @@ def test_nothing_is_added_outside_the_allowed_folders(closed_server: Server, tmp
     (tmp_path / "outside").mkdir()
     answer = closed_server.client.post("folders", params={"path": str(tmp_path / "outside"), "file": "x.png"}, content=b"x")
     assert answer.status_code == 403 and list((tmp_path / "outside").iterdir()) == []
+
+
+def test_every_window_is_told_of_what_another_changed(server: Server, tmp_path: Path):
+    (tmp_path / "mika").mkdir()
+    (tmp_path / "mika" / "a.png").write_bytes(b"x")
+
+    def edits() -> int:
+        return int(server.get("status").json()["edits"])
+
+    before = edits()
+    added = send(server, tmp_path / "mika", "b.png", b"new")["path"]
+    assert edits() == before + 1
+    server.client.post("caption", json={"path": str(tmp_path / "mika" / "a.png"), "text": "words"})
+    assert edits() == before + 2
+    take_back(server, added)
+    assert edits() == before + 3

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer import assets
 from lora_trainer.config import effective
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.checks.option_checks import check_value, options
 from lora_trainer.errors import ConfigError, DatasetError, ModelError
+from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.messages import translations
 from lora_trainer.optim.schedules import SCHEDULES
 from lora_trainer.wizard.advise import Suggestion, suggest
@@ -327,3 +329,18 @@ def test_wrong_questions_are_answered_with_a_remedy(make_folder: MakeFolder, tmp
         suggest(build({}), subject="person", vram_gb=8)
     with pytest.raises(ModelError):
         suggest(config_for(folder), subject="person", vram_gb=8, model_path=tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(600.0, "about 10 min (measured here)"), (36_000.0, "about 10 hours (measured here)"), (None, "(estimate)")]
+)
+def test_a_time_that_was_measured_here_is_told_instead_of_the_estimate(
+    make_folder: MakeFolder, tmp_path: Path, seconds: float | None, said: str
+) -> None:
+    config = config_for(make_folder(12, sizes=((64, 64),)), model={"pretrained_model_name_or_path": str(assets.toy_checkpoint())})
+    found = suggest(config, subject="object", host=StandaloneHost(tmp_path), measured=lambda _, steps: seconds if steps else None)
+    if not any("There is no GPU" in note.text() for note in found.notes):
+        pytest.skip("this machine has a GPU")
+    assert any(said in note.text() for note in found.notes)
+    assert found.plan_json().get("seconds_measured", False) is (seconds is not None)
+    assert seconds is None or found.plan_json()["seconds"] == seconds

@@ -160,6 +160,7 @@ async def _receive(api: ApiContext, request: Request, folder: Path, target: Path
     stat = path.stat()
     if not duplicate:
         api.received[path] = (stat.st_size, stat.st_mtime_ns)
+        api.status.note_edit()
     return {"path": str(path), "folder": str(folder), "bytes": stat.st_size, "duplicate": duplicate}
 
 
@@ -171,6 +172,7 @@ async def take_back_uploads(api: ApiContext, request: Request) -> dict[str, Any]
     texts = body_value(await read_body(request), "take_back", list, [])
     paths = [Path(text) for text in texts if isinstance(text, str)]
     removed = await api.workers.in_thread(_take_back, api, paths)
+    api.status.note_edit()
     return {"removed": [str(path) for path in removed], "kept": [str(path) for path in paths if path not in removed]}
 
 

@@ -80,6 +80,16 @@ def check_config(
     return {**plan, "model": badge, "problems": problems, "warnings": warnings}
 
 
+def measured_on(host: Host, runs_dir: Path | None = None) -> Callable[[TrainConfig, int], float | None]:
+    """(config, total steps) -> the seconds that such a run took on this machine."""
+
+    def measured(config: TrainConfig, total_steps: int) -> float | None:
+        resolved = _or_none(lambda: resolve_paths(config, host, runs_dir=runs_dir))
+        return None if resolved is None else measured_seconds(resolved, Path(resolved.save.runs_dir), total_steps)
+
+    return measured
+
+
 def change_json(change: Change, config: TrainConfig, typed: Collection[str], language: str) -> dict[str, Any]:
     """{"path", "label", "value", "old", "because", "typed"}; "typed" when the user entered the old value."""
     from lora_trainer.config.checks.option_checks import options
