@@ -363,7 +363,7 @@
     const step = run.step || (tail ? tail.step : 0);
     const each = plan.steps_per_epoch || 0;
     const average = data.seconds.length ? data.seconds.reduce((sum, one) => sum + one, 0) / data.seconds.length : null;
-    const speed = run.speed || average; // the status says it as the list of runs and the report do: of late, or of the whole run once it has ended
+    const speed = run.speed || average; // the server's: of late, or of the whole run once it has ended
     const perStep = (((config.data || {}).batch_size || 1) * ((config.steps || {}).gradient_accumulation_steps || 1));
     const left = live ? run.seconds_left : 0;
     const memory = LT.cache.status && LT.cache.status.memory;
