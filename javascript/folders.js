@@ -11,7 +11,7 @@
     const list = h("div.lt-folders", { tabindex: "-1" });
     const path = h("bdi");
     const title = h("div.lt-clip.lt-path", {}, path);
-    const inside = h("div.lt-inside");
+    const inside = h("div.lt-infolder");
     const use = { label: t("Use this folder"), kind: "primary" };
     let current = "";
     /** Where the user is, and what lies there; without a place nothing can be chosen. */

@@ -357,7 +357,6 @@
             h("div.lt-refused", {},
               LT.icon("warning", "lt-note"),
               t("Without the suggested settings."),
-              " ",
               h("button.lt-link", { onclick: LT.suggest }, t("See them again")),
             ),
           h("div", {}, t("{n} steps, {about}", { n: LT.count(plan.total_steps), about: about(plan) })),

@@ -55,9 +55,11 @@
     const all = order(response.changes);
     const mine = all.length - all.filter((line) => line.ticked).length;
     lines = all.filter((line) => line.ticked);
-    if (lines.length) use();
+    const count = lines.length;
+    if (count) use();
     else lines = null;
-    note = [note, mine > 0 && LT.tn(mine, "{n} that you typed stays.", "{n} that you typed stay.")].filter(Boolean).join(" ");
+    const words = LT.tn(count, "{n} suggested setting is filled in.", "{n} suggested settings are filled in.");
+    note = [count > 0 && words, mine > 0 && LT.tn(mine, "{n} that you typed stays.", "{n} that you typed stay.")].filter(Boolean).join(" ");
     noteLine();
     return null;
   };

@@ -82,9 +82,12 @@ def test_wrong_captions_lead_to_the_captions_of_the_run(mika: Page, made_up: tup
     page.wait_for_function("LoraTrainer.state.step === 'captions'", timeout=10_000)
 
 
-@pytest.mark.parametrize(("lang", "width"), [("zh_CN", 1440), ("en", 390), ("zh_CN", 390)])
+@pytest.mark.parametrize(("lang", "width"), [("en", 1440), ("zh_CN", 1440), ("en", 390), ("zh_CN", 390)])
 def test_the_diagnosis_fits_the_window_in_both_languages(mika: Page, made_up: tuple[str, World], lang: str, width: int):
     page = without_best(mika, made_up[1], "higher-rate", lang, width=width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    inside = "() => { const box = document.querySelector('.lt-why').getBoundingClientRect();"
+    inside += " const button = document.querySelector('.lt-why button').getBoundingClientRect(); return button.right <= box.right + 1; }"
+    assert page.evaluate(inside)
     if lang == "zh_CN":
         assert "看起来训练不足" in page.locator(".lt-why").inner_text()

@@ -284,8 +284,8 @@ def test_the_picker_shows_the_folder_keeps_its_keys_and_chooses_only_what_is_one
     page = open_page(f"{real.address}?__lang=en")
     page.evaluate("folder => { LoraTrainer.picked = LoraTrainer.pickFolder(folder); }", str(pictures.parent))
     page.get_by_role("button", name="crescents 13 pictures").click()
-    page.locator(".lt-inside", has_text="13 pictures").wait_for()
-    page.wait_for_function("document.querySelectorAll('.lt-inside img').length === 6")
+    page.locator(".lt-infolder", has_text="13 pictures").wait_for()
+    page.wait_for_function("document.querySelectorAll('.lt-infolder img').length === 6")
     path = page.locator(".lt-path")
     assert path.inner_text() == str(pictures)
     first = page.evaluate(
