@@ -122,7 +122,7 @@
 
   /* ---- the pill ---- */
 
-  const share = (run) => (run.total_steps ? run.step / run.total_steps : 0);
+  const share = (run) => (run.total_steps ? LT.stepOf(run) / run.total_steps : 0);
   const left = (run) => (run.seconds_left ? t("{time} left", { time: LT.duration(run.seconds_left) }) : "");
 
   const elapsed = (run) => {

@@ -137,8 +137,15 @@
     }));
   };
 
+  /** A share that is held back, in pictures. */
+  const heldWords = (share) => {
+    const { counts, validation } = LT.cache.pictures || { counts: { used: 0 } };
+    const total = counts.used + ((validation || {}).count || 0);
+    return share > 0 ? t("{n} of {total}", { n: LT.count(Math.max(1, Math.floor(share * total + 0.5))), total: LT.count(total) }) : t("none");
+  };
   const valueWords = (line, value) => {
     if (line.path === "times") return typeof value === "number" ? LT.count(value) : value;
+    if (line.path === "validate.fraction") return heldWords(value);
     const option = LT.options.get(line.path);
     if (!option) return String(value);
     if (value === null && /^optimizer\.(unet|text_encoder)_lr$/.test(line.path)) {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.cli.common_args import add_json, add_overrides, host
 from lora_trainer.cli.console import DONE, USAGE_ERROR, Console
 from lora_trainer.errors import ConfigError
-from lora_trainer.messages import Message, say
+from lora_trainer.messages import Message, duration, say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
@@ -113,11 +113,10 @@ def length_messages(plan: dict[str, Any]) -> Iterator[Message]:
         yield say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values)
     else:
         yield say("{total} steps of {steps} an epoch: the run ends within epoch {epochs}", **values)
-    minutes = max(1, round(plan["seconds"] / 60))
     if plan.get("seconds_measured"):
-        yield say("about {minutes} min (as measured in an earlier run)", minutes=minutes)
+        yield say("about {time} (as measured in an earlier run)", time=duration(plan["seconds"]))
     else:
-        yield say("about {minutes} min (estimate)", minutes=minutes)
+        yield say("about {time} (estimate)", time=duration(plan["seconds"]))
 
 
 def print_plan(plan: dict[str, Any], console: Console) -> None:

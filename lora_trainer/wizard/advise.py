@@ -11,7 +11,7 @@ import attrs
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.base import Host
-from lora_trainer.messages import Message, say
+from lora_trainer.messages import Message, duration, say
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
 from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, rounded
@@ -119,17 +119,12 @@ def _one_pass(start: RuleContext) -> tuple[list[Change], list[Change]]:
 
 def _about_time(machine: MachineFacts, measured: float | None, estimate: float) -> Iterator[Message]:
     """That a run is slow without a GPU."""
-    seconds = estimate if measured is None else measured
     if not machine.on_cpu:
         return
-    if measured is not None and seconds < 7200:
-        yield say("There is no GPU: training is slow, about {minutes} min (measured here).", minutes=max(1, round(seconds / 60)))
-    elif measured is not None:
-        yield say("There is no GPU: training is slow, about {hours} hours (measured here).", hours=round(seconds / 3600))
-    elif seconds < 7200:
-        yield say("There is no GPU: training is slow, about {minutes} min (estimate).", minutes=max(1, round(seconds / 60)))
+    if measured is None:
+        yield say("There is no GPU: training is slow, about {time} (estimate).", time=duration(estimate))
     else:
-        yield say("There is no GPU: training is slow, about {hours} hours (estimate).", hours=round(seconds / 3600))
+        yield say("There is no GPU: training is slow, about {time} (measured here).", time=duration(measured))
 
 
 def _remarks(machine: MachineFacts, dataset: DatasetFacts, subject: Subject, needed_mb: float) -> Iterator[Message]:

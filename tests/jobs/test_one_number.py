@@ -14,6 +14,7 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.sinks import ManifestFile
 from lora_trainer.jobs.status import RunStatus
+from lora_trainer.messages import duration
 from tests.jobs.works import PLAN, stepped
 
 
@@ -74,5 +75,13 @@ def test_a_measured_time_holds_what_came_besides_the_steps_and_no_pause(tmp_path
 )
 def test_check_multiplies_only_what_gives_the_total(steps: int, epochs: int, total: int, expected: str):
     plan = {"steps_per_epoch": steps, "epochs": epochs, "total_steps": total, "seconds": 60.0}
-    assert [message.text() for message in length_messages(plan)] == [expected, "about 1 min (estimate)"]
+    assert [message.text() for message in length_messages(plan)] == [expected, "about 60 s (estimate)"]
     assert "measured" in list(length_messages(plan | {"seconds_measured": True}))[1].text()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0, "0 s"), (41, "41 s"), (89, "89 s"), (90, "2 min"), (150, "3 min"), (5000, "83 min"), (7200, "2 h"), (7300, "2 h 2 min")],
+)
+def test_a_time_is_written_as_the_tab_writes_it(seconds: float, words: str):
+    assert duration(seconds).text() == words

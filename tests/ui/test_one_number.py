@@ -73,3 +73,17 @@ def test_epochs_times_steps_is_the_number_of_steps_or_the_last_epoch_ends_early(
 def test_the_tools_count_pictures_and_not_their_repeats(mika: Page, facts: dict[str, Any], said: str):
     page = mika("settings")
     assert str(page.evaluate("facts => LoraTrainer.picturesWords(facts)", facts)).startswith(said)
+
+
+def test_the_step_is_the_same_in_the_tile_the_stop_dialog_and_the_list_of_runs(mika: Page):
+    page = mika("train", "training")
+    page.wait_for_function("LoraTrainer.runData('mika').last && LoraTrainer.runData('mika').last.step === 766")
+    page.evaluate("LoraTrainer.poll = async () => null")
+    page.evaluate(SET_RUN, {"step": 0})  # the status comes later than the events
+    page.locator(".lt-tile", has_text="Step").get_by_text("766").wait_for(timeout=5000)
+    assert "58" in page.locator(".lt-pill").inner_text()
+    page.get_by_role("button", name="Stop…").click()
+    page.get_by_text("The run is at step 766 of").wait_for(timeout=5000)
+    page.keyboard.press("Escape")
+    page.locator(".lt-runbutton").click()
+    page.locator('[data-run="mika"]').get_by_text("step 766 of").wait_for(timeout=5000)

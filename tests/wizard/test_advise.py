@@ -332,7 +332,7 @@ def test_wrong_questions_are_answered_with_a_remedy(make_folder: MakeFolder, tmp
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(600.0, "about 10 min (measured here)"), (36_000.0, "about 10 hours (measured here)"), (None, "(estimate)")]
+    ("seconds", "said"), [(600.0, "about 10 min (measured here)"), (36_000.0, "about 10 h (measured here)"), (None, "(estimate)")]
 )
 def test_a_time_that_was_measured_here_is_told_instead_of_the_estimate(
     make_folder: MakeFolder, tmp_path: Path, seconds: float | None, said: str
