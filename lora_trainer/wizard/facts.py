@@ -133,6 +133,11 @@ class DatasetFacts:
         has_subsets = self.blueprint is not None and not self.blueprint.is_simple
         return has_subsets or any(folders.parse_folder_name(record.path.parent.name) for record in self.records if not record.is_reg)
 
+    def has_validation(self, config: TrainConfig) -> bool:
+        """Whether pictures are held back already: a folder of them, a share of all, or a share of a subset."""
+        subsets = self.blueprint.subsets if self.blueprint is not None else ()
+        return bool(self.validation_records or config.validate.fraction or any(rules.validation_split for rules in subsets))
+
     def bucketed(self, config: TrainConfig) -> list[ImageRecord]:
         """The records as a run with this config has them: with repeats, validation split and buckets."""
         records = self.records
