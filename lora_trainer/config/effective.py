@@ -64,6 +64,11 @@ def uses_of_unet_weights(config: TrainConfig) -> tuple[str, ...]:
     return tuple(path for path, needs_weights in uses.items() if needs_weights)
 
 
+def uses_own_process(config: TrainConfig) -> bool:
+    """Whether the run is a process of its own, beside a WebUI that keeps its model; naming a device means that too."""
+    return config.memory.own_process or bool(config.memory.device)
+
+
 def caches_captions(config: TrainConfig) -> bool:
     """Whether captions are encoded before the steps and the text encoders leave the GPU; caching to disk implies it, as in sd-scripts."""
     is_cached = config.data.cache_text_encoder_outputs or config.data.cache_text_encoder_outputs_to_disk

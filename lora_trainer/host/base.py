@@ -124,8 +124,11 @@ class Lease(Protocol):
         """Takes them back, as they were. Raises HostBusy (and stays paused) when the model cannot be restored."""
         ...
 
-    def let_one_through(self) -> bool:
-        """Between two steps: lets one waiting generation run where the user's setting allows it. True when one ran."""
+    def let_one_through(self, make_room: Callable[[], object] = lambda: None) -> bool:
+        """Between two steps: lets one waiting generation run where the user's setting allows it. True when one ran.
+
+        `make_room` is called before it: the run gives back what it only keeps to be faster.
+        """
         ...
 
 

@@ -59,6 +59,21 @@ def default_device(number: int = 0) -> tuple[torch.device, Message | None]:
     return torch.device("cpu"), None
 
 
+def auto_precision(device: torch.device) -> str:
+    """What "auto" computes in for a model that is read from a file: "bf16", "fp16" or "no" (float32).
+
+    NVIDIA cards before Volta compute fp16 slowly, and those of the GTX 16 series wrongly.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return "no"
+    major, _ = torch.cuda.get_device_capability(device)
+    if "GTX 16" in torch.cuda.get_device_name(device) or major < 7:
+        return "no"
+    return "bf16" if major >= 8 else "fp16"
+
+
 def device_label(device: torch.device) -> str:
     """The usual name of the device's type."""
     import torch

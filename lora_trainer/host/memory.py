@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ LIBRARY_FAILURE = re.compile(
     r"|unable to find an engine|no (suitable|valid) (algorithm|execution plans?)"
 )
 """What CUDA's and ROCm's libraries say when they get no memory for their workspace: they take it past torch's allocator."""
+LIMIT_SPARE = 256 * 2**20
 LITTLE_SHARE, LITTLE_BYTES = 0.1, 2**30
 """With less than this free on the device, such a failure means that memory ran out."""
 
@@ -33,9 +35,11 @@ LITTLE_SHARE, LITTLE_BYTES = 0.1, 2**30
 def device_memory(device: torch.device) -> dict[str, Any]:
     """{"device", "total_mb", "free_mb", "host_mb"} of the GPU, or of main memory for the CPU; 0 where it is not known.
 
-    `host_mb` is the part that this process uses.
+    `host_mb` is the part that this process uses. Of a GPU also its "precision": what "auto" computes in.
     """
     import psutil
+
+    from lora_trainer.host import devices
 
     memory = psutil.virtual_memory()
     if device.type == "cpu":
@@ -44,7 +48,8 @@ def device_memory(device: torch.device) -> dict[str, Any]:
     name, total, free, used = _READERS.get(device.type, _unknown)(device)
     if device.type == "mps":  # shared with main memory
         free = min(free, memory.available)
-    return {"device": name, "total_mb": total >> MB, "free_mb": free >> MB, "host_mb": used >> MB}
+    memory_report = {"device": name, "total_mb": total >> MB, "free_mb": free >> MB, "host_mb": used >> MB}
+    return memory_report | {"precision": devices.auto_precision(device)}
 
 
 def is_out_of_memory(error: BaseException, device: torch.device | None = None) -> bool:
@@ -91,6 +96,62 @@ def peak_memory(device: torch.device) -> int | None:
     if device.type in ("cuda", "xpu"):
         return int(getattr(torch, device.type).max_memory_allocated(device))
     return None
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins `peak_memory` anew: what the process did before is not the run's."""
+    import torch
+
+    if device.type in ("cuda", "xpu"):
+        getattr(torch, device.type).reset_peak_memory_stats(device)
+
+
+class MemoryLimit:
+    """Keeps this process from taking more of an NVIDIA card than is free, on Windows.
+
+    There the driver moves what is too much to main memory without an error, and steps take ten times as long. Elsewhere it does nothing.
+
+    Inside a `with` block the limit is set; `lift` ends it for a while, `set` takes what is free then. Afterwards it is as it was before.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device if sys.platform == "win32" and device.type == "cuda" else None
+        self._before: float | None = None
+
+    def __enter__(self) -> MemoryLimit:
+        self.set()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lift()
+
+    def set(self) -> None:
+        """Limits the process to what it has and what is free now, less LIMIT_SPARE for what libraries take past torch's allocator."""
+        if self._device is None or self._before is not None:
+            return
+        import torch
+
+        read = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # since torch 2.6
+        self._before = 1.0 if read is None else float(read(self._index()))
+        free, total = torch.cuda.mem_get_info(self._device)
+        own = torch.cuda.memory_reserved(self._device)
+        fraction = max(0.0, own + free - LIMIT_SPARE) / total
+        torch.cuda.set_per_process_memory_fraction(min(self._before, fraction), self._index())
+
+    def lift(self) -> None:
+        """Restores the limit that was there before."""
+        if self._device is None or self._before is None:
+            return
+        import torch
+
+        before, self._before = self._before, None
+        torch.cuda.set_per_process_memory_fraction(before, self._index())
+
+    def _index(self) -> int:
+        import torch
+
+        assert self._device is not None
+        return torch.cuda.current_device() if self._device.index is None else int(self._device.index)
 
 
 def _cuda(device: torch.device) -> tuple[str, int, int, int]:

@@ -13,6 +13,8 @@ from lora_trainer.errors import TrainerError
 
 NOT_SAVED = ("params", "lr", "fused", "foreach", "capturable", "differentiable")
 """Keys of a parameter group that are not saved: its parameters, what each step sets, and what depends on the machine."""
+PAGED_STATES = ("state1", "state2")
+"""What bitsandbytes keeps in pageable memory, in the parameter's shape."""
 NOT_OWN = ("defaults", "state", "param_groups")
 _LEFT_OUT = object()
 
@@ -58,14 +60,17 @@ def unpack_state(
         group.update({key: value for key, value in _unpack_table(saved, tensors, device).items() if key not in changed})
     for key, value in _unpack_table(plain["own"], tensors, None).items():
         setattr(inner, key, value)
+    _leave_pages(inner)
     for name, saved in plain["state"].items():
         parameter = names[name]
         inner.state[parameter] = _unpack_table(saved, tensors, parameter.device)
+    _page_again(inner)
     _place_step_counts(inner)
 
 
 def move_state(inner: torch.optim.Optimizer, device: torch.device) -> None:
-    """Replaces every tensor that the optimizer keeps by a fresh copy on `device`."""
+    """Replaces every tensor that the optimizer keeps by a fresh copy on `device`; what was in pageable memory is there again."""
+    _leave_pages(inner)
     for state in inner.state.values():
         for key, value in state.items():
             state[key] = _copy_to(value, device)
@@ -76,7 +81,33 @@ def move_state(inner: torch.optim.Optimizer, device: torch.device) -> None:
     for key, value in vars(inner).items():
         if key not in NOT_OWN and not key.startswith("_"):
             setattr(inner, key, _copy_to(value, device))
+    _page_again(inner)
     _place_step_counts(inner)
+
+
+def _leave_pages(inner: torch.optim.Optimizer) -> None:
+    """Takes a paged optimizer's state off bitsandbytes' list, which would keep it for ever; the list is shared by the whole process."""
+    if not getattr(inner, "is_paged", False):
+        return
+    own = {id(value) for state in inner.state.values() for value in state.values() if getattr(value, "is_paged", False)}
+    manager: Any = inner.page_mng  # type: ignore[attr-defined]
+    manager.paged_tensors[:] = [tensor for tensor in manager.paged_tensors if id(tensor) not in own]
+
+
+def _page_again(inner: torch.optim.Optimizer) -> None:
+    """Gives the state of a paged optimizer on a GPU pageable memory again: a copy is ordinary memory of the GPU."""
+    if not getattr(inner, "is_paged", False):
+        return
+    for parameter, state in inner.state.items():
+        for key in PAGED_STATES:
+            value = state.get(key)
+            if isinstance(value, Tensor) and _is_on_gpu(parameter):
+                state[key] = inner.get_state_buffer(parameter, dtype=value.dtype)  # type: ignore[attr-defined]
+                state[key].copy_(value)
+
+
+def _is_on_gpu(parameter: Tensor) -> bool:
+    return parameter.device.type != "cpu"
 
 
 def _place_step_counts(inner: torch.optim.Optimizer) -> None:

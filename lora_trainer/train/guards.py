@@ -35,6 +35,8 @@ RUNAWAY = 3.0
 WINDOW = 100
 SLOWER = 3.0
 """A step is slow when it takes so many times as long as at first."""
+FAR_SLOWER = 6.0
+"""The plan knows the card only roughly: so many times its seconds are no longer a matter of the card."""
 SPARE_MB = 64.0
 ONE_TOKEN = 64
 """Pictures of at most this side are one single token in the middle block, where self-attention then has no effect."""
@@ -93,10 +95,13 @@ class DivergenceGuard:
 
 
 class SlowStepGuard:
-    """Notices steps that become slow because the GPU's memory is full and the driver swaps it to system memory."""
+    """Notices steps that are slow because the GPU's memory is full and the driver swaps it to system memory.
 
-    def __init__(self, full: float = 0.03) -> None:
-        self.full = full
+    Such a run may be slow from its first step on, so its first steps are compared with the plan's `expected` seconds (0: unknown).
+    """
+
+    def __init__(self, expected: float = 0.0, full: float = 0.03) -> None:
+        self.expected, self.full = expected, full
         self._first: list[float] = []
         self._last: deque[float] = deque(maxlen=10)
         self._told = False
@@ -105,7 +110,7 @@ class SlowStepGuard:
         """Takes the seconds of a step, and a function that gives the free share of the GPU's memory; returns a warning once."""
         if len(self._first) < 20:
             self._first.append(seconds)
-            return None
+            return self._check_first(free) if len(self._first) == 20 and self.expected else None
         self._last.append(seconds)
         if self._told or len(self._last) < 10:
             return None
@@ -120,6 +125,19 @@ class SlowStepGuard:
             percent=round(left * 100),
         )
 
+    def _check_first(self, free: Callable[[], float]) -> Message | None:
+        usual = median(self._first[5:])
+        if usual < FAR_SLOWER * self.expected or (left := free()) > self.full:
+            return None
+        self._told = True
+        return say(
+            "Steps take {seconds} s, {times} times as long as the plan expects, and {percent} % of the GPU's memory is free: parts of it "
+            "are probably being moved to ordinary memory. Take fewer pictures per step, a smaller size, or gradient checkpointing.",
+            seconds=round(usual, 1),
+            times=round(usual / self.expected, 1),
+            percent=round(left * 100),
+        )
+
 
 class Guards:
     """All guards of one run."""
@@ -127,7 +145,10 @@ class Guards:
     def __init__(self, trainer: Trainer, progress: TrainingProgress) -> None:
         self.trainer, self.progress = trainer, progress
         self._numbers = FiniteGuard(self._remedy, scaled=trainer.scaler is not None)
-        self._divergence, self._pace = DivergenceGuard(), SlowStepGuard()
+        self._divergence, self._pace = (
+            DivergenceGuard(),
+            SlowStepGuard(progress.plan.step_seconds if trainer.device.type == "cuda" else 0.0),
+        )
         self._messages: list[Message | None] = []
 
     def check_step(self, loss: float, norm: float, seconds: float) -> None:

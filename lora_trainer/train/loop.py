@@ -27,6 +27,7 @@ from lora_trainer.events import (
     Warned,
 )
 from lora_trainer.host.base import Host, Lease
+from lora_trainer.host.memory import MemoryLimit, reset_peak_memory
 from lora_trainer.jobs.process_rank import SINGLE, Rank
 from lora_trainer.jobs.resume_point import ResumePoint
 from lora_trainer.jobs.status import FROM_STATE
@@ -58,7 +59,7 @@ from lora_trainer.train.trainer import Trainer
 from lora_trainer.train.validation import Validation
 
 CHECK_LAYERS_AT = 10
-"""The step after which every layer must have changed."""
+"""After so many steps that were not skipped every layer must have changed."""
 ENCODING_PHASE_MIN = 4 * CAPTION_BATCH
 """Encoding more captions than this is a phase of its own."""
 
@@ -89,8 +90,11 @@ def run(
         host.lease(config.model) as lease,
         process_group(rank, lease.device) as group,
         claimed_names(names, overwrite) if rank.is_main else nullcontext(),
+        MemoryLimit(lease.device) as memory_limit,
     ):
-        machine = Machine(lease.device.type, host.memory()["free_mb"], lent=isinstance(lease.source, LiveSource))
+        reset_peak_memory(lease.device)
+        precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
+        machine = Machine.of(lease.device.type, host.memory(), lent=isinstance(lease.source, LiveSource), auto_precision=precision.name)
         facts = inspect_checkpoint(lease.checkpoint, config.model, host.known_sha256(lease.checkpoint))
 
         def plan_for(config: TrainConfig) -> TrainingPlan:
@@ -99,7 +103,6 @@ def run(
         progress = TrainingProgress(plan_for(config if since is None else apply_live_changes(config, since.changed_settings())[0]))
         progress.started_at = 0.0 if since is None else since.state.content["began"]
         group.require_same(setup.run_digest(config, dataset))
-        precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
         yield Started(progress.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), rank.world_size)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from early_warnings(config, dataset, lease.checkpoint)
@@ -110,7 +113,7 @@ def run(
             lambda: setup.prepare(config, own_dataset, lease, host.paths().cache_dir, is_resumed=since is not None), config, lease.device
         )
         yield from trainer.notes
-        run_loop = RunLoop.of(trainer, progress, names, lease, group.shared_control(control), folder, group, plan_for)
+        run_loop = RunLoop.of(trainer, progress, names, lease, group.shared_control(control), folder, group, plan_for, memory_limit)
         trainer.attach()
         try:
             with raise_as_out_of_memory(lambda: trainer.config, lambda: progress.step):
@@ -163,6 +166,7 @@ class RunLoop:
         folder: Path,
         group: SingleProcess,
         plan_for: Callable[[TrainConfig], TrainingPlan],
+        memory_limit: MemoryLimit | None = None,
     ) -> RunLoop:
         """Makes the parts of a run's loop; `folder` is the run's own. Processes other than the first write nothing."""
         captions, writer = CaptionSampler(trainer.dataset, trainer.config.seed, progress), BackgroundWriter()
@@ -186,7 +190,7 @@ class RunLoop:
             guards=Guards(trainer, progress),
             group=group,
             oom_fallback=OomFallback(trainer, progress, lambda: optimizer_step.is_irreversible or group.synced),
-            pausing=Pausing(trainer, progress, lease, control, writer),
+            pausing=Pausing(trainer, progress, lease, control, writer, memory_limit),
         )
 
     @property
@@ -302,7 +306,7 @@ class RunLoop:
         return iter(())
 
     def _step(self, batches: Sequence[Sequence[batch_sampler.Item]]) -> Iterator[Event]:
-        """One optimizer step. Until the optimizer has stepped, it can be repeated with the same bits."""
+        """One optimizer step. Until the optimizer has stepped, it can be repeated; on a CPU it gives the same bits."""
         started = time.perf_counter()
         progress, plan = self.progress, self.progress.plan
         with torch.inference_mode(False), torch.enable_grad():
@@ -331,7 +335,7 @@ class RunLoop:
     def _after_step(self) -> Iterator[Event]:
         """Whatever is due at this step; a second call at the same step does nothing."""
         progress, plan = self.progress, self.progress.plan
-        if progress.step == CHECK_LAYERS_AT:
+        if progress.steps_taken == CHECK_LAYERS_AT:
             check_layers_trained(self.trainer)
         yield from self.guards.warnings()
         yield from self.accumulator.warnings()
@@ -376,7 +380,7 @@ class RunLoop:
             yield from self._save_state()
             yield from self.pausing.pause()
         else:
-            self.pausing.let_host_in()
+            yield from self.pausing.let_host_in()
 
     def _save(self, path: Path, *, final: bool = False) -> Iterator[Event]:
         yield from self.pausing.wait_for_disk(path.parent, self.output.size_mb())
@@ -396,6 +400,7 @@ class RunLoop:
             yield from self._save(self.names.final(), final=True)
         yield from self.writer.finish()
         yield from self.previews.draw(self._turn if self.group.rank.is_single else lambda: iter(()))
+        yield from self.pausing.follow_source()  # drawing may have ended where the model no longer fits
         yield from self._offload_encoders()
 
     def _end(self) -> Iterator[Event]:

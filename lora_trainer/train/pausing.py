@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lora_trainer.control import Control
-from lora_trainer.errors import HostBusy
+from lora_trainer.errors import HostBusy, OutOfMemory
 from lora_trainer.events import Event, Paused, Resumed, Warned
 from lora_trainer.host.base import Lease, message_with_fix
-from lora_trainer.host.memory import is_out_of_memory
+from lora_trainer.host.memory import MemoryLimit
 from lora_trainer.messages import say
 from lora_trainer.train.guards import missing_mb
 from lora_trainer.train.outputs.background_writer import BackgroundWriter
@@ -17,13 +17,23 @@ from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.trainer import Trainer
 
 DISK_POLL_SECONDS = 5.0
+NOT_ENOUGH = say("There is not enough memory to continue: close other programs that use it, then press Resume.")
 
 
 class Pausing:
     """Pauses and resumes one run: gives lock and device back to the host, waits, and takes both again."""
 
-    def __init__(self, trainer: Trainer, progress: TrainingProgress, lease: Lease, control: Control, writer: BackgroundWriter) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        progress: TrainingProgress,
+        lease: Lease,
+        control: Control,
+        writer: BackgroundWriter,
+        memory_limit: MemoryLimit | None = None,
+    ) -> None:
         self.trainer, self.progress, self.lease, self.control, self.writer = trainer, progress, lease, control, writer
+        self.memory_limit = memory_limit or MemoryLimit(trainer.device)
 
     def pause(self, reason: str = "user", wait: Callable[[], object] = lambda: None) -> Iterator[Event]:
         """Gives everything back, calls `wait`, waits as long as the user wants, and takes everything again as it was.
@@ -32,6 +42,7 @@ class Pausing:
         """
         yield from self.writer.finish()
         self.trainer.release()
+        self.memory_limit.lift()
         self.lease.pause()
         yield Paused(self.progress.step, reason)
         wait()
@@ -45,24 +56,39 @@ class Pausing:
                 yield Warned(message_with_fix(busy))
                 self.control.command("pause")
                 continue
+            self.memory_limit.set()
             try:
                 self.trainer.rebuild(source)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error, self.trainer.device):
-                    raise
+            except OutOfMemory:
                 self.trainer.release()
+                self.memory_limit.lift()
                 self.lease.pause()
-                yield Warned(say("There is not enough memory to continue: close other programs that use it, then press Resume."))
+                yield Warned(NOT_ENOUGH)
                 self.control.command("pause")
             else:
                 yield Resumed(self.progress.step)
                 return
 
-    def let_host_in(self) -> None:
+    def let_host_in(self) -> Iterator[Event]:
         """Between two steps or previews: lets a waiting generation of the host through, and follows a model that it read anew."""
-        self.lease.let_one_through()
-        if self.lease.source is not self.trainer.source:
+        self.lease.let_one_through(self._make_room)
+        self.memory_limit.set()
+        yield from self.follow_source()
+
+    def _make_room(self) -> None:
+        self.trainer.drop_graphs()
+        self.memory_limit.lift()
+
+    def follow_source(self) -> Iterator[Event]:
+        """Attaches to the model that the lease has now; where that does not fit into memory any more, the run pauses."""
+        if self.lease.source is self.trainer.source:
+            return
+        try:
             self.trainer.rebuild(self.lease.source)
+        except OutOfMemory:
+            yield Warned(NOT_ENOUGH)
+            self.control.command("pause")
+            yield from self.pause()
 
     @property
     def is_rest_due(self) -> bool:

@@ -44,6 +44,11 @@ class TrainingProgress:
         self.recent_losses = deque(maxlen=max(1, self.plan.steps_per_epoch))
 
     @property
+    def steps_taken(self) -> int:
+        """Steps that the optimizer has taken: a step without a usable gradient is counted, and skipped."""
+        return self.step - self.skipped
+
+    @property
     def is_done(self) -> bool:
         """Whether every planned step is done, or validation has ended the run early."""
         return self.stopped_early or self.step >= self.plan.total_steps

@@ -26,6 +26,7 @@ from lora_trainer.train.inputs.examples import LatentViews, sizes_of
 from lora_trainer.train.memory import checkpointing, eight_bit, placement
 from lora_trainer.train.memory.activations import Block, DtypeSizes
 from lora_trainer.train.memory.checkpointing import Checkpointing
+from lora_trainer.train.memory.oom import retry_after_free
 from lora_trainer.train.outputs.ema import EmaWeights, ema_weights
 from lora_trainer.train.step import attention
 from lora_trainer.train.step.compiling import CompiledBlocks
@@ -74,21 +75,34 @@ class Trainer:
             self.checkpointing = None
         if self.compiled is not None:
             self.compiled.remove()
+        self.drop_graphs()
+        self.adapter.detach()
+
+    def drop_graphs(self) -> None:
+        """Gives back the memory of CUDA graphs, which only they can use; they are recorded anew when steps go on."""
         if self.cuda_graphs is not None:
             self.cuda_graphs.reset()
-        self.adapter.detach()
 
     @torch.inference_mode(False)
     def rebuild(self, source: ModelSource) -> None:
-        """Attaches to a model that was lent anew (after a pause, or when somebody generated meanwhile). Raises ModelError."""
+        """Attaches to a model that was lent anew (after a pause, or when somebody generated meanwhile).
+
+        The old bundle is dropped before the new one is loaded, so that never both are on the device; loading that runs out of memory is
+        tried once more. Raises ModelError, and OutOfMemory: nothing of the model is on the device then, and `rebuild` can be called again.
+        """
         self.detach()
         if source is not self.source or self.bundle is RELEASED:
-            if self.bundle is RELEASED:
-                self._move_tensors(self.device)
-            fp8 = self.config.memory.fp8_base_unet
-            self.bundle, self.source = eight_bit.load_bundle(source, self.device, self.precision.base, fp8=fp8), source
-            vae.set_precision(self.bundle, self.config.memory.vae_precision)
+            was_released, self.bundle, self.source = self.bundle is RELEASED, RELEASED, RELEASED
+            self.bundle = retry_after_free(lambda: self._load(source, moves_tensors=was_released), self.config, self.device)
+            self.source = source
         self.attach()
+
+    def _load(self, source: ModelSource, *, moves_tensors: bool) -> ModelBundle:
+        if moves_tensors:
+            self._move_tensors(self.device)
+        bundle = eight_bit.load_bundle(source, self.device, self.precision.base, fp8=self.config.memory.fp8_base_unet)
+        vae.set_precision(bundle, self.config.memory.vae_precision)
+        return bundle
 
     @torch.inference_mode(False)
     def reconfigure(self, config: TrainConfig) -> None:

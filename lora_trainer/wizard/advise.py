@@ -79,7 +79,8 @@ def _for_model(subject: Subject, model: ModelFacts | None) -> Subject:
 def _advise(start: RuleContext) -> tuple[list[Change], list[Change]]:
     """(changes that later rules build on, changes to options that the user typed)."""
     fixed = start.dataset.fixed_options(start.config)
-    start = attrs.evolve(start, config=start.dataset.with_dataset_options(start.config))
+    config = start.dataset.with_dataset_options(start.config)
+    start = attrs.evolve(start, config=config, machine=start.machine.for_run(config))
     changes: list[Change] = []
     typed_changes: list[Change] = []
     context = start

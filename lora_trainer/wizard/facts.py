@@ -15,12 +15,11 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import folders
 from lora_trainer.data.sources.assemble import assemble, prepare_records
 from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
-from lora_trainer.train.planning.plan import Machine
+from lora_trainer.train.planning.plan import TFLOPS, Machine
 
 GB = 1024.0
 RESERVED_GB = 1.2
 """GB of a card that host and desktop use."""
-TFLOPS = {"cpu": 0.05, "cuda": 10.0}
 
 
 @attrs.frozen
@@ -34,6 +33,10 @@ class MachineFacts:
     total_mb: float
     free_mb: float
     lent: bool = False
+    host_mb: float = 0.0
+    """The part of `free_mb` that the host's model takes."""
+    auto_precision: str = "fp16"
+    """What memory.mixed_precision = "auto" means here."""
 
     @classmethod
     def from_vram(cls, gigabytes: float) -> MachineFacts:
@@ -52,7 +55,16 @@ class MachineFacts:
         if str(memory.get("device", "cpu")).lower().startswith("cpu"):
             return cls("cpu", total, min(available, total), lent)
         card = min(total, available + RESERVED_GB * GB)
-        return cls("cuda", card, max(0.0, card - RESERVED_GB * GB), lent)
+        auto_precision = "fp16" if lent else str(memory.get("precision") or "fp16")  # a WebUI's model has a dtype of its own
+        host_mb = float(memory.get("host_mb") or 0) if lent else 0.0
+        return cls("cuda", card, max(0.0, card - RESERVED_GB * GB), lent, host_mb, auto_precision)
+
+    def for_run(self, config: TrainConfig) -> MachineFacts:
+        """As a run of this config finds it: beside one in a process of its own the host keeps its model."""
+        if not effective.uses_own_process(config):
+            return self
+        less = {name: max(0.0, getattr(self, name) - self.host_mb) for name in ("total_mb", "free_mb")}
+        return attrs.evolve(self, **less, lent=False, host_mb=0.0)
 
     @property
     def on_cpu(self) -> bool:
@@ -66,7 +78,7 @@ class MachineFacts:
 
     def to_machine(self) -> Machine:
         """The machine as a plan takes it."""
-        return Machine(self.device, self.free_mb, TFLOPS[self.device], self.lent)
+        return Machine(self.device, self.free_mb, TFLOPS[self.device], self.lent, self.host_mb, self.auto_precision)
 
 
 @attrs.frozen

@@ -40,7 +40,7 @@ def encoded_captions(context: RuleContext) -> Iterator[Change]:
         or effective.caches_captions(context.config)
     ):
         return
-    if context.machine.lent and not context.config.memory.own_process:
+    if context.machine.lent:
         return
     freed = context.model.text_parameters * 2 / 2**30 if context.model else 0.0
     template = "Captions are encoded before each epoch: the text encoders' {gb} GB are free in its steps."

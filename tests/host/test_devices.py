@@ -158,7 +158,13 @@ def test_directml_is_what_its_package_says(monkeypatch):
     package = types.SimpleNamespace(device=lambda number=0: torch.device("privateuseone", number))
     monkeypatch.setitem(__import__("sys").modules, "torch_directml", package)
     assert devices.device_named("dml:1") == torch.device("privateuseone:1")
-    assert device_memory(torch.device("privateuseone:1")) == {"device": "privateuseone:1", "total_mb": 0, "free_mb": 0, "host_mb": 0}
+    assert device_memory(torch.device("privateuseone:1")) == {
+        "device": "privateuseone:1",
+        "total_mb": 0,
+        "free_mb": 0,
+        "host_mb": 0,
+        "precision": "no",
+    }
 
 
 def test_a_name_that_is_none_is_answered_with_those_that_are_here(only):
@@ -192,7 +198,13 @@ def test_the_memory_of_a_card_is_as_its_own_library_tells_it(monkeypatch):
     card = types.SimpleNamespace(name="Arc", total_memory=16 * gigabyte)
     told = {"memory_reserved": lambda device: gigabyte, "get_device_properties": lambda device: card, "empty_cache": lambda: None}
     monkeypatch.setattr(torch, "xpu", types.SimpleNamespace(**told), raising=False)
-    assert device_memory(torch.device("xpu")) == {"device": "Arc", "total_mb": 16 * 1024, "free_mb": 15 * 1024, "host_mb": 1024}
+    assert device_memory(torch.device("xpu")) == {
+        "device": "Arc",
+        "total_mb": 16 * 1024,
+        "free_mb": 15 * 1024,
+        "host_mb": 1024,
+        "precision": "no",
+    }
     for kind in ("cpu", "mps", "xpu"):
         empty_cache(torch.device(kind))
     assert peak_memory(CPU) is None

@@ -13,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lora_trainer.config.choices.optimizers import OPTIMIZER_CHOICES, OPTIMIZER_SPECS, SCHEDULE_CHOICES, optimizer_spec
 from lora_trainer.errors import MissingPackage, TrainerError
+from lora_trainer.optim import state
 from lora_trainer.optim.builders import OPTIMIZERS
 from lora_trainer.optim.optimizers import CannotStep, GroupPlan, TrainingOptimizer, make_optimizer, probe
 from lora_trainer.optim.schedules import SCHEDULES
@@ -264,3 +265,39 @@ def test_a_gradient_scaler_finds_what_is_not_finite_for_matrices_too():
         optimizer.unscale(scaler)
         scaler.update()
         assert scaler.get_scale() == 4.0
+
+
+class Pages:
+    """A stand-in for bitsandbytes' pageable memory, which CUDA alone has: a tensor that says that it is paged, on a list of the process."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, inner: Any) -> None:
+        self.paged_tensors: list[Tensor] = [torch.zeros(1)]  # another optimizer's
+        inner.is_paged, inner.page_mng = True, self
+        inner.get_state_buffer = self.make
+        patch.setattr(state, "_is_on_gpu", lambda parameter: True)
+
+    def make(self, parameter: Tensor, dtype: torch.dtype) -> Tensor:
+        made = torch.zeros(parameter.shape, dtype=dtype)
+        made.is_paged = True  # type: ignore[attr-defined]
+        self.paged_tensors.append(made)
+        return made
+
+
+@pytest.mark.skipif("AdamW8bit" not in HERE, reason="bitsandbytes on the CPU needs a newer torch")
+@pytest.mark.parametrize("name", ["PagedAdamW8bit", "PagedAdamW", "PagedLion8bit"])
+def test_a_paged_optimizer_stays_paged_after_a_pause_and_from_its_state(name: str, monkeypatch: pytest.MonkeyPatch):
+    _, optimizer = made(name, {})
+    train(optimizer, 0, 2)
+    pages = Pages(monkeypatch, optimizer.inner)
+
+    def states() -> list[Tensor]:
+        return [table[key] for table in optimizer.inner.state.values() for key in ("state1", "state2") if key in table]
+
+    values_before = [value.clone() for value in states()]
+    for _ in range(2):  # the second time what is paged leaves the list of the process again
+        optimizer.move(torch.device("cpu"))
+        assert states() and all(getattr(value, "is_paged", False) for value in states()) and same(states(), values_before)
+        assert len(pages.paged_tensors) == 1 + len(states())
+    optimizer.load_state_dict(*optimizer.state_dict())
+    assert all(getattr(value, "is_paged", False) for value in states()) and same(states(), values_before)
+    assert len(pages.paged_tensors) == 1 + len(states())

@@ -6,12 +6,15 @@ replay calculates with what lies in these. What would go stale in a graph goes s
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from pathlib import Path
 
 import pytest
 import torch
 
 from lora_trainer.events import Stepped, Warned
+from lora_trainer.host.standalone import FileLease
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.train import setup
 from lora_trainer.train.step import accumulate
@@ -126,6 +129,51 @@ def test_why_a_run_is_not_recorded_is_known_before():
     assert len({reason.text() for reason in reasons}) == 3
 
 
+class OneOfSeveral:
+    """A stand-in for torch.cuda with several GPUs: remembers which was the current one whenever something was asked of it."""
+
+    def __init__(self):
+        self.current, self.seen = 0, []
+
+    def install(self, patch):
+        for name in ("graph_pool_handle", "current_stream", "Stream", "stream", "CUDAGraph", "graph"):
+            patch.setattr(torch.cuda, name, lambda *args, name=name, **kwargs: self._ask(name))
+        patch.setattr(torch.cuda, "device", self.device)
+
+    @contextlib.contextmanager
+    def device(self, device):
+        before, self.current = self.current, device.index
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def _ask(self, name):
+        self.seen.append((name, self.current))
+        return self
+
+    def wait_stream(self, other):
+        self._ask("wait_stream")
+
+    def replay(self):
+        self._ask("replay")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+def test_graphs_are_recorded_and_replayed_on_the_gpu_that_trains(monkeypatch):
+    gpus = OneOfSeveral()
+    gpus.install(monkeypatch)
+    replay, result = CudaRecorder(torch.device("cuda", 1)).record(lambda: torch.full((), float(gpus.current)))
+    replay()
+    assert result == 1.0 and {"replay", "graph", "Stream", "graph_pool_handle"} <= {name for name, _ in gpus.seen}
+    assert {current for _, current in gpus.seen} == {1} and gpus.current == 0
+
+
 def without_text(folder: Path, **changes):
     common = {"optimizer__text_encoder_lr": 0.0, "data__shuffle_caption": True, "loss__min_snr_gamma": 5.0}
     return small_config(folder, **(common | changes))
@@ -136,7 +184,7 @@ def rehearsed(monkeypatch):
     """Graphs on the CPU, by the recorder above."""
     recorder = Rehearsal()
     monkeypatch.setattr(accumulate, "why_not", lambda **facts: None)
-    monkeypatch.setattr(accumulate, "CudaRecorder", lambda: recorder)
+    monkeypatch.setattr(accumulate, "CudaRecorder", lambda device: recorder)
     return recorder
 
 
@@ -153,6 +201,23 @@ def test_a_replayed_run_is_the_run_without_in_every_bit(tmp_path: Path, rehearse
     assert replayed == plain
     files = [tensors_of(tmp_path / name / "loras" / "small.safetensors") for name in ("plain", "graphs")]
     assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
+def test_while_a_picture_is_drawn_no_graph_holds_memory_and_the_run_stays_the_same(tmp_path: Path, rehearsed, monkeypatch):
+    plain = losses(events_of(without_text(tmp_path / "plain"), tmp_path / "plain"))
+    breaths = []
+
+    def one_waits(lease, make_room):
+        breaths.append(rehearsed.recorded)
+        if len(breaths) == 7:
+            make_room()
+            gc.collect()
+            assert not [each for each in gc.get_objects() if isinstance(each, CudaGraphs) and each._recorded]
+        return len(breaths) == 7
+
+    monkeypatch.setattr(FileLease, "let_one_through", one_waits)
+    replayed = losses(events_of(without_text(tmp_path / "graphs", memory__cuda_graphs=True), tmp_path / "graphs"))
+    assert replayed == plain and rehearsed.recorded > breaths[6] > 0
 
 
 def test_a_run_whose_recording_fails_goes_on_without_and_says_why(tmp_path: Path, rehearsed):
@@ -252,7 +317,7 @@ def test_a_real_graph_trains_like_eager(tmp_path: Path):
 def test_a_real_recorder_adds_to_gradients_like_without():
     leaf = torch.nn.Parameter(torch.tensor([1.0, -2.0, 3.0], device="cuda"))
     calls = [(torch.full((3,), float(number), device="cuda"), None) for number in range(6)]
-    replays = CudaGraphs(squares(leaf), [leaf], CudaRecorder())
+    replays = CudaGraphs(squares(leaf), [leaf], CudaRecorder(CUDA))
     results, gradient = added_up(leaf, calls, replays)
     assert replays.messages == []
     assert replays.replay_count == 5

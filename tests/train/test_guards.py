@@ -13,10 +13,14 @@ import pytest
 
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainingError
+from lora_trainer.events import Finished
 from lora_trainer.messages import say
+from lora_trainer.train import guards, loop
 from lora_trainer.train.guards import BAD_STEPS, HALVINGS, WINDOW, DivergenceGuard, FiniteGuard, SlowStepGuard, missing_mb
 from lora_trainer.train.keep_awake import keep_awake
 from lora_trainer.train.outputs.background_writer import BackgroundWriter
+from lora_trainer.train.step.accumulate import OptimizerStep
+from tests.train.runs import events_of, small_config
 
 CAUSE = say("Use a lower learning rate.")
 
@@ -53,6 +57,17 @@ def test_steps_that_become_slow_are_told_only_where_the_memory_is_full():
         return sum(pace.check(0.1 if step < 40 else 0.5, lambda: free) is not None for step in range(80))
 
     assert (warned(0.01), warned(0.5)) == (1, 0)
+
+
+def test_steps_that_are_slow_from_the_first_on_are_told_by_what_the_plan_expects():
+    """A memory that the driver swaps from the start leaves no fast steps to compare with."""
+
+    def warned(expected: float, free: float, seconds: float = 3.0) -> list[str]:
+        pace = SlowStepGuard(expected)
+        return [str(message) for _ in range(80) if (message := pace.check(seconds, lambda: free)) is not None]
+
+    assert len(warned(0.3, 0.01)) == 1 and "10.0 times as long as the plan expects" in warned(0.3, 0.01)[0]
+    assert warned(0.3, 0.5) == warned(0.3, 0.01, seconds=1.0) == warned(0.0, 0.01) == []
 
 
 def test_a_disk_lacks_what_a_file_needs_and_a_little_more(tmp_path: Path):
@@ -105,3 +120,21 @@ def test_the_computer_is_kept_awake_by_a_program_that_ends_with_the_run(tmp_path
     assert started[0].poll() is not None
     with keep_awake(enabled=False):
         assert len(started) == 1
+
+
+def test_steps_that_a_grad_scaler_skips_at_the_start_do_not_count_as_steps_that_moved_nothing(tmp_path: Path, monkeypatch):
+    """Up to sixteen gradients overflow while the scale is looked for: the layers are checked ten steps that were taken later."""
+    clip, left, checked = OptimizerStep._clip_gradient, [12], []
+
+    def overflows(step, max_grad_norm, loss):
+        norm, value = clip(step, max_grad_norm, loss)
+        left[0] -= 1
+        return (math.inf if left[0] >= 0 else norm), value
+
+    monkeypatch.setattr(guards, "BAD_STEPS", BAD_STEPS + HALVINGS)  # as with a scaler, which the CPU has only from torch 2.3
+    monkeypatch.setattr(OptimizerStep, "_clip_gradient", overflows)
+    check = loop.check_layers_trained
+    monkeypatch.setattr(loop, "check_layers_trained", lambda trainer: checked.append(left[0]) or check(trainer))
+    events = events_of(small_config(tmp_path, steps__max_train_steps=24), tmp_path)
+    assert isinstance(events[-1], Finished)
+    assert checked == [-BAD_STEPS]

@@ -222,7 +222,7 @@ def training_work(config: TrainConfig, host: Host, folder: RunFolder, rank: Rank
 
 def uses_own_process(config: TrainConfig) -> bool:
     """Whether a run started from the tab gets its own process."""
-    return config.memory.own_process or bool(config.memory.device)
+    return effective.uses_own_process(config)
 
 
 def with_file_paths(config: TrainConfig, host: Host) -> TrainConfig:

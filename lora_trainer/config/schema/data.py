@@ -155,7 +155,8 @@ class DataConfig:
     vae_batch_size: int = param(
         1,
         "Pictures encoded together",
-        "More is faster on a GPU and needs more memory. With 1, a cached picture is bit for bit the same as one that is encoded anew.",
+        "More is faster on a GPU and needs more memory. With 1, a cached picture is the same as one that is encoded anew, on a CPU bit "
+        "for bit.",
         low=1,
         high=64,
         group="Encoded pictures",

@@ -239,12 +239,13 @@ class A1111Lease:
             raise
         return self.source
 
-    def let_one_through(self) -> bool:
+    def let_one_through(self, make_room: Callable[[], object] = lambda: None) -> bool:
         """Lets one waiting generation run, unless it would make the host load another model than the lent one."""
         from modules import devices
 
         if not self._lets_through() or not self._turn.waiting() or self._choice_differs():
             return False
+        make_room()
         devices.torch_gc()
         self._turn.let_one_through()
         self._recover_model()

@@ -26,7 +26,7 @@ class CaptionEncoder:
     """Encodes captions for one run.
 
     A frozen encoder encodes each caption once, and the result depends neither on when nor on the other captions of its batch: encoding
-    ahead trains the same bits as encoding in each step. Where a batch costs hardly more than one caption (CUDA), captions are encoded in
+    ahead trains what encoding in each step trains. Where a batch costs hardly more than one caption (CUDA), captions are encoded in
     full batches; elsewhere one by one, and in batches once a batch has given the same bits as its captions alone.
 
     Captions in `persistent` are kept in `cache` too, where there is one; others are random and hardly come again. `warnings` are to be

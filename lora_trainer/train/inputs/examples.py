@@ -1,6 +1,6 @@
 """Training examples: a picture as one step sees it at an epoch and repeat. Caption, flip, augmented crop and colours, latents, loss mask.
 
-Everything random is a pure function of (seed, epoch, picture, repeat), so a step can be done again with the same bits. The loop takes
+Everything random is a pure function of (seed, epoch, picture, repeat), so a step can be done again with the same numbers. The loop takes
 captions from CaptionSampler and latents from LatentViews; `first_batches` gives the same examples to show before training.
 """
 

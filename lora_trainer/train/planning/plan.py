@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -23,6 +23,8 @@ from lora_trainer.train.planning.network_plan import PlannedNetwork, group_rates
 
 DTYPE_BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 TERA = 1e12
+TFLOPS = {"cpu": 0.05, "cuda": 10.0}
+"""A guess of the throughput in practice."""
 SD1_TEXTS = ((768, 12),)
 
 
@@ -37,6 +39,22 @@ class Machine:
     free_mb: float = 0.0
     tflops: float = 0.05
     lent: bool = False
+    host_mb: float = 0.0
+    """The part of `free_mb` that the host's model takes: free for a run that shares it, not for one in a process of its own."""
+    auto_precision: str = "fp16"
+    """What memory.mixed_precision = "auto" means on this GPU for the model of the run: fp16, which most WebUIs use, where it is unknown."""
+
+    @classmethod
+    def of(cls, device: str, memory: Mapping[str, Any], *, lent: bool, auto_precision: str) -> Machine:
+        """The machine of a run that begins now, by its host's memory report."""
+        shared = float(memory.get("host_mb") or 0) if lent else 0.0
+        return cls(device, float(memory["free_mb"]) + shared, TFLOPS.get(device, TFLOPS["cuda"]), lent, shared, auto_precision)
+
+    def for_run(self, config: TrainConfig) -> Machine:
+        """As a run of this config finds it: one in a process of its own reads its model from the file, and the host keeps its own."""
+        if not effective.uses_own_process(config):
+            return self
+        return attrs.evolve(self, free_mb=max(0.0, self.free_mb - self.host_mb), host_mb=0.0, lent=False)
 
 
 @attrs.frozen
@@ -81,6 +99,8 @@ class TrainingPlan:
     network: PlannedNetwork
     processes: int = 1
     """Number of processes that share each step."""
+    step_seconds: float = 0.0
+    """Estimated time of one step."""
 
     def rate_factor(self, step: int) -> float:
         """Factor on each group's configured rate at a step (0 is the first)."""
@@ -140,6 +160,7 @@ def make_plan(
     `datasets` are the options of each data set; without them there is one, with those of [data]. Each of several processes takes a batch
     of that size in every step.
     """
+    machine = machine.for_run(config)
     datasets = tuple(datasets) or (config.data,)
     trained = [record for record in records if record.usable and not record.validation and record.repeats]
     validation_images = len([record for record in records if record.usable and record.validation])
@@ -155,6 +176,7 @@ def make_plan(
         effective.warmup_steps(config, total),
         effective.lr_batch_scale(config, batch_sizes[0] * config.steps.gradient_accumulation_steps),
     )
+    step_seconds, encoding_seconds = _seconds(config, datasets, facts, machine, trained)
     return TrainingPlan(
         images=sum(not record.is_reg for record in trained),
         reg_images=sum(record.is_reg for record in trained),
@@ -169,7 +191,7 @@ def make_plan(
         validations=Intervals(effective.interval_epochs(config.validate), config.validate.every_n_steps),
         files=files,
         disk_mb=files * network.file_bytes / 2**20,
-        seconds=_seconds(config, datasets, facts, machine, total, trained),
+        seconds=total * step_seconds + encoding_seconds,
         memory=_memory(config, datasets, facts, machine, network.parameters),
         free_mb=machine.free_mb,
         effective_scale=effective.network_scale(config),
@@ -178,6 +200,7 @@ def make_plan(
         schedule=make_schedule(config.schedule, total, warmup, effective.decay_steps(config, total)),
         network=network,
         processes=processes,
+        step_seconds=step_seconds,
     )
 
 
@@ -201,10 +224,10 @@ def _memory(
     config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, machine: Machine, network: int
 ) -> tuple[tuple[str, float], ...]:
     """Parts in MB: model, network with its copies, optimizer state, activations or gradients, kernel workspace."""
-    sizes = dtype_sizes(config, machine.device)
+    sizes = dtype_sizes(config, machine)
     unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
     vae_bytes = vae * (4 if machine.device == "cpu" else 0)
-    is_own = not machine.lent or config.memory.own_process
+    is_own = not machine.lent
     resident_text = 0 if is_own and effective.caches_captions(config) and machine.device != "cpu" else text
     unet_bytes = unet if is_own and config.memory.fp8_base_unet else unet * sizes.compute
     parts = memory_parts(
@@ -217,12 +240,12 @@ def _memory(
     )
 
 
-def dtype_sizes(config: TrainConfig, device: str) -> DtypeSizes:
-    """Bytes per value in a step. "auto" on a GPU counts as fp16, which most WebUIs use."""
-    precision = config.memory.mixed_precision
+def dtype_sizes(config: TrainConfig, machine: Machine) -> DtypeSizes:
+    """Bytes per value in a step."""
+    precision, on_cpu = config.memory.mixed_precision, machine.device == "cpu"
     if precision == "auto":
-        precision = "no" if device == "cpu" else "fp16"
-    return DtypeSizes(DTYPE_BYTES[precision], DTYPE_BYTES[precision] if device == "cpu" else 4)
+        precision = "no" if on_cpu else machine.auto_precision
+    return DtypeSizes(DTYPE_BYTES[precision], DTYPE_BYTES[precision] if on_cpu else 4)
 
 
 def recompute_choice(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, dtypes: DtypeSizes) -> RecomputeChoice:
@@ -261,10 +284,9 @@ def _seconds(
     datasets: Sequence[DataConfig],
     facts: ModelFacts | None,
     machine: Machine,
-    total: int,
     trained: Sequence[ImageRecord],
-) -> float:
-    """Estimated time: all steps at the mean FLOP of a batch, and encoding each picture once."""
+) -> tuple[float, float]:
+    """Estimated time of a step at the mean FLOP of a batch, and of encoding each picture once."""
     shape = shape_of(facts)
     pictures = Counter(record.dataset for record in trained)
     examples: Counter[int] = Counter()
@@ -273,12 +295,12 @@ def _seconds(
     tflop = [activations.step_flop(shape, _pixels(data) / 64) / TERA for data in datasets]
     batches = sum(examples[number] / data.batch_size for number, data in enumerate(datasets)) or 1.0
     batch = sum(examples[number] * tflop[number] for number in range(len(datasets))) / batches
-    sizes = dtype_sizes(config, machine.device)
+    sizes = dtype_sizes(config, machine)
     accumulation, largest = config.steps.gradient_accumulation_steps, max(map(_pixels, datasets))
     twice = recompute_choice(attrs.evolve(config, memory=attrs.evolve(config.memory, pictures_at_once=1)), datasets, facts, sizes).flop
     recompute_factor = 1.0 + twice / activations.step_flop(shape, largest / 64)
     encoding = sum(pictures[number] * tflop[number] for number in range(len(datasets))) * 0.6
-    return total * accumulation * (0.05 + batch * recompute_factor / machine.tflops) + encoding / machine.tflops
+    return accumulation * (0.05 + batch * recompute_factor / machine.tflops), encoding / machine.tflops
 
 
 def _pixels(data: DataConfig) -> int:

@@ -31,7 +31,7 @@ class GradientAccumulator:
     """Accumulates the gradients of a step's batches in the optimizer's buffers.
 
     Everything random is drawn from (seed, epoch, picture, repeat), so that a step that failed half-way can be repeated, with the same
-    bits, after `trainer.optimizer.drop()`.
+    numbers, after `trainer.optimizer.zero_grad()`.
     """
 
     def __init__(self, trainer: Trainer, progress: TrainingProgress, captions: CaptionSampler, group: SingleProcess) -> None:
@@ -156,7 +156,7 @@ def make_cuda_graphs(trainer: Trainer, work: Work) -> CudaGraphs | Message | Non
     )
     if reason is not None:
         return say("CUDA graphs are not used: {reason}", reason=reason)
-    return CudaGraphs(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder())
+    return CudaGraphs(work, [group.buffer for group in trainer.optimizer.groups], CudaRecorder(trainer.device))
 
 
 class OptimizerStep:

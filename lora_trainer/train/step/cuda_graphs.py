@@ -33,13 +33,28 @@ class GraphRecorder(Protocol):
 
 
 class CudaRecorder:
-    """Records torch.cuda.CUDAGraphs. All share one memory pool: nothing of one is needed when the next is replayed."""
+    """Records torch.cuda.CUDAGraphs on one GPU. All share one memory pool: nothing of one is needed when the next is replayed.
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    Streams and graphs are those of the current GPU, which need not be the one that trains: both record and replay make it that.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
         """Warms up on a side stream, then records; other threads of the host may go on using the GPU."""
+        with torch.cuda.device(self._device):
+            replay, result = self._record(work)
+
+        def replay_on_device() -> None:
+            with torch.cuda.device(self._device):
+                replay()
+
+        return replay_on_device, result
+
+    def _record(self, work: Callable[[], Tensor]) -> tuple[Callable[[], Any], Tensor]:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(current)
         with torch.cuda.stream(side):

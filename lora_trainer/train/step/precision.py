@@ -43,7 +43,7 @@ def choose_precision(requested: str, source: ModelSource, device: torch.device) 
     elif isinstance(source, LiveSource):
         dtype = next(iter(source.unet_state.values())).dtype
     else:
-        dtype = _default_dtype(device)
+        dtype = DTYPES[devices.auto_precision(device)]
     if requested == "auto" and device.type != "cpu" and dtype is not torch.float32 and devices.step_failure(device, dtype):
         dtype = torch.float32
     if dtype is torch.float16 and device.type == "cpu" and not hasattr(torch.amp, "GradScaler"):
@@ -87,12 +87,3 @@ def _resident_mb() -> float:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096 / 2**20
     except OSError:
         return 0.0
-
-
-def _default_dtype(device: torch.device) -> torch.dtype:
-    if device.type != "cuda":
-        return torch.float32
-    major, _ = torch.cuda.get_device_capability(device)
-    if "GTX 16" in torch.cuda.get_device_name(device) or major < 7:
-        return torch.float32
-    return torch.bfloat16 if major >= 8 else torch.float16
