@@ -42,15 +42,18 @@ class _LoadedParts:
     vae_groups: int = 32
 
 
-def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = None) -> ModelBundle:
+def load(
+    source: ModelSource, device: torch.device, dtype: torch.dtype | None = None, *, weights_on: torch.device | None = None
+) -> ModelBundle:
     """Loads the bundle of a source, frozen and in eval mode.
 
     A LiveSource is shared: no tensor is copied unless `dtype` is not the host's. A FileSource is loaded in `dtype` (None: float32), its
-    VAE always in float32. Raises ModelError if a tensor is missing or has another shape.
+    VAE always in float32. `weights_on`: where a FileSource's weights stay at first (None: on `device`), to be moved part by part.
+    Raises ModelError if a tensor is missing or has another shape.
     """
     if isinstance(source, LiveSource):
         return _build(_read_live(source), device, dtype, None)
-    return _build(_read_files(source), device, dtype or torch.float32, torch.float32)
+    return _build(_read_files(source), device, dtype or torch.float32, torch.float32, weights_on)
 
 
 def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
@@ -119,7 +122,13 @@ def _read_files(source: FileSource) -> _LoadedParts:
     )
 
 
-def _build(source: _LoadedParts, device: torch.device, dtype: torch.dtype | None, vae_dtype: torch.dtype | None) -> ModelBundle:
+def _build(
+    source: _LoadedParts,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    vae_dtype: torch.dtype | None,
+    weights_on: torch.device | None = None,
+) -> ModelBundle:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     family = source.family
@@ -132,10 +141,11 @@ def _build(source: _LoadedParts, device: torch.device, dtype: torch.dtype | None
         text_encoders = [
             family.text_encoder(number, parts[part], count) for number, (part, count) in enumerate(zip(text_parts, heads, strict=True))
         ]
-    _assign_tensors(unet, parts["unet"], source.path, device, dtype)
-    _assign_tensors(vae, parts["vae"], source.path, device, vae_dtype)
+    place = weights_on or device
+    _assign_tensors(unet, parts["unet"], source.path, place, dtype)
+    _assign_tensors(vae, parts["vae"], source.path, place, vae_dtype)
     for part, text_encoder in zip(text_parts, text_encoders, strict=True):
-        _assign_tensors(text_encoder, parts[part], source.path, device, dtype)
+        _assign_tensors(text_encoder, parts[part], source.path, place, dtype)
     unet_dtype = next(unet.parameters()).dtype
     alphas = family.noise_schedule.alphas_cumprod(zero_terminal_snr=source.zero_terminal_snr).to(device)
     bundle = ModelBundle(
@@ -152,7 +162,12 @@ def _build(source: _LoadedParts, device: torch.device, dtype: torch.dtype | None
         source.zero_terminal_snr,
     )
     if not source.sure:
+        probed = (unet, *text_encoders) if place != device else ()
+        for module in probed:
+            module.to(device)
         bundle.prediction = probe_prediction(bundle)
+        for module in probed:
+            module.to(place)
     return bundle
 
 

@@ -63,7 +63,7 @@ class OomFallback:
         while True:
             reason = None
             try:
-                self.trainer.bring_needed(kind)
+                self.trainer.make_ready(kind)
                 yield from work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error, self.trainer.device):

@@ -139,8 +139,8 @@ def _weights(config: TrainConfig, facts: ModelFacts | None, machine: Machine, si
 def _drawing_bytes(facts: ModelFacts | None, pixels: int, sizes: DtypeSizes) -> float:
     """What drawing a picture keeps at a time: the U-Net's largest block, for the prompt and the negative one, and its skip connections."""
     shape, cells = shape_of(facts), max(1, pixels // 64)
-    blocks = activations.unet_blocks(shape, cells, 2, 0, sizes)
-    return max(block.options[0].kept_bytes for block in blocks) + activations.bytes_between_blocks(shape, cells * 2, 0, sizes)
+    skips = sum(3 * width * 2 * cells / 4**level * sizes.compute for level, width in enumerate(shape.channels))
+    return skips + max(block.options[0].kept_bytes for block in activations.unet_blocks(shape, cells, 2, 0, sizes))
 
 
 def memory_parts(choice: RecomputeChoice, trained: int, sizes: DtypeSizes, state: float = 8.0) -> dict[str, float]:
