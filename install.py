@@ -22,15 +22,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent
-REFUSED = ROOT / "install_refused.json"  # requirements that pip could not resolve: not tried again until a package changes
+REQUIRED = "requirements.txt"
+OPTIMIZERS = "requirements-optimizers.txt"  # added one by one without what they depend on, which is torch: the trainer works without them
+REFUSED = ROOT / "install_refused.json"  # what pip could not install: not tried again until a package changes
+LASTING = re.compile(r"ResolutionImpossible|No matching distribution|subprocess-exited-with-error|Failed to build")
 PROBE_SECONDS = 0.6
 # requirements.txt has the version to install; an installed one is kept when it is within these bounds.
 ACCEPTED = {"diffusers": ">=0.29,<0.36", "tomlkit": ">=0.12"}
 
 
-def required_versions() -> dict[str, str]:
-    """Package -> version bounds, from requirements.txt."""
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+def required_versions(file: str = REQUIRED) -> dict[str, str]:
+    """Package -> version bounds, from that file."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     matches = (re.match(r"([A-Za-z][\w.-]*)(.*)", line) for line in lines)
     return {match.group(1): match.group(2).strip() for match in matches if match}
 
@@ -60,6 +63,19 @@ def check_packages() -> tuple[dict[str, str], list[str]]:
             if not fits(version, accepted):
                 unfit.append(f"{name} {version} is installed, and the trainer needs {name}{accepted}.")
     return missing, unfit
+
+
+def missing_optimizers() -> dict[str, str]:
+    """Packages of optimizers that are not installed; one that is installed serves in any version."""
+    return {name: bounds for name, bounds in required_versions(OPTIMIZERS).items() if not is_installed(name)}
+
+
+def is_installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def installed_versions() -> dict[str, str]:
@@ -132,40 +148,88 @@ def run_pip(arguments: str, what: str) -> None:
         host_pip(arguments, what)
 
 
-def install_missing(missing: dict[str, str]) -> None:
-    """Installs the packages with every installed one pinned to its version, so that pip can only add."""
-    pins = installed_versions()
-    key = hashlib.sha256(json.dumps([missing, sorted(pins.items())]).encode()).hexdigest()
-    command = " ".join(f'"{name}{bounds}"' for name, bounds in missing.items())
-    remedy = f'"{sys.executable}" -m pip install {command}'
-    names = ", ".join(missing)
-    try:
-        refused = json.loads(REFUSED.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        refused = {}
-    if refused.get("key") == key:
-        report_failure(names, refused["reason"], remedy)
-        return
-    address = index_address()
+def install_missing(missing: dict[str, str], optimizers: dict[str, str]) -> None:
+    """Installs the packages; then each optimizer alone and without what it depends on: one that fails keeps no other away."""
+    refused = read_refused()
+    waiting = []
+    for bounds, options in [(missing, ""), *(({name: version}, "--no-deps ") for name, version in optimizers.items())]:
+        names = ", ".join(bounds)
+        if refused.get(names, {}).get("key") == package_key(bounds):
+            report_failure(names, refused[names]["reason"], remedy_for(bounds, options))
+            if bounds is missing:
+                return
+        elif bounds:
+            waiting.append((bounds, options))
+    address = index_address() if waiting else None
     if address and not is_reachable(address):
         reason = f"{address[0]} cannot be reached (no connection within {PROBE_SECONDS} s); it is tried again at the next start."
-        report_failure(names, reason, remedy)
+        remedies = [remedy_for(missing, "")] if missing else []
+        remedies += [remedy_for(optimizers, "--no-deps ")] if optimizers else []
+        report_failure(", ".join([*missing, *optimizers]), reason, "\n".join(remedies))
         return
+    for bounds, options in waiting:
+        if not add_packages(bounds, options) and bounds is missing:
+            return  # without these the trainer does nothing
+
+
+def add_packages(bounds: dict[str, str], options: str) -> bool:
+    """One call of pip with every installed package pinned to its version, so that it can only add; whether it did."""
+    pins = installed_versions()
+    names = ", ".join(bounds)
+    refused = read_refused()
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "constraints.txt"
         constraints.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
         try:
-            run_pip(f'install --retries 1 --timeout 10 -c "{constraints}" {command}', "the packages of LoRA Trainer")
+            run_pip(f'install --retries 1 --timeout 10 -c "{constraints}" {options}{quoted(bounds)}', "the packages of LoRA Trainer")
         except RuntimeError as error:
             reason = failure_reason(str(error))
-            if "ResolutionImpossible" in str(error):
-                REFUSED.write_text(json.dumps({"key": key, "reason": reason}), encoding="utf-8")
-            report_failure(names, reason, remedy)
-            return
-    REFUSED.unlink(missing_ok=True)
+            if LASTING.search(str(error)):
+                write_refused({**refused, names: {"key": package_key(bounds), "reason": reason}})
+            report_failure(names, reason, remedy_for(bounds, options))
+            return False
+    if refused.pop(names, None):
+        write_refused(refused)
     importlib.invalidate_caches()
     added = {name: version for name, version in installed_versions().items() if name not in pins}
     print("LoRA Trainer: added " + ", ".join(f"{name} {version}" for name, version in added.items()) + "; nothing else was changed.")
+    return True
+
+
+def quoted(bounds: dict[str, str]) -> str:
+    return " ".join(f'"{name}{version}"' for name, version in bounds.items())
+
+
+def remedy_for(bounds: dict[str, str], options: str) -> str:
+    return f'"{sys.executable}" -m pip install {options}{quoted(bounds)}'
+
+
+def package_key(bounds: dict[str, str]) -> str:
+    """Changes with what is asked for and with what is installed, but not with the optimizers that this file adds."""
+    own = {normalized(name) for name in required_versions(OPTIMIZERS)}
+    pins = sorted((name, version) for name, version in installed_versions().items() if normalized(name) not in own)
+    return hashlib.sha256(json.dumps([bounds, pins]).encode()).hexdigest()
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read_refused() -> dict[str, dict[str, str]]:
+    """Names of packages -> {"key": of them and what was installed then, "reason": pip's}."""
+    try:
+        refused = json.loads(REFUSED.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    entries = refused.items() if isinstance(refused, dict) else ()
+    return {names: entry for names, entry in entries if isinstance(entry, dict) and {"key", "reason"} <= entry.keys()}
+
+
+def write_refused(refused: dict[str, dict[str, str]]) -> None:
+    if refused:
+        REFUSED.write_text(json.dumps(refused), encoding="utf-8")
+    else:
+        REFUSED.unlink(missing_ok=True)
 
 
 def failure_reason(output: str) -> str:
@@ -187,8 +251,9 @@ def main() -> None:
     for line in unfit:
         name = line.split()[0]
         print(f'LoRA Trainer: {line} It was left as it is.\nRemedy: "{sys.executable}" -m pip install "{name}{required_versions()[name]}"')
-    if missing:
-        install_missing(missing)
+    optimizers = missing_optimizers()
+    if missing or optimizers:
+        install_missing(missing, optimizers)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ CUDA_BUILDS = {
 }
 # GB to download and GB on disk, everything together (measured on Linux; CUDA of 3.11 estimated).
 SIZES = {("3.11", "cpu"): (0.5, 1.9), ("3.11", "cuda"): (3.5, 8.0), ("3.10", "cpu"): (0.5, 1.9), ("3.10", "cuda"): (2.9, 5.5)}
-REQUIREMENTS = {"run": ["requirements.txt", "requirements-standalone.txt"]}  # the last one includes those before it
+REQUIREMENTS = {
+    "run": ["requirements.txt", "requirements-optimizers.txt", "requirements-standalone.txt"]
+}  # the last one includes those before it
 REQUIREMENTS["test"] = [*REQUIREMENTS["run"], "requirements-test.txt"]
 
 

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.step import SHAPES, HoldingHost, Shape, held_model, machine, table
 from lora_trainer.config.build import build
 from lora_trainer.events import Phase, Saved, Stepped
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.models.source import LiveSource
 from lora_trainer.train.loop import run
 

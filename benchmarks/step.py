@@ -39,9 +39,9 @@ from lora_trainer.config.build import build
 from lora_trainer.config.schema import ModelConfig, TrainConfig
 from lora_trainer.events import Stepped
 from lora_trainer.host.standalone import FileLease, StandaloneHost
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection.detect import sd1_heads
 from lora_trainer.models.load import clip_tokenizer, load

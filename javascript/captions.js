@@ -389,13 +389,23 @@
     area.style.height = `${area.scrollHeight}px`;
   };
 
+  /** Puts the previous caption back, unless it was changed again since. */
+  const takeBack = async (picture, text, previous) => {
+    try {
+      const { written } = await LT.post("caption", { path: picture.path, text: previous, instead_of: text });
+      if (!written) LT.toast(t("The caption of {name} was changed again since; it stays.", { name: picture.name }));
+    } catch (error) {
+      LT.showError(error);
+    }
+    readAgain();
+  };
   const store = async (picture, text, close) => {
     try {
       const { old: previous } = await LT.post("caption", { path: picture.path, text });
       close();
       LT.toast(t("The caption of {name} is saved.", { name: picture.name }), {
         kind: "good",
-        action: { label: t("Undo"), act: () => LT.post("caption", { path: picture.path, text: previous }).then(readAgain, LT.showError) },
+        action: { label: t("Undo"), act: () => takeBack(picture, text, previous) },
       });
       readAgain();
       LT.readPictures();

@@ -14,6 +14,7 @@
     looked: {}, // folder -> {key: true}: pictures that the user found to be OK
     chosen: {}, // folder -> {out, crops}: what was left out and cropped in folders that are not shown now
     thumbs: 136,
+    language: "", // "en" or "zh_CN" where the user chose one; "": the host's or the browser's
     all: false, // Settings: all options instead of the basic ones
     run: null, // the run that steps 4 and 5 show; null: the current or the newest
     grid: {}, // run -> {weights, epochs, prompt}
@@ -46,6 +47,11 @@
   window.addEventListener("pagehide", () => saveTimer && saveNow());
 
   const listeners = {};
+  /** What listens now; with such a snapshot, listens again to that alone. */
+  LT.listeners = (again) => {
+    if (again) Object.keys(listeners).forEach((name) => (listeners[name] = [...(again[name] || [])]));
+    return Object.fromEntries(Object.entries(listeners).map(([name, all]) => [name, [...all]]));
+  };
   /** Calls `listen(data)` at each `LT.emit(name, data)`. */
   LT.on = (name, listener) => (listeners[name] = listeners[name] || []).push(listener);
   LT.emit = (name, data) => (listeners[name] || []).forEach((listener) => listener(data));

@@ -11,9 +11,9 @@
 
   /* ---- the option ---- */
 
-  const entries = () =>
+  const entries = (crops = LT.value("data.crops")) =>
     new Map(
-      (LT.value("data.crops") || []).map((text) => [
+      (crops || []).map((text) => [
         text.slice(0, text.lastIndexOf("=")),
         text
           .slice(text.lastIndexOf("=") + 1)
@@ -29,14 +29,16 @@
   /** How many pictures the user cropped. */
   LT.cropCount = () => (LT.value("data.crops") || []).length;
 
-  const store = (changes) => {
-    const current = entries();
+  /** The option's value with these frames in it. */
+  const withFrames = (crops, changes) => {
+    const current = entries(crops);
     changes.forEach(([key, frame]) =>
       frame && frame.some((share, index) => Math.abs(share - WHOLE[index]) > 0.0005) ? current.set(key, frame) : current.delete(key),
     );
-    LT.set({ "data.crops": current.size ? [...current].map(([key, frame]) => `${key}=${frame.map(formatShare).join(",")}`) : undefined });
+    return current.size ? [...current].map(([key, frame]) => `${key}=${frame.map(formatShare).join(",")}`) : undefined;
   };
-  const tell = (changes, before) => {
+  const asText = (frame) => (frame ? frame.map(formatShare).join() : "");
+  const tell = (changes, undo) => {
     const cut = changes.filter(([key]) => LT.frameOf(key)).length;
     const words = cut
       ? LT.tn(
@@ -45,13 +47,21 @@
           "The crops of {n} pictures are kept; the files are not changed.",
         )
       : LT.tn(changes.length, "{n} picture is used whole again.", "{n} pictures are used whole again.");
-    LT.toast(words, { kind: "good", action: { label: t("Undo"), act: () => store(before) } });
+    LT.toast(words, { kind: "good", action: { label: t("Undo"), act: undo } });
+  };
+  const store = (changes) => LT.set({ "data.crops": withFrames(LT.value("data.crops"), changes) });
+  /** An undo back to `before`, [[key, frame or null], …]: only of frames that are still as they are now. */
+  const undoTo = (before) => {
+    const folder = LT.folder();
+    const after = new Map(before.map(([key]) => [key, asText(LT.frameOf(key))]));
+    const unchanged = (crops) => before.filter(([key]) => asText(entries(crops).get(key)) === after.get(key));
+    return () => LT.changeChoice(folder, "crops", (crops) => withFrames(crops || [], unchanged(crops || [])));
   };
   /** Crops pictures, [[key, frame or null], …], with an undo. */
   LT.crop = (changes) => {
     const before = changes.map(([key]) => [key, LT.frameOf(key) || null]);
     store(changes);
-    tell(changes, before);
+    tell(changes, undoTo(before));
   };
 
   /* ---- the overlay ---- */
@@ -106,7 +116,7 @@
       cover.remove();
       if (opener && opener.focus) opener.focus();
       const changed = before.filter(([key, frame]) => JSON.stringify(frame) !== JSON.stringify(LT.frameOf(key) || null));
-      if (changed.length) tell(changed, changed);
+      if (changed.length) tell(changed, undoTo(changed));
       return null;
     };
     const step = (offset) => {

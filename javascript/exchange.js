@@ -70,13 +70,7 @@
 
   /** Loads settings into the form and shows what became of each key, with an undo. */
   LT.takeSettings = async (config, imported) => {
-    const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
-    LT.useConfig(config);
-    await tell(imported, () => {
-      Object.assign(LT.state, before);
-      LT.saveState();
-      LT.emit("form", [...LT.options.keys()]);
-    });
+    await tell(imported, LT.undoable(() => LT.useConfig(config)));
   };
 
   LT.openImport = async () => {
@@ -88,13 +82,13 @@
     });
     const file = h("input", {
       type: "file",
-      accept: ".toml,.json",
+      accept: ".toml,.json,.yaml,.yml,.bat,.cmd,.sh,.ps1",
       onchange: async () => file.files[0] && (area.value = await file.files[0].text()),
     });
     const wrong = h("div");
     const content = h("div", {},
       h("div.lt-hint", {},
-        t("A config of this trainer, kohya_ss, sd-scripts, lora-scripts or Dreambooth concepts: choose the file, or paste its text."),
+        t("Settings of this trainer, kohya_ss, sd-scripts, lora-scripts, OneTrainer, ai-toolkit or SimpleTuner: a file, or its text."),
       ),
       file,
       area,
@@ -108,13 +102,7 @@
       if (answer !== 0) return;
       try {
         const { config, imported } = await LT.post("config", { toml: area.value });
-        const before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
-        const undo = () => {
-          Object.assign(LT.state, before);
-          LT.saveState();
-          LT.emit("form", [...LT.options.keys()]);
-        };
-        LT.useConfig(config);
+        const undo = LT.undoable(() => LT.useConfig(config));
         if (imported) return void (await tell(imported, undo));
         LT.toast(t("The settings of the file stand in the form."), { kind: "good", action: { label: t("Undo"), act: undo } });
         return;

@@ -198,8 +198,11 @@
   };
   const choicesOf = (option) =>
     (option.choices || []).map((choice) =>
-      typeof choice === "object" ? choice : { value: choice, label: LT.choiceLabel(option.path, choice) },
+      typeof choice === "object"
+        ? choice
+        : { value: choice, label: LT.choiceLabel(option.path, choice), folded: isMissing(option, choice) },
     );
+  const isMissing = (option, choice) => Boolean(((option.facts || {})[choice] || {}).missing);
   /** A choice as users write it. */
   LT.choiceLabel = (path, choice) => {
     const { labels = {}, facts = {} } = LT.options.get(path) || {};
@@ -207,12 +210,32 @@
     return (facts[choice] || {}).missing ? t("{name} (not installed)", { name: words }) : words;
   };
 
+  const OTHER = "\u2026"; // opens a field for another value
+  const FOLD = "\u2026more";
   const select = (id, choices, choose, empty) => {
-    const list = h("select.lt-input", { id, onchange: () => choose(list.value) });
+    let current = "";
+    let unfolded = false; // the choices that this machine lacks stand behind one line until that is chosen
+    const choosing = () => {
+      if (list.value !== FOLD) return choose(list.value);
+      unfolded = true;
+      paint(current);
+      list.focus();
+      if (list.showPicker) window.setTimeout(() => list.isConnected && navigator.userActivation.isActive && list.showPicker());
+    };
+    const list = h("select.lt-input", { id, onchange: choosing });
+    const offered = (value) => {
+      const shown = choices.filter((choice) => unfolded || !choice.folded || choice.value === value);
+      const left = choices.length - shown.length;
+      if (!left) return shown;
+      const end = shown.findIndex((choice) => choice.value === OTHER);
+      shown.splice(end < 0 ? shown.length : end, 0, { value: FOLD, label: t("{n} more, not installed…", { n: left }) });
+      return shown;
+    };
     const paint = (value) => {
+      current = value;
       const all = choices.some((choice) => choice.value === value)
-        ? choices
-        : [{ value, label: value === "" && empty ? empty() : String(value) }, ...choices];
+        ? offered(value)
+        : [{ value, label: value === "" && empty ? empty() : String(value) }, ...offered(value)];
       const key = JSON.stringify([all, value === "" && empty ? empty() : ""]);
       if (list.dataset.drawn !== key) {
         LT.fill(list, all.map((choice) => h("option", { value: choice.value }, choice.value === "" && empty ? empty() : choice.label)));
@@ -227,9 +250,8 @@
 
   /** A list whose last choice opens a text field for other values. */
   const orWritten = (id, choices, write, { label, name, placeholder, empty }) => {
-    const other = "\u2026";
     const isListed = (value) => choices.some((choice) => choice.value === value);
-    const list = select(id, [...choices, { value: other, label }], (value) => (value === other ? open() : write(value)), empty);
+    const list = select(id, [...choices, { value: OTHER, label }], (value) => (value === OTHER ? open() : write(value)), empty);
     const field = h("input.lt-input.lt-written", {
       type: "text",
       spellcheck: "false",
@@ -244,7 +266,7 @@
     };
     const paint = (value) => {
       if (field === document.activeElement) return;
-      list.paint(isListed(value) ? value : other);
+      list.paint(isListed(value) ? value : OTHER);
       field.hidden = isListed(value);
       field.value = isListed(value) ? "" : value;
     };

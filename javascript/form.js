@@ -78,6 +78,32 @@
     LT.emit("form", Object.keys(changes));
   };
 
+  /* ---- undo ---- */
+
+  const snapshot = () => ({ values: { ...LT.state.values }, typed: { ...LT.state.typed } });
+  /** Does `work`, which changes the form. The function that it returns takes back only what that changed: a field that was
+      changed again since, or that `work` did not touch, stays as it is. It returns how many stayed. */
+  LT.undoable = (work) => {
+    const before = snapshot();
+    work();
+    const after = snapshot();
+    const paths = [...new Set([...Object.keys(before.values), ...Object.keys(after.values), ...Object.keys(before.typed)])].filter(
+      (path) => !isEqual(before.values[path], after.values[path]) || before.typed[path] !== after.typed[path],
+    );
+    return () => {
+      const undone = paths.filter((path) => isEqual(LT.state.values[path], after.values[path]));
+      for (const path of undone) {
+        for (const kept of ["values", "typed"]) {
+          if (path in before[kept]) LT.state[kept][path] = before[kept][path];
+          else delete LT.state[kept][path];
+        }
+      }
+      LT.saveState();
+      LT.emit("form", undone);
+      return paths.filter((path) => !isEqual(before.values[path], after.values[path]) && !undone.includes(path)).length;
+    };
+  };
+
   const setAt = (nested, path, value) => {
     const keys = path.split(".");
     const last = keys.pop();

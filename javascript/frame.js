@@ -19,6 +19,7 @@
     stopped: { sign: "stop", look: "calm" },
     failed: { sign: "cross", look: "bad" },
     interrupted: { sign: "cross", look: "bad" },
+    damaged: { sign: "cross", look: "bad" },
   };
   LT.stateWord = (state) =>
     ({
@@ -34,9 +35,12 @@
       stopped: t("stopped"),
       failed: t("failed"),
       interrupted: t("interrupted"),
+      damaged: t("damaged"),
     })[state] || state;
   const stepName = (step) =>
     ({ pictures: t("Pictures"), captions: t("Captions"), settings: t("Settings"), train: t("Train"), compare: t("Compare") })[step];
+
+  const LANGUAGES = { en: "English", zh_CN: "简体中文" };
 
   LT.buildFrame = (root) => {
     parts.pill = h("button.lt-pill.calm", { "aria-live": "polite", onclick: openActiveRun });
@@ -45,9 +49,16 @@
     parts.windows = h("div.lt-windows");
     parts.help = h("button.lt-round", { "aria-label": t("Help"), "aria-expanded": "false", onclick: () => LT.openHelp(parts.help) }, "?");
     parts.tools = h(
-      "button.lt-round",
+      "button.lt-named",
       { "aria-label": t("Tools for trained files"), title: t("Tools for trained files"), onclick: () => LT.openTools() },
       LT.icon("wrench"),
+      t("Tools"),
+    );
+    const other = LT.language === "en" ? "zh_CN" : "en";
+    parts.language = h(
+      "button.lt-named.lt-language",
+      { lang: other === "en" ? "en" : "zh-CN", title: "Language · 语言", onclick: () => LT.useLanguage(other) },
+      LANGUAGES[other],
     );
     parts.steps = {};
     parts.panels = {};
@@ -63,7 +74,8 @@
       });
     });
     parts.run = h("button.lt-runbutton", { "aria-expanded": "false", onclick: () => LT.openRuns(parts.run) });
-    const header = h("div.lt-header", {}, parts.pill, parts.model, h("span.lt-gap"), parts.memory, parts.windows, parts.tools, parts.help);
+    const right = [parts.memory, parts.windows, parts.language, parts.tools, parts.help];
+    const header = h("div.lt-header", {}, parts.pill, parts.model, h("span.lt-gap"), right);
     parts.silent = h("div.lt-silent", { role: "status" });
     LT.fill(
       root,
@@ -177,11 +189,18 @@
 
   const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
   LT.familyName = (family) => FAMILIES[family] || family || "";
-  const predictionName = (prediction) => ({ v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] || prediction || "";
+  const predictionName = (prediction) =>
+    ({ epsilon: t("the noise, as most models do (epsilon)"), v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] ||
+    prediction ||
+    "";
 
-  /** Family, prediction type and noise schedule of a model, as the server reports them. */
+  /** Family, a prediction type that is not the usual one, and noise schedule of a model, as the server reports them. */
   LT.modelFacts = (model) =>
-    [LT.familyName(model.family), predictionName(model.prediction), model.zero_terminal_snr && t("zero terminal SNR")].filter(Boolean);
+    [
+      LT.familyName(model.family),
+      model.prediction !== "epsilon" && predictionName(model.prediction),
+      model.zero_terminal_snr && t("zero terminal SNR"),
+    ].filter(Boolean);
 
   const paintModel = (model) => {
     parts.model.hidden = !model;

@@ -25,14 +25,22 @@
     LT.emit("looked");
   };
   LT.leaveOut = (pictures, leave) => {
-    const before = LT.leftOut();
-    const keys = new Set(before);
-    pictures.forEach((picture) => (leave ? keys.add(picture.key) : keys.delete(picture.key)));
-    LT.set({ "data.leave_out": [...keys] });
+    const folder = LT.folder();
+    const changed = pictures.map((picture) => picture.key).filter((key) => LT.leftOut().includes(key) !== leave);
+    const mark = (out, leaveThem) => [...out.filter((key) => !changed.includes(key)), ...(leaveThem ? changed : [])];
+    LT.set({ "data.leave_out": mark(LT.leftOut(), leave) });
+    const undo = () => LT.changeChoice(folder, "out", (out) => mark(out || [], !leave));
     const words = leave
       ? LT.tn(pictures.length, "{n} picture is left out.", "{n} pictures are left out.")
       : LT.tn(pictures.length, "{n} picture is used again.", "{n} pictures are used again.");
-    LT.toast(words, { action: { label: t("Undo"), act: () => LT.set({ "data.leave_out": before }) } });
+    LT.toast(words, { action: { label: t("Undo"), act: undo } });
+  };
+  const CHOSEN = { out: "data.leave_out", crops: "data.crops" };
+  /** Changes what is left out or cropped in a folder, also in one that is not shown now. */
+  LT.changeChoice = (folder, what, change) => {
+    if (LT.folder() === folder) return LT.set({ [CHOSEN[what]]: change(LT.state.values[CHOSEN[what]]) });
+    LT.state.chosen[folder] = { ...LT.state.chosen[folder], [what]: change((LT.state.chosen[folder] || {})[what]) };
+    LT.saveState();
   };
   /** Changes the folder; crops and left-out pictures of the old one are restored when it is chosen again. */
   LT.useFolder = (path) => {

@@ -64,9 +64,8 @@
   const sentence = (reason) => (!reason ? "" : /[.!?。]$/.test(reason) ? reason : `${reason}${LT.language === "en" ? "." : "。"}`);
   const uncrop = (picture) => ({ label: t("Remove crop"), act: () => LT.crop([[picture.key, null]]) });
   const change = (path, value, words) => {
-    const before = LT.state.values[path];
-    LT.set({ [path]: value });
-    LT.toast(words, { kind: "good", action: { label: t("Undo"), act: () => LT.set({ [path]: before }) } });
+    const undo = LT.undoable(() => LT.set({ [path]: value }));
+    LT.toast(words, { kind: "good", action: { label: t("Undo"), act: undo } });
   };
 
   const others = (picture) => [

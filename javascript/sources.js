@@ -62,7 +62,7 @@
       }
       shown.forEach((path) => folders.get(path).update());
       button.hidden = shown.length === MORE.length;
-      button.lastChild.textContent = isSet(MORE[0]) ? t("Metadata, dataset file…") : t("Regularisation, dataset file…");
+      button.lastChild.textContent = isSet(MORE[0]) ? t("Metadata, dataset file…") : t("More sources: class pictures, dataset file…");
       const count = (LT.value("data.subsets") || []).length;
       tables.hidden = !count;
       LT.fill(

@@ -10,8 +10,7 @@
     if (prose) prose.classList.remove("prose");
     root.textContent = "";
     try {
-      await LT.loadWords();
-      await Promise.all([LT.loadOptions(), LT.poll()]);
+      await loadTexts();
     } catch (error) {
       if (!(error instanceof LT.RequestError)) throw error;
       begun = false;
@@ -19,6 +18,23 @@
       window.setTimeout(() => window.requestAnimationFrame(begin), 3000); // the server is still starting
       return;
     }
+    LT.startBanner();
+    LT.on("status", () => fit(root));
+    before = LT.listeners();
+    draw(root);
+    LT.startKeys();
+    LT.startPolling();
+    window.addEventListener("resize", () => fit(root));
+    await readAll();
+    root.dataset.ready = "true";
+  };
+
+  let before = null; // what listened before the steps were drawn
+  const loadTexts = async () => {
+    await LT.loadWords();
+    await Promise.all([LT.loadOptions(), LT.poll()]);
+  };
+  const draw = (root) => {
     LT.buildFrame(root);
     LT.startFields();
     LT.buildPictures(LT.panels.pictures);
@@ -26,17 +42,34 @@
     LT.buildSettings(LT.panels.settings);
     LT.buildTrain(LT.panels.train);
     LT.buildCompare(LT.panels.compare);
-    LT.startKeys();
-    LT.startBanner();
-    LT.startPolling();
     fit(root);
-    window.addEventListener("resize", () => fit(root));
-    LT.on("status", () => fit(root));
+  };
+  const readAll = async () => {
     await LT.readPictures();
     LT.readPlan();
     LT.loadRuns();
     LT.emit(`show ${LT.state.step}`);
-    root.dataset.ready = "true";
+  };
+
+  /** Draws the tab anew in that language, which this browser keeps. What stands in the form stays. */
+  LT.useLanguage = async (language) => {
+    const root = LT.root();
+    LT.state.language = language;
+    LT.saveState();
+    const seen = LT.cache.status;
+    try {
+      await LT.loadWords();
+      await LT.loadOptions();
+      LT.cache.status = null; // asks for all of it, in the new language
+      await LT.poll();
+    } catch (error) {
+      return LT.showError(error);
+    }
+    LT.cache.status = LT.cache.status || seen;
+    Object.assign(LT.cache, { pictures: null, captions: null, plan: null, planned: null, runs: null }); // hold the server's sentences
+    LT.listeners(before);
+    draw(root);
+    await readAll();
   };
 
   /** The steps fill the window below the host's own bar. */

@@ -6,7 +6,7 @@
   const AMOUNT = ["data.num_repeats", "steps.max_train_epochs"];
   const parts = {};
   let lines = null; // open suggestions: [{path, label, old, value, because, typed, ticked, changes}]
-  let before = null; // the form as it was before the last list was used
+  let takeBack = null; // undoes the last list that was used
   let notes = []; // what the wizard says besides
   let note = "";
   let busy = false;
@@ -98,21 +98,19 @@
   };
 
   const use = () => {
-    before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
     const count = ticked().length;
     const changes = LT.tickedChanges();
     lines = null;
-    LT.set(changes, "wizard");
+    takeBack = LT.undoable(() => LT.set(changes, "wizard"));
     note = LT.tn(count, "{n} setting changed.", "{n} settings changed.");
     noteLine();
   };
   const undo = () => {
-    LT.state.values = before.values;
-    LT.state.typed = before.typed;
-    before = null;
-    LT.saveState();
-    LT.emit("form", [...LT.options.keys()]);
-    note = t("The settings are as before.");
+    const stayed = takeBack();
+    takeBack = null;
+    note = stayed
+      ? LT.tn(stayed, "{n} setting that you changed since then stays.", "{n} settings that you changed since then stay.")
+      : t("The settings are as before.");
     noteLine();
   };
 
@@ -144,7 +142,12 @@
         }),
         h("span.lt-muted.lt-grow", {}, words),
         lines && h("label.lt-inline", {}, all, t("all")),
-        LT.button(t("Undo"), { icon: "undo", disabled: !before, title: t("Takes the whole list back"), onclick: undo })),
+        LT.button(t("Undo"), {
+          icon: "undo",
+          disabled: !takeBack,
+          title: t("Takes back what the list changed; what you typed since then stays"),
+          onclick: undo,
+        })),
       lines && list(),
     );
   };
@@ -198,15 +201,16 @@
   };
 
   LT.backToDefaults = () => {
-    before = { values: { ...LT.state.values }, typed: { ...LT.state.typed } };
     const kept = [
       /^data\.(train_data_dir|reg_data_dir|in_json|dataset_config|subsets|trigger_word|class_tokens|leave_out|crops)/,
       /^validate\.(data_dir|fraction)/,
       /^model\.pretrained/,
     ];
     const isKept = (path) => kept.some((pattern) => pattern.test(path));
-    LT.state.values = Object.fromEntries(Object.entries(LT.state.values).filter(([path]) => isKept(path)));
-    LT.state.typed = {};
+    takeBack = LT.undoable(() => {
+      LT.state.values = Object.fromEntries(Object.entries(LT.state.values).filter(([path]) => isKept(path)));
+      LT.state.typed = {};
+    });
     lines = null;
     LT.saveState();
     LT.emit("form", [...LT.options.keys()]);

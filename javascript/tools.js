@@ -53,14 +53,15 @@
 
   const forms = {
     resize: () => {
-      const [rank, conv, energy] = [text(t("Rank"), "8"), text(t("Rank of convolutions")), text(t("Energy to keep"), "1")];
+      const [rank, conv, energy] = [text(t("Rank"), "8"), text(t("Rank of convolutions")), text(t("Share of the effect to keep"), "1")];
       const cut = h("input", { type: "checkbox" });
       return {
         label: t("Another rank"),
         fields: [
           field(t("Rank"), rank),
           field(t("Rank of convolutions"), conv, t("Empty: the same.")),
-          field(t("Energy to keep"), energy, t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")),
+          field(t("Share of the effect to keep"), energy,
+            t("1 keeps all that the rank holds; 0.9 takes as few ranks as hold nine tenths.")),
           field(t("Take the first ranks as they are (DyLoRA)"), cut),
         ],
         body: () => ({

@@ -96,12 +96,13 @@
     new Promise((resolve) => {
       const before = document.activeElement;
       const done = (answer) => {
+        document.removeEventListener("keydown", leave, true);
         cover.remove();
         if (before && before.focus) before.focus();
         resolve(answer);
       };
       const buttons = answers.map((answer, index) =>
-        LT.button(answer.label, { kind: answer.kind, icon: answer.icon, onclick: () => done(index) }),
+        (answer.button = LT.button(answer.label, { kind: answer.kind, icon: answer.icon, onclick: () => done(index) })),
       );
       const box = h("div.lt-dialog", { role: "dialog", "aria-modal": "true", "aria-label": title },
         h("div.lt-title", {}, title),
@@ -109,9 +110,16 @@
         h("div.lt-answers", {}, buttons),
       );
       const cover = h("div.lt-cover", { onclick: (event) => event.target === cover && done(null) }, box);
+      // Esc must not depend on where the focus is: what was clicked may be gone, and the focus with it
+      const leave = (event) => {
+        if (event.key !== "Escape" || [...LT.root().querySelectorAll(".lt-cover")].pop() !== cover) return;
+        event.stopPropagation();
+        event.preventDefault();
+        done(null);
+      };
+      document.addEventListener("keydown", leave, true);
       cover.addEventListener("keydown", (event) => {
         event.stopPropagation();
-        if (event.key === "Escape") done(null);
         if (event.key === "Tab") LT.keepInside(box, event);
       });
       LT.root().querySelector(".lt-app").append(cover);
@@ -130,7 +138,17 @@
     event.preventDefault();
   };
 
-  /** A short note at the bottom of the page; `action`: {label, act}. */
+  const NOT_COVERED = "#lora_trainer_start, .lt-strip";
+  const meet = (one, other) => one.left < other.right && other.left < one.right && one.top < other.bottom && other.top < one.bottom;
+  /** Puts the notes at the bottom, or at the top where they would cover what the user needs now. */
+  const place = (shelf) => {
+    shelf.classList.remove("lt-high");
+    const needed = [...LT.root().querySelectorAll(NOT_COVERED)].filter((element) => element.offsetParent !== null);
+    const covers = () => needed.some((element) => meet(element.getBoundingClientRect(), shelf.getBoundingClientRect()));
+    shelf.classList.toggle("lt-high", covers());
+  };
+
+  /** A short note at the edge of the page; `action`: {label, act}. */
   LT.toast = (text, { kind = "", action } = {}) => {
     const app = LT.root() && LT.root().querySelector(".lt-app");
     if (!app) return;
@@ -145,6 +163,7 @@
     if (action) note.append(LT.button(action.label, { kind: "small", onclick: () => { go(); action.act(); } }));
     note.append(h("button.lt-plain", { "aria-label": t("Close"), onclick: go }, LT.icon("cross")));
     shelf.append(note);
+    place(shelf);
     window.setTimeout(go, action || kind === "bad" ? 12000 : 5000);
   };
 

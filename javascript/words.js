@@ -8,6 +8,7 @@
   LT.language = "en";
 
   const browserLanguage = () => {
+    if (LT.state.language) return LT.state.language;
     const inUrl = new URLSearchParams(window.location.search).get("__lang");
     if (inUrl) return inUrl;
     const options = window.opts || {};
@@ -17,11 +18,10 @@
     return window.navigator.language || "en";
   };
 
-  /** Chooses the language (the address, the host, the browser) and fetches its words. */
+  /** Chooses the language (the user, the address, the host, the browser) and fetches its words. */
   LT.loadWords = async () => {
     LT.language = /^(zh|chinese|简|中)/i.test(browserLanguage()) ? "zh_CN" : "en";
-    if (LT.language === "en") return;
-    table = await LT.get(`words?lang=${LT.language}`);
+    table = LT.language === "en" ? {} : await LT.get(`words?lang=${LT.language}`);
     LT.words = table;
   };
   LT.collectMissing = (set) => (missing = set);

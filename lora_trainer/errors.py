@@ -71,6 +71,10 @@ class HostBusy(TrainerError):
     """The host or another run holds a resource that this needs."""
 
 
+class DiskFull(TrainerError):
+    """A file does not fit on its disk. Nothing was changed: it can be written again once there is room."""
+
+
 class MissingPackage(TrainerError):
     """A package that is not installed; the fix is the command that installs it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -12,7 +13,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from lora_trainer.errors import TrainerError
+from lora_trainer.errors import DiskFull, TrainerError
+
+DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+LOCKED_BYTE = 1 << 30
+"""Position of the byte of a file that is locked on Windows."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -48,6 +53,8 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
         handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     except OSError as error:
+        if is_disk_full(error):
+            raise write_error(path, error) from error
         raise TrainerError(
             "{path} cannot be written ({reason}).",
             path=str(path),
@@ -60,15 +67,26 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         replace_file(part, path)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise TrainerError(
-            "{path} could not be written ({reason}).",
-            path=str(path),
-            reason=error.strerror or error,
-            fix="Free some disk space or choose another folder.",
-        ) from error
+        raise write_error(path, error) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in DISK_FULL)
+
+
+def write_error(path: Path, error: OSError) -> TrainerError:
+    """The error for a file that could not be written: DiskFull where there is no room."""
+    kind = DiskFull if is_disk_full(error) else TrainerError
+    return kind(
+        "{path} could not be written ({reason}).",
+        path=str(path),
+        reason=error.strerror or error,
+        fix="Free some disk space or choose another folder.",
+    )
 
 
 def _fsync(file: IO[bytes]) -> None:
@@ -117,24 +135,26 @@ def file_lock(path: Path) -> Iterator[None]:
     Raises OSError if the file system does not support locks.
     """
     with path.open("a+b") as file:
-        if sys.platform == "win32":
-            import msvcrt
+        lock_open_file(file)  # released when the file is closed
+        yield
 
-            file.seek(0)
-            while True:
-                try:
-                    msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-                    break
-                except OSError as error:  # after ten tries of a second each
-                    if error.errno != 36:  # EDEADLOCK
-                        raise
+
+def lock_open_file(file: IO[bytes]) -> None:
+    """Waits for an exclusive lock on an open file; it ends when the file is closed. Raises OSError as `file_lock`."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        position = file.tell()
+        file.seek(LOCKED_BYTE)  # behind the content: Windows lets nobody else read a locked byte
+        while True:
             try:
-                yield
-            finally:
-                file.seek(0)
-                msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-        else:
-            import fcntl
+                msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+                break
+            except OSError as error:  # after ten tries of a second each
+                if error.errno != errno.EDEADLOCK:
+                    raise
+        file.seek(position)
+    else:
+        import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-            yield
+        fcntl.flock(file, fcntl.LOCK_EX)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ TORCH_FREE = [
     "data.sources.scan",
     "data.buckets",
 ]
+
+
+MOST_MODULES = 15
+"""In one folder, without its __init__: more cannot be taken in at a glance. No folder is excepted."""
+EMPTY_NAMES = {"misc", "util", "utils", "helper", "helpers", "stuff", "thing", "things", "common", "tools", "base_utils", "manager_utils"}
+"""Names of modules and folders that say nothing of what is inside."""
 
 
 def files() -> Iterator[Path]:
@@ -75,6 +82,16 @@ def imports(path: Path, *, top_only: bool = False) -> Iterator[tuple[str, bool]]
 def test_every_room_has_its_floor():
     homeless = {room(path) for path in files()} - set().union(*FLOORS)
     assert homeless == set()
+
+
+def test_no_folder_holds_more_modules_than_one_takes_in():
+    counts = Counter(path.parent for path in files() if path.name != "__init__.py")
+    assert {str(folder.relative_to(ROOT)): count for folder, count in counts.items() if count > MOST_MODULES} == {}
+
+
+def test_every_module_is_named_by_what_is_inside():
+    names = {part for path in files() for part in path.relative_to(PACKAGE).with_suffix("").parts}
+    assert names & EMPTY_NAMES == set()
 
 
 def test_imports_only_go_down():

@@ -47,7 +47,7 @@ class Host:
             shutil.unpack_archive(wheel, self.site, "zip")
         self.extension = folder / "web ui" / "extensions" / "lora trainer"
         self.extension.mkdir(parents=True)
-        for name in ("install.py", "requirements.txt"):
+        for name in ("install.py", "requirements.txt", "requirements-optimizers.txt"):
             shutil.copy(ROOT / name, self.extension)
         (folder / "web ui" / "launch.py").write_text(LAUNCH, encoding="utf-8")
         self.environment = clean_environment(index, PYTHONPATH=str(folder / "web ui"))
@@ -81,6 +81,9 @@ def index(tmp_path: Path) -> Iterator[PackageIndex]:
         index.add("huggingface_hub", version)
     for version in ("26.1.0", "27.0.0"):
         index.add("attrs", version)
+    for name, version in OPTIMIZERS.items():  # lion-pytorch and schedulefree name torch, which must stay as it is
+        index.add(name, version, needs=["torch>=2.4"])
+    index.add("torch", "2.4.0")
     yield index
     index.close()
 
@@ -91,7 +94,9 @@ def make_host(tmp_path: Path, empty_venv: Path, index: PackageIndex):
 
 
 A1111 = {"attrs": "26.1.0", "huggingface_hub": "0.36.2", "torch": "2.1.2+cu121"}
-FULL = {**A1111, "diffusers": "0.31.0", "cattrs": "24.1.3", "tomlkit": "0.12.0"}
+OPTIMIZERS = {"prodigyopt": "1.1.2", "lion_pytorch": "0.2.5", "dadaptation": "3.2", "schedulefree": "1.4.1"}
+BASE = {**A1111, "diffusers": "0.31.0", "cattrs": "24.1.3", "tomlkit": "0.12.0"}
+FULL = {**BASE, **OPTIMIZERS}
 
 
 def test_what_is_missing_is_added_and_no_line_of_the_freeze_changes(make_host) -> None:
@@ -99,6 +104,7 @@ def test_what_is_missing_is_added_and_no_line_of_the_freeze_changes(make_host) -
     before = host.freeze()
     said = host.start()
     added = {"diffusers==0.31.0", "cattrs==24.1.3", "tomlkit==0.12.0", "zipp==4.1.2"}
+    added |= {f"{name}=={version}" for name, version in OPTIMIZERS.items()}
     assert host.freeze() == before | added
     assert all(package.replace("==", " ") in said for package in added)
 
@@ -106,6 +112,26 @@ def test_what_is_missing_is_added_and_no_line_of_the_freeze_changes(make_host) -
 def test_the_hosts_own_pip_call_is_used_with_everything_pinned(make_host) -> None:
     said = make_host(**A1111).start()
     assert "host's pip: install" in said and '-c "' in said and '"diffusers==0.31.0"' in said
+
+
+def test_optimizers_come_without_what_they_depend_on_and_one_that_is_there_stays(make_host) -> None:
+    host = make_host(**BASE, schedulefree="1.3")
+    before = host.freeze()
+    said = host.start()
+    assert host.freeze() == before | {"prodigyopt==1.1.2", "lion_pytorch==0.2.5", "dadaptation==3.2"}
+    assert said.count("--no-deps") == 3 and "torch" not in " ".join(host.index.asked).replace("lion_pytorch", "")
+
+
+def test_optimizer_that_cannot_be_added_keeps_no_other_away_and_is_not_tried_again(make_host) -> None:
+    host = make_host(**BASE)
+    (host.index.folder / "dadaptation-3.2-py3-none-any.whl").unlink()
+    before = host.freeze()
+    said = host.start()
+    assert host.freeze() == before | {"prodigyopt==1.1.2", "lion_pytorch==0.2.5", "schedulefree==1.4.1"}
+    assert said.count("Remedy:") == 1 and '-m pip install --no-deps "dadaptation==3.2"' in said
+    before, host.index.requests = host.freeze(), 0
+    assert "dadaptation could not be added" in host.start() and host.index.requests == 0
+    assert host.freeze() == before
 
 
 def test_it_installs_without_a_host_too(make_host) -> None:
@@ -246,7 +272,8 @@ def test_whatever_happens_the_hosts_start_goes_on(make_host) -> None:
 def test_on_the_real_index_the_pins_of_this_environment_stay_as_they_are(tmp_path: Path, empty_venv: Path, index: PackageIndex) -> None:
     """The environment that runs this test holds the host's pins; a copy without what the host lacks gets it from the real index."""
     host = Host(tmp_path, empty_venv, index)
-    lacking = {"diffusers", "cattrs", "tomlkit", "importlib-metadata", "importlib_metadata", "zipp"}
+    optimizers = {"prodigyopt", "lion-pytorch", "dadaptation", "schedulefree"}
+    lacking = {"diffusers", "cattrs", "tomlkit", "importlib-metadata", "importlib_metadata", "zipp", *optimizers}
     for package in importlib.metadata.distributions():
         folder = Path(str(package._path))  # type: ignore[attr-defined]
         if package.metadata["Name"] not in lacking and folder.name.endswith(".dist-info"):
@@ -259,7 +286,8 @@ def test_on_the_real_index_the_pins_of_this_environment_stay_as_they_are(tmp_pat
     after = host.freeze()
     assert before < after, done.stdout
     names = {line.split("==")[0].replace("-", "_") for line in after - before}
-    assert {"diffusers", "cattrs", "tomlkit"} <= names <= {"diffusers", "cattrs", "tomlkit", "importlib_metadata", "zipp", "lazy_importer"}
+    wanted = {"diffusers", "cattrs", "tomlkit", *(name.replace("-", "_") for name in optimizers)}
+    assert wanted <= names <= {*wanted, "importlib_metadata", "zipp", "lazy_importer"}
     assert "diffusers==0.31.0" in after
 
 

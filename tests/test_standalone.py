@@ -70,7 +70,8 @@ class Project:
             "lora_trainer/__init__.py": "",
             "lora_trainer/__main__.py": PROGRAM,
             "requirements.txt": "gadget\n",
-            "requirements-standalone.txt": "-r requirements.txt\ntorch\n",
+            "requirements-optimizers.txt": "",
+            "requirements-standalone.txt": "-r requirements.txt\n-r requirements-optimizers.txt\ntorch\n",
             "requirements-test.txt": "-r requirements-standalone.txt\npytest\n",
             f"constraints/py{MINE.replace('.', '')}.txt": "torch==2.13.0\ngadget==1.0\npytest==9.0\n",
         }
@@ -442,3 +443,12 @@ def test_whole_environment_is_pinned() -> None:
     own = {name: version.split("+")[0] for name, version in seen.items() if not name.startswith("nvidia-")}
     assert len(own) > 50
     assert own.items() <= pinned.items()
+
+
+def test_documented_optimizers_are_in_the_environment_that_runs_and_not_only_in_that_of_the_tests() -> None:
+    """`lr-find` trains with Prodigy, and a fresh installation holds no package of the tests."""
+    lines = {line for path in standalone.requirement_files("run") for line in path.read_text("utf-8").splitlines()}
+    names = {re.split("[=<>]", line)[0] for line in lines}
+    assert {"prodigyopt", "lion-pytorch", "dadaptation", "schedulefree"} <= names
+    exact = dict(line.split("==") for line in (ROOT / "requirements-optimizers.txt").read_text("utf-8").splitlines() if "==" in line)
+    assert exact.items() <= pins("py310.txt").items() and exact.items() <= pins("py311.txt").items()

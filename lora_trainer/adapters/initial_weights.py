@@ -17,23 +17,23 @@ GROUPS = ("", "conv_", "text_encoder_")
 """Prefixes of the options for rank and alpha: of all layers, of convolutions larger than 1 x 1, of text encoders."""
 
 
-def ranks_of_file(path: Path, *, rs_lora: bool = False) -> dict[str, tuple[int, float]]:
+def ranks_of_file(path: Path, *, rs_lora: bool = False) -> dict[str, tuple[int, float]] | None:
     """(rank, alpha) of a network file by group (`GROUPS`); groups that equal the first one are left out.
 
-    `rs_lora`: the file's alphas are those of rank-stabilised layers. Raises ModelError for a file that is not a network, and where the
-    layers of a group have different ranks or alphas.
+    None where the layers of a group have different ranks or alphas: `file_ranks` has those of each layer. `rs_lora`: the file's alphas are
+    those of rank-stabilised layers. Raises ModelError for a file that is not a network, or has no ranks.
     """
     by_group: dict[str, set[tuple[int, float]]] = {}
     for name, state in modules_of(read_lora(path)[0], str(path)).items():
         if state.kind.has_rank(state.tensors):
             alpha = state.alpha / sqrt(state.rank) if rs_lora else state.alpha
             by_group.setdefault(_group(name, state), set()).add((state.rank, alpha))
-    if not by_group or any(len(pairs) > 1 for pairs in by_group.values()):
+    if not by_group:
         raise ModelError(
-            "the layers of {path} have different ranks or alphas.",
-            path=str(path),
-            fix="Turn off network.dim_from_weights, or choose another file.",
+            "the layers of {path} have no ranks.", path=str(path), fix="Turn off network.dim_from_weights, or choose another file."
         )
+    if any(len(pairs) > 1 for pairs in by_group.values()):
+        return None
     pairs = {group: next(iter(by_group[group])) for group in GROUPS if group in by_group}
     default = next(iter(pairs.values()))
     return {"": default, **{group: pair for group, pair in pairs.items() if pair != default}}
@@ -57,6 +57,6 @@ def load_initial_weights(adapter: NetworkAdapter, path: Path) -> None:
             "{path} does not fit this run: {name}.",
             path=str(path),
             name=mismatched[0],
-            fix="Take a file of the same model, rank and trained parts, or set network.dim_from_weights.",
+            fix="Take a file of the same model, type and trained parts. Where only ranks differ, set network.dim_from_weights.",
         )
     adapter.load_state_dict(complete)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from math import sqrt
+from pathlib import Path
 from typing import Any
 
 import attrs
 
+from lora_trainer.adapters.file_ranks import FileRanks, file_ranks
 from lora_trainer.adapters.layer_plan import LayerPlan
 from lora_trainer.config.choices import unet_blocks
 from lora_trainer.config.choices.networks import NETWORK_KINDS, NETWORK_TYPES, LayerShape
@@ -137,6 +140,8 @@ class _Rules:
     kind: str
     options: dict[str, Any]
     packed: tuple[str, ...]
+    file_ranks: FileRanks | None = None
+    """The layers and ranks of the file that the training begins with, where they are taken from it."""
 
     @classmethod
     def of(cls, network: NetworkConfig, family: str) -> _Rules:
@@ -153,6 +158,7 @@ class _Rules:
             NETWORK_TYPES[network.type].kind,
             kind_options(network),
             open_clip_roots(family),
+            file_ranks(Path(network.network_weights)) if network.dim_from_weights and network.network_weights else None,
         )
 
     def select(self, layer: Layer) -> SelectedLayer | None:
@@ -161,7 +167,7 @@ class _Rules:
             return None
         block = self.blocks.block_index(layer.name) if layer.part == "unet" else None
         lr_weight = self.lr_weights[block] if self.lr_weights and block is not None else 1.0
-        rank, alpha = self._rank_and_alpha(layer, block)
+        rank, alpha = self._rank_in_file(layer, block) if self.file_ranks else self._rank_and_alpha(layer, block)
         if not rank or not lr_weight:
             return None
         kind, options = ("norm", {}) if len(layer.shape) == 1 else (self.kind, self.options)
@@ -170,8 +176,18 @@ class _Rules:
         plan = LayerPlan(layer.part, layer.name, layer.path, kind, rank, alpha, options, lr_weight)
         return SelectedLayer(plan, LayerShape(layer.shape, layer.bias))
 
+    def _rank_in_file(self, layer: Layer, block: int | None) -> tuple[int, float]:
+        """Rank and alpha as in the file; the config's where the layer's kind has no rank."""
+        assert self.file_ranks is not None
+        if layer.name not in self.file_ranks.ranks:
+            return self._rank_and_alpha(layer, block)
+        rank, alpha = self.file_ranks.ranks[layer.name]
+        return rank, alpha / sqrt(rank) if self.options.get("rs_lora") else alpha
+
     def _is_selected(self, layer: Layer) -> bool:
         network = self.network
+        if self.file_ranks is not None:
+            return layer.name in self.file_ranks.names
         if len(layer.shape) == 1 and not network.train_norm:
             return False
         if _is_spatial(layer) and resolve_preset(network) == "full-lin":

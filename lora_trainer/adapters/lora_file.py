@@ -76,15 +76,32 @@ def verify_written(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a network file. Raises ModelError for any other file."""
+    """Tensors and metadata of a network file. Raises ModelError for any other file, empty tensors, and values that are not finite."""
     from safetensors import safe_open
 
     header = read_header(path)
     suffixes = known_suffixes()
     if not any(name.partition(".")[2] in suffixes for name in header):
-        raise ModelError("{path} is not a LoRA in sd-scripts' names.", path=str(path), fix="Choose a LoRA file.")
+        raise ModelError(
+            "{path} is not a LoRA in sd-scripts' names.",
+            path=str(path),
+            fix="Convert it with network convert --to kohya, or choose a LoRA file in these names.",
+        )
     with safe_open(str(path), framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for key, tensor in tensors.items():
+        if not tensor.numel():
+            shape = "x".join(map(str, tensor.shape))
+            raise ModelError(
+                "{path}: {key} holds no values (its shape is {shape}).", path=str(path), key=key, shape=shape, fix="Get the file again."
+            )
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise ModelError(
+                "{path}: {key} holds values that are not finite.",
+                path=str(path),
+                key=key,
+                fix="The training went wrong before it was saved: take an earlier epoch.",
+            )
     return tensors, dict(header.get("__metadata__", {}))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -111,9 +112,10 @@ def body_value(body: Mapping[str, Any], key: str, kind: type, default: Any = Non
     value = body.get(key, default)
     if value is None and default is None and key not in body:
         raise RequestError("{key} is missing in the request.", key=key, path=key, fix="Send it.")
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         value = float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+    is_infinite = isinstance(value, float) and not math.isfinite(value)  # JSON has no such numbers, Python's reader takes them
+    if not isinstance(value, kind) or is_infinite or (kind is not bool and isinstance(value, bool)):
         raise RequestError("{key} is not of the right type.", key=key, path=key, fix="Send a value of type {kind}.", kind=kind.__name__)
     return value
 

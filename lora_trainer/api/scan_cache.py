@@ -169,9 +169,12 @@ def _add_entries(digest: Any, folder: Path, depth: int) -> None:
     try:
         with os.scandir(folder) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                state = entry.stat()
+                try:
+                    state, is_folder = entry.stat(), entry.is_dir()
+                except OSError:  # a link to itself, or to nothing
+                    state, is_folder = entry.stat(follow_symlinks=False), False
                 digest.update(f"{entry.name}\0{state.st_mtime_ns}\0{state.st_size}\n".encode("utf-8", "surrogatepass"))
-                if depth > 1 and entry.is_dir():
+                if depth > 1 and is_folder:
                     _add_entries(digest, Path(entry.path), depth - 1)
     except OSError:  # the scan reports what is wrong with it
         digest.update(b"unreadable")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -49,12 +50,28 @@ def find_run(text: str) -> RunFolder:
     raise usage_error("RUN", say("there is no run {run}.", run=text), say("Give the path of a run's folder."))
 
 
+def finite_number(text: str) -> float:
+    """A number; also the type of an argument. Raises ValueError for anything else, "nan" and "inf" included."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
+
+
 def parse_numbers(text: str, option: str) -> list[float]:
     """Comma-separated numbers. Raises ConfigError that names the option."""
     try:
-        return [float(part) for part in text.replace(";", ",").split(",") if part.strip()]
+        return [finite_number(part) for part in text.replace(";", ",").split(",") if part.strip()]
     except ValueError:
         raise usage_error(option, say("{value} is not a list of numbers.", value=text), say("Write for example 0.2,0.4,0.6")) from None
+
+
+def parse_whole_numbers(text: str, option: str) -> list[int]:
+    """As `parse_numbers`, for numbers such as those of epochs."""
+    numbers = parse_numbers(text, option)
+    if any(number != int(number) for number in numbers):
+        raise usage_error(option, say("{value} is not a list of whole numbers.", value=text), say("Write for example 1,2,3"))
+    return [int(number) for number in numbers]
 
 
 def usage_error(path: str, message: Message, fix: Message) -> ConfigError:

@@ -13,8 +13,8 @@ from typing import Any
 
 from lora_trainer.cli.console import DONE, FAILED, STOPPED, Console
 from lora_trainer.events import Failed, Finished, Phase, Progress, Rendered, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.process_rank import process_rank
 from lora_trainer.jobs.status import RunStatus, translate_problem
 from lora_trainer.messages import Message, say
@@ -55,7 +55,8 @@ def print_outcome(job: Job, console: Console) -> None:
         for problem in status.problems:
             translated = translate_problem(problem, console.language)
             console.note(f"{translated['path']}: {translated['message']} {translated['fix']}".lstrip(": ").rstrip())
-        console.note(say("The full report: {path}", path=str(job.folder.report_file)))
+        if job.folder.report_file.is_file():
+            console.note(say("The full report: {path}", path=str(job.folder.report_file)))
     elif status.outcome == "stopped":
         console.note(say("Stopped at step {step}.", step=status.step))
     if status.best:

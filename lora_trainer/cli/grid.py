@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.cli.common_args import add_json, find_run, host, parse_numbers
+from lora_trainer.cli.common_args import add_json, find_run, host, parse_numbers, parse_whole_numbers
 from lora_trainer.cli.console import Console
 from lora_trainer.cli.main import as_usage_error
 from lora_trainer.errors import TrainerError
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if (note := folder.version_note()) is not None:
         console.note(say("Note: {message}", message=note))
     weights = parse_numbers(args.weights, "--weights")
-    epochs = [int(number) for number in parse_numbers(args.epochs, "--epochs")]
+    epochs = parse_whole_numbers(args.epochs, "--epochs")
     try:
         check_grid(folder, args.prompt, weights, epochs)
     except TrainerError as error:

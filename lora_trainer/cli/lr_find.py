@@ -34,7 +34,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.line(f"optimizer.unet_lr = {result['unet_lr']:g}")
     console.line(f"optimizer.text_encoder_lr = {result['text_encoder_lr']:g}")
     console.line(say("For AdamW and its like; a third of it for Lion, 1 for Prodigy."))
-    if not estimate.rests:
+    if not estimate.has_plateau:
         console.note(
             say("The estimate was still growing after {steps} steps: take more steps, or take it as the least.", steps=len(estimate.curve))
         )

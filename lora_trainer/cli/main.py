@@ -77,8 +77,9 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         from lora_trainer.jobs.job import problems_of
 
         traceback.print_exc()
-        console.problems(problems_of(error))
-        console.document({"problems": [problem.to_json(console.language) for problem in problems_of(error)]})
+        problems = problems_of(error, in_run=False)
+        console.problems(problems)
+        console.document({"problems": [problem.to_json(console.language) for problem in problems]})
         return FAILED
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_trainer.jobs.manager import JobManager
 
     folder = (args.dir or host().paths().runs_dir).absolute()
-    summaries = JobManager().history(folder)
+    summaries = JobManager().history(folder, language=console.language)
     for summary in summaries:
-        started = datetime.fromtimestamp(summary["started"]).strftime("%Y-%m-%d %H:%M") if summary["started"] else ""
+        started = _format_time(summary["started"])
         console.line(f"{summary['state']:<12} {started:<16}  {summary['step']:>6} / {summary['total_steps']:<6}  {summary['name']}")
+        for problem in summary["problems"]:
+            console.line(f"  {problem['message']} {problem['fix']}")
     if not summaries:
         console.line(say("No runs in {folder}.", folder=str(folder)))
     console.document([summary | _manifest_facts(RunFolder(folder / summary["id"])) for summary in summaries])
     return DONE
+
+
+def _format_time(seconds: float) -> str:
+    """A time since 1970 for people; empty if it is unknown or damaged."""
+    with suppress(OverflowError, OSError, ValueError):
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M") if seconds else ""
+    return ""
 
 
 def _manifest_facts(folder: RunFolder) -> dict[str, Any]:

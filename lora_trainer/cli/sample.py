@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from lora_trainer.cli.common_args import add_json, host, usage_error
+from lora_trainer.cli.common_args import add_json, finite_number, host, usage_error
 from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_usage_error
 from lora_trainer.config.choices.samplers import CHOICES, find_sampler
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     parser.add_argument("--negative", default="", metavar="TEXT", help=console.translate(say("what is not to be drawn")))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--cfg", type=float, default=7.5)
+    parser.add_argument("--cfg", type=finite_number, default=7.5)
     parser.add_argument("--width", type=int, help=console.translate(say("pixels; without: the model's own size")))
     parser.add_argument("--height", type=int, help=console.translate(say("pixels; without: the width")))
     names = say("one of {names}; sd-scripts' names with k_ too", names=", ".join(CHOICES))
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Draws one picture and prints its path."""
-    from lora_trainer.train.previews.preview_prompts import SampleRequest
+    from lora_trainer.train.previews.preview_prompts import MARK, NETWORK_TAG, SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
     try:
@@ -71,6 +71,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
+    notes = [
+        say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
+        for tag in NETWORK_TAG.findall(f"{args.prompt} {args.negative}")
+    ]
+    if marks := MARK.findall(f"{args.prompt} {args.negative}"):
+        template = "{marks} is read as a part of the text: give --negative, --width, --height, --seed, --cfg, --steps and --sampler."
+        notes.append(say(template, marks=", ".join(marks)))
+    for note in notes:
+        console.note(say("Note: {message}", message=note))
     target = _target(args.out.absolute(), args.seed)
     (picture,) = ImageSampler(model).draw_seeds(request, [args.seed], loras)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +90,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             "file": str(target),
             "seed": args.seed,
             "prompt": args.prompt,
+            "notes": [note.text(console.language) for note in notes],
             "loras": [{"file": str(path), "weight": weight} for path, weight in loras],
         }
     )
@@ -119,7 +129,7 @@ def split_weight(text: str) -> tuple[Path, float]:
     if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
         return Path(text), 1.0
     try:
-        return Path(head), float(tail)
+        return Path(head), finite_number(tail)
     except ValueError:
         raise usage_error(
             "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")

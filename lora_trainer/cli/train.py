@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
     from lora_trainer.host.base import Host
     from lora_trainer.jobs.folder import RunFolder
+    from lora_trainer.jobs.job import Job
     from lora_trainer.jobs.process_rank import Rank
     from lora_trainer.jobs.resume_point import ResumePoint
 
@@ -36,26 +37,40 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Trains; prints {"run", "outcome", "files"}."""
-    from lora_trainer.api.runs import start_run
-    from lora_trainer.cli.foreground import ProgressPrinter, exit_status, print_outcome, run_job
+    from lora_trainer.api.runs import resume, start_run
+    from lora_trainer.cli.foreground import ProgressPrinter
     from lora_trainer.jobs.folder import RunFolder
     from lora_trainer.jobs.job import Job
     from lora_trainer.jobs.process_rank import process_rank
 
-    rank, resume_point, run_folder = process_rank(), None, None
-    if args.resume:
-        run_folder, config, resume_point = _resume(args, is_main=rank.is_main)
-        own_host = host(config.memory.device, rank.local_rank)
-    else:
+    rank = process_rank()
+    if not args.resume:
         config = _new_config(args, console)
         own_host = host(config.memory.device, rank.local_rank)
         config = start_run.resolve_paths(config, own_host)
-    if not rank.is_main:
-        return train_worker(config, own_host, rank, resume_point)
-    start_run.raise_problems(start_run.find_problems(config, own_host, resumed=resume_point is not None))
-    folder = run_folder or (RunFolder(args.into) if args.into else start_run.create_run_folder(config))
-    job = Job(start_run.training_work(config, own_host, folder, rank, resume_point), folder, [ProgressPrinter(console)])
-    console.note(say("Run {path}", path=str(folder.path)))
+        if not rank.is_main:
+            return train_worker(config, own_host, rank)
+        start_run.raise_problems(start_run.find_problems(config, own_host))
+        folder = RunFolder(args.into) if args.into else start_run.create_run_folder(config)
+        return _run_job(Job(start_run.training_work(config, own_host, folder, rank), folder, [ProgressPrinter(console)]), console)
+    folder = _run_to_resume(args)
+    with folder.claimed() if rank.is_main else nullcontext() as claim:
+        beside = Path() if args.config is None else args.config.parent
+        changes = resume.changes_from_sets(args.overrides)
+        config, resume_point = resume.plan_resume(folder, changes, more_epochs=args.more_epochs, beside=beside)
+        own_host = host(config.memory.device, rank.local_rank)
+        if not rank.is_main:
+            return train_worker(config, own_host, rank, resume_point)
+        start_run.raise_problems(start_run.find_problems(config, own_host, resumed=True))
+        work = start_run.training_work(config, own_host, folder, rank, resume_point)
+        return _run_job(Job(work, folder, [ProgressPrinter(console)], claim=claim), console)
+
+
+def _run_job(job: Job, console: Console) -> int:
+    """Trains to the end in this thread, and prints the files and the result."""
+    from lora_trainer.cli.foreground import exit_status, print_outcome, run_job
+
+    console.note(say("Run {path}", path=str(job.folder.path)))
     status = run_job(job, console)
     print_outcome(job, console)
     result = run_result(job, console)
@@ -73,17 +88,11 @@ def _new_config(args: argparse.Namespace, console: Console) -> TrainConfig:
     return read_config(args.config, args.overrides, console.note)
 
 
-def _resume(args: argparse.Namespace, *, is_main: bool) -> tuple[RunFolder, TrainConfig, ResumePoint]:
-    """The run's folder, its config, and the point to resume from."""
+def _run_to_resume(args: argparse.Namespace) -> RunFolder:
     from lora_trainer.api.runs import resume
-    from lora_trainer.jobs.manager import MANAGER
 
     resume.refuse_foreign(args.resume)
-    folder = find_run(args.resume)
-    if is_main:
-        resume.refuse_running(folder, here=MANAGER.is_running(folder))
-    config, resume_point = resume.plan_resume(folder, resume.changes_from_sets(args.overrides), more_epochs=args.more_epochs)
-    return folder, config, resume_point
+    return find_run(args.resume)
 
 
 def run_result(job: Any, console: Console) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lora_trainer.cli.common_args import add_json, add_overrides, host
+from lora_trainer.cli.common_args import add_json, add_overrides, finite_number, host
 from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_usage_error
 from lora_trainer.errors import TrainerError
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG.toml", help=console.translate(config))
     parser.add_argument("--data", metavar="DIR", help=console.translate(say("the folder of pictures")))
     parser.add_argument("--subject", choices=SUBJECTS, required=True, help=console.translate(say("what is learned")))
-    parser.add_argument("--vram", type=float, metavar="GB", help=console.translate(say("the card's memory; without: this computer's")))
+    parser.add_argument(
+        "--vram", type=finite_number, metavar="GB", help=console.translate(say("the card's memory; without: this computer's"))
+    )
     parser.add_argument("--model", metavar="FILE", help=console.translate(say("the checkpoint to train on")))
     parser.add_argument(
         "--out", type=Path, metavar="CONFIG.toml", help=console.translate(say("writes the settings with the changes applied"))

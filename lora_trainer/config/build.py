@@ -12,10 +12,11 @@ from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.config.checks.option_checks import check_combinations, nearest_option, options, problem
 from lora_trainer.config.param import SECRET
-from lora_trainer.config.parse import read_value
+from lora_trainer.config.parse import number_with_comma, read_value
 from lora_trainer.config.schema import SubsetConfig, TrainConfig
 from lora_trainer.config.subsets import SUBSETS, check_tables, read_tables
 from lora_trainer.errors import ConfigError, Problem
+from lora_trainer.messages import Message, say
 
 
 def build(mapping: Mapping[str, Any]) -> TrainConfig:
@@ -35,6 +36,16 @@ def build(mapping: Mapping[str, Any]) -> TrainConfig:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def comma_notes(mapping: Mapping[str, Any]) -> Iterator[tuple[str, Message]]:
+    """(option, note) of each number that is read although a comma follows it."""
+    for path, value in _iter_options(_unwrap(mapping), []):
+        if (number := number_with_comma(options()[path], value)) is not None:
+            yield (
+                path,
+                say("{option} is read as {number}, without what follows the number in {value}.", option=path, number=number, value=value),
+            )
 
 
 def to_mapping(config: TrainConfig, *, changed_only: bool = False) -> dict[str, Any]:

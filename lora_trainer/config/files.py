@@ -13,7 +13,7 @@ import tomlkit
 from tomlkit.exceptions import ParseError, TOMLKitError
 
 from lora_trainer.config import migrations
-from lora_trainer.config.build import apply_overrides, build, to_mapping
+from lora_trainer.config.build import apply_overrides, build, comma_notes, to_mapping
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError
@@ -35,6 +35,8 @@ INPUT_PATHS = (
 SUBSET_INPUT_PATHS = ("image_dir", "metadata_file", "mask_dir")
 SECRET_LINE = re.compile(r"^(\S*token\s*=).*")
 """A line that may hold a secret."""
+NUMBER_LINE = re.compile(r"^([ \t]*[\w.-]+[ \t]*=[ \t]*)([-+.\deE]+[ \t]*[,;]+)([ \t]*(?:#.*)?)$", re.MULTILINE)
+"""A line whose number is followed by a comma."""
 OUTPUT_PATHS = ("save.output_dir", "save.runs_dir", "log.logging_dir")
 
 
@@ -49,15 +51,21 @@ def read_config(path: Path, overrides: Iterable[str] = (), notify: Callable[[Mes
     for note in notes:
         notify(note)
     mapping = apply_overrides(values, overrides)
+    for _, note in comma_notes(mapping):
+        notify(note)
     return build(_resolve_paths(mapping, path.parent))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file. Raises ConfigError that names the file and the line."""
-    text = _read_text(Path(path))
+    return parse_toml(_read_text(Path(path)), str(path))
+
+
+def parse_toml(text: str, location: str) -> dict[str, Any]:
+    """The plain values of TOML text. Raises ConfigError that names `location` and the line."""
     try:
-        return tomlkit.parse(text).unwrap()
-    except (TOMLKitError, ValueError) as error:
+        return _parse_toml(text)
+    except (TOMLKitError, ValueError, RecursionError) as error:
         line = _error_line(text, error)
         wrong_line = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         fix = "Correct this line: {wrong}"
@@ -66,7 +74,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(
             [
                 problem(
-                    str(path),
+                    location,
                     "line {line} is not valid TOML ({why}).",
                     fix,
                     line=line,
@@ -75,6 +83,17 @@ def read_toml(path: Path) -> dict[str, Any]:
                 )
             ]
         ) from error
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """The values of TOML text, in which a comma may follow a number (`learning_rate = 5e-5,`). Raises TOMLKitError, ValueError."""
+    try:
+        return tomlkit.parse(text).unwrap()
+    except (TOMLKitError, ValueError):
+        quoted = NUMBER_LINE.sub(r'\1"\2"\3', text)
+        if quoted == text:
+            raise
+        return tomlkit.parse(quoted).unwrap()
 
 
 def write_config(config: TrainConfig, path: Path, *, template: Path | None = None) -> None:

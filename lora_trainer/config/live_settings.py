@@ -42,9 +42,10 @@ def is_changeable(path: str) -> bool:
 def apply_live_changes(config: TrainConfig, values: Mapping[str, Any]) -> tuple[TrainConfig, list[dict[str, Any]]]:
     """The config with `values` (path -> value; text is parsed as after --set) applied, and the changes: {"path", "old", "new"}.
 
-    Raises ConfigError with every option that may not be changed and every value that is wrong.
+    A value that is the same as before is no change, of any option. Raises ConfigError with every option that may not be changed and
+    every value that is wrong.
     """
-    problems = [_not_changeable_problem(path) for path in values if not is_changeable(path)]
+    problems = [_not_changeable_problem(path) for path in values if path not in options()]
     if problems:
         raise ConfigError(problems)
     mapping = apply_overrides(to_mapping(config), [f"{path}={value}" for path, value in values.items() if isinstance(value, str)])
@@ -52,11 +53,13 @@ def apply_live_changes(config: TrainConfig, values: Mapping[str, Any]) -> tuple[
     for path, value in values.items():
         if not isinstance(value, str):
             new = with_value(new, path, value)
-    problems = [_untrained_part_problem(path) for path in _newly_trained(config, new)]
+    all_values = [{"path": path, "old": plain_value(config, path), "new": plain_value(new, path)} for path in values]
+    changes = [change for change in all_values if change["old"] != change["new"]]
+    problems = [_not_changeable_problem(change["path"]) for change in changes if not is_changeable(change["path"])]
+    problems = problems or [_untrained_part_problem(path) for path in _newly_trained(config, new)]
     if problems:
         raise ConfigError(problems)
-    changes = [{"path": path, "old": plain_value(config, path), "new": plain_value(new, path)} for path in values]
-    return new, [change for change in changes if change["old"] != change["new"]]
+    return new, changes
 
 
 def plain_value(config: TrainConfig, path: str) -> Any:

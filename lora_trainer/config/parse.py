@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 from functools import lru_cache
 from typing import Any, Union, get_args, get_origin
@@ -12,6 +13,8 @@ import cattrs
 from lora_trainer.config.checks.option_checks import check_value, format_value, problem
 from lora_trainer.config.param import SECRET, DeclaredOption
 from lora_trainer.errors import Problem
+
+_NUMBER_AND_COMMA = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*[,;]+\s*")
 
 
 def read_value(option: DeclaredOption, value: Any, problems: list[Problem]) -> Any:
@@ -96,10 +99,22 @@ def _structure_tuple(value: Any, kind: Any) -> tuple[Any, ...]:
     return tuple(converter().structure(part, member) for part, member in zip(value, members, strict=True))
 
 
+def number_with_comma(option: DeclaredOption, value: Any) -> float | None:
+    """The number of a text like "5e-5,", as it is left by copying from a list, where the option takes numbers; else None."""
+    members = get_args(option.type) or (option.type,)
+    match = _NUMBER_AND_COMMA.fullmatch(value) if isinstance(value, str) and {int, float} & set(members) else None
+    if match is None or option.option.kind == "size":
+        return None
+    text = match.group(1)
+    return int(text) if re.fullmatch(r"[-+]?\d{1,18}", text) else float(text)
+
+
 def _normalized(option: DeclaredOption, value: Any) -> Any:
     """The value with lenient forms normalised: "512,768", one prompt without brackets, a choice in another letter case."""
     if not isinstance(value, str):
         return value
+    if (number := number_with_comma(option, value)) is not None:
+        return number
     if option.option.kind == "size":
         numbers = [part.strip() for part in value.lower().replace("x", ",").split(",")]
         if all(number.isdecimal() for number in numbers) and len(numbers) in (1, 2):

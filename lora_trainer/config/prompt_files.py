@@ -43,11 +43,34 @@ class PromptRow:
     content: str | Mapping[str, Any]
 
     def to_line(self) -> str:
-        """As a prompt line; keys without a prompt-line option are left out."""
+        """As a prompt line; keys without a prompt-line option are left out. Raises TrainerError for a value of another type."""
         if isinstance(self.content, str):
             return self.content
-        words = {LINE_OPTIONS[key]: " ".join(str(value).split()) for key, value in self.content.items() if key in LINE_OPTIONS}
+        texts = row_texts(self.content)
+        words = {LINE_OPTIONS[key]: " ".join(text.split()) for key, text in texts.items() if key in LINE_OPTIONS}
         return " ".join([words.pop("prompt", ""), *(f"--{name} {value}" for name, value in words.items())]).strip()
+
+
+def row_texts(content: Any) -> dict[str, str]:
+    """Key -> text of a row that is an object; null means that the key is not given.
+
+    Raises TrainerError for a row that is neither text nor an object, and for a value that is neither text nor a number.
+    """
+    if not isinstance(content, Mapping):
+        raise TrainerError(
+            "{value} is no prompt.", value=str(content), path="sample.prompt_file", fix="Write a text, or a table with prompt."
+        )
+    texts = {str(key): value for key, value in content.items() if value is not None and key != "enum"}
+    for key, value in texts.items():
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+            raise TrainerError(
+                "{key} must be a text or a number, not {value}.",
+                key=key,
+                value=json.dumps(value, ensure_ascii=False, default=str)[:80],
+                path="sample.prompt_file",
+                fix="Write one value, or leave {key} out.",
+            )
+    return {key: str(value) for key, value in texts.items()}
 
 
 def rows_from_lines(text: str, file: str = "", first: int = 0) -> Iterator[PromptRow]:
@@ -69,10 +92,15 @@ def rows_from_file(text: str, name: str, first: int = 0) -> list[PromptRow]:
         contents = _toml_rows(text, name)
     else:
         return list(rows_from_lines(text, name, first))
-    return [
-        PromptRow(first + index, say("{file}, line {line}", file=name, line=line), content)
-        for index, (line, content) in enumerate(contents)
-    ]
+    lines = [line for line, _ in contents]
+    return [PromptRow(first + index, _place(name, lines, index), content) for index, (_, content) in enumerate(contents)]
+
+
+def _place(name: str, lines: list[int], index: int) -> Message:
+    """File and line of a row; where several rows share the line, also which row it is."""
+    if lines.count(lines[index]) == 1:
+        return say("{file}, line {line}", file=name, line=lines[index])
+    return say("{file}, line {line}, row {row}", file=name, line=lines[index], row=index + 1)
 
 
 def _json_rows(text: str, name: str) -> list[tuple[int, Any]]:

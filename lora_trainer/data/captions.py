@@ -1,7 +1,7 @@
 """Captions: trigger word, wildcards, shuffling and dropout, in sd-scripts' order.
 
 The steps: prefix and suffix, caption dropout, one line and one choice of each {a|b}, trigger word, split into tags, token warm-up,
-shuffle, tag dropout, join with ", ", secondary separator. All is a pure function of (seed, epoch, picture, repeat), with token
+shuffle, tag dropout, join with the separator, secondary separator. All is a pure function of (seed, epoch, picture, repeat), with token
 warm-up also of the step: batch size, resume and device change nothing.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,8 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import write_atomically
+
+_CHOICES = re.compile(r"\{([^}]+)\}")
 
 Kind = Literal["trigger", "class", "kept", "shuffled", "plain"]
 
@@ -116,6 +118,23 @@ def caption_parts(
     return _compose(record, rules, None if seed is None else _Showing(record.key, seed, epoch, repeat, step, total_steps))
 
 
+def caption_tags(record: ImageRecord, rules: CaptionRules) -> list[str]:
+    """The tags that may be read of the picture's own caption, each once: of every line and choice where these are drawn, without marks."""
+    lines = caption_lines(record.caption) if rules.wildcard else [first_line(record.caption)]
+    texts = [choice for line in lines for choice in (_all_choices(line) if rules.wildcard else [line])]
+    if rules.keep_tokens_separator:
+        texts = [text.replace(rules.keep_tokens_separator, rules.separator) for text in texts]
+    if rules.secondary_separator:
+        texts = [text.replace(rules.secondary_separator, rules.separator) for text in texts]
+    return list(dict.fromkeys(tag for text in texts for tag in _split_tags(text, rules.separator)))
+
+
+def draws_words(record: ImageRecord, rules: CaptionRules) -> bool:
+    """Whether the picture's text has lines or choices {a|b} to draw from."""
+    text = "".join((rules.prefix, rules.suffix, record.caption if record.has_caption else _class_tokens(record, rules)))
+    return "{" in text or "}" in text or len(caption_lines(record.caption)) > 1
+
+
 def contains_trigger(text: str, trigger: str) -> bool:
     """Whether the text contains the trigger word as a whole word; letter case does not matter, as for CLIP."""
     if not trigger:
@@ -179,9 +198,7 @@ def _compose(record: ImageRecord, rules: CaptionRules, showing: _Showing | None)
     dropped = rng is not None and rng.random() < rules.dropout_rate
     if dropped or (showing and rules.dropout_every_n_epochs and showing.epoch % rules.dropout_every_n_epochs == 0):
         return []
-    text = _choose_wildcards(_add_prefix_and_suffix(record, rules, trigger), rules, showing)
-    if not contains_trigger(text, trigger):
-        text = f"{trigger}{rules.separator} {text}" if text else trigger
+    text = _whole_text(record, rules, trigger, showing)
     if rules.splits_tags:
         parts = _shuffle_and_drop(text, trigger, rules, rng, showing)
     else:
@@ -192,6 +209,14 @@ def _compose(record: ImageRecord, rules: CaptionRules, showing: _Showing | None)
         old, new = rules.secondary_separator, rules.separator
         parts = [Part(part.text.replace(old, new), part.kind, part.before.replace(old, new)) for part in parts]
     return parts
+
+
+def _whole_text(record: ImageRecord, rules: CaptionRules, trigger: str, showing: _Showing | None) -> str:
+    """The caption with prefix, suffix and trigger word, one line and one choice of each {a|b}."""
+    text = _choose_wildcards(_add_prefix_and_suffix(record, rules, trigger), rules, showing)
+    if contains_trigger(text, trigger):
+        return text
+    return f"{trigger}{_joint(rules.separator)}{text}" if text else trigger
 
 
 def _join(parts: Sequence[Part]) -> str:
@@ -224,10 +249,25 @@ def _choose_wildcards(text: str, rules: CaptionRules, showing: _Showing | None) 
 
     if "\n" in text:
         text = choose(text.split("\n"))
+    return _with_choices(text, choose)
+
+
+def _with_choices(text: str, choose: Callable[[list[str]], str]) -> str:
+    """The text with one of the choices in place of each {a|b}, and plain brackets for {{ and }}."""
     opening, closing = (character for character in _unused_characters(text, 2))
     text = text.replace("{{", opening).replace("}}", closing)
-    text = re.sub(r"\{([^}]+)\}", lambda match: choose(match.group(1).split("|")), text)
+    text = _CHOICES.sub(lambda match: choose(match.group(1).split("|")), text)
     return text.replace(opening, "{").replace(closing, "}")
+
+
+def _all_choices(text: str) -> list[str]:
+    """Texts that together hold every choice of each {a|b}; the first has the first ones."""
+    counts = [match.group(1).count("|") + 1 for match in _CHOICES.finditer(text.replace("{{", "").replace("}}", ""))]
+
+    def chooser(number: int) -> Callable[[list[str]], str]:
+        return lambda choices: choices[number % len(choices)]
+
+    return [_with_choices(text, chooser(number)) for number in range(max(counts, default=1))]
 
 
 def _unused_characters(text: str, count: int) -> list[str]:
@@ -246,8 +286,14 @@ def _count_trigger_tags(texts: Sequence[str], trigger: str, separator: str) -> i
     return len(trigger_tags) if trigger_tags and leads else 0
 
 
-def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.Random | None, showing: _Showing | None) -> list[Part]:
-    """The tags of a caption: the fixed ones in front, the others cut by token warm-up, shuffled and dropped."""
+def shuffled_tags(record: ImageRecord, rules: CaptionRules) -> list[str]:
+    """The tags of the plain caption that are shuffled, dropped and added one by one where that is asked for: those not kept in place."""
+    trigger = "" if record.is_reg else rules.trigger_word.strip()
+    return _fixed_and_flexible(_whole_text(record, rules, trigger, None), trigger, rules)[1]
+
+
+def _fixed_and_flexible(text: str, trigger: str, rules: CaptionRules) -> tuple[list[str], list[str], list[str]]:
+    """(tags kept in front, tags that may be shuffled and dropped, tags kept at the end)."""
     separator = rules.keep_tokens_separator
     fixed_suffix: list[str] = []
     if separator and separator in text:
@@ -260,6 +306,12 @@ def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.
     trigger_count = _count_trigger_tags([*fixed_tags, *flex_tags], trigger, rules.separator) - len(fixed_tags)
     if trigger_count > 0:
         fixed_tags, flex_tags = [*fixed_tags, *flex_tags[:trigger_count]], flex_tags[trigger_count:]
+    return fixed_tags, flex_tags, fixed_suffix
+
+
+def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.Random | None, showing: _Showing | None) -> list[Part]:
+    """The tags of a caption: the fixed ones in front, the others cut by token warm-up, shuffled and dropped."""
+    fixed_tags, flex_tags, fixed_suffix = _fixed_and_flexible(text, trigger, rules)
     if showing:
         protected = _split_tags(trigger, rules.separator)
         count = _warmup_length(len(flex_tags), rules, showing)
@@ -274,7 +326,13 @@ def _shuffle_and_drop(text: str, trigger: str, rules: CaptionRules, rng: random.
     trigger_tags = {word.casefold() for word in _split_tags(trigger, rules.separator)}
     tags: list[tuple[str, Kind]] = [(tag, "trigger" if tag.casefold() in trigger_tags else fixed_kind) for tag in fixed_tags]
     tags += [(tag, flex_kind) for tag in flex_tags] + [(tag, fixed_kind) for tag in fixed_suffix]
-    return [Part(tag, kind, ", " if index else "") for index, (tag, kind) in enumerate(tags)]
+    between = _joint(rules.separator)
+    return [Part(tag, kind, between if index else "") for index, (tag, kind) in enumerate(tags)]
+
+
+def _joint(separator: str) -> str:
+    """What stands between tags that were split at `separator`: it and a space, unless it ends in one."""
+    return separator if separator[-1:].isspace() else f"{separator} "
 
 
 def _warmup_length(count: int, rules: CaptionRules, showing: _Showing) -> int:

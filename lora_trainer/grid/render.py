@@ -24,7 +24,7 @@ from lora_trainer.grid.tags import PromptTemplate, parse_template
 from lora_trainer.host.base import Host
 from lora_trainer.messages import say
 from lora_trainer.train.inputs.dataset import load_dataset
-from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line, unknown_marks_note
 from lora_trainer.train.setup import preview_defaults, preview_prompts
 
 MEASURED = "measured"
@@ -59,6 +59,8 @@ def render(
         epochs=[row.epoch for row in rows],
     )
     yield from (Warned(warning) for warning in run_files.warnings)
+    if (note := unknown_marks_note(request.prompt, request.negative)) is not None:
+        yield Warned(note, "prompt")
     with host.lease(config.model) as lease:
         painter = GridPainter(host, control, lease, template, request, record.folder / CELLS, rows[0].path.parent)
         grid = _GridRun(config, painter, run_files, rows, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import attrs
@@ -85,7 +86,7 @@ def _weight(match: re.Match[str]) -> float:
         weights = {float(part) for part in parts}
     except ValueError:
         weights = set()
-    if len(weights) != 1:
+    if len(weights) != 1 or not all(map(math.isfinite, weights)):
         raise TrainerError(
             "the weight in {tag} is not one number.", tag=match.group(0), path="prompt", fix="Write for example <lora:NAME:0.8>."
         )

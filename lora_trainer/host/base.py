@@ -41,17 +41,28 @@ class HostPaths:
         """Whether a request may access `path`; symlinks are resolved first, so that none leads out of the roots."""
         if not self.allowed_roots:
             return True
-        real = path.resolve()
+        try:
+            real = path.resolve()
+        except (OSError, RuntimeError):  # a link to itself
+            return False
         return any(real == root or root in real.parents for root in (root.resolve() for root in self.allowed_roots))
 
 
 @attrs.frozen
 class Checkpoint:
-    """A checkpoint that the host offers. `loaded`: the one that an empty "base model" refers to."""
+    """A checkpoint that the host offers. `loaded`: the one that an empty "base model" refers to.
+
+    `unpack`: makes the file if it is not there yet, and returns its path.
+    """
 
     title: str
     path: Path
     loaded: bool = False
+    unpack: Callable[[], Path] | None = None
+
+    def file(self) -> Path:
+        """The path of the file, unpacked if it was not yet. Raises TrainerError where it cannot be."""
+        return self.path if self.unpack is None else self.unpack()
 
 
 class PictureRequest(Protocol):
@@ -227,15 +238,15 @@ def find_checkpoint(value: str, checkpoints: Sequence[Checkpoint]) -> Path:
     """
     path = Path(value).expanduser()
     if path.is_absolute() or path.exists():
-        return path
-    names: dict[str, Path] = {}
+        return next((checkpoint.file() for checkpoint in checkpoints if checkpoint.path == path), path)
+    names: dict[str, Checkpoint] = {}
     for checkpoint in checkpoints:
         for name in (checkpoint.path.stem, checkpoint.path.name, checkpoint.title, checkpoint.title.partition(" [")[0]):
-            names.setdefault(name.casefold(), checkpoint.path)
+            names.setdefault(name.casefold(), checkpoint)
     if match := names.get(value.casefold()):
-        return match
+        return match.file()
     if (name := hub.HubName.parse(value)) is not None:
         return hub.require_downloaded(name)
     near = get_close_matches(value.casefold(), names, 1)
     fix = "Did you mean {near}?" if near else "Choose a checkpoint file."
-    raise ModelError("there is no checkpoint {name}.", name=value, near=names[near[0]].name if near else "", path=MODEL_FIELD, fix=fix)
+    raise ModelError("there is no checkpoint {name}.", name=value, near=names[near[0]].path.name if near else "", path=MODEL_FIELD, fix=fix)

@@ -65,7 +65,7 @@ class StandaloneHost:
         """Every checkpoint in the models folders, and the toy model. An empty base model means the user's only one, or the toy model."""
         own = [path for folder in self._models_dirs() if folder.is_dir() for path in _checkpoints(folder)]
         checkpoints = [Checkpoint(path.stem, path, loaded=len(own) == 1) for path in own]
-        return [*checkpoints, Checkpoint(assets.TOY, assets.toy_checkpoint(), loaded=not own)]
+        return [*checkpoints, Checkpoint(assets.TOY, assets.toy_path(), loaded=not own, unpack=assets.toy_checkpoint)]
 
     def vaes(self) -> list[Path]:
         """Files called *.vae.safetensors (or .pt, .ckpt), or in a folder called VAE, in the models folders."""
@@ -80,10 +80,11 @@ class StandaloneHost:
         if chosen is None:
             return info | {"reason": message_with_fix(_no_model_error())}
         try:
-            facts = detect.inspect(chosen.path, sha256=self.known_sha256(chosen.path))
+            path = chosen.file()
+            facts = detect.inspect(path, sha256=self.known_sha256(path))
         except TrainerError as error:
             return info | {"title": chosen.title, "path": str(chosen.path), "reason": message_with_fix(error)}
-        return info | facts.badge() | {"title": chosen.title, "path": str(chosen.path), "trainable": True, "reason": ""}
+        return info | facts.badge() | {"title": chosen.title, "path": str(path), "trainable": True, "reason": ""}
 
     def memory(self) -> dict[str, Any]:
         """Of the device that trains."""
@@ -120,7 +121,7 @@ class StandaloneHost:
         chosen = next((checkpoint for checkpoint in self.checkpoints() if checkpoint.loaded), None)
         if chosen is None:
             raise _no_model_error()
-        return chosen.path
+        return chosen.file()
 
     def refresh_networks(self) -> None:
         """There is no list to refresh."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import attrs
@@ -15,8 +14,10 @@ import attrs
 from lora_trainer.control import Control
 from lora_trainer.errors import Problem, TrainerError
 from lora_trainer.events import Event, Failed, Finished, Stopped, Warned
-from lora_trainer.jobs.events_log import EventRecord
+from lora_trainer.files import is_disk_full
+from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.sinks import ReportFile, Sink, standard_sinks
 from lora_trainer.jobs.status import RunStatus
 from lora_trainer.messages import Message, say
@@ -24,7 +25,6 @@ from lora_trainer.messages import Message, say
 Work = Callable[[Control], Generator[Event, None, None]]
 END_EVENTS = (Finished, Stopped, Failed)
 TRACEBACK_LINES = 40
-DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 class RunView:
@@ -56,7 +56,18 @@ class RunView:
 class Job(RunView):
     """Runs `work` in its folder. `status` is replaced as a whole with each event, so any thread may read it without a lock."""
 
-    def __init__(self, work: Work, folder: RunFolder, sinks: Sequence[Sink] = (), *, control: Control | None = None) -> None:
+    def __init__(
+        self, work: Work, folder: RunFolder, sinks: Sequence[Sink] = (), *, control: Control | None = None, claim: Claim | None = None
+    ) -> None:
+        """`claim`: the caller's claim on the folder; None: it is claimed now. Raises HostBusy while another process runs it."""
+        self._claim = claim or folder.claim()
+        try:
+            self._prepare(work, folder, sinks, control)
+        except BaseException:
+            folder.release(self._claim)
+            raise
+
+    def _prepare(self, work: Work, folder: RunFolder, sinks: Sequence[Sink], control: Control | None) -> None:
         info = folder.info()
         self.work = work
         self.folder = folder
@@ -67,7 +78,6 @@ class Job(RunView):
         self._sinks: list[Sink] = [*standard_sinks(folder), *sinks]
         self.status = attrs.evolve(self.status, n=folder.log.count())  # a resumed run appends
         self._thread: threading.Thread | None = None
-        folder.claim()
 
     def command(self, command: str) -> None:
         """Passes a command to the work. Raises ValueError for an unknown command."""
@@ -92,6 +102,13 @@ class Job(RunView):
     def run(self) -> RunStatus:
         """Runs in this thread, to the end; errors of the work become a Failed event. A KeyboardInterrupt is recorded and re-raised."""
         try:
+            self._run()
+        finally:
+            self.folder.release(self._claim)
+        return self.status
+
+    def _run(self) -> None:
+        try:
             end_event = self._iterate()
         except KeyboardInterrupt:
             self._end(Stopped(self.status.step))
@@ -99,9 +116,8 @@ class Job(RunView):
         except Exception as error:
             self.error = error
             self._attach_traceback(error)
-            end_event = Failed(self.status.step, [problem_json(problem) for problem in problems_of(error)])
+            end_event = Failed(self.status.step, [problem_json(problem) for problem in problems_of(error, in_run=self._writes_report)])
         self._end(end_event)
-        return self.status
 
     def _iterate(self) -> Event:
         """Records every event but the final one, which holds only once the generator has ended and given everything back."""
@@ -128,9 +144,9 @@ class Job(RunView):
         for message in self._deliver(EventRecord(status.n, now, event)):
             status = attrs.evolve(status, warnings=status.warnings + 1, warning=message)
         for sink in self._sinks:
-            if (close := getattr(sink, "close", None)) is not None:
-                close()
-        self.folder.release()
+            with suppress(Exception):  # the run has ended all the same
+                sink.close() if hasattr(sink, "close") else None
+        self.folder.release(self._claim)
         self.status = status
 
     def _deliver(self, record: EventRecord) -> list[Message]:
@@ -140,10 +156,16 @@ class Job(RunView):
             try:
                 sink(record)
             except Exception as error:
+                if is_disk_full(error):  # it holds what it has to write, and does so with a later event
+                    continue
                 self._sinks.remove(sink)
                 reason = str(error) or type(error).__name__
                 messages.append(say("{sink} is no longer written in this run: {reason}", sink=type(sink).__name__, reason=reason))
         return messages
+
+    @property
+    def _writes_report(self) -> bool:
+        return any(isinstance(sink, ReportFile) for sink in self._sinks)
 
     def _attach_traceback(self, error: Exception) -> None:
         lines = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip().split("\n")
@@ -155,20 +177,22 @@ class Job(RunView):
 _ACKNOWLEDGED_BY = {"pause": ("Paused",), "resume": ("Resumed", "Stepped"), "save": ("Saved",), "sample": ("Sampled",)}
 
 
-def problems_of(error: BaseException) -> tuple[Problem, ...]:
-    """The problems of any exception: what went wrong, and the remedy."""
+def problems_of(error: BaseException, *, in_run: bool = True) -> tuple[Problem, ...]:
+    """The problems of any exception: what went wrong, and the remedy. `in_run`: a run's report.txt says more."""
     if isinstance(error, TrainerError):
         return error.problems
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         fix = say("Take a smaller training size or fewer pictures per step, or turn on gradient checkpointing.")
         return (Problem("", say("there is not enough memory: {reason}", reason=_first_line(error)), fix),)
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if isinstance(error, OSError) and is_disk_full(error):
         return (Problem(str(error.filename or ""), say("the disk is full."), say("Free some disk space, then start again.")),)
     if isinstance(error, OSError) and error.filename:
         message = say("{path}: {reason}", path=str(error.filename), reason=error.strerror or str(error))
         return (Problem(str(error.filename), message, say("Check that the file is there and may be read and written.")),)
     message = say("{kind}: {reason}", kind=type(error).__name__, reason=_first_line(error))
-    return (Problem("", message, say("The last lines of report.txt in the run's folder say where it happened.")),)
+    if in_run:
+        return (Problem("", message, say("The last lines of report.txt in the run's folder say where it happened.")),)
+    return (Problem("", message, say("This is a fault of the trainer: please report it, with what was printed above.")),)
 
 
 def problem_json(problem: Problem) -> dict[str, Any]:

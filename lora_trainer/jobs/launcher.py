@@ -16,8 +16,10 @@ import attrs
 from lora_trainer import events
 from lora_trainer.errors import Problem
 from lora_trainer.events import Event, Failed, Stopped
+from lora_trainer.jobs.claims import CLAIM_VARIABLE, Claim
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import RunView, problem_json
+from lora_trainer.jobs.logs.events_log import EVENT_TYPES
 from lora_trainer.jobs.process_rank import RANK_VARIABLES
 from lora_trainer.jobs.status import RunStatus, message_from_json
 from lora_trainer.messages import say
@@ -26,14 +28,13 @@ PACKAGE_ROOT = Path(__file__).parents[2]
 POLL_SECONDS = 0.2
 OUTPUT_TAIL = 1500
 """Characters of the process's output that are shown if it ended without a final event."""
-_EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__args__}
 
 
 class SubprocessRun(RunView):
     """Has the interface of a Job: `folder`, `status`, `running`, `command`, `snapshot`. The run outlives this process.
 
     `args` follow `python -m lora_trainer`; `on_end` is called once, in a thread, when the run has ended. The process's output
-    goes to output.txt in the folder. `secrets` go into its environment, and nowhere else.
+    goes to output.txt in the folder. `secrets` go into its environment, and nowhere else. `claim`: the caller's claim on the folder.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class SubprocessRun(RunView):
         cache_dir: Path,
         on_end: Callable[[], object] = lambda: None,
         secrets: Mapping[str, str] | None = None,
+        claim: Claim | None = None,
     ) -> None:
         info = folder.info()
         self.folder = folder
@@ -51,6 +53,7 @@ class SubprocessRun(RunView):
         self.cache_dir = cache_dir
         self.on_end = on_end
         self._secrets = dict(secrets or {})
+        self._claim = claim
         self.status = RunStatus(id=folder.id, name=info["name"], kind=info["kind"], of=info["of"])
         self.error: BaseException | None = None
         self.requested = ""
@@ -65,7 +68,20 @@ class SubprocessRun(RunView):
         return self.folder.path / "output.txt"
 
     def start(self) -> None:
-        """Starts the process, and the thread that follows it. Raises OSError."""
+        """Starts the process, which takes the claim on the folder over, and the thread that follows it.
+
+        Raises OSError, and HostBusy while another process runs it.
+        """
+        claim = self._claim = self._claim or self.folder.claim()
+        try:
+            self._start_process(claim)
+        except BaseException:
+            self.folder.release(claim)
+            raise
+        self._thread = threading.Thread(target=self._follow, name=f"lora-trainer follows {self.folder.id}", daemon=True)
+        self._thread.start()
+
+    def _start_process(self, claim: Claim) -> None:
         options: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for the WebUI; the run is stopped by its control file
         if sys.platform == "win32":
             options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
@@ -73,14 +89,12 @@ class SubprocessRun(RunView):
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "lora_trainer", *self.args],
                 cwd=self.folder.path,
-                env=subprocess_environment(self.cache_dir) | self._secrets,
+                env=subprocess_environment(self.cache_dir) | self._secrets | claim.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 **options,
             )
-        self._thread = threading.Thread(target=self._follow, name=f"lora-trainer follows {self.folder.id}", daemon=True)
-        self._thread.start()
 
     def join(self, timeout: float | None = None) -> bool:
         """Waits for the end; whether it was reached."""
@@ -102,8 +116,8 @@ class SubprocessRun(RunView):
         return super().snapshot(language) | {"own_process": True}
 
     def _follow(self) -> None:
-        process = self._process
-        assert process is not None
+        process, claim = self._process, self._claim
+        assert process is not None and claim is not None
         while self.running:
             has_exited = process.poll() is not None  # polled first: what it wrote before it exited is still read
             end_event = self._read_events()
@@ -111,6 +125,7 @@ class SubprocessRun(RunView):
                 end_event = Stopped(self.status.step) if process.returncode == 130 else self._failed_without_event(process.returncode)
             if end_event is not None:
                 process.wait()
+                self.folder.release(claim)  # a killed process has not done it
                 self.on_end()
                 self.status = self.status.after(end_event, time.time())
                 return
@@ -145,14 +160,14 @@ class SubprocessRun(RunView):
 
 def subprocess_environment(cache_dir: Path) -> dict[str, str]:
     """Environment of the new process: it finds this package, shares the cache, and is not part of a distributed run."""
-    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    inherited = {name: value for name, value in os.environ.items() if name not in (*RANK_VARIABLES, CLAIM_VARIABLE)}
     paths = [str(PACKAGE_ROOT), *filter(None, [inherited.get("PYTHONPATH", "")])]
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths), "PYTHONIOENCODING": "utf-8", "LORA_TRAINER_CACHE": str(cache_dir)}
 
 
 def event_from_json(line: dict[str, Any]) -> Event | None:
     """The event of a line of events.jsonl; None if this version does not know it."""
-    event_type = _EVENT_TYPES.get(str(line.get("event")))
+    event_type = EVENT_TYPES.get(str(line.get("event")))
     if event_type is None:
         return None
     values = {field.name: line[field.name] for field in attrs.fields(event_type) if field.name in line}

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.errors import HostBusy
-from lora_trainer.jobs.folder import RunFolder, list_runs
+from lora_trainer.jobs.claims import Claim
+from lora_trainer.jobs.folder import RunFolder, history
 from lora_trainer.jobs.job import Job, Work
 from lora_trainer.jobs.launcher import SubprocessRun
 from lora_trainer.jobs.sinks import Sink
@@ -32,11 +33,11 @@ class JobManager:
         if (busy := self.current) is not None:
             raise HostBusy("the run {run} is still going on.", run=busy.status.name, path="run", fix="Stop it, or wait until it has ended.")
 
-    def start(self, folder: RunFolder, work: Work, sinks: Sequence[Sink] = ()) -> Job:
-        """Runs `work` in its own thread. Raises HostBusy, naming the run, if one is going on."""
+    def start(self, folder: RunFolder, work: Work, sinks: Sequence[Sink] = (), *, claim: Claim | None = None) -> Job:
+        """Runs `work` in its own thread; `claim` as for a Job. Raises HostBusy, naming the run, if one is going on."""
         with self._lock:
             self.require_idle()
-            job = Job(work, folder, sinks)
+            job = Job(work, folder, sinks, claim=claim)
             self.latest = job
             job.start()
             return job
@@ -54,10 +55,10 @@ class JobManager:
         current = self.current
         return current is not None and current.folder.path == folder.path
 
-    def history(self, runs_dir: Path, *, kinds: Sequence[str] = ("train",)) -> list[dict[str, Any]]:
+    def history(self, runs_dir: Path, *, kinds: Sequence[str] = ("train",), language: str = "en") -> list[dict[str, Any]]:
         """Summaries of the runs in a folder, newest first."""
-        folders = [folder for folder in list_runs(runs_dir) if folder.info()["kind"] in kinds]
-        return [folder.summary(running=self.is_running(folder)) for folder in folders]
+        running = "" if (current := self.current) is None else str(current.folder.path)
+        return history(runs_dir, kinds=kinds, running=running, language=language)
 
 
 MANAGER = JobManager()

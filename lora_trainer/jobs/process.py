@@ -9,6 +9,8 @@ from pathlib import Path
 
 def process_start_time(pid: int) -> str:
     """Start time of the process in the system's clock ticks: distinguishes it from a later one with the same pid. "" if unknown."""
+    if sys.platform == "win32":
+        return _start_time_windows(pid)
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -27,7 +29,7 @@ def is_process_alive(pid: int, start_time: str = "") -> bool:
 def _is_alive_posix(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -37,16 +39,33 @@ def _is_alive_posix(pid: int) -> bool:
         return True
 
 
+def _start_time_windows(pid: int) -> str:
+    import ctypes
+
+    query_limited = 0x1000
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    kernel.OpenProcess.restype = ctypes.c_void_p  # a handle has 64 bits
+    handle = kernel.OpenProcess(query_limited, False, pid)
+    if not handle:
+        return ""
+    created, other = ctypes.c_ulonglong(), ctypes.c_ulonglong()
+    others = [ctypes.byref(other)] * 3
+    succeeded = kernel.GetProcessTimes(ctypes.c_void_p(handle), ctypes.byref(created), *others)
+    kernel.CloseHandle(ctypes.c_void_p(handle))
+    return str(created.value) if succeeded else ""
+
+
 def _is_alive_windows(pid: int) -> bool:
     # on Windows os.kill(pid, 0) would send Ctrl-C
     import ctypes
 
     query_limited, still_active = 0x1000, 259
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    kernel.OpenProcess.restype = ctypes.c_void_p
     handle = kernel.OpenProcess(query_limited, False, pid)
     if not handle:
         return False
     code = ctypes.c_ulong()
-    kernel.GetExitCodeProcess(handle, ctypes.byref(code))
-    kernel.CloseHandle(handle)
+    kernel.GetExitCodeProcess(ctypes.c_void_p(handle), ctypes.byref(code))
+    kernel.CloseHandle(ctypes.c_void_p(handle))
     return code.value == still_active

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,18 @@ import attrs
 from lora_trainer.config.live_settings import is_changeable
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import file_sha256
+from lora_trainer.jobs.run_files import ListOf, is_list, is_mapping, is_number, is_text, is_whole, read_object
 
+_STATE = ListOf(
+    {
+        **dict.fromkeys(("step", "epoch", "groups", "states", "skipped", "steps_per_epoch", "total_steps"), is_whole),
+        **dict.fromkeys(("changes", "files", "recent"), is_list),
+        **dict.fromkeys(("optimizer", "saves", "early"), is_mapping),
+        "began": is_number,
+    }
+)
+_CHANGE = ListOf({"path": is_text, "step": is_whole, "new": lambda value: True})
+"""What every state.json holds, and each of its changes."""
 STATE_DIR = "state"
 """In a run's folder."""
 TENSORS_FILE, JSON_FILE = "state.safetensors", "state.json"
@@ -96,7 +106,7 @@ def list_states(run: Path) -> list[SavedState]:
     states = []
     with suppress(OSError):
         for path in (run / STATE_DIR).iterdir():
-            if path.name.startswith(PREFIX) and (content := _read_json(path / JSON_FILE)) and _is_complete(path, content):
+            if path.name.startswith(PREFIX) and (content := read_object(path / JSON_FILE)[0]) and _is_complete(path, content):
                 states.append(SavedState(path, content["step"], content["states"], content))
     return sorted(states, key=lambda state: (state.step, state.number), reverse=True)
 
@@ -106,7 +116,7 @@ def newest_state_step(run: Path) -> int | None:
     numbers = []
     with suppress(OSError):
         numbers = [path.name[len(PREFIX) :].partition("-")[0] for path in (run / STATE_DIR).iterdir() if path.name.startswith(PREFIX)]
-    return max((int(number) for number in numbers if number.isdigit()), default=None)
+    return max((int(number) for number in numbers if number.isascii() and number.isdecimal() and len(number) < 16), default=None)
 
 
 def newest_state(run: Path) -> SavedState | None:
@@ -154,17 +164,10 @@ def _leftovers(run: Path) -> Iterator[Path]:
 
 def _is_complete(path: Path, content: dict[str, Any]) -> bool:
     try:
-        return (path / TENSORS_FILE).stat().st_size == content["bytes"] and {type(content["step"]), type(content["states"])} == {int}
-    except (OSError, KeyError):
+        is_whole_file = (path / TENSORS_FILE).stat().st_size == content.get("bytes")
+    except OSError:
         return False
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    return is_whole_file and _STATE.fits(content) and all(map(_CHANGE.fits, content["changes"]))
 
 
 def sha256_hex(content: bytes) -> str:

@@ -14,31 +14,42 @@ from lora_trainer.config.files import read_config
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Failed, Finished, Resumed, Sampled, Saved, Started, Stepped, Stopped, Validated, Warned
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.csv_log import StepsCsv
-from lora_trainer.jobs.events_log import EventRecord, finite_or_none, relative_to_folder, truncate_partial_line
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.csv_log import StepsCsv
+from lora_trainer.jobs.logs.events_log import EventRecord, finite_or_none, relative_to_folder, truncate_partial_line
+from lora_trainer.jobs.logs.tensorboard import TensorBoard
 from lora_trainer.jobs.status import FROM_STATE
-from lora_trainer.jobs.tensorboard import TensorBoard
 
 Sink = Callable[[EventRecord], None]
 
 
 class EventsFile:
-    """events.jsonl: one object per line, flushed at once, so that a killed process loses at most its last line."""
+    """events.jsonl: one object per line, flushed at once, so that a killed process loses at most its last line.
+
+    While the disk is full, lines wait in memory and are written with a later one.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder.path
         truncate_partial_line(folder.events_file)
-        self._file = folder.events_file.open("ab")
+        self._file = folder.events_file.open("ab", buffering=0)
+        self._unwritten = b""
 
     def __call__(self, record: EventRecord) -> None:
         line = json.dumps(record.to_json(self.folder), ensure_ascii=False, default=str)
-        self._file.write(line.encode("utf-8") + b"\n")
-        self._file.flush()
+        self._unwritten += line.encode("utf-8", "backslashreplace") + b"\n"
+        self._write()
+
+    def _write(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[self._file.write(self._unwritten) :]  # where there is little room, only a part is written
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        try:
+            self._write()
+        finally:
+            self._file.close()
 
 
 class ManifestFile:

@@ -24,8 +24,8 @@ from lora_trainer.events import (
     Validated,
     Warned,
 )
-from lora_trainer.jobs.events_log import finite_or_none
-from lora_trainer.messages import Message
+from lora_trainer.jobs.logs.events_log import finite_or_none
+from lora_trainer.messages import Message, say
 
 ENDED = ("finished", "stopped", "failed", "interrupted")
 PHASE_STATES = {
@@ -113,7 +113,10 @@ class RunStatus:
 
 def translate_problem(problem: Mapping[str, Any], language: str) -> dict[str, str]:
     """A problem of a Failed event as {"path", "message", "fix"} in `language`; its templates are under "words"."""
-    words = problem.get("words") or {}
+    if not isinstance(problem, Mapping):  # of a damaged log
+        return {"path": "", "message": str(problem), "fix": ""}
+    words = problem.get("words")
+    words = words if isinstance(words, Mapping) else {}
     return {
         "path": str(problem.get("path", "")),
         **{part: translate_message(words.get(part) or problem.get(part, ""), language) for part in ("message", "fix")},
@@ -124,12 +127,18 @@ def translate_message(message: Any, language: str) -> str:
     """The text in `language` of a message from events.jsonl: {"template", "values", "text"}, or plain text."""
     if not isinstance(message, Mapping):
         return str(message)
-    return message_from_json(message).text(language)
+    try:
+        return message_from_json(message).text(language)
+    except (ValueError, LookupError, AttributeError):  # the braces of a damaged template
+        return str(message.get("text", ""))
 
 
-def message_from_json(message: Mapping[str, Any]) -> Message:
+def message_from_json(message: Mapping[str, Any] | str) -> Message:
     """A message from its form in events.jsonl."""
-    values = message.get("values", {})
+    if not isinstance(message, Mapping) or not isinstance(message.get("template"), str):
+        return say("{text}", text=str(message.get("text", "")) if isinstance(message, Mapping) else message)
+    values = message.get("values")
+    values = values if isinstance(values, Mapping) else {}
     nested = {key: message_from_json(value) for key, value in values.items() if isinstance(value, Mapping) and "template" in value}
     return Message(message["template"], {**values, **nested})
 

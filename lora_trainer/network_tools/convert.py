@@ -31,7 +31,7 @@ def convert(path: Path, out: Path, to: str) -> NetworkFile:
     Raises ModelError for layers without a name there, and for kinds that the other naming does not support.
     """
     file = open_network(path)
-    if file.naming == to:
+    if _has_names_of(file, to):
         raise ModelError("{path} has these names already.", path=str(path), fix="Choose another --to.")
     states = read_modules(file)
     layers = released_layers(file.family)
@@ -48,6 +48,18 @@ def convert(path: Path, out: Path, to: str) -> NetworkFile:
         metadata[ALPHAS_KEY] = json.dumps(alphas, separators=(",", ":"))
     write_network(out, state, metadata, "keep")
     return file
+
+
+def _has_names_of(file: NetworkFile, to: str) -> bool:
+    """Whether every key has the name that it would get."""
+    layers = released_layers(file.family)
+    keys = [
+        (key, naming.rename_key(name, suffix, layers.get(name), to))
+        for name, module in file.modules.items()
+        for suffix, key in module.keys.items()
+        if suffix != "alpha"
+    ]
+    return all(key == renamed for key, renamed in keys)
 
 
 def _check_convertible(file: NetworkFile, name: str, module: ModuleState, layers: Mapping[str, CheckpointLayer]) -> None:
@@ -95,5 +107,5 @@ def _to_kohya(name: str, module: ModuleState, original: list[str] | None) -> dic
         scale = alpha / module.rank
         tensors["lora_up.weight"] = (tensors["lora_up.weight"].double() / scale).to(getattr(torch, TORCH_DTYPES[up_dtype]))
         if alpha_dtype:
-            state[f"{name}.alpha"] = torch.tensor(alpha, dtype=getattr(torch, TORCH_DTYPES[alpha_dtype]))
+            state[f"{name}.alpha"] = torch.tensor(alpha, dtype=getattr(torch, TORCH_DTYPES.get(alpha_dtype, "float32")))
     return state | {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}

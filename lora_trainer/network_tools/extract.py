@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import attrs
+import torch
 from torch import Tensor
 
 from lora_trainer.errors import ModelError
@@ -30,6 +31,8 @@ class ExtractOptions:
     conv_rank: int = 0
     energy: float = 1.0
     text: bool = True
+    skip_rounding: bool = False
+    """Leave out layers that differ by rounding alone, as between a checkpoint in float32 and its copy in bf16."""
 
     def target_for(self, layer: CheckpointLayer) -> RankTarget | None:
         """The target of one layer; None: it is left out."""
@@ -42,11 +45,15 @@ class ExtractOptions:
 
 @attrs.frozen
 class ExtractResult:
-    """How many layers are in the file, how many do not differ, the share of squared singular values kept, and the ranks by layer."""
+    """How many layers are in the file, how many do not differ, the share of squared singular values kept, and the ranks by layer.
+
+    `rounding`: how many differ by rounding alone; they are in the file unless they were to be left out.
+    """
 
     family: str
     layers: int
     unchanged: int
+    rounding: int
     energy: float
     ranks: dict[str, int]
 
@@ -84,19 +91,40 @@ def extract(
         )
     pairs: dict[str, LowRankPair] = {}
     state: dict[str, Tensor] = {}
+    rounding = 0
     with open_tensors(base) as before, open_tensors(tuned) as after:
         for number, (layer, target) in enumerate(targets, start=1):
-            difference = read_slice(after, others[layer.name].weight).float() - read_slice(before, layer.weight).float()
+            one, other = read_slice(before, layer.weight), read_slice(after, others[layer.name].weight)
+            difference = other.float() - one.float()
             on_progress(number, len(targets))
             if not float(difference.abs().max()) > UNCHANGED:
                 continue
+            if differs_by_rounding(one, other):
+                rounding += 1
+                if options.skip_rounding:
+                    continue
             pair = pairs[layer.name] = low_rank.decompose(difference.flatten(1), target)
             state |= low_rank.lora_state(layer.name, pair, layer.shape)
+    if not pairs and rounding:
+        raise ModelError(
+            "{base} and {tuned} differ by rounding alone.", base=base.name, tuned=tuned.name, fix="Choose the trained checkpoint."
+        )
     if not pairs:
         raise ModelError("{base} and {tuned} do not differ.", base=base.name, tuned=tuned.name, fix="Choose the trained checkpoint.")
     ranks = {name: pair.rank for name, pair in pairs.items()}
     write_network(out, state, _metadata(row, base, tuned, out, list(ranks.values())), precision)
-    return ExtractResult(row.family, len(pairs), len(targets) - len(pairs), low_rank.energy_share(pairs), ranks)
+    left_out = rounding if options.skip_rounding else 0
+    return ExtractResult(row.family, len(pairs), len(targets) - len(pairs) - left_out, rounding, low_rank.energy_share(pairs), ranks)
+
+
+def differs_by_rounding(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of different dtypes are one, rounded to nearest: no value is further off than half a step of each dtype."""
+    if one.dtype == other.dtype:
+        return False
+    infos = [torch.finfo(tensor.dtype) for tensor in (one, other)]
+    relative, absolute = sum(info.eps for info in infos) / 2, sum(info.tiny * info.eps for info in infos) / 2
+    first, second = one.double(), other.double()
+    return bool(((first - second).abs() <= relative * torch.maximum(first.abs(), second.abs()) + absolute).all())
 
 
 def read_slice(tensor_of: Callable[[str], Tensor], tensor_slice: TensorSlice) -> Tensor:

@@ -32,12 +32,14 @@ def info(path: Path) -> dict[str, Any]:
         "family": file.family,
         "family_label": layout.row(file.family).label,
         "naming": file.naming,
+        "namings": list(file.namings),
         "dtype": file.dtype,
         "modules": dict(Counter(part_of(name) for name in file.modules)),
         "unknown": list(file.unknown_layers),
         "embeddings": sorted({key.split(".")[1] for key in file.embedding_keys}),
         "ranks": _value_counts(module.rank for module in file.modules.values() if module.rank),
         **_alphas_and_norms(file),
+        "alphas_from": file.declared.source,
         "trained_on": trained_on(file.metadata),
         "hashes": {
             "sha256": sha256,
@@ -84,7 +86,7 @@ def _alphas_and_norms(file: NetworkFile) -> dict[str, Any]:
     complete, alphas = True, []
     for name, state in read_modules(file).items():
         module = file.modules[name]
-        if "alpha" in module.keys:
+        if "alpha" in module.keys or name in file.declared.alphas:
             alphas.append(state.alpha)
         if state.reads_weight:
             complete = False
@@ -106,9 +108,15 @@ def _alphas_and_norms(file: NetworkFile) -> dict[str, Any]:
 
 def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Base model, images, training length and tags from the metadata; what it does not say is left out."""
-    folders = _parse_json(metadata.get("ss_dataset_dirs"))
+    datasets = _datasets(metadata)
+    folders = _parse_json(metadata.get("ss_dataset_dirs")) or _dataset_folders(datasets)
     tags: Counter[str] = Counter()
-    for counts in _parse_json(metadata.get("ss_tag_frequency")).values():
+    frequencies = (
+        [_parse_json(metadata.get("ss_tag_frequency"))]
+        if _parse_json(metadata.get("ss_tag_frequency"))
+        else [entry["tag_frequency"] for entry in datasets if isinstance(entry.get("tag_frequency"), dict)]
+    )
+    for counts in [counts for frequency in frequencies for counts in frequency.values()]:
         tags.update({tag: count for tag, count in counts.items() if isinstance(count, int)} if isinstance(counts, dict) else {})
     facts = {
         "base_model": metadata.get("ss_sd_model_name"),
@@ -120,7 +128,7 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
         "pictures": metadata.get("ss_num_train_images"),
         "steps": metadata.get("ss_steps"),
         "epochs": metadata.get("ss_epoch") or metadata.get("ss_num_epochs"),
-        "resolution": metadata.get("ss_resolution"),
+        "resolution": (metadata.get("ss_resolution") or "None").replace("None", "") or _dataset_resolutions(datasets),
         "clip_skip": metadata.get("ss_clip_skip"),
         "optimizer": metadata.get("ss_optimizer"),
         "learning_rate": metadata.get("ss_learning_rate"),
@@ -133,10 +141,37 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value not in (None, "", "None", {}, [])}
 
 
+def _datasets(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The data sets of `ss_datasets`, which sd-scripts writes where a dataset TOML was used."""
+    try:
+        entries = json.loads(metadata.get("ss_datasets") or "[]")
+    except (ValueError, RecursionError):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+
+def _dataset_folders(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    lists = [entry["subsets"] for entry in datasets if isinstance(entry.get("subsets"), list)]
+    subsets = [subset for entries in lists for subset in entries if isinstance(subset, dict)]
+    return {
+        str(subset.get("image_dir") or subset.get("metadata_file")): {
+            "n_repeats": subset.get("num_repeats"),
+            "img_count": subset.get("img_count"),
+        }
+        for subset in subsets
+        if (subset.get("image_dir") or subset.get("metadata_file")) and subset.get("is_reg") is not True
+    }
+
+
+def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:
+    sizes = [str(tuple(entry["resolution"])) for entry in datasets if isinstance(entry.get("resolution"), list)]
+    return ", ".join(dict.fromkeys(sizes))
+
+
 def _parse_json(text: str | None) -> dict[str, Any]:
     try:
         parsed = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 

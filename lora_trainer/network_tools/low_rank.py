@@ -93,6 +93,13 @@ def decompose(matrix: Tensor, target: RankTarget) -> LowRankPair:
     return _truncate(u, s, v, norm, target)
 
 
+def whole_pair(matrix: Tensor) -> LowRankPair:
+    """A pair of the matrix's own rank: only singular values that are rounding errors of float32 are dropped."""
+    u, s, v = torch.linalg.svd(matrix.float(), full_matrices=False)
+    noise = float(s[0]) * max(matrix.shape) * torch.finfo(torch.float32).eps
+    return _truncate(u, s, v, float(matrix.double().norm()), RankTarget(max(1, int((s > noise).sum()))))
+
+
 def _truncate(u: Tensor, s: Tensor, v: Tensor, norm: float, target: RankTarget) -> LowRankPair:
     rank, root = target.choose_rank(s, norm), s.sqrt()
     not_computed = max(0.0, norm**2 - float(s.double().square().sum())) if len(s) < min(u.shape[0], v.shape[1]) else 0.0

@@ -39,17 +39,22 @@ class WeightedNetwork:
 
 @attrs.frozen
 class MergeResult:
-    """How many layers were merged, the share of the sum's squared singular values that the file keeps (1: exact), and the highest rank."""
+    """How many layers were merged, the share of the sum's squared singular values that the file keeps (1: exact), and the highest rank.
+
+    `left_out`: layers that no model of the family has.
+    """
 
     layers: int
     energy: float
     rank: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 def merge_networks(sources: Sequence[WeightedNetwork], out: Path, *, rank: int = 0, precision: str = "") -> MergeResult:
     """Writes the weighted sum of networks as one LoRA.
 
-    Without `rank` plain LoRAs are concatenated, so that their ranks add up and nothing is lost; any other kind becomes its best pair.
+    Without `rank` nothing is lost: the ranks of plain LoRAs add up, and any other kind gets the rank that its sum has. With `rank` each
+    layer becomes its best pair.
     `precision`: "float", "fp16", "bf16", "keep"; "": the first file's. Raises ModelError for networks of different families, and for
     kinds that depend on the model's weights.
     """
@@ -57,7 +62,6 @@ def merge_networks(sources: Sequence[WeightedNetwork], out: Path, *, rank: int =
     _check_families(files)
     states = [read_modules(file) for file in files]
     names = list(dict.fromkeys(name for modules in states for name in modules))
-    highest = max((module.rank for file in files for module in file.modules.values()), default=1) * len(files)
     state: dict[str, Tensor] = {}
     pairs: dict[str, LowRankPair] = {}
     for name in names:
@@ -68,7 +72,7 @@ def merge_networks(sources: Sequence[WeightedNetwork], out: Path, *, rank: int =
         ]
         if not parts:
             continue
-        pair, shape = _sum_layer(name, parts, RankTarget(rank or highest), exact=not rank)
+        pair, shape = _sum_layer(name, parts, RankTarget(rank) if rank else None)
         pairs[name] = pair
         state |= low_rank.lora_state(name, pair, shape)
     if not pairs:
@@ -91,14 +95,15 @@ def merge_into_checkpoint(
 ) -> MergeResult:
     """Writes a checkpoint with networks added to its weights, tensor by tensor; every other tensor is copied unchanged.
 
-    `precision` "" keeps each tensor's dtype. `on_progress` gets (tensors done, tensors in all). Raises ModelError for a network of another
-    model; the error names the first layer that does not fit.
+    `precision` "" keeps each tensor's dtype. `on_progress` gets (tensors done, tensors in all). Layers that no model of the family has are
+    left out, as WebUIs do. Raises ModelError for a network of another model; the error names the first layer that does not fit.
     """
     files = [open_network(source.path) for source in sources]
     row, layers = checkpoint_layers(checkpoint)
     for file in files:
         _check_fits(file, layers, row.family, checkpoint)
-    states = [read_modules(file) for file in files]
+    left_out = tuple(dict.fromkeys(name for file in files for name in file.unknown_layers))
+    states = [{name: state for name, state in read_modules(file).items() if name not in left_out} for file in files]
     changes: dict[str, list[tuple[CheckpointLayer, str]]] = {}
     for name in dict.fromkeys(name for modules in states for name in modules):
         changes.setdefault(layers[name].weight.key, []).append((layers[name], "weight"))
@@ -121,7 +126,8 @@ def merge_into_checkpoint(
             return _merged_tensor(key, tensor_of, changes.get(key, []), sources, states)
 
         write_streamed(out, entries, merged_tensor, _checkpoint_metadata(content.metadata, sources))
-    return MergeResult(len({layer.name for changed in changes.values() for layer, _ in changed}), 1.0)
+    changed_layers = {layer.name for changed in changes.values() for layer, _ in changed}
+    return MergeResult(len(changed_layers), 1.0, left_out=left_out)
 
 
 def _merged_tensor(
@@ -153,18 +159,18 @@ Part = tuple[float, ModuleState, NetworkFile]
 """A network's share in one layer: its strength, its module, its file."""
 
 
-def _sum_layer(name: str, parts: Sequence[Part], target: RankTarget, *, exact: bool) -> tuple[LowRankPair, tuple[int, ...]]:
-    """The pair of one layer, and the shape of its weight."""
+def _sum_layer(name: str, parts: Sequence[Part], target: RankTarget | None) -> tuple[LowRankPair, tuple[int, ...]]:
+    """The pair of one layer, and the shape of its weight; without a target the sum itself."""
     shape = _shared_shape(name, parts)
     if all(low_rank.is_plain(state) for _, state, _ in parts):
         pairs = [(strength, low_rank.pair_of(state)) for strength, state, _ in parts]
         up, down = torch.cat([pair.up * strength for strength, pair in pairs], dim=1), torch.cat([pair.down for _, pair in pairs])
         stacked = LowRankPair(up, down, low_rank.norm_of_product(up, down))
-        return stacked if exact else low_rank.reduce_pair(stacked, target), shape
+        return stacked if target is None else low_rank.reduce_pair(stacked, target), shape
     total = torch.zeros(shape).flatten(1)
     for strength, state, _ in parts:
         total += low_rank.delta_matrix(state, shape) * strength
-    return low_rank.decompose(total, target), shape
+    return low_rank.whole_pair(total) if target is None else low_rank.decompose(total, target), shape
 
 
 def _shared_shape(name: str, parts: Sequence[Part]) -> tuple[int, ...]:
@@ -209,6 +215,16 @@ def _check_fits(file: NetworkFile, layers: Mapping[str, CheckpointLayer], family
     if file.embedding_keys:
         raise ModelError("{path} brings embeddings along: a checkpoint cannot hold them.", path=str(file.path), fix="Use it in the prompt.")
     for name, module in file.modules.items():
+        if name in file.unknown_layers and file.family == family:
+            continue
+        if name not in layers and file.family == family:
+            raise ModelError(
+                "{path} holds {name}, which {checkpoint} does not have.",
+                path=file.path.name,
+                checkpoint=checkpoint.name,
+                name=name,
+                fix="Choose a network and a checkpoint of the same build.",
+            )
         if name not in layers:
             raise ModelError(
                 "{path} is of the family {one}, {checkpoint} of {other}: {name} is not in it.",

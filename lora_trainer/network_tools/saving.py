@@ -15,6 +15,7 @@ from lora_trainer.errors import ConfigError, ModelError, Problem
 from lora_trainer.files import write_atomically
 from lora_trainer.messages import say
 from lora_trainer.network_tools.checked_network import NetworkFile
+from lora_trainer.network_tools.declared_alphas import HEADER_KEY
 
 PRECISIONS = {"F16": "fp16", "BF16": "bf16"}
 LARGEST = {"fp16": float(torch.finfo(torch.float16).max)}
@@ -44,13 +45,20 @@ def _out_error(message: Any, fix: Any) -> ConfigError:
 def write_network(out: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], precision: str) -> str:
     """Writes a network file, reads it back and compares names and shapes. Returns its sha256 in hex.
 
-    `precision`: "float", "fp16", "bf16", or "keep". Raises TrainerError, also for values too large for fp16.
+    `precision`: "float", "fp16", "bf16", or "keep". Raises TrainerError, also for values that are not finite, or too large
+    for fp16.
     """
+    infinite = next((name for name, tensor in state.items() if not bool(torch.isfinite(tensor.float()).all())), "")
+    if infinite:
+        raise ModelError("the result's {key} holds values that are not finite.", key=infinite, fix="Use smaller weights.")
     limit = LARGEST.get(precision)
     too_large = next((name for name, tensor in state.items() if limit and tensor.numel() and float(tensor.abs().max()) > limit), "")
     if too_large:
         raise ModelError("{key} holds values that fp16 cannot hold.", key=too_large, fix="Save with --precision bf16 or float.")
-    return write_lora(out, state, {key: value for key, value in metadata.items() if not key.startswith("sshs_")}, precision)
+    kept = {
+        key: value for key, value in metadata.items() if not key.startswith("sshs_") and key != HEADER_KEY
+    }  # the alphas are tensors now
+    return write_lora(out, state, kept, precision)
 
 
 def precision_of(file: NetworkFile) -> str:

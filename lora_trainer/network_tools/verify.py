@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.choices.network_hosts import HOSTS, host_support
+from lora_trainer.config.choices.network_hosts import HOSTS, SEVERITY, LayerInFile, host_support, layer_support
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
@@ -75,9 +75,9 @@ def _has_released_shapes(file: NetworkFile, layers: Mapping[str, CheckpointLayer
 
 
 def _host(file: NetworkFile, kind: str, host: str) -> tuple[str, Message | None]:
-    if file.naming != "kohya":
-        return "no", say("Its layers have other names than WebUIs read: convert it with --to kohya.")
+    """The worse of what a host does with the layers' names, and with the kind."""
     magnitudes = [module.shapes["dora_scale"] for module in file.modules.values() if "dora_scale" in module.entries]
     if kind == "dora" and any(shape[0] != 1 for shape in magnitudes):
         kind = "dora_out"
-    return host_support(kind, host)
+    layers = [LayerInFile(module.name_in_file, len(module.keys), name not in file.unknown_layers) for name, module in file.modules.items()]
+    return max(layer_support(layers, host, file.family), host_support(kind, host), key=lambda found: SEVERITY.index(found[0]))

@@ -113,7 +113,7 @@ class TrainingOptimizer:
     ) -> None:
         choice, spec = optimizer_choice(name), optimizer_spec(name)
         self.name, self.options = choice.name, dict(options)
-        self.elementwise, self.bytes_per_parameter, self.adaptive = spec.elementwise, spec.state_bytes, spec.adaptive
+        self.elementwise, self.adaptive = spec.elementwise, spec.adaptive
         self.groups = [
             ParamGroup(plan, [parts[plan.part][index] for index in plan.indices] if plan.indices else parts[plan.part]) for plan in plans
         ]

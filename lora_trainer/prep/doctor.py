@@ -133,8 +133,7 @@ def _diagnosis(
     statistics = ClipTokens().statistics(texts)
     tags: Counter[str] = Counter()
     for record in used:
-        separator = blueprint.subsets[record.subset].caption_rules.separator
-        tags.update({part.strip() for part in captions.first_line(record.caption).split(separator) if part.strip()})
+        tags.update(captions.caption_tags(record, blueprint.subsets[record.subset].caption_rules))
     with ThreadPoolExecutor(WORKERS, "lora-trainer-sharpness") as pool:
         measured = pool.map(sharpness, [record.path for record in used])
         sharpness_by_key = {record.key: value for record, value in zip(used, measured, strict=True) if value is not None}

@@ -47,8 +47,10 @@ from lora_trainer.train.outputs.background_writer import BackgroundWriter
 from lora_trainer.train.outputs.output import NullOutput, Output
 from lora_trainer.train.outputs.saving import OutputNames, claimed_names, refuse_overwriting
 from lora_trainer.train.pausing import Pausing
-from lora_trainer.train.planning.plan import Machine, TrainingPlan, make_plan
+from lora_trainer.train.planning.memory_plan import Machine
+from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.train.planning.preflight import early_warnings
+from lora_trainer.train.previews.preview_prompts import network_tag_notes
 from lora_trainer.train.previews.previews import NullPreviews, Previews
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.setup import inspect_checkpoint
@@ -106,6 +108,8 @@ def run(
         yield Started(progress.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), rank.world_size)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from early_warnings(config, dataset, lease.checkpoint)
+        if not lease.own_previews:
+            yield from (Warned(note, "sample.prompts") for note in network_tag_notes(setup.preview_prompts(config)))
         if rank.is_main and (disk_warning := check_disk(names.folder, names.name, progress.plan)) is not None:
             yield Warned(disk_warning, "save.output_dir")
         own_dataset = dataset if rank.is_main else dataset.without_validation()
@@ -169,7 +173,7 @@ class RunLoop:
         memory_limit: MemoryLimit | None = None,
     ) -> RunLoop:
         """Makes the parts of a run's loop; `folder` is the run's own. Processes other than the first write nothing."""
-        captions, writer = CaptionSampler(trainer.dataset, trainer.config.seed, progress), BackgroundWriter()
+        captions, writer = CaptionSampler(trainer.dataset, trainer.config.seed, progress), BackgroundWriter(lambda: control.local.stopping)
         is_main = group.rank.is_main
         output = (Output if is_main else NullOutput)(trainer, progress, names, lease, writer)
         optimizer_step = OptimizerStep(trainer.optimizer, trainer.scaler, trainer.ema, trainer.clip_weight_norms)
@@ -381,6 +385,8 @@ class RunLoop:
         """What was asked for meanwhile: changed settings, a file, previews, a pause; and generations that wait at the host."""
         self.control.sync()
         yield from self.writer.poll()
+        if self.group.rank.is_single:  # other processes would go on and wait for this one
+            yield from self.pausing.wait_for_writer()
         yield from self.live_changes.replay()
         for values in self.control.take_changes():
             yield from self.live_changes.apply(values)
@@ -414,7 +420,7 @@ class RunLoop:
         """Draws previews; every file, the last one too, is on the disk before that."""
         if self.progress.is_done:
             yield from self._save(self.names.final(), final=True)
-        yield from self.writer.finish()
+        yield from self.pausing.finish_writing() if self.group.rank.is_single else self.writer.finish()
         yield from self.previews.draw(self._turn if self.group.rank.is_single else lambda: iter(()))
         yield from self.pausing.follow_source()  # drawing may have ended where the model no longer fits
         yield from self._offload_encoders()
@@ -429,4 +435,4 @@ class RunLoop:
         elif self.control.save_on_stop and progress.step:
             yield from self._save(self.names.step(progress.step))
             yield from self._save_state()
-        yield from self.writer.finish()
+        yield from self.pausing.finish_writing()

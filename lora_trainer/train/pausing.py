@@ -110,6 +110,20 @@ class Pausing:
             )
             yield from self.pause("disk", lambda: self._wait_until(lambda: not missing_mb(folder, megabytes)))
 
+    def wait_for_writer(self) -> Iterator[Event]:
+        """While a file does not fit on the disk, the run waits; the writer tries again until it does, or somebody stops the run."""
+        while (blocked := self.writer.blocked) is not None and not self.control.stopping:
+            yield Warned(say("{message} The run waits until there is room.", message=blocked.problems[0].message), "save.output_dir")
+            yield from self.pause("disk", lambda: self._wait_until(lambda: self.writer.blocked is None))
+
+    def finish_writing(self) -> Iterator[Event]:
+        """Waits until everything is written, also for room on the disk. Raises the error of a file that could not be written."""
+        yield from self.writer.finish()
+        while self.writer.blocked is not None and not self.control.stopping:
+            yield from self.wait_for_writer()
+            yield from self.writer.finish()
+        yield from self.writer.finish()
+
     def _wait_until(self, condition: Callable[[], bool]) -> None:
         while not condition() and not self.control.rest(DISK_POLL_SECONDS):
             pass

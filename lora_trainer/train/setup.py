@@ -124,12 +124,17 @@ def _eight_bit_warnings(config: TrainConfig, lease: Lease) -> list[Warned]:
 
 
 def with_ranks_of_weights(config: TrainConfig) -> TrainConfig:
-    """The config with the ranks and alphas of its network_weights, where dim_from_weights is on. Raises ModelError."""
+    """The config with the ranks and alphas of its network_weights, where dim_from_weights is on. Raises ModelError.
+
+    Where the layers of a group differ it stays as it is: layer_selection reads the rank of each layer.
+    """
     network = config.network
     if not (network.network_weights and network.dim_from_weights):
         return config
     rs_lora = network.rs_lora or bool(NETWORK_TYPES[network.type].fixed.get("rs_lora"))
     file_ranks = ranks_of_file(Path(network.network_weights), rs_lora=rs_lora)
+    if file_ranks is None:
+        return config
     ranks = {f"{prefix}{name}": value for prefix, pair in file_ranks.items() for name, value in zip(("dim", "alpha"), pair, strict=True)}
     return attrs.evolve(config, network=attrs.evolve(network, **ranks, dim_from_weights=False))
 

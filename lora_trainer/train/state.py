@@ -17,9 +17,9 @@ import attrs
 import torch
 from torch import Tensor
 
-from lora_trainer.errors import TrainerError, TrainingError
+from lora_trainer.errors import TrainingError
 from lora_trainer.events import Event
-from lora_trainer.files import sync_folder, write_durably
+from lora_trainer.files import sync_folder, write_durably, write_error
 from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.resume_point import remove_leftovers
 from lora_trainer.train.outputs.background_writer import BackgroundWriter, copy_tensors
@@ -104,12 +104,7 @@ def write(state: TrainingState, run_folder: Path, keep: int) -> None:
         part.replace(target)
         sync_folder(target.parent)
     except OSError as error:
-        raise TrainerError(
-            "{path} could not be written ({reason}).",
-            path=str(target),
-            reason=error.strerror or error,
-            fix="Free some disk space or choose another folder.",
-        ) from error
+        raise write_error(target, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     resume_point.remove_old_states(run_folder, keep)

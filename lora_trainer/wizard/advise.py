@@ -11,13 +11,14 @@ from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.base import Host
 from lora_trainer.messages import Message, say
-from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
 from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, rounded
 from lora_trainer.wizard.rule_context import RuleContext
 from lora_trainer.wizard.rules import PICTURE_RULES, TRAINING_RULES
 from lora_trainer.wizard.subjects import Subject, find_subject
+
+MAX_PASSES = 4
 
 
 @attrs.frozen
@@ -48,36 +49,41 @@ def suggest(
     kind = find_subject(subject)
     machine, model = probe.machine(host, vram_gb), probe.model(config.model, model_path, host)
     dataset = DatasetFacts.read(config)
-    context = RuleContext(config, machine, dataset, model, _for_model(kind, model), typed, probe.clip_skip(config.model, host))
-    changes, typed_changes = _advise(context)
+    context = RuleContext(
+        config,
+        machine,
+        dataset,
+        model,
+        kind if model is None else kind.for_family(model.family),
+        typed,
+        probe.clip_skip(config.model, host),
+    )
+    changes, typed_changes = suggest_changes(context)
     after = apply_changes(config, changes)
     plan = make_plan(after, dataset.bucketed(after), model, machine.to_machine(), dataset.datasets(after))
     notes = _remarks(machine, dataset, kind, plan.needed_mb, plan.seconds)
     return Suggestion((*changes, *typed_changes), frozenset(change.path for change in typed_changes), after, plan, tuple(notes))
 
 
-def advise(
-    config: TrainConfig,
-    machine: MachineFacts,
-    dataset: DatasetFacts,
-    model: ModelFacts | None,
-    subject: str,
-    typed: Collection[str] = (),
-) -> list[Change]:
-    """Changes with reasons; those to options that the user typed come last, and the others assume that they are not applied.
+def suggest_changes(start: RuleContext) -> tuple[list[Change], list[Change]]:
+    """(changes that later rules build on, changes to options that the user typed), each with its reason.
 
-    The config with these changes applied gets no further changes. Raises ConfigError for an unknown subject.
+    The config with all of them applied gets no further changes: what a rule answers may depend on a later rule's change, so the rules
+    are asked again until none of them has anything to add.
     """
-    changes, typed_changes = _advise(RuleContext(config, machine, dataset, model, _for_model(find_subject(subject), model), typed, None))
-    return changes + typed_changes
+    rule_changes, typed_changes = _one_pass(start)
+    changes = {change.path: change for change in rule_changes}
+    for _ in range(MAX_PASSES - 1):
+        config = apply_changes(start.config, list(changes.values()))
+        rule_changes, typed_changes = _one_pass(attrs.evolve(start, config=config))
+        if not rule_changes:
+            break
+        changes |= {change.path: change for change in rule_changes}
+    return [change for change in changes.values() if value_at(start.config, change.path) != change.value], typed_changes
 
 
-def _for_model(subject: Subject, model: ModelFacts | None) -> Subject:
-    return subject if model is None else subject.for_family(model.family)
-
-
-def _advise(start: RuleContext) -> tuple[list[Change], list[Change]]:
-    """(changes that later rules build on, changes to options that the user typed)."""
+def _one_pass(start: RuleContext) -> tuple[list[Change], list[Change]]:
+    """As `suggest_changes`, each rule asked once."""
     fixed = start.dataset.fixed_options(start.config)
     config = start.dataset.with_dataset_options(start.config)
     start = attrs.evolve(start, config=config, machine=start.machine.for_run(config))

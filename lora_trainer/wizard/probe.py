@@ -36,7 +36,7 @@ def model(config: ModelConfig, model_path: Path | None, host: Host | None) -> Mo
             return inspect(find_checkpoint(config.pretrained_model_name_or_path, [] if host is None else host.checkpoints()))
         except NotDownloaded:
             return None
-    loaded = next((checkpoint.path for checkpoint in host.checkpoints() if checkpoint.loaded), None) if host is not None else None
+    loaded = next((checkpoint.file() for checkpoint in host.checkpoints() if checkpoint.loaded), None) if host is not None else None
     try:
         return None if loaded is None else inspect(loaded)
     except ModelError:  # the tab reports it where the model is chosen; the rest can still be suggested

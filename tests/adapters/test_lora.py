@@ -159,3 +159,22 @@ def test_a_layer_that_was_not_trained_is_named(bundle, adapter):
     assert {part: len(names) for part, names in adapter.untrained_layers().items()} == {"unet": 192, "text_encoder": 24}
     stir(adapter)
     assert adapter.untrained_layers() == {"unet": [], "text_encoder": []}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "tensor", "said"),
+    [
+        ("lora_down.weight", torch.ones(0, 64), "holds no values"),
+        ("lora_up.weight", torch.full((64, 2), float("nan")), "not finite"),
+        ("alpha", torch.tensor(float("inf")), "not finite"),
+    ],
+)
+def test_a_file_without_values_or_with_infinite_ones_is_named(suffix: str, tensor: torch.Tensor, said: str, tmp_path: Path):
+    from safetensors.torch import save_file
+
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    whole = {"lora_down.weight": torch.ones(2, 64), "lora_up.weight": torch.ones(64, 2), "alpha": torch.tensor(1)}
+    state = {f"{name}.{key}": value for key, value in {**whole, suffix: tensor}.items()}
+    save_file(state, str(tmp_path / "in.safetensors"))
+    with pytest.raises(ModelError, match=rf"{name}\.{suffix} .*{said}"):
+        read_lora(tmp_path / "in.safetensors")

@@ -272,7 +272,29 @@ def test_the_ranks_of_a_file_are_found_by_group(put_on, options, ranks, tmp_path
     }
 
 
-def test_a_file_whose_layers_differ_has_no_rank_to_take(put_on, tmp_path: Path):
-    network = put_on(stirred=False, block_dims=",".join(["2"] * 12 + ["4"] * 13))
-    with pytest.raises(ModelError, match="different ranks"):
-        ranks_of_file(written(network, tmp_path / "x.safetensors"))
+@pytest.mark.parametrize(
+    "options", [{}, {"type": "rslora"}, {"type": "loha"}, {"type": "locon", "conv_dim": 3}, {"type": "lokr", "factor": 4}]
+)
+@pytest.mark.parametrize("precision", ["float", "fp16", "bf16"])
+def test_a_file_whose_layers_differ_gives_each_layer_its_own_rank(put_on, bundle, options, precision: str, tmp_path: Path):
+    network = put_on(stirred=False, block_dims=",".join(["2"] * 12 + ["4"] * 13), block_alphas=",".join(["1"] * 12 + ["3"] * 13), **options)
+    write_lora(tmp_path / "x.safetensors", network.state_dict(), network.metadata(), precision)
+    assert ranks_of_file(tmp_path / "x.safetensors") is None
+    again = {"type": options["type"]} if "type" in options else {}
+    if "factor" in options:
+        again["factor"] = options["factor"]
+    config = NetworkConfig(dim=9, alpha=9.0, network_weights=str(tmp_path / "x.safetensors"), dim_from_weights=True, **again)
+    rows = {row.name: row for row in plan_layers(bundle, config, PARTS)}
+    assert rows.keys() == {row.name for row in network.plan}
+    layers = {layer.plan.name: layer for layer in network.iter_layers()}
+    for name, row in rows.items():
+        if network.plan[0].kind != "lokr":
+            assert (row.rank, row.alpha) == (layers[name].plan.rank, pytest.approx(layers[name].plan.alpha, rel=0.01))
+    other = NetworkAdapter(bundle, list(rows.values()))
+    load_initial_weights(other, tmp_path / "x.safetensors")
+    assert other.state_dict().keys() == network.state_dict().keys()
+
+
+def test_a_file_without_ranks_has_none_to_take(put_on, tmp_path: Path):
+    with pytest.raises(ModelError, match="have no ranks"):
+        ranks_of_file(written(put_on(stirred=False, type="full"), tmp_path / "x.safetensors"))

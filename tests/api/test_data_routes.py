@@ -141,6 +141,18 @@ def test_a_caption_is_written_beside_its_picture_and_taken_back(server, pictures
     assert not caption.exists()
 
 
+def test_undo_of_a_caption_leaves_one_that_was_changed_again(server, pictures):
+    picture = sorted(next(pictures.iterdir()).glob("*.png"))[0]
+    caption = picture.with_suffix(".txt")
+    old = server.post("caption", {"path": str(picture), "text": "first"}).json()["old"]
+    caption.write_text("second, by hand", encoding="utf-8")
+    undo = {"path": str(picture), "text": old, "instead_of": "first"}
+    assert server.post("caption", undo).json()["written"] is False
+    assert caption.read_text(encoding="utf-8") == "second, by hand"
+    assert server.post("caption", undo | {"instead_of": "second, by hand"}).json()["written"] is True
+    assert caption.read_text(encoding="utf-8") == old.strip()
+
+
 def test_only_captions_of_pictures_are_written(server, pictures):
     for path in (pictures / "none.png", pictures, "/etc/passwd", ""):
         assert server.post("caption", {"path": str(path), "text": "x"}).status_code in (400, 404), path
@@ -166,7 +178,12 @@ def test_thumbnails_are_small_jpegs_made_once(server, pictures):
 def test_folders_are_walked_with_their_pictures_counted(server, pictures):
     found = server.get("folders", path=str(pictures)).json()
     assert found["folders"] == [{"name": next(pictures.iterdir()).name, "path": str(next(pictures.iterdir())), "pictures": 12}]
-    assert found["parent"] == str(pictures.parent)
+    assert found["parent"] == str(pictures.parent) and (found["pictures"], found["samples"]) == (0, [])
+    inner = next(pictures.iterdir())
+    (inner / ".hidden.png").write_bytes(b"")
+    shown = server.get("folders", path=str(inner)).json()
+    assert shown["pictures"] == 12 and len(shown["samples"]) == 6
+    assert set(shown["samples"]) <= {str(path) for path in inner.glob("[!.]*.png")}
     assert server.get("folders").json()["path"] == "" and server.get("folders").json()["roots"]
     assert server.get("folders", path=str(pictures / "none")).status_code == 404
 

@@ -68,7 +68,7 @@ def test_a_run_of_another_process_is_followed_to_its_end(server: Server, other: 
     assert server.post("runs/moon/control", {"command": "pause"}).status_code == 200
     assert folder.control_file.read_text(encoding="utf-8").split() == ["pause"]
     append(folder, stepped(3), {"event": "finished", "step": 3, "files": []})
-    folder.release()
+    folder.pid_file.unlink()
     assert run_of(server, state="finished")["step"] == 3
 
 

@@ -10,8 +10,8 @@ from lora_trainer.cli.console import Console
 from lora_trainer.cli.foreground import ProgressPrinter, format_duration, format_speed
 from lora_trainer.cli.main import main
 from lora_trainer.events import Phase, Saved, Started, Stepped, Stopped, Validated
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.events_log import EventRecord
 from lora_trainer.jobs.sinks import standard_sinks
 
 

@@ -55,3 +55,22 @@ def test_what_is_no_settings_file_is_wrong_usage_and_writes_nothing(tmp_path: Pa
     for wrong in ('{"a": 1}', str(tmp_path / "none.json")):
         assert main(["import", wrong, "--out", str(tmp_path / "mine.toml")]) == 2
         assert capsys.readouterr().err and not (tmp_path / "mine.toml").exists()
+
+
+def test_a_file_of_which_nothing_is_taken_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    preset = tmp_path / "preset.toml"
+    preset.write_text("enable_conv = true\n[module_algo_map.CrossAttention]\nfactor = 16\n", encoding="utf-8")
+    for wrong in (str(preset), '{"sdxl": true, "LyCORIS_preset": "full"}'):
+        assert main(["import", wrong, "--out", str(tmp_path / "mine.toml")]) == 2
+        assert capsys.readouterr().err and not (tmp_path / "mine.toml").exists()
+
+
+def test_a_script_is_read_and_what_it_does_not_tell_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    script = tmp_path / "train.sh"
+    script.write_text(
+        "dim=12\naccelerate launch train_network.py --network_dim=$dim \\\n --output_dir=$HOME/x --learning_rate 1e-4\n", encoding="utf-8"
+    )
+    assert main(["import", str(script), "--out", str(tmp_path / "a.toml")]) == 0
+    told = capsys.readouterr().out
+    assert "output_dir = $HOME/x  (It depends on" in told and "3 keys: 2 taken, 1 not taken" in told
+    assert read_config(tmp_path / "a.toml").network.dim == 12

@@ -172,6 +172,22 @@ def test_a_sample_without_weight_is_the_bases_picture(trained):
     assert draw("folder", "--sampler", "euler_a", "--height", 128).size == (64, 128)
 
 
+def test_a_network_named_in_a_prompt_as_in_a_webui_is_told(shell, config):
+    config(steps=1)
+    found = shell.json("check", "my.toml", "--set", 'sample.prompts=["a vase <lora:mika:0.8>"]')
+    assert any("<lora:mika:0.8>" in warning["message"] for warning in found["warnings"])
+    asked = ["--model", "toy-sd15-host", "--prompt", "a vase <lora:mika:0.8>", "--steps", "1", "--out", "a.png", "--json"]
+    done = shell("sample", *asked)
+    assert done.returncode == 0 and "--lora FILE:WEIGHT" in done.stderr and len(json.loads(done.stdout)["notes"]) == 1
+
+
+def test_options_in_the_prompt_of_a_sample_are_told(shell):
+    prompt = "a vase --n bad --7"
+    done = shell("sample", "--model", "toy-sd15-host", "--prompt", prompt, "--steps", 1, "--out", "a.png")
+    assert done.returncode == 0, done.stderr
+    assert "--n, --7 is read as a part of the text: give --negative" in done.stderr
+
+
 @pytest.mark.slow
 def test_a_grid_is_drawn_with_its_json(trained):
     prompt = "a <lora:moon-NUM:STRENGTH> sks crescent --s 2"
@@ -183,7 +199,14 @@ def test_a_grid_is_drawn_with_its_json(trained):
 
 
 def test_the_grids_arguments_are_checked_before_anything_is_drawn(trained):
-    for words in (["--weights", "strong"], ["--weights", ""], ["--epochs", "7"], ["--weights", "99"]):
+    for words in (
+        ["--weights", "strong"],
+        ["--weights", ""],
+        ["--epochs", "7"],
+        ["--weights", "99"],
+        ["--epochs", "0.9"],
+        ["--epochs", "nan"],
+    ):
         done = trained("grid", "moon", "--prompt", "x", *words, "--out", "never")
         assert done.returncode == 2 and "Traceback" not in done.stderr and not (trained.folder / "never").exists(), words
 

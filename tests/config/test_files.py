@@ -166,3 +166,28 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(TrainerError, match=r"out\.toml"):
         write_config(TrainConfig(), tmp_path / "file" / "out.toml")
+
+
+@pytest.mark.parametrize("written", ["5e-5,", '"5e-5,"', "5e-5 ;  # half", '" 5e-5, "'])
+def test_a_rate_with_a_comma_behind_it_is_read_with_a_note(tmp_path, written):
+    path = tmp_path / "a.toml"
+    path.write_text(f"[optimizer]\nunet_lr = {written}\n", encoding="utf-8")
+    notes = []
+    assert read_config(path, (), notes.append).optimizer.unet_lr == 5e-5
+    assert [note.text().partition(", without")[0] for note in notes] == ["optimizer.unet_lr is read as 5e-05"]
+
+
+def test_a_number_of_an_override_may_have_a_comma_behind_it(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("", encoding="utf-8")
+    notes = []
+    config = read_config(path, ["optimizer.text_encoder_lr=1e-5,", "data.batch_size=4,"], notes.append)
+    assert (config.optimizer.text_encoder_lr, config.data.batch_size, len(notes)) == (1e-5, 4, 2)
+
+
+@pytest.mark.parametrize("written", ["5e-5,,1", "5e-5, 1e-5", "five,", "4 4,"])
+def test_what_is_no_single_number_is_still_refused(tmp_path, written):
+    path = tmp_path / "a.toml"
+    path.write_text(f"[optimizer]\nunet_lr = {written}\n", encoding="utf-8")
+    with pytest.raises(ConfigError):
+        read_config(path)

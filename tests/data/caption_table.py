@@ -89,8 +89,11 @@ CASES = [
     case("a, b, c", {**SHUFFLE, "keep_tokens": 2}, "a, b, c"),
     case("a, b", {**SHUFFLE, "keep_tokens": 9}, "a, b"),
     case("black cat, b", KEEP_1, "black cat, b"),
-    case("a. b", {**SHUFFLE, "separator": "."}, "a, b", "b, a"),
-    case("a, b. c", {**SHUFFLE, "separator": "."}, "a, b, c", "c, a, b"),
+    case("a. b", {**SHUFFLE, "separator": "."}, "a. b", "b. a"),
+    case("a, b. c", {**SHUFFLE, "separator": "."}, "a, b. c", "c. a, b"),
+    case("a; b", {**SHUFFLE, "separator": ";"}, "a; b", "b; a"),
+    case("a;b;c", {"separator": ";", "tag_dropout_rate": 0.5, "keep_tokens": 1}, "a; b; c", "a; b", "a; c", "a"),
+    case("a | b", {**SHUFFLE, "separator": " | "}, "a | b", "b | a"),
     case(None, SHUFFLE, "sls frog", words="sls frog"),
     case(None, SHUFFLE, "frog, pond", "pond, frog", words="frog, pond"),
     # the mark of kept parts wins over their number

@@ -14,6 +14,7 @@ from lora_trainer.data.caption_notes import caption_notes
 from lora_trainer.data.captions import (
     CaptionRules,
     caption_parts,
+    caption_tags,
     contains_trigger,
     plain_caption,
     process_caption,
@@ -254,6 +255,30 @@ def test_each_option_of_the_config_reaches_the_rules():
     assert rules_from(build({"data": data}).data) == wanted
 
 
+@pytest.mark.parametrize(
+    ("caption", "options", "tags"),
+    [
+        ("vase, |||, blue, round", {"shuffle": True, "keep_tokens_separator": "|||"}, ["vase", "blue", "round"]),
+        ("vase ||| tall; red", {"separator": ";", "shuffle": True, "keep_tokens_separator": "|||"}, ["vase", "tall", "red"]),
+        ("vase ||| b", {"keep_tokens_separator": "|||"}, ["vase", "b"]),
+        ("vase, {red|blue}, shiny", {"wildcard": True}, ["vase", "red", "shiny", "blue"]),
+        ("{tall|low|wide} {red|blue} vase", {"wildcard": True}, ["tall red vase", "low blue vase", "wide red vase"]),
+        ("{{x}}, {a|b}", {"wildcard": True}, ["{x}", "a", "b"]),
+        ("{red|blue} vase", {}, ["{red|blue} vase"]),
+        ("one, two\nthree, two", {"wildcard": True}, ["one", "two", "three"]),
+        ("one\nthree", {}, ["one"]),
+        ("a;;;b, c", {"secondary_separator": ";;;"}, ["a", "b", "c"]),
+        ("a, a , b,,", {}, ["a", "b"]),
+        ("", {"wildcard": True}, []),
+    ],
+)
+def test_the_tags_of_a_caption_are_what_may_be_read_without_marks(caption, options, tags):
+    rules = CaptionRules(**options)
+    assert caption_tags(record(caption=caption), rules) == tags
+    read = {drawn(caption, rules, repeat=repeat) for repeat in range(60)}
+    assert rules.keep_tokens_separator or all(any(tag in text for text in read) for tag in tags)
+
+
 # --- what their writer may not expect ---
 
 
@@ -291,6 +316,11 @@ LEGACY = [
 def test_a_caption_is_read_in_whatever_it_was_written(tmp_path, text, encoding):
     (tmp_path / "a.txt").write_bytes(text.encode(encoding))
     assert read_caption(tmp_path / "a.txt") == text
+
+
+@pytest.mark.parametrize("data", [b"a cat\0, hat", b"\0a cat, a hat", b"a cat, hat\0\0", "猫\0, hat".encode()])
+def test_a_nul_does_not_turn_a_caption_into_other_letters(data):
+    assert decode_text(data) == data.decode("utf-8")
 
 
 @given(st.binary(max_size=60))

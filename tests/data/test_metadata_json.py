@@ -84,7 +84,7 @@ def test_pictures_can_be_left_out_by_key(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("entries", "word"),
-    [("{", "valid JSON"), ("[1]", "metadata file"), ('{"a": 3}', "metadata file"), ({"heron": {}}, "heron"), ({}, "pictures")],
+    [("{", "valid JSON"), ("[1]", "row 1"), ('{"a": 3}', "metadata file"), ({"heron": {}}, "heron"), ({}, "pictures")],
 )
 def test_a_file_that_says_nothing_of_use_is_refused(folder, tmp_path, entries, word):
     with pytest.raises(DatasetError, match=word) as caught:
@@ -104,3 +104,35 @@ def test_regularisation_pictures_stand_beside_a_metadata_file(folder, tmp_path):
     found, _ = read({"frog": {"caption": "a"}}, tmp_path, folder, reg_data_dir=str(tmp_path / "reg"))
     assert [(record.key, record.is_reg) for record in found.records] == [("frog.png", False), ("regularisation/1_animal/x.png", True)]
     assert isinstance(found.records[0].path, Path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.jsonl", '{"file_name": "frog.png", "text": "a frog"}\n{"file_name": "newt.webp", "text": "a newt"}\n'),
+        ("rows.json", '[{"image": "frog.png", "caption": "a frog"}, {"image": "newt", "prompt": "a newt"}]'),
+        ("metadata.csv", 'file_name,text\nfrog.png,a frog\n"newt.webp","a newt"\n'),
+        ("plain.json", '{"frog.png": "a frog", "newt.webp": "a newt"}'),
+    ],
+)
+def test_rows_as_hugging_face_data_sets_have_them_are_read(folder, tmp_path, name, text):
+    found, _ = read(text, tmp_path, folder, name=name)
+    assert {record.key: record.caption for record in found.records} == {"frog.png": "a frog", "newt.webp": "a newt"}
+
+
+def test_names_in_a_file_beside_the_pictures_are_found_without_a_folder(folder):
+    file = folder / "metadata.jsonl"
+    file.write_text('{"file_name": "frog.png", "text": "a frog", "tags": ["green", " wet "]}\n', encoding="utf-8")
+    data = build({"data": {"in_json": str(file)}}).data
+    assert [record.caption for record in assemble(resolve_dataset(data)).records] == ["a frog, green, wet"]
+
+
+def test_a_row_without_a_name_is_named_with_the_keys_that_are_looked_for(folder, tmp_path):
+    with pytest.raises(DatasetError, match=r"row 2 of .*md\.jsonl names no picture") as caught:
+        read('{"file_name": "frog.png"}\n{"picture": "newt.webp"}', tmp_path, folder, name="md.jsonl")
+    assert "image_path, file_name" in caught.value.problems[0].fix.text()
+
+
+def test_a_nul_in_a_metadata_file_is_left_out_and_told(folder, tmp_path):
+    found, _ = read({"frog": {"caption": "a\0 frog"}}, tmp_path, folder)
+    assert found.records[0].caption == "a frog" and "NUL" in " ".join(map(str, found.warnings))

@@ -338,3 +338,36 @@ def test_a_picture_with_the_place_of_a_face_in_its_name_shares_the_caption(tmp_p
     assert {one.key: one.caption for one in scan(tmp_path).records} == {"girl_20_30_10_12.png": "a girl", "girl_1.png": ""}
     (tmp_path / "girl_20_30_10_12.txt").write_text("her face", encoding="utf-8")
     assert {one.key: one.caption for one in scan(tmp_path).records}["girl_20_30_10_12.png"] == "her face"
+
+
+@pytest.mark.parametrize("name", ["C.png.txt", "c.JSON", "C.txt.txt", "C.tags", "C.text"])
+def test_a_file_that_looks_like_a_caption_is_named(tmp_path, name):
+    Image.new("RGB", (64, 64)).save(tmp_path / "C.png")
+    (tmp_path / name).write_text("a vase", encoding="utf-8")
+    told = [message.text() for message in scan(tmp_path).warnings]
+    assert told == [f"{name} beside C.png looks like its caption and is not read: call it C.txt."]
+    (tmp_path / "C.txt").write_text("a vase", encoding="utf-8")
+    assert scan(tmp_path).warnings == ()
+
+
+def test_several_files_that_look_like_captions_are_told_together(tmp_path):
+    for stem in "AB":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{stem}.png")
+        (tmp_path / f"{stem}.json").write_text('{"caption": "a vase", "tags": ["vase"]}', encoding="utf-8")
+    (told,) = (message.text() for message in scan(tmp_path).warnings)
+    assert told.startswith("A.json, B.json look like the captions of pictures and are not read (2 files)")
+
+
+def test_a_list_of_captions_among_the_pictures_is_named_and_other_json_is_not(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "p0.png")
+    (tmp_path / "settings.json").write_text('{"width": 5}', encoding="utf-8")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "p0.png", "text": "a vase"}', encoding="utf-8")
+    (told,) = (message.text() for message in scan(tmp_path).warnings)
+    assert told == "metadata.jsonl looks like the captions and is not read: give it as the metadata file (data.in_json)."
+
+
+def test_a_nul_in_a_caption_is_named_as_that_and_left_out(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"a cat\0, hat")
+    found = scan(tmp_path)
+    assert found.records[0].caption == "a cat, hat" and "NUL" in found.warnings[0].text()

@@ -23,7 +23,16 @@ from tests.host.data_folder import make_data
 from tests.host.family_models import add_families
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("lora_trainer", "scripts", "javascript", "install.py", "preload.py", "requirements.txt", "style.css")
+PARTS = (
+    "lora_trainer",
+    "scripts",
+    "javascript",
+    "install.py",
+    "preload.py",
+    "requirements.txt",
+    "requirements-optimizers.txt",
+    "style.css",
+)
 FLAGS = (
     "--api --skip-torch-cuda-test --skip-prepare-environment --no-half --use-cpu all --disable-console-progressbars --no-download-sd-model"
 )

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.jobs.events_log import EventsLog
 from lora_trainer.jobs.folder import RunFolder, list_runs
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventsLog
 from lora_trainer.jobs.manager import JobManager
 from tests.jobs.works import small_work, stepped
 

@@ -24,11 +24,14 @@ def newer(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+FILE = {"path": "moon-000001.safetensors", "sha256": "ab" * 32, "epoch": 1, "step": 5, "final": False}
+
+
 def old_run(folder: Path) -> RunFolder:
     place = folder / "moon"
     place.mkdir()
     (place / "run.json").write_text(json.dumps({"name": "moon", "sort": "grid", "created": 5.0}), encoding="utf-8")
-    (place / "manifest.json").write_text(json.dumps({"weights": [{"final": False}]}), encoding="utf-8")
+    (place / "manifest.json").write_text(json.dumps({"weights": [FILE]}), encoding="utf-8")
     return RunFolder(place)
 
 
@@ -40,7 +43,7 @@ def test_a_new_run_carries_today_s_version_and_has_nothing_to_tell(tmp_path: Pat
 
 def test_documents_of_an_older_run_are_read_in_today_s_form_and_left_as_they_are(tmp_path: Path, newer: None):
     run = old_run(tmp_path)
-    assert run.info()["kind"] == "grid" and run.manifest()["files"] == [{"final": False}]
+    assert run.info()["kind"] == "grid" and run.manifest()["files"] == [FILE]
     assert [found.id for found in list_runs(tmp_path)] == ["moon"] and run.summary()["files"] == 1
     note = run.version_note()
     assert note is not None and "older version" in note.text()

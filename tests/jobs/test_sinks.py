@@ -12,11 +12,11 @@ import pytest
 from lora_trainer.config.build import build
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Changed, Resumed, Sampled, Stepped, Validated, Warned
-from lora_trainer.jobs.csv_log import StepsCsv
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.csv_log import StepsCsv
+from lora_trainer.jobs.logs.events_log import EventRecord
+from lora_trainer.jobs.logs.tensorboard import crc32c, mask_crc
 from lora_trainer.jobs.sinks import log_sinks
-from lora_trainer.jobs.tensorboard import crc32c, mask_crc
 from lora_trainer.messages import say
 
 BY_TENSORBOARD = base64.b64decode(

@@ -71,3 +71,23 @@ def test_two_that_do_not_belong_together_or_do_not_differ_are_refused(base: Path
     with pytest.raises(ModelError, match="of another shape in narrow"):
         extract(base, tmp_path / "narrow.safetensors", tmp_path / "out.safetensors", ExtractOptions())
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_that_differ_by_rounding_alone_are_counted_and_can_be_left_out(base: Path, dtype: torch.dtype, tmp_path: Path):
+    layers = {name: layer for name, layer in chosen(base).items() if "mid_block" in name}
+    merge_into_checkpoint(
+        base, [WeightedNetwork(write(tmp_path / "mid.safetensors", state_of(layers)))], tmp_path / "tuned.safetensors", precision="float"
+    )
+    full = tmp_path / "base.safetensors"
+    save_file({key: tensor.float() for key, tensor in load_file(str(base)).items()}, str(full))
+    tuned = {key: tensor.to(dtype) for key, tensor in load_file(str(tmp_path / "tuned.safetensors")).items()}
+    save_file(tuned, str(tmp_path / "tuned.safetensors"))
+    whole = extract(full, tmp_path / "tuned.safetensors", tmp_path / "a.safetensors", ExtractOptions(rank=4))
+    assert (whole.layers + whole.unchanged, whole.rounding + whole.unchanged) == (len(chosen(base)), len(chosen(base)) - len(layers))
+    assert whole.rounding > 0
+    trained = extract(full, tmp_path / "tuned.safetensors", tmp_path / "b.safetensors", ExtractOptions(rank=4, skip_rounding=True))
+    assert trained.ranks.keys() == layers.keys() and (trained.rounding, trained.unchanged) == (whole.rounding, whole.unchanged)
+    save_file({key: tensor.to(dtype) for key, tensor in load_file(str(full)).items()}, str(tmp_path / "copy.safetensors"))
+    with pytest.raises(ModelError, match="by rounding alone"):
+        extract(full, tmp_path / "copy.safetensors", tmp_path / "c.safetensors", ExtractOptions(skip_rounding=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from lora_trainer.adapters.lora_file import write_lora
-from lora_trainer.network_tools.info import info
+from lora_trainer.network_tools.info import info, trained_on
 from lora_trainer.network_tools.verify import verify
 from tests.network_tools.made import CONVOLUTIONS, WORDS, chosen, deltas, some, state_of, write
 
@@ -90,3 +91,81 @@ def test_a_file_that_a_webui_reads_in_part_or_not_says_so(base: Path, tmp_path: 
     assert {loads for _, loads, _ in dora.hosts} == {"all"}
     out = verify(write(tmp_path / "out.safetensors", state_of(some(chosen(base)), dora="out")))
     assert {loads for _, loads, _ in out.hosts} == {"partly"}
+
+
+def test_tags_folders_and_size_of_a_dataset_file_are_told(base: Path, tmp_path: Path):
+    subsets = [{"image_dir": "vase", "num_repeats": 2, "img_count": 10}, {"image_dir": "class", "is_reg": True}]
+    datasets = [{"resolution": [448, 448], "tag_frequency": {"vase": {"vase": 9, "blue": 4}}, "subsets": subsets}]
+    layers = {name: layer for name, layer in chosen(base).items() if "mid" in name}
+    found = info(write(tmp_path / "a.safetensors", state_of(layers), {**WORDS, "ss_datasets": json.dumps(datasets)}))["trained_on"]
+    assert found["tags"] == [{"tag": "vase", "count": 9}, {"tag": "blue", "count": 4}]
+    assert found["folders"] == {"vase": {"n_repeats": 2, "img_count": 10}} and found["resolution"] == "(448, 448)"
+    broken = info(write(tmp_path / "b.safetensors", state_of(layers), {**WORDS, "ss_datasets": "[{"}))["trained_on"]
+    assert "tags" not in broken and "resolution" not in broken
+
+
+LINEAR = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(8, 2)}
+
+
+def named(path: Path, *names: str) -> Path:
+    return write(path, {f"{name}.{suffix}": tensor.clone() for name in names for suffix, tensor in LINEAR.items()}, {})
+
+
+def test_each_host_is_told_by_the_layers_that_it_finds(tmp_path: Path):
+    q = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+    te1, te2 = (f"lora_te{number}_text_model_encoder_layers_0_self_attn_q_proj" for number in (1, 2))
+    loads = {
+        names: [row[1] for row in verify(named(tmp_path / "in.safetensors", *names)).hosts]
+        for names in (
+            (q, te1, te2),
+            (q, "lora_te2_text_projection"),
+            (q, "lora_te1_text_model_encoder_layers_0_layer_norm1"),
+            (q, "lora_te2_text_model_encoder_layers_0_layer_norm1"),
+            (q, "lora_unet_up_blocks_0_upsamplers_0_conv"),
+        )
+    }
+    assert list(loads.values()) == [
+        ["all", "all", "all"],
+        ["partly", "all", "all"],
+        ["all", "partly", "partly"],
+        ["partly", "partly", "partly"],
+        ["partly", "all", "all"],
+    ]
+    report = verify(named(tmp_path / "in.safetensors", q, "lora_te2_text_projection")).to_json()
+    assert "1 of 2 layers, the first is lora_te2_text_projection" in report["hosts"][0]["why"]
+
+
+def test_a_layer_that_no_model_of_the_family_has_is_read_by_no_host(tmp_path: Path):
+    q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    found = verify(named(tmp_path / "in.safetensors", q, "lora_te_text_projection"))
+    assert [loads for _, loads, _ in found.hosts] == ["partly"] * 3
+
+
+def test_forge_refuses_a_file_with_many_keys_that_it_does_not_know(tmp_path: Path):
+    q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    norms = [f"lora_te_text_model_encoder_layers_{number}_layer_norm1" for number in range(7)]
+    few, many = (verify(named(tmp_path / "in.safetensors", q, *norms[:count])) for count in (6, 7))
+    assert {host: loads for host, loads, _ in few.hosts} == {"a1111": "all", "forge": "partly", "reforge": "partly"}
+    assert {host: loads for host, loads, _ in many.hosts} == {"a1111": "all", "forge": "no", "reforge": "partly"}
+
+
+def test_names_that_a_host_reads_besides_sd_scripts_are_known(tmp_path: Path):
+    ldm = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
+    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", ldm)).hosts] == ["all", "all", "all"]
+    comfyui = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", comfyui)).hosts] == ["no", "all", "all"]
+    omi = "unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
+    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", omi)).hosts] == ["no", "no", "no"]
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{", "[1, null]", '[{"subsets": 1, "tag_frequency": [2], "resolution": null}]', '{"a": 1}']
+)
+def test_a_header_that_is_no_json_of_a_trainer_tells_nothing(text: str):
+    assert trained_on({"ss_datasets": text, "ss_dataset_dirs": text if text != '{"a": 1}' else "{", "ss_tag_frequency": text}) == {}
+
+
+def test_a_field_that_says_none_does_not_hide_what_the_data_sets_say():
+    datasets = '[{"resolution": [448, 448], "tag_frequency": {"a": {"b": 1}}}]'
+    facts = trained_on({"ss_datasets": datasets, "ss_resolution": "None", "ss_tag_frequency": "{}"})
+    assert facts == {"resolution": "(448, 448)", "tags": [{"tag": "b", "count": 1}]}

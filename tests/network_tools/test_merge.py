@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lora_trainer.adapters.lora_file import with_loras
 from lora_trainer.adapters.network_file import delta_of, modules_of
@@ -116,6 +116,51 @@ def test_a_network_of_another_family_is_refused_by_name(base: Path, checkpoint: 
     with pytest.raises(ModelError, match=r"xl\.safetensors is of the family sdxl, plain\.safetensors of sd1"):
         merge_networks([WeightedNetwork(lora), WeightedNetwork(foreign)], tmp_path / "sum.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["xl.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "rank"), [("loha", {}, 2 * 4 * 4), ("lokr", {"factor": 4}, 2 * 4 * 4), ("lora", {"tucker": True}, 2 * 4)]
+)
+def test_a_merge_of_any_kind_loses_nothing_without_a_rank(base: Path, tmp_path: Path, kind: str, options: dict, rank: int):
+    layers = {name: layer for name, layer in chosen(base, CONVOLUTIONS[:1]).items() if "mid_block" in name or "conv1" in name}
+    sources = [
+        WeightedNetwork(write(tmp_path / f"{number}.safetensors", state_of(layers, kind, seed=number, **options)), 0.5 + number)
+        for number in (0, 1)
+    ]
+    found = merge_networks(sources, tmp_path / "sum.safetensors")
+    assert found.energy > 1 - 1e-9 and 8 <= found.rank <= rank
+    merge_into_checkpoint(base, sources, tmp_path / "wanted.safetensors", precision="float")
+    merge_into_checkpoint(base, [WeightedNetwork(tmp_path / "sum.safetensors")], tmp_path / "model.safetensors", precision="float")
+    wanted, model = load_file(str(tmp_path / "wanted.safetensors")), load_file(str(tmp_path / "model.safetensors"))
+    assert all(torch.allclose(wanted[key].float(), model[key].float(), atol=2e-6) for key in wanted)
+
+
+def test_a_layer_that_no_model_of_the_family_has_is_left_out_and_told(base: Path, lora: Path, tmp_path: Path):
+    state = load_file(str(lora))
+    projection = {
+        "lora_te_text_projection.lora_down.weight": torch.ones(4, 32),
+        "lora_te_text_projection.lora_up.weight": torch.ones(32, 4),
+    }
+    found = merge_into_checkpoint(
+        base, [WeightedNetwork(write(tmp_path / "in.safetensors", {**state, **projection}))], tmp_path / "a.safetensors"
+    )
+    merge_into_checkpoint(base, [WeightedNetwork(lora)], tmp_path / "b.safetensors")
+    assert found.left_out == ("lora_te_text_projection",)
+    one, other = load_file(str(tmp_path / "a.safetensors")), load_file(str(tmp_path / "b.safetensors"))
+    assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+def test_a_checkpoint_of_the_same_family_that_lacks_a_layer_is_named(base: Path, lora: Path, tmp_path: Path):
+    narrow = {key: tensor for key, tensor in load_file(str(base)).items() if ".middle_block.1.transformer_blocks.0.attn1.to_q" not in key}
+    save_file(narrow, str(tmp_path / "narrow.safetensors"))
+    with pytest.raises(ModelError, match=r"plain\.safetensors holds lora_unet_mid_block.*to_q, which narrow\.safetensors does not have"):
+        merge_into_checkpoint(tmp_path / "narrow.safetensors", [WeightedNetwork(lora)], tmp_path / "out.safetensors")
+
+
+def test_a_strength_with_which_values_overflow_is_told_as_that(lora: Path, tmp_path: Path):
+    with pytest.raises(ModelError, match="not finite") as refused:
+        merge_networks([WeightedNetwork(lora, 1e39, 1e39)], tmp_path / "out.safetensors")
+    assert "smaller weights" in refused.value.problems[0].fix.text()
 
 
 def test_dora_becomes_no_sum_of_matrices(base: Path, lora: Path, tmp_path: Path):

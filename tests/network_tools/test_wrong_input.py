@@ -88,9 +88,13 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "sd-scripts' own OFT": (lambda path: tensors(path, {"oft_unet_x.oft_blocks": torch.ones(2, 4, 4)}), "no WebUI reads"),
     "names of nobody": (lambda path: tensors(path, {"model.layers.0.weight": torch.ones(2, 2)}), "names that no program is known to use"),
     "renamed layers": (lambda path: tensors(path, lora_tensors("lora_unet_my_own_block_0_to_q")), "none of its layers is known"),
-    "two namings": (
+    "half a layer in another naming": (
         lambda path: tensors(path, {**lora_tensors(), "unet.mid_block.attentions.0.proj_in.lora_A.weight": torch.ones(2, 8)}),
-        "named in two ways at once",
+        "lora_unet_mid_block_attentions_0_proj_in is incomplete: it lacks lora_up.weight",
+    ),
+    "a weight of a model beside a layer": (
+        lambda path: tensors(path, {**lora_tensors(), "unet.conv_in.weight": torch.ones(2, 8)}),
+        r"unet\.conv_in\.weight is no part of a network",
     ),
     "one layer twice": (
         lambda path: tensors(path, {**lora_tensors(), **lora_tensors("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q")}),
@@ -110,6 +114,15 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: tensors(path, changed("lora_up.weight", torch.ones(8, 2, dtype=torch.int32))),
         "not floating-point values",
     ),
+    "rank 0": (
+        lambda path: tensors(path, {f"{Q}.lora_down.weight": torch.ones(0, 8), f"{Q}.lora_up.weight": torch.ones(8, 0)}),
+        r"attn1_to_q\.lora_down\.weight holds no values \(its shape is 0x8\)",
+    ),
+    "a LoHa of rank 0": (
+        lambda path: tensors(path, {**loha(), f"{Q}.hada_w2_b": torch.ones(0, 8)}),
+        r"hada_w2_b holds no values",
+    ),
+    "an alpha without a value": (lambda path: tensors(path, changed("alpha", torch.ones(0))), "is not one number"),
     "two alphas in one": (lambda path: tensors(path, changed("alpha", torch.ones(2))), "is not one number"),
     "halves of two ranks": (lambda path: tensors(path, changed("lora_up.weight", torch.ones(8, 3))), "contradict each other"),
     "no number": (lambda path: tensors(path, changed("lora_up.weight", torch.full((8, 2), float("nan")))), "not finite"),
@@ -144,6 +157,18 @@ def test_a_pickle_is_not_opened(tmp_path: Path):
     with pytest.raises(ModelError, match="is a pickle"):
         info(tmp_path / "wrong.pt")
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool, torch.float16, torch.bfloat16, torch.float64]
+)
+def test_one_number_may_be_of_any_format(dtype: torch.dtype, tmp_path: Path):
+    path, plain = tmp_path / "in.safetensors", tmp_path / "plain.safetensors"
+    tensors(path, changed("alpha", torch.tensor(1, dtype=dtype)))
+    tensors(plain, lora_tensors())
+    assert info(path)["alphas"] == [{"value": 1.0, "modules": 1}] and info(path)["norm"] == info(plain)["norm"]
+    tensors(path, {f"{Q}.weight": torch.ones(8), f"{Q}.on_input": torch.tensor(1, dtype=dtype)})
+    assert info(path)["kind"] == "IA3"
 
 
 def test_kinds_of_other_programs_are_told_but_not_calculated_with(base: Path, tmp_path: Path):

@@ -16,9 +16,9 @@ from lora_trainer.api.runs.resume import plan_resume
 from lora_trainer.config.files import write_config
 from lora_trainer.events import Event
 from lora_trainer.host.standalone import StandaloneHost
-from lora_trainer.jobs.events_log import EventRecord
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs.events_log import EventRecord
 from tests.train.runs import small_config, tensors_of
 
 ROOT = Path(__file__).parents[2]

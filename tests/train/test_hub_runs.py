@@ -100,10 +100,10 @@ def test_check_says_what_the_model_is_and_why(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_config(small_config(tmp_path), tmp_path / "a.toml")
     assert main(["check", "a.toml"]) == 0
-    assert "Stable Diffusion 1, predicts the noise, 64 pixels (no mark of another" in capsys.readouterr().out
+    assert "Stable Diffusion 1, predicts the noise, 64 pixels (nothing in it says otherwise" in capsys.readouterr().out
     assert main(["check", "a.toml", "--json"]) == 0
     badge = json.loads(capsys.readouterr().out)["model"]
-    assert badge["because"].startswith("no mark of another")
+    assert badge["because"].startswith("nothing in it says otherwise")
     assert (badge["family"], badge["prediction"], badge["native_size"], badge["sure"]) == ("sd1", "epsilon", 64, True)
 
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from lora_trainer.control import Control
@@ -72,6 +74,21 @@ def test_the_header_says_what_hosts_read(tmp_path: Path):
     assert len(words["sshs_model_hash"]) == 64
 
 
+def test_the_header_lists_the_tags_that_are_read_and_no_marks(tmp_path: Path):
+    folder = tmp_path / "3_vase"
+    folder.mkdir()
+    for number, caption in enumerate(("vase; |||; blue", "vase ||| tall, thin; {red|blue}")):
+        Image.new("RGB", (64, 64), (number * 90, 40, 40)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption, encoding="utf-8")
+    marks = {"data__keep_tokens_separator": "|||", "data__enable_wildcard": True, "data__caption_separator": ";"}
+    events_of(
+        small_config(tmp_path, data__train_data_dir=str(folder), data__shuffle_caption=True, **marks, steps__max_train_steps=1), tmp_path
+    )
+    with safe_open(tmp_path / "loras" / "small.safetensors", framework="pt") as file:
+        counted = json.loads(file.metadata()["ss_tag_frequency"])
+    assert counted == {"3_vase": {"vase": 2, "blue": 2, "tall, thin": 1, "red": 1}}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -126,10 +143,10 @@ def test_a_layer_that_does_not_move_ends_the_run_by_name(tmp_path: Path, monkeyp
     from lora_trainer.adapters import network
 
     def forgetful(site, layer):
-        return site.base if layer.plan.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(site, layer)
+        return site.forward if layer.plan.name.endswith("up_blocks_3_attentions_2_proj_out") else kept(site, layer)
 
     kept = network.make_forward
-    monkeypatch.setattr(network, "forward_of", forgetful)
+    monkeypatch.setattr(network, "make_forward", forgetful)
     with pytest.raises(TrainingError, match="lora_unet_up_blocks_3_attentions_2_proj_out"):
         events_of(small_config(tmp_path), tmp_path)
 
@@ -285,7 +302,8 @@ def test_the_claim_of_a_killed_run_holds_nobody_up(tmp_path: Path):
     (tmp_path / "loras").mkdir()
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    (tmp_path / "loras" / ".small.running").write_text(f"{dead.pid} 1", encoding="utf-8")
+    holder = {"pid": dead.pid, "mark": "1", "machine": socket.gethostname(), "token": "0"}
+    (tmp_path / "loras" / ".small.running").write_text(json.dumps(holder), encoding="utf-8")
     assert isinstance(events_of(small_config(tmp_path), tmp_path)[-1], Finished)
 
 

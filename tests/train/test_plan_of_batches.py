@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from lora_trainer.train.inputs.dataset import load_dataset
-from lora_trainer.train.planning.plan import Machine, make_plan
+from lora_trainer.train.planning.memory_plan import Machine
+from lora_trainer.train.planning.plan import make_plan
 from tests.train.runs import small_config
 
 CARD = Machine("cuda", 8000.0, tflops=10.0)

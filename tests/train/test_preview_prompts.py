@@ -9,7 +9,7 @@ import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.errors import TrainerError
-from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.previews.preview_prompts import SampleRequest, network_tag_notes, parse_prompt_line
 from lora_trainer.train.setup import preview_prompts
 
 BASE = SampleRequest("", negative="dull", width=320, height=448, seed=9, cfg=6.0, steps=11, sampler="lms", clip_skip=2)
@@ -87,3 +87,49 @@ def test_prompt_files_of_chinese_editors_are_read(tmp_path: Path):
     file = tmp_path / "p.txt"
     file.write_bytes("一只猫在海边\n".encode("gb18030"))
     assert preview_prompts(config(prompt_file=str(file))).requests[0][1].prompt == "一只猫在海边"
+
+
+def test_null_in_a_prompt_file_means_not_given_and_a_list_is_named_and_left_out(tmp_path: Path):
+    rows = [
+        {"prompt": "a sks", "negative_prompt": None, "width": None},
+        {"prompt": "a sks", "negative_prompt": ""},
+        {"prompt": "a sks", "seed": None, "sample_sampler": None},
+        {"prompt": ["x", "y"]},
+        {"prompt": "b", "seed": True},
+        {"prompt": "c", "controlnet_image": None, "scale": 3},
+    ]
+    file = tmp_path / "p.json"
+    file.write_text(",\n".join(map(json.dumps, rows)).join("[]"), encoding="utf-8")
+    found = preview_prompts(config(prompt_file=str(file)))
+    requests = dict(found.requests)
+    assert list(requests) == [0, 1, 2, 5] and requests[0] == requests[1]
+    assert (requests[0].negative, requests[0].width, requests[2].seed, requests[5].cfg) == ("", 320, 9, 3.0)
+    assert [note.text().partition(" is not")[0] for note in found.warnings] == [f"{file}, line 4", f"{file}, line 5"]
+    assert '["x", "y"]' in found.warnings[0].text() and "prompt must be" in found.warnings[0].text()
+
+
+def test_networks_named_as_in_a_webui_are_told_where_the_trainer_draws_itself():
+    found = preview_prompts(config(prompts=["a vase <lora:mika:0.8>", "a vase <3 <b>", "x --n <LyCO:bad:1>"]))
+    notes = [note.text() for note in network_tag_notes(found)]
+    assert len(notes) == 2 and "prompt 1: <lora:mika:0.8>" in notes[0] and "prompt 3: <LyCO:bad:1>" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "marks"),
+    [
+        ("a vase --n a,b --7 --w 64", "--7"),
+        ("a vase --n bad --hands", "--hands"),
+        ("a vase --width 64 --h 64", "--width"),
+        ("a vase \u2014w 64 \u2013 h 64", "\u2014w, \u2013 h"),
+        ("a vase -w 64 -n bad", "-w"),
+        ("a well-known vase -- by the sea, 1-2 --- x", ""),
+        ("a sun-dried, half--open vase, -1", ""),
+    ],
+)
+def test_a_word_that_looks_like_an_option_and_is_none_is_named_and_the_picture_drawn(line: str, marks: str):
+    found = preview_prompts(config(prompts=[line]))
+    assert len(found.requests) == 1
+    notes = [note.text() for note in found.warnings]
+    assert notes == (
+        [f"prompt 1: {marks} is no option and is read as a part of the text. Options are --n --w --h --d --l --s and --ss."] * bool(marks)
+    )

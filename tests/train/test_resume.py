@@ -168,7 +168,7 @@ def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: 
         for event in work:
             if isinstance(event, Stepped) and event.step == 3:
                 trainer = kept[0]
-                tensors = [group.buffer for group in trainer.optimizer.groups] + trainer.ema.kept
+                tensors = [group.buffer for group in trainer.optimizer.groups] + trainer.ema.shadow
                 tensors += [value for state in trainer.optimizer.inner.state.values() for value in state.values() if value.dim()]
                 before = {tensor.untyped_storage().data_ptr() for tensor in tensors}
                 models = [weakref.ref(trainer.bundle.unet), weakref.ref(trainer.bundle.text_encoder)]
@@ -228,7 +228,7 @@ def test_a_run_without_a_state_says_what_can_be_done(tmp_path: Path):
     config = small_config(tmp_path, steps__max_train_steps=2, save__state=False)
     folder = folder_of(config)
     train(config, folder, watch=killed_at(2))
-    with pytest.raises(TrainerError, match="kept nothing") as refused:
+    with pytest.raises(TrainerError, match="kept no state") as refused:
         resume(folder)
     assert "network.network_weights" in refused.value.problems[0].fix.text("en")
 

@@ -170,7 +170,7 @@ class Handler(BaseHTTPRequestHandler):
         elif path == "captions":
             self.send(world.caption_list(config))
         elif path == "caption":
-            self.send({"old": world.write_caption(body["path"], body["text"])})
+            self.send({"old": world.write_caption(body["path"], body["text"]), "written": True})
         elif path == "check":
             plan = world.plan(config)
             self.send(plan, status=200 if "images" in plan else 400)

@@ -14,7 +14,7 @@ TOKEN = "hf_onlyForTheHub"
 def test_the_chosen_model_is_named_with_what_it_is_and_why(mika: Page):
     page = mika("settings")
     field = page.locator('[data-path="model.pretrained_model_name_or_path"]')
-    assert "SD 1.x · epsilon · 512 × 512: the WebUI's configuration" in field.inner_text()
+    assert "SD 1.x · 512 × 512: the WebUI's configuration" in field.inner_text()
     field.locator("select").select_option(label="another file, folder or Hub model…")
     field.get_by_label("Path, or owner/name of a Hub's model").fill("someone/noobai-v")
     field.get_by_label("Path, or owner/name of a Hub's model").press("Enter")
@@ -33,7 +33,7 @@ def test_the_training_size_is_the_chosen_models_own_until_the_user_says_another(
     size.fill("768")
     size.press("Tab")
     page.evaluate(choose, "")
-    page.get_by_text("SD 1.x · epsilon · 512 × 512").wait_for()
+    page.get_by_text("SD 1.x · 512 × 512").wait_for()
     assert page.evaluate("LoraTrainer.config().data.resolution") == 768
 
 

@@ -135,18 +135,93 @@ def test_a_tag_shows_where_it_stands(mika: Page):
 
 def test_suggestions_change_nothing_until_they_are_used_and_one_undo_takes_them_back(mika: Page):
     page = mika("settings")
-    before = page.evaluate("JSON.stringify(LoraTrainer.config())")
+    before = page.evaluate("LoraTrainer.config()")
     page.get_by_role("button", name="Suggest settings").click()
     rank = page.locator('[data-path="network.dim"]')
     rank.locator(".lt-pending").wait_for()
     assert rank.locator(".lt-pending").inner_text() == "16"
     assert rank.locator("input").input_value() == "32"
-    assert page.evaluate("JSON.stringify(LoraTrainer.config())") == before
+    assert page.evaluate("LoraTrainer.config()") == before
     page.get_by_role("button", name="Use these").click()
     assert rank.locator("input").input_value() == "16"
     page.locator(".lt-suggesthead").get_by_role("button", name="Undo").click()
     assert rank.locator("input").input_value() == "32"
-    assert page.evaluate("JSON.stringify(LoraTrainer.config())") == before
+    assert page.evaluate("LoraTrainer.config()") == before
+
+
+def test_undo_of_suggestions_leaves_what_was_typed_after_them(mika: Page):
+    page = mika("settings")
+    page.get_by_role("button", name="Suggest settings").click()
+    page.get_by_role("button", name="Use these").click()
+    page.evaluate("LoraTrainer.set({'save.output_name': 'mika second', 'network.alpha': 5})")
+    page.locator(".lt-suggesthead").get_by_role("button", name="Undo").click()
+    value = page.evaluate("['save.output_name', 'network.alpha', 'network.dim'].map(LoraTrainer.value)")
+    assert value == ["mika second", 5, 32]  # the rank was the list's alone
+    assert page.evaluate("LoraTrainer.state.typed['save.output_name']") is True
+    assert "1 setting that you changed since then stays." in page.locator(".lt-suggesthead").inner_text()
+
+
+def test_every_undo_takes_back_only_what_its_action_changed(mika: Page):
+    page = mika("pictures")
+    page.evaluate(
+        """() => {
+        const [first, second, third] = LoraTrainer.cache.pictures.pictures;
+        LoraTrainer.leaveOut([first, second], true);
+        LoraTrainer.leaveOut([third], true);
+        LoraTrainer.crop([[first.key, [0, 0, 0.5, 1]], [second.key, [0, 0, 0.5, 1]]]);
+        LoraTrainer.crop([[second.key, [0, 0, 1, 0.5]]]);
+    }"""
+    )
+    left_out = page.evaluate("LoraTrainer.cache.pictures.pictures.slice(0, 3).map(one => one.key)")
+    page.locator(".lt-toast", has_text="2 pictures are left out").get_by_role("button", name="Undo").click()
+    assert page.evaluate("LoraTrainer.leftOut()") == left_out[2:]
+    page.locator(".lt-toast", has_text="The crops of 2").get_by_role("button", name="Undo").click()
+    assert page.evaluate("LoraTrainer.value('data.crops')") == [f"{left_out[1]}=0,0,1,0.5"]
+    page.evaluate("LoraTrainer.leaveOut([LoraTrainer.cache.pictures.pictures[4]], true)")
+    before = page.evaluate("LoraTrainer.folder()")
+    page.evaluate("LoraTrainer.useFolder('D:/other')")
+    page.locator(".lt-toast", has_text="1 picture is left out").last.get_by_role("button", name="Undo").click()
+    assert page.evaluate("LoraTrainer.leftOut()") == []  # those of the other folder
+    page.evaluate("path => LoraTrainer.useFolder(path)", before)
+    assert page.evaluate("LoraTrainer.leftOut()") == left_out[2:]
+
+
+TOUCHING = """() => {
+    const boxes = (which) =>
+        [...document.querySelectorAll(which)].filter((one) => one.checkVisibility()).map((one) => one.getBoundingClientRect());
+    const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const toasts = boxes('.lt-toast');
+    return [toasts.length, boxes('#lora_trainer_start, .lt-strip').some((one) => toasts.some((toast) => meet(one, toast)))];
+}"""
+
+
+@pytest.mark.parametrize(("step", "width"), [("settings", 1440), ("settings", 1024), ("train", 1440), ("train", 1024), ("train", 390)])
+def test_notes_cover_neither_the_start_nor_the_strip_of_previews(mika: Page, step: str, width: int):
+    page = mika(step, "training" if step == "train" else "idle", width=width)
+    page.wait_for_selector("#lora_trainer_start" if step == "settings" else ".lt-strip")
+    page.evaluate("[1, 2].forEach(() => LoraTrainer.toast('Stored with mika-000007.safetensors: preferred weight 0.4.', {kind: 'good'}))")
+    assert page.evaluate(TOUCHING) == [2, False]
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_text_of_a_note_s_button_stays_in_its_border(mika: Page, width: int):
+    page = mika("pictures", width=width)
+    label = "Copy <lora:a_rather_long_name_of_a_character-000007:0.4>"
+    page.evaluate("label => LoraTrainer.toast('Stored with the file.', {action: {label, act: () => 0}})", label)
+    button = page.locator(".lt-toast .lt-button")
+    assert button.evaluate("one => one.scrollWidth <= one.clientWidth && one.scrollHeight <= one.clientHeight")
+    toast, inner = page.locator(".lt-toast").bounding_box(), button.bounding_box()
+    assert toast["x"] <= inner["x"] and inner["x"] + inner["width"] <= toast["x"] + toast["width"] <= width
+
+
+def test_phone_shows_the_whole_pill_and_the_menu_of_runs(mika: Page):
+    for scenario in ("training", "paused", "failed", "grid"):
+        page = mika("train", scenario, width=390, height=844)
+        pill = page.locator(".lt-pill")
+        assert pill.evaluate("one => one.scrollWidth <= one.clientWidth && one.getBoundingClientRect().right <= 390"), scenario
+    page.locator(".lt-runbutton").click()
+    page.locator(".lt-runs").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_what_the_user_typed_is_offered_last_and_unticked(mika: Page):

@@ -291,7 +291,7 @@ def test_regularisation_pictures_stand_in_a_group_of_their_own(
 ):
     regular = copy_some(forty[0], tmp_path / "reg" / "1_thing", "plain_06.png", "plain_07.png")
     page = step()
-    page.get_by_role("button", name="Regularisation, dataset file").click()
+    page.get_by_role("button", name="More sources").click()
     field = page.get_by_label("Regularisation folder", exact=True)
     field.fill(str(regular.parent))
     field.press("Enter")

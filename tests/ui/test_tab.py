@@ -279,6 +279,36 @@ def test_the_picker_walks_through_the_server_s_folders(open_page: Page, real: Se
     assert page.evaluate("LoraTrainer.picked") == str(pictures)
 
 
+def test_the_picker_shows_the_folder_keeps_its_keys_and_chooses_only_what_is_one(open_page: Page, real: Server, pictures: Path):
+    page = open_page(f"{real.address}?__lang=en")
+    page.evaluate("folder => { LoraTrainer.picked = LoraTrainer.pickFolder(folder); }", str(pictures.parent))
+    page.get_by_role("button", name="crescents 13 pictures").click()
+    page.locator(".lt-inside", has_text="13 pictures").wait_for()
+    page.wait_for_function("document.querySelectorAll('.lt-inside img').length === 6")
+    path = page.locator(".lt-path")
+    assert path.inner_text() == str(pictures)
+    first = page.evaluate(
+        """() => {
+        const text = document.querySelector('.lt-path bdi').firstChild;
+        const at = (from) => { const range = document.createRange(); range.setStart(text, from); range.setEnd(text, from + 1);
+            return range.getBoundingClientRect().left; };
+        return at(0) < at(1) && at(1) < at(text.length - 1);
+    }"""
+    )
+    assert first  # the slash stands where the path begins
+    use = page.get_by_role("button", name="Use this folder")
+    for _ in range(len(pictures.parts)):
+        if page.get_by_role("button", name="Up", exact=True).count():
+            page.get_by_role("button", name="Up", exact=True).click()
+            page.wait_for_timeout(300)
+    assert path.inner_text() == "This computer" and use.is_disabled()
+    page.get_by_role("button", name="/", exact=True).click()
+    page.wait_for_function("document.querySelector('.lt-path').innerText === '/'")
+    assert use.is_enabled()
+    page.keyboard.press("Escape")
+    assert page.locator(".lt-dialog").count() == 0 and page.evaluate("LoraTrainer.picked") is None
+
+
 def test_a_script_that_comes_late_does_not_break_the_page(open_page: Page, real: Server):
     page = open_page("about:blank", ready=False)
 

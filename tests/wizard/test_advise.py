@@ -16,8 +16,9 @@ from lora_trainer.config.checks.option_checks import check_value, options
 from lora_trainer.errors import ConfigError, DatasetError, ModelError
 from lora_trainer.messages import translations
 from lora_trainer.optim.schedules import SCHEDULES
-from lora_trainer.wizard.advise import Suggestion, advise, suggest
+from lora_trainer.wizard.advise import Suggestion, suggest
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
+from tests.wizard.advice import advise
 from tests.wizard.conftest import MakeFolder, config_for
 
 SUBJECTS = ("person", "character", "style", "object", "scenery")

@@ -11,9 +11,10 @@ import pytest
 from benchmarks import random_checkpoint
 from lora_trainer.config import effective
 from lora_trainer.models.detection.detect import ModelFacts, inspect
-from lora_trainer.wizard.advise import Suggestion, advise, suggest
+from lora_trainer.wizard.advise import Suggestion, suggest
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
 from lora_trainer.wizard.rule_context import RuleContext
+from tests.wizard.advice import advise
 from tests.wizard.conftest import MakeFolder, config_for
 from tests.wizard.test_advise import change_of, seen
 
@@ -118,13 +119,13 @@ def test_sd2_is_trained_at_its_models_size_where_the_card_allows_it(pictures, ho
 
 @pytest.mark.parametrize(("family", "wanted"), [("sd1", 2), ("sd2", 1), ("sdxl", 1)])
 def test_a_clip_skip_is_advised_only_where_the_family_reads_it(pictures, hollow, family, wanted):
-    from lora_trainer.wizard.advise import _advise
+    from lora_trainer.wizard.advise import suggest_changes
     from lora_trainer.wizard.facts import DatasetFacts
     from lora_trainer.wizard.subjects import find_subject
 
     config = config_for(pictures(20))
     facts, card = inspect(hollow(family)), MachineFacts.from_vram(24)
-    offered, _ = _advise(RuleContext(config, card, DatasetFacts.read(config), facts, find_subject("object"), (), 2))
+    offered, _ = suggest_changes(RuleContext(config, card, DatasetFacts.read(config), facts, find_subject("object"), (), 2))
     assert {change.path: change.value for change in offered}.get("model.clip_skip", 1) == wanted
 
 

@@ -11,8 +11,8 @@ from lora_trainer.config.build import build
 from lora_trainer.config.changes import apply_changes
 from lora_trainer.models.detection.detect import inspect
 from lora_trainer.train.planning.network_plan import planned_network
-from lora_trainer.wizard.advise import advise
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
+from tests.wizard.advice import advise
 
 
 @pytest.fixture(scope="module")

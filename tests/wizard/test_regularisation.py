@@ -7,8 +7,8 @@ from PIL import Image
 from lora_trainer.config.build import build
 from lora_trainer.config.changes import apply_changes
 from lora_trainer.train.planning.plan import make_plan
-from lora_trainer.wizard.advise import advise
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
+from tests.wizard.advice import advise
 
 
 def folder_of(place, count):

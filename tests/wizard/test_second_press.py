@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from lora_trainer.config.build import build
 from lora_trainer.config.changes import apply_changes
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.wizard.advise import advise
 from lora_trainer.wizard.facts import DatasetFacts, MachineFacts
 from lora_trainer.wizard.subjects import SUBJECTS
+from tests.wizard.advice import advise
 
 
 def _section(**options: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:

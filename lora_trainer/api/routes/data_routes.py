@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from fastapi.responses import Response
 from lora_trainer.api.context import ApiContext
 from lora_trainer.api.responses import body_value, query_number, read_body, request_language
 from lora_trainer.api.routes.run_routes import config_mapping
+from lora_trainer.errors import TrainerError
 
 MIN_SIZE, MAX_SIZE = 32, 1024
 
@@ -44,24 +46,34 @@ def _list_captions(api: ApiContext, mapping: dict[str, Any], epoch: int, languag
 
 
 async def write_caption(api: ApiContext, request: Request) -> dict[str, Any]:
-    """POST /caption {"path": the picture's, "text"} -> {"old", "file"}"""
+    """POST /caption {"path": the picture's, "text", "instead_of"?} -> {"old", "file", "written"}
+
+    With `instead_of` nothing is written where another caption stands by now.
+    """
     body = await read_body(request)
-    return await api.workers.in_thread(_write_caption, api, body_value(body, "path", str), body_value(body, "text", str))
+    path, text = body_value(body, "path", str), body_value(body, "text", str)
+    instead_of = body_value(body, "instead_of", str) if "instead_of" in body else None
+    return await api.workers.in_thread(_write_caption, api, path, text, instead_of)
 
 
-def _write_caption(api: ApiContext, path: str, text: str) -> dict[str, Any]:
+def _write_caption(api: ApiContext, path: str, text: str, instead_of: str | None) -> dict[str, Any]:
     from lora_trainer.api import pictures
+    from lora_trainer.data.captions import read_caption
     from lora_trainer.data.captions import write_caption as write
 
     file = pictures.caption_path(api.allowed_path(path))
     new = not file.exists()
+    if instead_of is not None:
+        current = "" if new else read_caption(file)
+        if current.strip() != instead_of.strip():
+            return {"old": current, "file": str(file), "written": False}
     old = write(file, text.strip())
     if new:
         api.created_captions.add(file)
     if not text.strip() and file in api.created_captions:  # undone: there was none before
         file.unlink(missing_ok=True)
         api.created_captions.discard(file)
-    return {"old": old, "file": str(file)}
+    return {"old": old, "file": str(file), "written": True}
 
 
 async def read_thumbnail(api: ApiContext, request: Request) -> Response:
@@ -87,7 +99,8 @@ def _read_thumbnail(api: ApiContext, text: str, size: int, etag: str) -> tuple[s
     if cached.is_file():
         return tag, cached.read_bytes()
     content = draw(path, size)
-    write_atomically(cached, content)
+    with suppress(TrainerError):  # a cache that is full or not writable costs time only
+        write_atomically(cached, content)
     return tag, content
 
 

@@ -19,12 +19,16 @@ from lora_trainer.files import file_sha256, replace_file
 
 MAX_UPLOAD_BYTES = 512 << 20
 CHUNK_BYTES = 1 << 20
+SAMPLES = 6  # pictures of a folder that its line shows
 MAX_COUNTED = 5000
 """Directory entries that are read at most to count a folder's pictures."""
 
 
 async def list_folders(api: ApiContext, request: Request) -> dict[str, Any]:
-    """GET /folders?path= -> {"path", "parent", "folders": [{"name", "path", "pictures"}], "roots": [...]}; without a path: the roots"""
+    """GET /folders?path= -> {"path", "parent", "folders": [{"name", "path", "pictures"}], "pictures", "samples": [paths], "roots": [...]}
+
+    Without a path: the roots.
+    """
     return await api.workers.in_thread(_list_folders, api, request.query_params.get("path", "").strip())
 
 
@@ -47,8 +51,22 @@ def _list_folders(api: ApiContext, text: str) -> dict[str, Any]:
         "path": str(path),
         "parent": str(parent) if parent else "",
         "folders": [{"name": entry.name, "path": str(entry), "pictures": _count_pictures(entry)} for entry in subfolders],
+        "pictures": _count_pictures(path),
+        "samples": _sample_pictures(path),
         "roots": roots,
     }
+
+
+def _sample_pictures(folder: Path) -> list[str]:
+    """A few of its pictures, to be recognised by."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        some = [
+            entry
+            for _, entry in zip(range(MAX_COUNTED), entries, strict=False)
+            if is_picture(entry.name) and entry.is_file() and not entry.name.startswith(".")
+        ]
+        return [str(folder / entry.name) for entry in sorted(some, key=lambda entry: natural_key(entry.name))[:SAMPLES]]
+    return []
 
 
 def _root_folders(api: ApiContext) -> list[Path]:

@@ -24,6 +24,7 @@ from lora_trainer.api.responses import (
 from lora_trainer.api.threads import ToolJob
 from lora_trainer.config.importing import import_metadata
 from lora_trainer.errors import TrainerError
+from lora_trainer.jobs.run_files import is_number
 
 MAX_FILES = 400
 MAX_JOBS = 20
@@ -171,7 +172,7 @@ def _merge(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path,
     from lora_trainer.network_tools.merge import WeightedNetwork, merge_into_checkpoint, merge_networks
 
     weights = body_value(body, "weights", list, [1.0] * len(inputs))
-    if len(weights) != len(inputs) or any(isinstance(weight, bool) or not isinstance(weight, (int, float)) for weight in weights):
+    if len(weights) != len(inputs) or not all(map(is_number, weights)):
         raise RequestError("weights does not hold one number for each file.", path="weights", fix="Send as many numbers as files.")
     sources = [WeightedNetwork(path, float(weight), float(weight)) for path, weight in zip(inputs, weights, strict=True)]
     into = body_value(body, "into", str, "")
@@ -194,13 +195,20 @@ def _extract(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Pat
         int(body_number(body, "rank", 32, 1, 4096)),
         int(body_number(body, "conv_rank", 0, 0, 4096)),
         body_number(body, "energy", 1.0, 0.0, 1.0),
+        skip_rounding=body_value(body, "skip_rounding", bool, False),
     )
     if len(inputs) != 2:
         raise RequestError("{key} is missing in the request.", key="tuned", path="tuned", fix="Send it.")
 
     def run() -> dict[str, Any]:
         extracted = extract(inputs[0], inputs[1], out, settings, on_progress=on_progress)
-        return {"layers": extracted.layers, "unchanged": extracted.unchanged, "energy": extracted.energy, "family": extracted.family}
+        return {
+            "layers": extracted.layers,
+            "unchanged": extracted.unchanged,
+            "rounding": extracted.rounding,
+            "energy": extracted.energy,
+            "family": extracted.family,
+        }
 
     return run
 

@@ -17,12 +17,13 @@ from lora_trainer.api.responses import body_number, body_value, json_response, l
 from lora_trainer.api.routes.run_routes import config_mapping
 from lora_trainer.api.runs import plans, start_run
 from lora_trainer.config import effective
-from lora_trainer.config.build import build, to_mapping
+from lora_trainer.config.build import build, comma_notes, to_mapping
 from lora_trainer.config.files import config_text, read_config, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
 from lora_trainer.events import Event
 from lora_trainer.jobs.folder import RunFolder, list_runs, remove_ended
+from lora_trainer.messages import say
 
 if TYPE_CHECKING:
     from lora_trainer.host.base import Host
@@ -37,6 +38,7 @@ async def check_config(api: ApiContext, request: Request) -> dict[str, Any]:
 def _check_config(api: ApiContext, mapping: dict[str, Any], language: str) -> dict[str, Any]:
     api.check_paths(mapping)
     plan = plans.check_config(build(mapping), api.host, runs_dir=api.host.paths().runs_dir, load=api.scans.training_dataset)
+    plan["warnings"] += [{"path": path, "message": note, "fix": say("")} for path, note in comma_notes(mapping)]
     plan["problems"] = [problem_json(problem, language) for problem in plan["problems"]]
     plan["model"], plan["warnings"] = localize(plan["model"], language), localize(plan["warnings"], language)
     return plan
@@ -160,7 +162,7 @@ def _read_lr_search(api: ApiContext, run: str) -> dict[str, Any]:
     from lora_trainer.wizard.lr_finder import find_plateau
 
     folder = api.run_folder(run)
-    curve = [(event["step"], event["lr"]) for event in folder.events() if event["event"] == "stepped"]
+    curve = [(event["step"], event["lr"]) for event in folder.events() if event["event"] == "stepped" and event.get("lr")]
     return find_plateau(curve).to_json(read_config(folder.config_file))
 
 

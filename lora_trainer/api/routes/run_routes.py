@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mimetypes
+from collections.abc import Sequence
+from contextlib import ExitStack
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -25,14 +27,16 @@ from lora_trainer.api.responses import (
     request_language,
 )
 from lora_trainer.api.runs import start_run
-from lora_trainer.api.runs.resume import check_change, plan_resume, refuse_running
+from lora_trainer.api.runs.resume import check_change, plan_resume
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.files import read_config
 from lora_trainer.config.migrations import migrate
 from lora_trainer.control import CHANGE, COMMANDS
 from lora_trainer.errors import HostBusy
 from lora_trainer.files import file_sha256
+from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.run_files import is_number
 from lora_trainer.jobs.status import translate_message, translate_problem
 
 MAX_EVENTS = 20_000
@@ -42,7 +46,8 @@ PICTURES = ("image/png", "image/jpeg", "image/webp")
 async def list_runs(api: ApiContext, request: Request) -> list[dict[str, Any]]:
     """GET /runs[?all=1]: newest first; with `all` the grids too."""
     kinds = ("train", "grid") if request.query_params.get("all") else ("train",)
-    return await api.workers.in_thread(lambda: api.manager.history(api.host.paths().runs_dir, kinds=kinds))
+    language = request_language(request)
+    return await api.workers.in_thread(lambda: api.manager.history(api.host.paths().runs_dir, kinds=kinds, language=language))
 
 
 async def start(api: ApiContext, request: Request) -> dict[str, str]:
@@ -89,7 +94,7 @@ async def read_run(api: ApiContext, request: Request) -> dict[str, Any]:
 def _read_run(api: ApiContext, run: str, language: str) -> dict[str, Any]:
     folder = api.run_folder(run)
     latest = api.manager.latest
-    summary = folder.summary(running=api.manager.is_running(folder))
+    summary = folder.summary(running=api.manager.is_running(folder), language=language)
     if latest is not None and latest.folder.path == folder.path:
         summary |= latest.snapshot(language)
     else:
@@ -106,11 +111,12 @@ def _read_run(api: ApiContext, run: str, language: str) -> dict[str, Any]:
 
 def _last_status(folder: RunFolder, summary: dict[str, Any], language: str) -> dict[str, Any]:
     """The status fields of a run of another process, from its last events."""
-    from lora_trainer.jobs.events_log import last_events
+    from lora_trainer.jobs.logs.events_log import last_events
 
     tail = last_events(folder.events_file)
     stepped: dict[str, Any] = next((line for line in reversed(tail) if line["event"] == "stepped"), {})
-    problems = [translate_problem(problem, language) for problem in (tail[-1].get("problems", []) if tail else [])]
+    failures = [translate_problem(problem, language) for problem in (tail[-1].get("problems", []) if tail else [])]
+    problems = [*failures, *summary["problems"]]
     return {
         **{key: stepped.get(key) for key in ("loss", "loss_average", "lr", "vram_mb")},
         "speed": stepped.get("seconds"),
@@ -146,10 +152,18 @@ async def read_file(api: ApiContext, request: Request) -> Response:
     return Response(content, media_type=kind, headers=headers)
 
 
+def _resolved(path: Path) -> Path:
+    """The path without links; an empty path for a link to itself."""
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return Path()
+
+
 def _read_file(api: ApiContext, run: str, name: str) -> tuple[bytes, str]:
     folder = api.run_folder(run)
     root = folder.path.resolve()
-    path = (root / name).resolve()
+    path = _resolved(root / name)
     if "\0" in name or root not in path.parents or not path.is_file():
         raise NotFound("the run {run} has no file {name}.", run=run, name=name, path="path", fix="Choose a file of the run.")
     kind = mimetypes.guess_type(path.name)[0] or ""
@@ -210,8 +224,17 @@ async def resume_run(api: ApiContext, request: Request) -> dict[str, str]:
 def _resume_run(api: ApiContext, run: str, epochs: int, changes: dict[str, Any]) -> dict[str, str]:
     api.manager.require_idle()
     folder = api.run_folder(run)
-    refuse_running(folder)
     api.check_option_paths(changes)
+    claim = folder.claim()
+    try:
+        _resume_claimed(api, folder, claim, epochs, changes)
+    except BaseException:
+        folder.release(claim)
+        raise
+    return {"run": folder.id}
+
+
+def _resume_claimed(api: ApiContext, folder: RunFolder, claim: Claim, epochs: int, changes: dict[str, Any]) -> None:
     config, resume_from = plan_resume(folder, changes, more_epochs=epochs)
     api.check_paths(to_mapping(config))
     own_process = start_run.uses_own_process(config)
@@ -221,10 +244,9 @@ def _resume_run(api: ApiContext, run: str, epochs: int, changes: dict[str, Any])
     if own_process:
         sets = [f"--set={path}={value if isinstance(value, str) else dumps(value)}" for path, value in changes.items()]
         arguments = ("--resume", str(folder.path), f"--more-epochs={epochs}", *sets)
-        api.manager.start_subprocess(start_run.training_process(folder, api.host, arguments))
+        api.manager.start_subprocess(start_run.training_process(folder, api.host, arguments, claim=claim))
     else:
-        api.manager.start(folder, start_run.training_work(config, api.host, folder, resume_from=resume_from))
-    return {"run": folder.id}
+        api.manager.start(folder, start_run.training_work(config, api.host, folder, resume_from=resume_from), claim=claim)
 
 
 async def read_config_of_run(api: ApiContext, request: Request) -> dict[str, Any]:
@@ -281,21 +303,27 @@ def _delete_run(api: ApiContext, run: str, weights: bool) -> dict[str, Any]:
     for each in (folder, *grids):
         if each.outcome(running=api.manager.is_running(each)) is None:
             raise Conflict("the run {run} is still going on.", run=each.id, path="run", fix="Stop it first.")
-    freed = sum(each.size_bytes() for each in (folder, *grids))
-    removed = _unchanged_weights(folder) if weights else []
+    with ExitStack() as stack:  # nobody resumes one meanwhile
+        for each in (folder, *grids):
+            stack.enter_context(each.claimed())
+        return _delete_claimed(api, (folder, *grids), _unchanged_weights(folder) if weights else [])
+
+
+def _delete_claimed(api: ApiContext, folders: Sequence[RunFolder], removed: Sequence[Path]) -> dict[str, Any]:
+    freed = sum(each.size_bytes() for each in folders)
     for path in removed:
         freed += path.stat().st_size
         for beside in (path, path.with_suffix(".json"), path.with_suffix(".preview.png")):
             beside.unlink(missing_ok=True)
     latest = api.manager.latest
-    for each in (folder, *grids):
+    for each in folders:
         each.remove()
         api.forget(each)
         if latest is not None and latest.folder.path == each.path:
             api.manager.latest = None
     if removed:
         api.host.refresh_networks()
-    return {"deleted": run, "files": [str(path) for path in removed], "mb": round(freed / 1e6, 1)}
+    return {"deleted": folders[0].id, "files": [str(path) for path in removed], "mb": round(freed / 1e6, 1)}
 
 
 def _unchanged_weights(folder: RunFolder) -> list[Path]:
@@ -326,7 +354,7 @@ async def start_grid(api: ApiContext, request: Request) -> Response:
 
 
 def _finite_number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         raise RequestError("{key} holds something that is not a number.", key=key, path=key, fix="Send numbers such as 0.8.")
     return float(value)
 

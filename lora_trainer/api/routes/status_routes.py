@@ -57,7 +57,7 @@ async def read_report(api: ApiContext, request: Request) -> Response:
 def _read_report(api: ApiContext, run: str) -> str:
     import json
 
-    from lora_trainer.jobs.events_log import last_events
+    from lora_trainer.jobs.logs.events_log import last_events
     from lora_trainer.jobs.sinks import version_lines
 
     latest = api.manager.latest

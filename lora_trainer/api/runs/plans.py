@@ -24,7 +24,8 @@ from lora_trainer.messages import Message, say, translate
 if TYPE_CHECKING:
     from lora_trainer.models.detection.detect import ModelFacts
     from lora_trainer.train.inputs.dataset import TrainingDataset
-    from lora_trainer.train.planning.plan import Machine, TrainingPlan
+    from lora_trainer.train.planning.memory_plan import Machine
+    from lora_trainer.train.planning.plan import TrainingPlan
 
 
 BADGE = ("title", "family", "prediction", "zero_terminal_snr", "native_size", "because", "notes")
@@ -142,10 +143,15 @@ def _make_plan(config: TrainConfig, dataset: TrainingDataset, facts: ModelFacts 
 
 
 def _early_warnings(config: TrainConfig, dataset: TrainingDataset, host: Host) -> list[Any]:
+    from lora_trainer.host.standalone import StandaloneHost
     from lora_trainer.train.planning.preflight import early_warnings
+    from lora_trainer.train.previews.preview_prompts import network_tag_notes
+    from lora_trainer.train.setup import preview_prompts
 
     checkpoint = _or_none(lambda: model_path(config, host)) or Path()
     warnings = [_warning_json(warned.path, warned.message) for warned in early_warnings(config, dataset, checkpoint)]
+    if host.name == StandaloneHost.name:
+        warnings += [_warning_json("sample.prompts", note) for note in network_tag_notes(preview_prompts(config))]
     network_types = {"network.type": config.network.type, **({"network.train_norm": "norm"} if config.network.train_norm else {})}
     doubts = {path: support_warning(kind, host.name, config.network.dora_axis) for path, kind in network_types.items()}
     return [*(_warning_json(path, message) for path, message in doubts.items() if message is not None), *warnings]

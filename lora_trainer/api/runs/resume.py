@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.api.runs.start_run import absolute_if_exists
 from lora_trainer.config import effective
 from lora_trainer.config.build import apply_overrides, build, to_mapping
 from lora_trainer.config.changes import Change, apply_changes
-from lora_trainer.config.files import read_config
+from lora_trainer.config.checks.option_checks import options
+from lora_trainer.config.files import INPUT_PATHS, map_text, read_config, resolve_beside
 from lora_trainer.config.live_settings import apply_live_changes
 from lora_trainer.config.schema import TrainConfig
-from lora_trainer.errors import ConfigError, HostBusy, Problem
+from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.resume_point import ResumePoint
@@ -20,17 +22,22 @@ from lora_trainer.messages import Message, say
 
 MEMORY_OPTIONS = ("memory.gradient_checkpointing", "memory.checkpointing_budget_gb", "memory.attention", "memory.pictures_at_once")
 """Options that a resumed run may change from its first step on: they affect memory use, not what is learnt."""
+SECRET_OPTIONS = tuple(path for path, declared in options().items() if declared.option.kind == "secret")
+"""Options that no file holds: a resumed run is given them again."""
+OUTPUT_PATHS = ("save.output_dir", "save.runs_dir", "log.logging_dir")
 FOREIGN_STATE_FILES = ("train_state.json", "optimizer.bin", "optimizer.pt", "random_states_0.pkl", "scheduler.bin")
 """Files in the state folders of other trainers."""
 
 
-def plan_resume(folder: RunFolder, changes: Mapping[str, Any], *, more_epochs: int = 0) -> tuple[TrainConfig, ResumePoint]:
+def plan_resume(folder: RunFolder, changes: Mapping[str, Any], *, more_epochs: int = 0, beside: Path = Path()) -> tuple[TrainConfig, ResumePoint]:
     """The config that the run began with, and the point to resume from with these changes (path -> value) and `more_epochs`.
 
-    Raises TrainerError when the run has no state, ConfigError when a change is not possible or no step is left.
+    `beside`: the folder that relative paths in `changes` may start from, besides the working directory. To be called while the run is claimed, so that no other process trains it further meanwhile. Raises TrainerError when the run has no state, ConfigError when a change is not possible or no step is left.
     """
-    config = _with_memory_options(read_config(folder.config_file), {path: value for path, value in changes.items() if path in MEMORY_OPTIONS})
-    changes = {path: value for path, value in changes.items() if path not in MEMORY_OPTIONS}
+    config = read_config(folder.config_file)
+    applied_at_once = {path: value for path, value in changes.items() if path in (*MEMORY_OPTIONS, *SECRET_OPTIONS)}
+    changes = {path: _with_absolute_paths(path, value, beside) for path, value in changes.items() if path not in applied_at_once}
+    config = _with_options(config, applied_at_once)
     last_state = resume_point.find_resume_point(folder.path, folder.events(), {})
     current = apply_live_changes(config, last_state.changed_settings())[0]
     if more_epochs:
@@ -51,7 +58,19 @@ def plan_resume(folder: RunFolder, changes: Mapping[str, Any], *, more_epochs: i
     return config, resume_point.find_resume_point(folder.path, folder.events(), new_values)
 
 
-def _with_memory_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+def _with_absolute_paths(path: str, value: Any, beside: Path) -> Any:
+    """The value of an option that holds paths with absolute ones, as the config of a run has them; other values unchanged."""
+    if path not in (*OUTPUT_PATHS, *INPUT_PATHS):
+        return value
+    if isinstance(value, str):
+        section, _, name = path.partition(".")
+        value = apply_overrides({}, [f"{path}={value}"])[section][name]
+    if path in OUTPUT_PATHS:
+        return map_text(value, lambda text: str(Path(text).absolute()) if text.strip() else text)
+    return map_text(value, lambda text: absolute_if_exists(resolve_beside(text, beside)) if text.strip() else text)
+
+
+def _with_options(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     mapping = apply_overrides(to_mapping(config), [f"{path}={value}" for path, value in changes.items() if isinstance(value, str)])
     return apply_changes(build(mapping), [Change(path, value, say("")) for path, value in changes.items() if not isinstance(value, str)])
 
@@ -90,12 +109,6 @@ def refuse_foreign(run: str) -> None:
             say("{path} is a state of another trainer, which kept neither epoch nor position.", path=run),
             say("Begin a new run with its last file of weights as network.network_weights."),
         )
-
-
-def refuse_running(folder: RunFolder, *, here: bool = False) -> None:
-    """Raises HostBusy while the run is being trained."""
-    if here or folder.is_alive():
-        raise HostBusy("the run {run} is still going on.", run=folder.id, path="run", fix="Stop it, or wait until it has ended.")
 
 
 def _config_error(message: Message, fix: Message) -> ConfigError:

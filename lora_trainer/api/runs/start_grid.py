@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.control import Control
-from lora_trainer.errors import TrainerError
+from lora_trainer.errors import HostBusy, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
-from lora_trainer.jobs.folder import RunFolder, remove_ended, list_runs
+from lora_trainer.jobs.claims import claimed, is_held
+from lora_trainer.jobs.folder import RunFolder, list_runs, remove_ended
 
 if TYPE_CHECKING:
     from lora_trainer.jobs.job import Work
@@ -43,8 +45,12 @@ def new_grid(
 ) -> tuple[RunFolder, Work]:
     """A new run folder for the grid, beside its run's, and its work for a Job. `epochs` empty: all that were saved.
 
-    `seed` None: the run's own; another seed draws every cell again.
+    `seed` None: the run's own; another seed draws every cell again. Raises HostBusy while another grid of this run, or one in `out`, is
+    being drawn.
     """
+    locks = [place / ".grid.running" for place in dict.fromkeys((folder.grid_dir, out))]
+    if any(is_held(lock) for lock in locks):
+        raise _grid_busy(folder)
     # a grid continues where the last one ended, whose own folder is not needed any more
     remove_ended(earlier for earlier in list_runs(folder.path.parent) if earlier.info()["of"] == folder.id)
     grid_folder = RunFolder.create(folder.path.parent, f"{folder.id}-grid", kind="grid", of=folder.id)
@@ -52,6 +58,20 @@ def new_grid(
     def work(control: Control) -> Generator[Event, None, None]:
         from lora_trainer.grid.render import render
 
-        yield from render(folder.path, host, prompt, list(weights), list(epochs) or None, control, out, seed=seed)
+        with ExitStack() as stack:
+            for lock in locks:
+                stack.enter_context(_claimed(lock, folder))
+            yield from render(folder.path, host, prompt, list(weights), list(epochs) or None, control, out, seed=seed)
 
     return grid_folder, work
+
+
+def _claimed(lock: Path, folder: RunFolder) -> AbstractContextManager[object]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    return claimed(lock, _grid_busy(folder))
+
+
+def _grid_busy(folder: RunFolder) -> HostBusy:
+    return HostBusy(
+        "another grid of the run {run} is being drawn.", run=folder.id, path="run", fix="Stop it, or wait until it has ended."
+    )

@@ -20,6 +20,7 @@ from lora_trainer.control import Control
 from lora_trainer.errors import ConfigError, HostBusy, ModelError, Problem, TrainerError
 from lora_trainer.events import Event
 from lora_trainer.host.base import Host
+from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.launcher import SubprocessRun
 from lora_trainer.jobs.process_rank import SINGLE, Rank
@@ -47,15 +48,16 @@ def resolve_paths(config: TrainConfig, host: Host, *, runs_dir: Path | None = No
     mapping = to_mapping(config)
     mapping["save"] |= {"output_dir": str(output.absolute()), "runs_dir": str(runs.absolute()), "output_name": effective.output_name(config)}
     for section, name in PATH_KEYS:
-        mapping[section][name] = map_text(mapping[section][name], _absolute)
+        mapping[section][name] = map_text(mapping[section][name], absolute_if_exists)
     if config.log.logging_dir.strip():
         mapping["log"]["logging_dir"] = str(Path(config.log.logging_dir).absolute())
     for table in mapping["data"]["subsets"]:
-        table.update({name: _absolute(table[name]) for name in SUBSET_INPUT_PATHS if name in table})
+        table.update({name: absolute_if_exists(table[name]) for name in SUBSET_INPUT_PATHS if name in table})
     return rebuild(config, mapping)
 
 
-def _absolute(text: str) -> str:
+def absolute_if_exists(text: str) -> str:
+    """A relative path as an absolute one where it exists from the working directory; any other text unchanged."""
     path = Path(text)
     return str(path.absolute()) if text.strip() and not path.is_absolute() and _exists(path) else text
 
@@ -115,14 +117,14 @@ def check_folder(folder: Path) -> None:
 
 
 def check_networks(files: Iterable[str]) -> None:
-    """Raises ModelError when a network file cannot be read."""
-    from lora_trainer.models.detection.detect import read_header
+    """Raises ModelError when a network file cannot be read, or holds values that are not finite."""
+    from lora_trainer.models.files.finite import require_finite
 
     for text in files:
         if text.strip() and not Path(text).is_file():
             raise ModelError("{path} does not exist.", path=text, fix="Choose a LoRA file.")
         if text.strip():
-            read_header(Path(text))
+            require_finite(Path(text))
 
 
 def check_model(config: TrainConfig, host: Host) -> None:
@@ -188,8 +190,9 @@ def check_vae_option(config: TrainConfig, host: Host) -> None:
 def create_run_folder(config: TrainConfig) -> RunFolder:
     """Creates the folder of a run that is about to start, with its config.toml. Raises TrainerError."""
     folder = RunFolder.create(Path(config.save.runs_dir), effective.output_name(config))
-    folder.update_info(work=work_key(config))
-    write_config(config, folder.config_file)
+    with remove_unless_started(folder):
+        folder.update_info(work=work_key(config))
+        write_config(config, folder.config_file)
     return folder
 
 
@@ -201,10 +204,10 @@ def require_host_free(host: Host) -> None:
 
 @contextlib.contextmanager
 def remove_unless_started(folder: RunFolder) -> Iterator[None]:
-    """Removes the new folder when the run does not start: another run was faster, or no process can be started."""
+    """Removes the new folder when the run does not start: another run was faster, the disk is full, no process can be started."""
     try:
         yield
-    except (HostBusy, OSError):
+    except (TrainerError, OSError):
         folder.remove()
         raise
 
@@ -238,14 +241,18 @@ def with_file_paths(config: TrainConfig, host: Host) -> TrainConfig:
     return attrs.evolve(config, model=attrs.evolve(config.model, pretrained_model_name_or_path=checkpoint, vae=vae))
 
 
-def training_process(folder: RunFolder, host: Host, arguments: Sequence[str] = (), *, token: str = "") -> SubprocessRun:
+def training_process(
+    folder: RunFolder, host: Host, arguments: Sequence[str] = (), *, token: str = "", claim: Claim | None = None
+) -> SubprocessRun:
     """The process that trains the folder's config.toml, or that runs `train` with other `arguments`.
 
-    The Hub's `token`, which no file holds, is passed in its environment.
+    The Hub's `token`, which no file holds, is passed in its environment. `claim`: the caller's claim on the folder.
     """
     arguments = ("train", *(arguments or (str(folder.config_file), "--into", str(folder.path))))
     secrets = {"HF_TOKEN": token} if token else {}
-    return SubprocessRun(folder, arguments, cache_dir=host.paths().cache_dir, on_end=host.refresh_networks, secrets=secrets)
+    return SubprocessRun(
+        folder, arguments, cache_dir=host.paths().cache_dir, on_end=host.refresh_networks, secrets=secrets, claim=claim
+    )
 
 
 def raise_problems(problems: list[Problem]) -> None:

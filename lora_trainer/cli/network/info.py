@@ -37,6 +37,8 @@ def print_info(info: dict[str, Any], console: Console) -> None:
         if rows:
             shown = ", ".join(f"{row['value']:g} x {row['modules']}" for row in rows[:8])
             console.line(say("{name}: {shown}", name=name, shown=shown))
+    if info["alphas_from"]:
+        console.line(say("alphas read from {source}", source=info["alphas_from"]))
     most = max((row["norm"] for row in info["blocks"]), default=0.0) or 1.0
     if info["blocks"]:
         console.line(say("strength by block (Frobenius norm of what is added):"))

@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE[:WEIGHT]", help=console.translate(files))
     parser.add_argument("--into", type=Path, metavar="CHECKPOINT", help=console.translate(say("add them into a copy of this checkpoint")))
     parser.add_argument(
-        "--rank", type=int, default=0, metavar="N", help=console.translate(say("the highest rank of the sum; without: nothing is lost"))
+        "--rank",
+        type=int,
+        default=0,
+        metavar="N",
+        help=console.translate(say("the highest rank of the sum; without: the rank that it has, so that nothing is lost")),
     )
     add_precision(parser, console)
     add_out(parser, console)
@@ -40,12 +44,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
         show_progress = progress_printer(console, "{done} of {total} tensors written")
         merged = merge_into_checkpoint(args.into, sources, target, precision=args.precision, on_progress=show_progress)
         console.line(say("{layers} layers of the checkpoint were changed", layers=merged.layers))
+        if merged.left_out:
+            values = {"count": len(merged.left_out), "name": merged.left_out[0]}
+            console.note(say("Note: {count} layers are in no model of the family and were left out, the first is {name}.", **values))
     else:
         merged = merge_networks(sources, target, rank=args.rank, precision=args.precision)
         values = {"layers": merged.layers, "rank": merged.rank, "kept": f"{merged.energy:.2%}"}
         console.line(say("{layers} layers, rank {rank}; {kept} of the squares of the singular values are kept", **values))
     console.line(say("Written to {path}", path=str(target)))
-    console.document({"out": str(target), "layers": merged.layers, "rank": merged.rank, "energy": merged.energy})
+    console.document(
+        {"out": str(target), "layers": merged.layers, "rank": merged.rank, "energy": merged.energy, "left_out": list(merged.left_out)}
+    )
     return DONE
 
 

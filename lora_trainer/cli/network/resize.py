@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lora_trainer.cli.common_args import usage_error
+from lora_trainer.cli.common_args import finite_number, usage_error
 from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, add_precision, check_out, parse_pairs
 from lora_trainer.messages import say
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
         "--conv-rank", type=int, default=0, metavar="N", help=console.translate(say("that of convolutions; without: the same"))
     )
     energy = say("keep this share of each layer's singular values squared, 0 to 1")
-    parser.add_argument("--energy", type=float, default=1.0, metavar="X", help=console.translate(energy))
+    parser.add_argument("--energy", type=finite_number, default=1.0, metavar="X", help=console.translate(energy))
     block = say('the rank of one block, such as "up 1=8", "mid=4", "text 0=2"; can be repeated')
     parser.add_argument("--block", action="append", default=[], metavar="NAME=N", help=console.translate(block))
     cut = say("take the first ranks as they are: for DyLoRA")

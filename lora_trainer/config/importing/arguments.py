@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_origin
 
 import attrs
 
@@ -17,14 +19,14 @@ from lora_trainer.config.importing.networks import NETWORK
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason_left
 from lora_trainer.config.importing.result import Filled, Left, Taken
 from lora_trainer.config.importing.values import convert, is_empty, to_number
-from lora_trainer.config.prompt_files import SUFFIXES, rows_from_file, rows_from_lines
+from lora_trainer.config.prompt_files import SUFFIXES, PromptRow, rows_from_file, rows_from_lines
 from lora_trainer.errors import ConfigError, TrainerError
 from lora_trainer.messages import Message, say
 
 
 @attrs.frozen
 class Key:
-    """A key of the file: as written (`key`), its sd-scripts name (`name`), its value in sd-scripts' terms."""
+    """A key of the file: as written (`key`), its sd-scripts name or our option's path (`name`), its value in sd-scripts' terms."""
 
     key: str
     name: str
@@ -34,17 +36,36 @@ class Key:
     """The reason, if it is already known that the key is not taken."""
     merged_into: str = ""
     """The option that already holds its value, if it was merged into another key."""
+    options: Options | None = None
+    """Our options, if they are already known."""
+
+
+@attrs.frozen
+class Translated:
+    """Nested values, what became of each key, defaults that were filled in, and values of a list that were not taken."""
+
+    values: dict[str, Any]
+    taken: tuple[Taken, ...]
+    left: tuple[Left, ...]
+    filled: tuple[Filled, ...]
+    notes: tuple[Message, ...]
 
 
 def translate_keys(
-    keys: Iterable[Key], read: ReadText, defaults: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Taken], list[Left], list[Filled]]:
-    """(nested values, taken, left, filled). `read` returns the text of a file that a key names, or None."""
+    keys: Iterable[Key], read: ReadText, defaults: Mapping[str, Any], context: Mapping[str, Any] | None = None
+) -> Translated:
+    """Our options for the keys. `read` returns the text of a file that a key names, or None. `defaults`: filled in where no key is.
+
+    `context`: values under sd-scripts' names that the file takes for granted.
+    """
     keys = list(keys)
-    settings = {key.name: key.value for key in keys if key.why is None and not key.merged_into and not is_empty(key.value)}
+    settings = dict(context or {}) | {
+        key.name: key.value for key in keys if key.why is None and not key.merged_into and not is_empty(key.value)
+    }
     flat: dict[str, Any] = {}
     origin: dict[str, Key] = {}
     left: list[Left] = []
+    translations: dict[str, Options] = {}
     for key in keys:
         if key.merged_into:
             continue
@@ -52,19 +73,41 @@ def translate_keys(
         if isinstance(translated, Message):
             left.append(Left(key.key, _shown(key), translated))
             continue
+        translations[key.key] = translated
         for path, value in translated:
             flat[path] = value
             origin[path] = key
-    flat = _drop_invalid(flat, origin, left)
+    flat, refused = drop_invalid(flat)
     paths_of_key: dict[str, list[str]] = {}
     for path in flat:
         paths_of_key.setdefault(origin[path].key, []).append(path)
     paths_of_key |= {one.key: [one.merged_into] for one in keys if one.merged_into in flat}
+    for name, same in translations.items():
+        if name not in paths_of_key and same and all(path in flat and flat[path] == value for path, value in same):
+            paths_of_key[name] = [path for path, _ in same]  # another key says the same
+    notes = []
+    for one in refused:
+        key = origin[one.option]
+        if key.key in paths_of_key:
+            notes.append(
+                say(
+                    "{key}: {name}={value} was not taken. {why}",
+                    key=key.key,
+                    name=one.place.partition(".")[2],
+                    value=one.value,
+                    why=one.why,
+                )
+            )
+        elif key.key not in {entry.key for entry in left}:
+            left.append(Left(key.key, _shown(key), say("Not taken: {why}", why=one.why)))
     taken = [Taken(key.key, _shown(key), tuple(paths_of_key[key.key])) for key in keys if key.key in paths_of_key]
     reported = {one.key for one in taken} | {one.key for one in left}
     left += [Left(key.key, _shown(key), say("Another key of the file decides it.")) for key in keys if key.key not in reported]
-    filled = [Filled(path, value) for path, value in defaults.items() if path in options() and path not in flat]
-    return nest(flat | {one.path: one.value for one in filled}), taken, left, filled
+    in_file = set(origin) | {paths_by_name()[key.name] for key in keys if key.name in paths_by_name() and not is_empty(key.value)}
+    filled = tuple(
+        Filled(path, value) for path, value in defaults.items() if path in options() and path not in flat and path not in in_file
+    )
+    return Translated(nest(flat | {one.path: one.value for one in filled}), tuple(taken), tuple(left), filled, tuple(notes))
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,8 +134,12 @@ def _shown(key: Key) -> Any:
 
 
 def _translate(key: Key, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    if key.options is not None:
+        return key.options
     if is_empty(key.value):
         return EMPTY
+    if key.name in options():
+        return [(key.name, convert(key.value, options()[key.name]))]
     if key.name in SPECIAL:
         return SPECIAL[key.name](key.value, settings, read)
     path = paths_by_name().get(key.name)
@@ -101,24 +148,79 @@ def _translate(key: Key, settings: Mapping[str, Any], read: ReadText) -> Options
     return [(path, convert(key.value, options()[path]))]
 
 
-def _drop_invalid(flat: dict[str, Any], origin: Mapping[str, Key], left: list[Left]) -> dict[str, Any]:
-    """The values that pass our own checks; each refused one is added to `left` with the problem."""
+@attrs.frozen
+class Refused:
+    """A value that our own checks refuse: its option, its own place (`data.subsets[1].num_repeats`), and why."""
+
+    option: str
+    place: str
+    value: Any
+    why: Message
+
+
+def drop_invalid(flat: dict[str, Any]) -> tuple[dict[str, Any], list[Refused]]:
+    """The values that pass our own checks, and those that do not. Of a list only the refused members are dropped."""
+    refused: list[Refused] = []
     while flat:
         try:
             build(nest(flat))
         except ConfigError as error:
-            invalid = {
-                path: problem for problem in error.problems for path in flat if problem.path == path or problem.path.startswith(path + "[")
-            }
-            if not invalid:
+            dropped = _refusals(error, flat)
+            if not dropped:
                 raise
-            for path, problem in invalid.items():
-                if path in flat:
-                    left.append(Left(origin[path].key, _shown(origin[path]), say("Not taken: {why}", why=problem.message)))
-                    flat = {other: value for other, value in flat.items() if origin[other] is not origin[path]}
+            refused += dropped
+            flat = _without(flat, dropped)
         else:
             break
-    return flat
+    return flat, refused
+
+
+def _refusals(error: ConfigError, flat: Mapping[str, Any]) -> list[Refused]:
+    refused: dict[str, Refused] = {}
+    for problem in error.problems:
+        option = next((path for path in flat if problem.path == path or problem.path.startswith(path + "[")), None)
+        if option is None:
+            continue
+        value = flat[option]
+        if problem.path == option and isinstance(value, list) and get_origin(options()[option].type) is tuple:
+            wrong = [index for index, member in enumerate(value) if not _is_valid(option, member)]
+            if 0 < len(wrong) < len(value):
+                for index in wrong:
+                    refused[f"{option}[{index}]"] = Refused(option, f"{option}[{index}]", value[index], problem.message)
+                continue
+        refused.setdefault(problem.path, Refused(option, problem.path, problem.message.values.get("value", value), problem.message))
+    return list(refused.values())
+
+
+def _is_valid(option: str, member: Any) -> bool:
+    try:
+        build(nest({option: [member]}))
+    except ConfigError:
+        return False
+    return True
+
+
+def _without(flat: Mapping[str, Any], dropped: Iterable[Refused]) -> dict[str, Any]:
+    """The values without the refused ones: whole options, members of lists, or values of one table in a list."""
+    kept = {path: list(value) if isinstance(value, list) else value for path, value in flat.items()}
+    members: list[tuple[str, int]] = []
+    for one in dropped:
+        member = _MEMBER.fullmatch(one.place)
+        tables = kept.get(one.option)
+        if member is None or not isinstance(tables, list):
+            kept.pop(one.option, None)
+        elif member["key"] and member["key"] in tables[int(member["index"])] and member["key"] not in ("image_dir", "metadata_file"):
+            index = int(member["index"])
+            tables[index] = {name: value for name, value in tables[index].items() if name != member["key"]}
+        else:
+            members.append((one.option, int(member["index"])))
+    for option, index in sorted(set(members), reverse=True):
+        if option in kept:
+            del kept[option][index]
+    return {path: value for path, value in kept.items() if value != [] or flat[path] == []}
+
+
+_MEMBER = re.compile(r".*?\[(?P<index>\d+)\](?:\.(?P<key>\w+))?")
 
 
 # --- keys that need more than a new name ----------------------------------------------------------------------------
@@ -126,18 +228,38 @@ def _drop_invalid(flat: dict[str, Any], origin: Mapping[str, Key], left: list[Le
 
 def _sample_prompts(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
     """The prompts themselves, or those of a prompt file."""
-    text = "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "\n".join(part for part in value if isinstance(part, str)) if isinstance(value, list) else str(value)
     if text.lower().endswith(SUFFIXES) and "\n" not in text:
         content = read(text)
         if content is None:
             return say("The prompt file {file} cannot be read from here: write its prompts into sample.prompts.", file=text)
         try:
-            lines = [row.to_line() for row in rows_from_file(content, text)]
+            lines = list(_readable_lines(rows_from_file(content, text)))
         except TrainerError as error:
             return say("Not taken: {why}", why=error.problems[0].message)
     else:
         lines = [row.to_line() for row in rows_from_lines(text)]
     return [("sample.prompts", lines)] if lines else EMPTY
+
+
+def _readable_lines(rows: Iterable[PromptRow]) -> Iterator[str]:
+    for row in rows:
+        with suppress(TrainerError):  # prompt_notes names it
+            yield row.to_line()
+
+
+def prompt_notes(settings: Mapping[str, Any], read: ReadText) -> Iterator[Message]:
+    """A note for each row of the prompt file that cannot be read."""
+    name = str(settings.get("sample_prompts", ""))
+    if not name.lower().endswith(SUFFIXES) or (content := read(name)) is None:
+        return
+    with suppress(TrainerError):  # the whole file: said where the key is left
+        for row in rows_from_file(content, name):
+            try:
+                row.to_line()
+            except TrainerError as error:
+                problem = error.problems[0]
+                yield say("{place} is not drawn: {message} {fix}", place=row.source, message=problem.message, fix=problem.fix)
 
 
 def _sampler(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:

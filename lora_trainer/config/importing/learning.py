@@ -64,7 +64,7 @@ def optimizer_option(name: str) -> Translate:
 def _split_args(value: Any) -> list[str]:
     """Arguments as a list, or as one line in which each may be quoted."""
     if isinstance(value, list):
-        return [str(part) for part in value]
+        return [str(part) for part in value if part is not None]
     try:
         return shlex.split(str(value))
     except ValueError:  # an unclosed quote

@@ -9,16 +9,19 @@ from typing import Any
 
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.importing.arguments import SPECIAL, Key, paths_by_name, translate_keys
-from lora_trainer.config.importing.networks import network_defaults
+from lora_trainer.config.importing.learning import Options
+from lora_trainer.config.importing.networks import network_defaults, whole_matrix_notes
 from lora_trainer.config.importing.reasons import OFF, REASONS
 from lora_trainer.config.importing.result import Imported
+from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
+from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
+from lora_trainer.config.importing.values import is_empty
 from lora_trainer.errors import ConfigError
 from lora_trainer.messages import Message, say
 
 RESULT = say("It records a result of that run; it is not a setting.")
 ELSEWHERE = say("The pictures are chosen here: set the folder.")
 BASE = say("Only the name of the base model is known: choose it.")
-NOT_READ = say("OneTrainer's own setting, which has no counterpart here.")
 ARGUMENT_NAMES = {
     "optimizer": "optimizer_type",
     "batch_size_per_device": "train_batch_size",
@@ -54,39 +57,29 @@ RESULTS = frozenset(
         "validation_every_n_epochs",
     ]
 )
-FOLDERS = ("dataset_dirs", "reg_dataset_dirs", "datasets")
-ONE_TRAINER = {
-    "learning_rate": "learning_rate",
-    "epochs": "max_train_epochs",
-    "batch_size": "train_batch_size",
-    "gradient_accumulation_steps": "gradient_accumulation_steps",
-    "learning_rate_warmup_steps": "lr_warmup_steps",
-    "lora_rank": "network_dim",
-    "lora_alpha": "network_alpha",
-    "resolution": "resolution",
-    "seed": "seed",
-    "clip_grad_norm": "max_grad_norm",
-    "offset_noise_weight": "noise_offset",
-    "unet.learning_rate": "unet_lr",
-    "text_encoder.learning_rate": "text_encoder_lr",
-    "optimizer.optimizer": "optimizer_type",
-    "learning_rate_scheduler": "lr_scheduler",
-    "train_dtype": "mixed_precision",
+FOLDERS = ("dataset_dirs", "reg_dataset_dirs")
+DATASET_NAMES = {
+    "batch_size_per_device": "data.batch_size",
+    **{name: f"data.{name}" for name in ("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "resize_interpolation")},
 }
-ONE_TRAINER_VALUES = {
-    "ADAMW": "AdamW",
-    "ADAMW_8BIT": "AdamW8bit",
-    "ADAFACTOR": "AdaFactor",
-    "PRODIGY": "Prodigy",
-    "LION": "Lion",
-    "CONSTANT": "constant_with_warmup",
-    "COSINE": "cosine",
-    "LINEAR": "linear",
-    "COSINE_WITH_RESTARTS": "cosine_with_restarts",
-    "FLOAT_16": "fp16",
-    "BFLOAT_16": "bf16",
-    "FLOAT_32": "no",
+SUBSET_NAMES = {
+    name: f"data.{name}"
+    for name in (
+        "num_repeats",
+        "color_aug",
+        "flip_aug",
+        "random_crop",
+        "shuffle_caption",
+        "keep_tokens",
+        "keep_tokens_separator",
+        "secondary_separator",
+        "enable_wildcard",
+        "caption_prefix",
+        "caption_suffix",
+        "class_tokens",
+    )
 }
+"""Keys of ss_datasets -> our options."""
 
 
 def import_metadata(metadata: Mapping[str, str]) -> Imported:
@@ -94,15 +87,23 @@ def import_metadata(metadata: Mapping[str, str]) -> Imported:
 
     Raises ConfigError if the metadata holds no settings.
     """
-    keys = list(_one_trainer(metadata)) if "ot_config" in metadata else list(_sd_scripts(metadata))
-    if not any(key.why is None for key in keys):
+    program = _one_trainer(metadata) if "ot_config" in metadata else ProgramKeys(tuple(_sd_scripts(metadata)))
+    settings = {key.name: key.value for key in program.keys if key.why is None}
+    translated = translate_keys(program.keys, lambda name: None, network_defaults(settings))
+    if not translated.taken:
         raise ConfigError(
             [problem("", "the file's header holds no settings.", "Choose a file of this trainer, of sd-scripts or of OneTrainer.")]
         )
-    defaults = network_defaults({key.name: key.value for key in keys if key.why is None})
-    translated, taken, left, _ = translate_keys(keys, lambda name: None, defaults)
-    notes = [ELSEWHERE, BASE] if not translated.get("model", {}).get("pretrained_model_name_or_path") else [ELSEWHERE]
-    return Imported("onetrainer" if "ot_config" in metadata else "metadata", translated, tuple(taken), tuple(left), (), tuple(notes))
+    values = translated.values
+    notes = [
+        *program.notes,
+        *translated.notes,
+        *whole_matrix_notes(settings),
+        *([] if values.get("data", {}).get("train_data_dir") or values.get("data", {}).get("subsets") else [ELSEWHERE]),
+        *([] if values.get("model", {}).get("pretrained_model_name_or_path") else [BASE]),
+    ]
+    kind = "onetrainer" if "ot_config" in metadata else "metadata"
+    return Imported(kind, values, translated.taken, translated.left, (), tuple(notes))
 
 
 def _sd_scripts(metadata: Mapping[str, str]) -> Iterator[Key]:
@@ -123,6 +124,11 @@ def _key(key: str, name: str, value: Any, text: str, metadata: Mapping[str, str]
         why = OFF
     elif name in RESULTS:
         why = RESULT
+    elif name == "datasets":
+        found = _datasets(text)
+        return (
+            Key(key, name, value, shown=text, why=found) if isinstance(found, Message) else Key(key, name, value, shown=text, options=found)
+        )
     elif name in FOLDERS:
         why = ELSEWHERE
     elif name in ("sd_model_name", "vae_name"):
@@ -148,27 +154,37 @@ def _optimizer(key: str, text: str) -> Iterator[Key]:
         yield Key(f"{key} (...)", "optimizer_args", re.split(r",\s*(?=\w+=)", arguments.rstrip().removesuffix(")")))
 
 
-def _one_trainer(metadata: Mapping[str, str]) -> Iterator[Key]:
+def _one_trainer(metadata: Mapping[str, str]) -> ProgramKeys:
     try:
         settings = json.loads(metadata["ot_config"])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             [problem("ot_config", "it is not valid {kind} ({why}).", "Choose another file.", kind="JSON", why=str(error))]
         ) from error
-    for path, value in _flatten(settings):
-        name = ONE_TRAINER.get(path, "")
-        if name and value is not None:
-            yield Key(path, name, ONE_TRAINER_VALUES.get(str(value), value), shown=value)
-        elif value not in (None, "", [], {}, False):
-            yield Key(path, path, value, why=NOT_READ)
+    if not isinstance(settings, dict):
+        raise ConfigError([problem("ot_config", "it holds no settings.", "Choose another file.")])
+    return one_trainer_keys(settings, lambda name: None)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _datasets(text: str) -> Options | Message:
+    """What all data sets of a run have in common; sd-scripts lists them where a dataset TOML was used."""
+    try:
+        datasets = [entry for entry in json.loads(text) if isinstance(entry, dict)]
+    except (ValueError, TypeError, RecursionError):
+        return ELSEWHERE
+    subsets = [
+        subset
+        for entry in datasets
+        for subset in entry.get("subsets") or ()
+        if isinstance(subset, dict) and subset.get("is_reg") is not True
+    ]
+    options_found: Options = []
+    for entries, names in ((datasets, DATASET_NAMES), (subsets, SUBSET_NAMES)):
+        for name, path in names.items():
+            values = [entry.get(name) for entry in entries]
+            if values and not is_empty(values[0]) and all(value == values[0] for value in values):
+                options_found.append((path, values[0]))
+    return options_found or ELSEWHERE
 
 
 def _parse_value(text: str) -> Any:
@@ -179,5 +195,5 @@ def _parse_value(text: str) -> Any:
         return text == "True"
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

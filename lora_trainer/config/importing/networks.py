@@ -11,16 +11,19 @@ from typing import Any
 from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.importing.learning import LORAPLUS, Options, ReadText, Translate
 from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, OFF, OTHER_NETWORK, UNKNOWN
-from lora_trainer.config.importing.values import convert, is_empty, to_number
+from lora_trainer.config.importing.values import convert, is_empty, texts_of, to_number
 from lora_trainer.config.schema.network import PRESETS
 from lora_trainer.messages import Message, say
 
 LYCORIS_MODULE = "lycoris.kohya"
+EARLY_LOCON = "locon.locon_kohya"
+"""LyCORIS' module when it was called LoCon."""
 MODULES = {
     "networks.lora": "lora",
     "networks.dylora": "dylora",
     "networks.loha": "loha",
     "networks.lokr": "lokr",
+    EARLY_LOCON: "locon",
     "Kohya LoCon": "lora",
     "LoCon": "locon",
     **{f"LyCORIS/{name}": name.lower() for name in ("LoCon", "LoHa", "LoKr", "DyLoRA")},
@@ -66,7 +69,7 @@ ARGUMENTS = ("network_args", "network_args_custom")
 def parse_args(value: Any) -> dict[str, str]:
     """`name=value` of a list, or of one line in which each may be quoted, as a dict."""
     if isinstance(value, list):
-        args = [str(part) for part in value]
+        args = [str(part) for part in value if part is not None]
     else:
         try:
             args = shlex.split(str(value))
@@ -86,6 +89,26 @@ def network_type(settings: Mapping[str, Any]) -> str | None:
     if module == LYCORIS_MODULE:
         return ALGORITHMS.get(network_args(settings).get("algo", str(settings.get("lycoris_algo") or "lora")).lower())
     return "lora" if module in PLAIN else MODULES.get(module)
+
+
+def dim(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """network_dim. LyCORIS takes the whole matrix of each layer where the rank reaches half its size: 100000 means every layer."""
+    path = "network.dim"
+    if _means_whole_matrix(value, settings):
+        return [("network.full_matrix", True), (path, int(options()[path].option.high or 1))]
+    return [(path, convert(value, options()[path]))]
+
+
+def _means_whole_matrix(value: Any, settings: Mapping[str, Any]) -> bool:
+    return network_type(settings) == "lokr" and to_number(value) > (options()["network.dim"].option.high or 1)
+
+
+def whole_matrix_notes(settings: Mapping[str, Any]) -> Iterator[Message]:
+    """A note for each rank that is so large that it means the whole matrix."""
+    ranks = {"network_dim": settings.get("network_dim"), "conv_dim": network_args(settings).get("conv_dim", settings.get("conv_dim"))}
+    for name, value in ranks.items():
+        if _means_whole_matrix(value, settings):
+            yield say("{key} = {value}: LyCORIS does not limit the rank from there on; it trains the whole matrix.", key=name, value=value)
 
 
 def module(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
@@ -148,6 +171,11 @@ def network_option(name: str) -> Translate:
             return OFF  # in LyCORIS 0 means the other rank
         if name == "conv_alpha" and not to_number(value):
             return OFF
+        is_off = str(value).lower() not in ("true", "1")
+        if name == "full_matrix" and is_off and _means_whole_matrix(settings.get("network_dim"), settings):
+            return say("{key} wins.", key="network_dim")
+        if name == "conv_dim" and _means_whole_matrix(value, settings):
+            return [(path, int(options()[path].option.high or 1))]
         if (
             name in _NOT_OF_PLAIN
             and network_type(settings) == "lora"
@@ -158,7 +186,7 @@ def network_option(name: str) -> Translate:
         if OPTION_NAMES[name] in ("include", "exclude"):
             return [(path, _patterns(value))]
         if isinstance(value, list):
-            return [(path, ",".join(str(part) for part in value))]
+            return [(path, ",".join(map(str, texts_of(value))))]
         return [(path, convert(value, options()[path]))]
 
     return take
@@ -169,7 +197,7 @@ def _patterns(value: Any) -> list[str]:
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError):
             value = json.loads(value)
-    return [str(pattern) for pattern in value] if isinstance(value, list) else [str(value)]
+    return texts_of(value) if isinstance(value, list) else [str(value)]
 
 
 def _is_lycoris(settings: Mapping[str, Any]) -> bool:
@@ -202,14 +230,16 @@ def base_weights_multiplier(value: Any, settings: Mapping[str, Any], read: ReadT
 def _lines(value: Any) -> list[str]:
     if value is None:
         return []
-    return [str(line) for line in value] if isinstance(value, list) else str(value).splitlines()
+    return [str(line) for line in value if line is not None] if isinstance(value, list) else str(value).splitlines()
 
 
 def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults of sd-scripts and LyCORIS for these keys, where they differ from ours."""
     values = {**{key: str(value) for key, value in settings.items() if not isinstance(value, (list, dict))}, **network_args(settings)}
     defaults: dict[str, Any] = {}
-    if _is_lycoris(settings):
+    if str(settings.get("network_module")) == EARLY_LOCON:
+        defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
+    elif _is_lycoris(settings):
         defaults["network.preset"] = "full"
         if to_number(values.get("conv_dim")):
             defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
@@ -222,6 +252,7 @@ def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 NETWORK: dict[str, Translate] = {
+    "network_dim": dim,
     "network_module": module,
     "lycoris_algo": algorithm,
     "network_args": arguments,

@@ -20,6 +20,8 @@ RESUMED = say("Every run here keeps its own state, and is resumed by its name: t
 CALCULATED = say("How it is calculated there; the result is the same.")
 OTHER_NETWORK = say("This kind of network is calculated without it here.")
 CONV = say("Only other kinds of networks use it, there too.")
+WHOLE_MODEL = say("Training of a LoRA there does not read it: it belongs to training the whole model.")
+OTHER_TRAINING = say("Training of a LoRA there does not read it: it belongs to training a text embedding.")
 EXTRA_ARGUMENTS = say("Command-line arguments are not read: write each as a setting.")
 
 _OTHER_NETWORKS = """conv_dim conv_alpha LyCORIS_preset bypass_mode constrain decompose_both dora_wd factor full_matrix rescaled
@@ -38,13 +40,18 @@ _KEYS_BY_REASON: dict[Message, str] = {
         offload_optimizer_nvme_path offload_param_device offload_param_nvme_path zero3_init_flag zero3_save_16bit_model
         fp16_master_weights_and_gradients dataset_class skip_cache_check debug_dataset text_encoder_batch_size""",
     RESUMED: """resume save_state_on_train_end initial_epoch initial_step skip_until_initial_step""",
-    WINDOW: """model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
+    WINDOW: """epoch
+        model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
         enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
     ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization model_train_type
         use_safetensors zero_terminal_snr is_valid""",
     LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
-    NOT_YET: """block_lr full_fp16 full_bf16 fused_backward_pass fused_optimizer_groups optimizer_accumulation_steps
+    WHOLE_MODEL: """block_lr learning_rate_te learning_rate_te1 learning_rate_te2 train_text_encoder fused_optimizer_groups
+        diffusers_xformers""",
+    OTHER_TRAINING: """init_word num_vectors_per_token template token_string use_object_template use_style_template""",
+    NOT_YET: """perlin_noise optimizer_schedulefree_wrapper schedulefree_wrapper_args
+        train_lora_ggpo ggpo_beta ggpo_sigma full_fp16 full_bf16 fused_backward_pass optimizer_accumulation_steps
         blocks_to_swap cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author metadata_description
         metadata_license metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase
         metadata_preprocessor metadata_is_negative_embedding masked_loss weighted_captions save_state_to_huggingface
@@ -56,10 +63,10 @@ _KEYS_BY_REASON: dict[Message, str] = {
         dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
         caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard caption_tag_dropout_rate
         caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop face_crop_aug_range alpha_mask
-        resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding learning_rate_te learning_rate_te1 learning_rate_te2
-        init_word num_vectors_per_token template token_string train_text_encoder save_clip save_t5xxl batch_size train_dir image_folder
+        resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding save_clip save_t5xxl batch_size train_dir image_folder
         model_type""",
-    ONLY_STABLE_DIFFUSION: """ae clip_l clip_g t5xxl t5xxl_device t5xxl_dtype t5xxl_max_token_length discrete_flow_shift guidance_scale
+    ONLY_STABLE_DIFFUSION: """t5xxl_lr lumina_checkbox gemma2 split_qkv apply_lg_attn_mask enable_scaled_pos_embed training_shift
+        ae clip_l clip_g t5xxl t5xxl_device t5xxl_dtype t5xxl_max_token_length discrete_flow_shift guidance_scale
         model_prediction_type timestep_sampling sigmoid_scale mode_scale logit_mean logit_std weighting_scheme split_mode train_blocks
         flux1_cache_text_encoder_outputs flux1_cache_text_encoder_outputs_to_disk train_t5xxl flux_guidance enable_all_linear img_attn_dim
         img_mlp_dim img_mod_dim in_dims single_dim single_mod_dim txt_attn_dim txt_mlp_dim txt_mod_dim mem_eff_save apply_t5_attn_mask

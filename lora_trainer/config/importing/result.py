@@ -14,17 +14,21 @@ from lora_trainer.messages import Message
 KINDS = {
     "kohya_ss": "kohya_ss (JSON)",
     "sd-scripts": "sd-scripts (--config_file)",
+    "command": "sd-scripts (command line)",
     "lora-scripts": "lora-scripts (TOML)",
     "dreambooth": "Dreambooth concepts (JSON)",
     "dataset": "sd-scripts (--dataset_config)",
     "metadata": "LoRA (metadata)",
-    "onetrainer": "OneTrainer (metadata)",
+    "onetrainer": "OneTrainer",
+    "ai-toolkit": "ai-toolkit",
+    "simpletuner": "SimpleTuner",
+    "lycoris": "LyCORIS (lycoris_config.json)",
     "own": "LoRA Trainer",
 }
 """Names of programs and formats: not translated."""
 
 
-SECRETS = ("hub_token", "huggingface_token", "wandb_api_key")
+SECRETS = ("hub_token", "huggingface_token", "hf_token", "wandb_api_key", "wandb_token", "api_key", "password")
 """Keys with secret values."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args, get_origin
 
 from lora_trainer.config.param import DeclaredOption
@@ -16,9 +17,9 @@ def convert(value: Any, option: DeclaredOption) -> Any:
     """The value in the option's type if only its form differs ("64", 64.0, "1e-4", "True"); else unchanged."""
     kinds = get_args(option.type) or (option.type,)
     if get_origin(option.type) is tuple:
-        return [str(part) for part in value] if isinstance(value, list) else value
+        return texts_of(value) if isinstance(value, list) else value
     if isinstance(value, list) and str in kinds:
-        return " ".join(str(part) for part in value)
+        return " ".join(map(str, texts_of(value)))
     if isinstance(value, str) and str not in kinds and option.option.kind != "size":
         value = _parse(value.strip(), kinds)
     if isinstance(value, float) and float not in kinds and value.is_integer():
@@ -28,6 +29,11 @@ def convert(value: Any, option: DeclaredOption) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool) and kinds == (str,):
         return str(value)
     return value
+
+
+def texts_of(values: list[Any]) -> list[Any]:
+    """The members as texts, null left out; lists and objects stay as they are, and our checks refuse them."""
+    return [value if isinstance(value, (list, dict)) else str(value) for value in values if value is not None]
 
 
 def to_number(value: Any) -> float:
@@ -47,3 +53,12 @@ def _parse(text: str, kinds: tuple[Any, ...]) -> Any:
         except ValueError:
             continue
     return text
+
+
+def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every value in nested tables."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

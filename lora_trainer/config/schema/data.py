@@ -25,7 +25,11 @@ class SubsetConfig:
 @section
 class DataConfig:
     train_data_dir: str = param(
-        "", "Folder", "A folder of pictures, a folder of `N_name class` folders, or one such folder.", basic=True, kind="folder"
+        "",
+        "Folder",
+        "A folder of pictures, or of folders named like `10_sks girl`: 10 repeats of each picture, of the girl sks.",
+        basic=True,
+        kind="folder",
     )
     reg_data_dir: str = param(
         "",
@@ -36,7 +40,8 @@ class DataConfig:
     in_json: str = param(
         "",
         "Metadata file",
-        "A JSON file with captions and tags of the pictures, as sd-scripts' tools write it. Its names are looked for in the folder.",
+        "A JSON file with captions and tags of the pictures, as sd-scripts' tools write it, or rows with file_name "
+        "and text (.jsonl, .csv). Its names are looked for in the folder.",
         kind="file",
     )
     dataset_config: str = param(
@@ -63,7 +68,7 @@ class DataConfig:
     num_repeats: int = param(
         1,
         "Repeats",
-        "How often each picture is seen in one epoch. A folder called `N_name` sets its own number.",
+        "How often each picture is seen in one epoch. A folder named like `10_name` sets its own number.",
         low=1,
         high=10000,
         basic=True,

@@ -6,6 +6,8 @@ from lora_trainer.config.choices import optimizers
 from lora_trainer.config.param import param, section
 
 Steps = int | str
+FALLING_SCHEDULES = tuple(name for name in optimizers.SCHEDULE_CHOICES if name not in ("constant", "piecewise_constant", "adafactor"))
+"""Schedules that read the rate at the end."""
 
 
 @section
@@ -98,6 +100,7 @@ class ScheduleConfig:
         low=0.0,
         high=1.0,
         kohya="lr_scheduler_min_lr_ratio",
+        when={"type": FALLING_SCHEDULES},
     )
     num_cycles: float = param(
         1.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 from pathlib import Path
 
@@ -155,6 +156,8 @@ def unreadable_reason(error: Exception) -> Message:
         )
     if isinstance(error, FileNotFoundError):
         return say("The file is gone.")
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return say("The file is a link to itself.")
     if isinstance(error, MemoryError):
         return say("There is not enough memory to read the picture.")
     return say("The file is damaged ({why}).", why=str(error) or type(error).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import attrs
@@ -57,7 +57,7 @@ def detect_layout(root: Path, num_repeats: int, field: str) -> FolderLayout:
     if pictures:
         return _root_layout(root, pictures, folders, num_repeats)
     if folders:
-        return _parent_layout(folders, num_repeats)
+        return _parent_layout(root, folders, num_repeats, field)
     deeper = [
         f"{folder.name}/{inner.name}" if _picture_names(inner, field) else ""
         for folder in _subfolders(root, field)[:50]
@@ -92,6 +92,20 @@ def parse_folder_name(name: str) -> tuple[int, str] | None:
     return (int(match[1]), nfc(match[2].strip())) if match and int(match[1]) > 0 else None
 
 
+def _wrong_repeats(name: str) -> int | None:
+    """The number in front of a folder's name that cannot be its repeats: sd-scripts leaves `0_tokens` out; None for other names."""
+    match = re.fullmatch(r"\s*([-+]?\d{1,18})_.*", name, re.DOTALL)
+    return int(match[1]) if match and not parse_folder_name(name) else None
+
+
+def _about_wrong_repeats(folders: Iterable[Path]) -> Iterator[Message]:
+    for folder in folders:
+        if (repeats := _wrong_repeats(folder.name)) == 0:
+            yield say("{name} is left aside, because it has 0 repeats: the number in front of its name.", name=folder.name)
+        elif repeats is not None:
+            yield say("{name} is left aside: {repeats} in front of its name is not a number of repeats.", name=folder.name, repeats=repeats)
+
+
 def is_picture(name: str) -> bool:
     """Whether Pillow can read files with this suffix here."""
     suffix = _suffix(name)
@@ -113,12 +127,27 @@ def _suffix(name: str) -> str:
 def visible_files(folder: Path) -> list[str]:
     """File names in natural order, without hidden files and masks of other pictures."""
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if not _is_hidden(entry.name) and entry.is_file()]
+        names = [entry.name for entry in entries if not _is_hidden(entry.name) and _is_file(entry)]
     masks = {name for name in names if MASK_SUFFIX in name.casefold() and Path(name).stem.casefold().endswith(MASK_SUFFIX)}
     if masks:
         pictures = {Path(name).stem.casefold() for name in names}
         names = [name for name in names if name not in masks or Path(name).stem.casefold().removesuffix(MASK_SUFFIX) not in pictures]
     return sorted(names, key=natural_key)
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a file, or a link to itself in the place of a picture or caption, so that it is listed as unreadable."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return is_picture(entry.name) or _suffix(entry.name) in CAPTION_SUFFIXES
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def file_index(names: Iterable[str]) -> tuple[frozenset[str], dict[str, str]]:
@@ -148,11 +177,12 @@ def _require_folder(root: Path, field: str) -> Path:
 
 
 def _numbered_layout(folders: Sequence[Path], numbered: Sequence[Path], pictures: Sequence[str]) -> FolderLayout:
-    subsets, warnings = [], []
+    subsets, warnings = [], list[Message]()
     for folder in numbered:
         repeats, class_tokens = parse_folder_name(folder.name) or (1, "")
         subsets.append(Subset(folder, f"{folder.name}/", repeats, class_tokens))
-    ignored = [folder.name for folder in folders if folder not in numbered]
+    warnings += _about_wrong_repeats(folders)
+    ignored = [folder.name for folder in folders if folder not in numbered and _wrong_repeats(folder.name) is None]
     if ignored:
         warnings.append(
             say("Left aside, because the name has no number and underscore in front (like 10_name): {names}", names=", ".join(ignored[:5]))
@@ -182,10 +212,20 @@ def _root_layout(root: Path, pictures: Sequence[str], folders: Sequence[Path], n
     return FolderLayout((subset,), say("A folder of pictures ({count}).", count=len(pictures)), tuple(warnings))
 
 
-def _parent_layout(folders: Sequence[Path], num_repeats: int) -> FolderLayout:
-    subsets = [Subset(folder, f"{folder.name}/", num_repeats, "") for folder in folders]
-    listed = ", ".join(folder.name for folder in folders[:5]) + (" ..." if len(folders) > 5 else "")
-    return FolderLayout(tuple(subsets), say("Folders of pictures, all used alike ({count}): {names}", count=len(folders), names=listed), ())
+def _parent_layout(root: Path, folders: Sequence[Path], num_repeats: int, field: str) -> FolderLayout:
+    warnings, used = tuple(_about_wrong_repeats(folders)), [folder for folder in folders if _wrong_repeats(folder.name) is None]
+    if not used:
+        raise DatasetError(
+            "no folder in {folder} is used. {reason}",
+            path=field,
+            folder=str(root),
+            reason=warnings[0],
+            fix="Rename it so that the number is at least 1, like 10_name.",
+        )
+    subsets = [Subset(folder, f"{folder.name}/", num_repeats, "") for folder in used]
+    listed = ", ".join(folder.name for folder in used[:5]) + (" ..." if len(used) > 5 else "")
+    summary = say("Folders of pictures, all used alike ({count}): {names}", count=len(used), names=listed)
+    return FolderLayout(tuple(subsets), summary, warnings)
 
 
 def _about_many_repeats(subsets: Iterable[Subset]) -> list[Message]:
@@ -207,7 +247,7 @@ def _picture_names(folder: Path, field: str) -> list[str]:
 def _subfolders(folder: Path, field: str) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not _is_hidden(entry.name) and entry.is_dir()]
+            names = [entry.name for entry in entries if not _is_hidden(entry.name) and _is_folder(entry)]
     except OSError as error:
         raise _unreadable(folder, field, error) from error
     return [folder / name for name in sorted(names, key=natural_key)]

@@ -1,7 +1,9 @@
-"""sd-scripts' metadata file: JSON (or JSON lines) with captions and tags of many pictures."""
+"""Files with captions of many pictures: sd-scripts' metadata (JSON), and rows as JSON lines or CSV, as Hugging Face data sets have them."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
@@ -12,6 +14,12 @@ import attrs
 from lora_trainer.data.sources.folders import is_picture, visible_files
 from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import DatasetError
+
+NAME_KEYS = ("image_path", "file_name", "image", "img", "path", "file", "filename")
+"""Keys under which a row names its picture."""
+CAPTION_KEYS = ("caption", "text", "prompt", "description")
+ROW_SUFFIXES = (".jsonl", ".csv", ".tsv")
+"""Files of rows, each with the name of its picture in it."""
 
 
 @attrs.frozen
@@ -30,7 +38,7 @@ def read_metadata(file: Path, folder: Path | None, separator: str, field: str) -
     Raises DatasetError if the file cannot be read or is not a metadata file.
     """
     mapping = _read_entries(file, field)
-    finder = _PictureFinder(folder)
+    finder = _PictureFinder(folder if folder is not None else file.parent)
     return tuple(
         MetadataEntry(name, finder.find(name), _caption(values, separator), _train_resolution(values.get("train_resolution")))
         for name, values in mapping.items()
@@ -38,39 +46,76 @@ def read_metadata(file: Path, folder: Path | None, separator: str, field: str) -
 
 
 def _read_entries(file: Path, field: str) -> dict[str, Mapping[str, Any]]:
+    """Name of a picture -> its values."""
     try:
         text = decode_text(file.read_bytes())
-        if file.suffix.lower() == ".jsonl":
-            lines = [json.loads(line) for line in text.splitlines() if line.strip()]
-            mapping = {str(line.get("image_path", "")): line for line in lines}
-        else:
-            mapping = json.loads(text)
     except OSError as error:
         raise DatasetError(
             "{file} cannot be read ({why}).", path=field, file=str(file), why=error.strerror or str(error), fix="Check the path."
         ) from error
-    except (ValueError, AttributeError) as error:
+    try:
+        content = _parse(text, file.suffix.lower())
+    except (ValueError, RecursionError, csv.Error) as error:
         raise DatasetError(
             "{file} is not valid JSON ({why}).", path=field, file=str(file), why=str(error), fix="Correct it, or make it anew."
         ) from error
-    if not isinstance(mapping, dict) or not all(isinstance(values, Mapping) for values in mapping.values()):
+    if isinstance(content, list):
+        return _entries_of_rows(content, file, field)
+    if isinstance(content, dict):
+        content = {name: {"caption": values} if isinstance(values, str) else values for name, values in content.items()}
+    if not isinstance(content, dict) or not all(isinstance(values, Mapping) for values in content.values()):
         raise DatasetError(
             "{file} is not a metadata file.",
             path=field,
             file=str(file),
             fix='It has to look like {{"picture": {{"caption": "...", "tags": "..."}}}}.',
         )
-    return mapping
+    return content
+
+
+def _parse(text: str, suffix: str) -> Any:
+    """The content: rows of JSON lines or a table as a list, else whatever the JSON is. Raises ValueError."""
+    if suffix == ".jsonl":
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    if suffix in (".csv", ".tsv"):
+        return list(csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ","))
+    return json.loads(text)
+
+
+def _entries_of_rows(rows: list[Any], file: Path, field: str) -> dict[str, Mapping[str, Any]]:
+    """Rows by the picture that each names. Raises DatasetError with the row that names none."""
+    entries: dict[str, Mapping[str, Any]] = {}
+    for number, row in enumerate(rows, start=1):
+        values = row if isinstance(row, dict) else {}
+        name = next((values[key] for key in NAME_KEYS if isinstance(values.get(key), str) and values[key].strip()), "")
+        if not name:
+            raise DatasetError(
+                "row {number} of {file} names no picture.",
+                path=field,
+                number=number,
+                file=str(file),
+                known=", ".join(NAME_KEYS),
+                fix="Each row needs the picture's name under one of these keys: {known}.",
+            )
+        entries[name] = values
+    return entries
 
 
 def _caption(values: Mapping[str, Any], separator: str) -> str:
-    """The caption's lines, each followed by the tags."""
-    caption, tags = (values.get(name) if isinstance(values.get(name), str) else "" for name in ("caption", "tags"))
-    lines = [line.strip() for line in (caption or "").splitlines() if line.strip()]
-    tags = f"{separator} ".join(line.strip() for line in (tags or "").splitlines() if line.strip())
+    """The caption's lines, each followed by the tags; a list of tags is joined."""
+    joint = f"{separator} "
+    caption = next((_lines(values[key], "\n") for key in CAPTION_KEYS if _lines(values.get(key), "\n")), "")
+    tags = joint.join(_lines(values.get("tags"), joint).splitlines())
     if not tags:
-        return "\n".join(lines)
-    return "\n".join(f"{line}{separator} {tags}" for line in lines) if lines else tags
+        return caption
+    return "\n".join(f"{line}{joint}{tags}" for line in caption.splitlines()) if caption else tags
+
+
+def _lines(value: Any, joint: str) -> str:
+    """The non-empty lines of a text, stripped; the texts of a list joined."""
+    if isinstance(value, list):
+        return joint.join(text.strip() for text in value if isinstance(text, str) and text.strip())
+    return "\n".join(line.strip() for line in value.splitlines() if line.strip()) if isinstance(value, str) else ""
 
 
 def _train_resolution(value: Any) -> tuple[int, int] | None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,13 +30,17 @@ from lora_trainer.data.sources.folders import (
     single_folder_layout,
     visible_files,
 )
-from lora_trainer.data.sources.metadata_json import MetadataEntry, read_metadata
+from lora_trainer.data.sources.metadata_json import ROW_SUFFIXES, MetadataEntry, read_metadata
 from lora_trainer.data.sources.scan_notices import ScanNotices, first_names, require_usable
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
 
 FACE_NAME = re.compile(r"(.+?)(?:_\d+){4}")
 """Name of a picture with the position of a face at its end, NAME_x_y_width_height: its caption file may be NAME's."""
+TEXT_SUFFIXES = frozenset(
+    {*CAPTION_SUFFIXES, *ROW_SUFFIXES, ".json", ".text", ".tag", ".tags", ".cap", ".captions", ".md", ".yaml", ".yml", ".xml"}
+)
+"""Suffixes of files in which other programs write captions."""
 SUFFIXES = {"JPEG": (".jpg", ".jpeg", ".jfif"), "MPO": (".jpg", ".jpeg"), "TIFF": (".tif", ".tiff")}
 """Suffixes of Pillow's formats whose suffix is not their name alone."""
 
@@ -80,6 +84,7 @@ def _scan_folder(source: Source) -> Scan:
 def _subset_records(subset: Subset, source: Source, left_out: Collection[str], notices: ScanNotices) -> Iterator[ImageRecord]:
     names = visible_files(subset.folder)
     captions = _CaptionFiles(*file_index(names), source.caption_extensions or CAPTION_SUFFIXES, source.every_line)
+    without_caption: list[str] = []
     class_tokens = source.class_tokens.strip() or subset.class_tokens or source.fallback_class_tokens.strip()
     prefix = f"{source.prefix}{subset.prefix}"
     for name in names:
@@ -90,10 +95,42 @@ def _subset_records(subset: Subset, source: Source, left_out: Collection[str], n
             path = subset.folder / name
             width, height, notes, reason = _measure(path, name, key, notices)
             caption_path, caption = captions.read(path, name, key, notices)
+            if caption_path is None:
+                without_caption.append(name)
             yield ImageRecord(path, key, width, height, subset.repeats, class_tokens, caption_path, caption, notes, reason is None, reason)
         elif other_media(name):
             reason = say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=Path(name).suffix)
             yield _unusable_record(subset.folder / name, key, subset.repeats, class_tokens, "not-a-picture", reason)
+    _notice_other_captions(subset.folder, names, without_caption, notices)
+
+
+def _notice_other_captions(folder: Path, names: Sequence[str], without_caption: Sequence[str], notices: ScanNotices) -> None:
+    """Notices files that look like the captions of pictures that have none: C.png.txt or C.json beside C.png, metadata.jsonl."""
+    if not without_caption:
+        return
+    own = {f"{Path(name).stem}{suffix}".casefold() for name in without_caption for suffix in CAPTION_SUFFIXES}
+    texts = [name for name in names if Path(name).suffix.lower() in TEXT_SUFFIXES and name.casefold() not in own]
+    by_stem = {_bare_stem(name): name for name in reversed(texts)}
+    similar = [(by_stem[stem], name) for name in without_caption if (stem := Path(name).stem.casefold()) in by_stem]
+    notices.similar_files.extend(similar)
+    lists = [name for name in texts if not similar and Path(name).suffix.lower() in (".json", *ROW_SUFFIXES)]
+    notices.caption_lists.extend(name for name in lists if _names_pictures(folder / name, folder))
+
+
+def _names_pictures(file: Path, folder: Path) -> bool:
+    """Whether the file holds captions of pictures in the folder."""
+    try:
+        return any(entry.path is not None for entry in read_metadata(file, folder, ",", "data.in_json"))
+    except DatasetError:
+        return False
+
+
+def _bare_stem(name: str) -> str:
+    """The folded name without the suffixes of texts and pictures at its end: "c" of C.png.txt."""
+    path = Path(name.casefold())
+    while path.suffix in TEXT_SUFFIXES or is_picture(path.name):
+        path = path.with_suffix("")
+    return path.name.strip()
 
 
 @attrs.frozen
@@ -123,6 +160,9 @@ class _CaptionFiles:
         except DatasetError:
             notices.unreadable_captions.append(key)
             return None, ""
+        if "\0" in caption:
+            notices.nul_captions.append(key)
+            caption = caption.replace("\0", "")
         if not first_line(caption):
             notices.empty_captions.append(key)
         elif not self.every_line and len(caption_lines(caption)) > 1:
@@ -186,8 +226,11 @@ def _entry_record(entry: MetadataEntry, path: Path, source: Source, left_out: Co
     if key in left_out:
         return _left_out_record(path, key, source.num_repeats, class_tokens)
     width, height, notes, reason = _measure(path, path.name, key, notices)
-    file = Path(source.metadata_file) if entry.caption else None
-    record = ImageRecord(path, key, width, height, source.num_repeats, class_tokens, file, entry.caption, notes, reason is None, reason)
+    file, caption = Path(source.metadata_file) if entry.caption else None, entry.caption
+    if "\0" in caption:
+        notices.nul_captions.append(key)
+        caption = caption.replace("\0", "")
+    record = ImageRecord(path, key, width, height, source.num_repeats, class_tokens, file, caption, notes, reason is None, reason)
     return attrs.evolve(record, train_resolution=entry.train_resolution) if entry.train_resolution else record
 
 
@@ -271,8 +314,12 @@ def _file_stats(source: Source) -> Iterator[tuple[str, int, int, int, int]]:
         folder, depth = pending.pop()
         with os.scandir(folder) as entries:
             for entry in entries:
-                yield entry.path, *_stats(entry.stat())
-                if depth == 0 and entry.is_dir():
+                try:
+                    stat, is_folder = entry.stat(), entry.is_dir()
+                except OSError:  # a link to itself, or to nothing
+                    stat, is_folder = entry.stat(follow_symlinks=False), False
+                yield entry.path, *_stats(stat)
+                if depth == 0 and is_folder:
                     pending.append((entry.path, 1))
 
 

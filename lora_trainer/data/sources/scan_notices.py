@@ -26,6 +26,11 @@ class ScanNotices:
     other_extension: list[str] = attrs.field(factory=list)
     wrong_suffix: list[str] = attrs.field(factory=list)
     unreadable_captions: list[str] = attrs.field(factory=list)
+    nul_captions: list[str] = attrs.field(factory=list)
+    similar_files: list[tuple[str, str]] = attrs.field(factory=list)
+    """(file, picture) where a file looks like the caption of a picture that has none."""
+    caption_lists: list[str] = attrs.field(factory=list)
+    """Names of files that look like the captions of a folder's pictures, which have none."""
 
     def warnings(self, records: Sequence[ImageRecord], source: Source) -> Iterator[Message]:
         """One warning for each kind of notice, and those about captions and the folder's words."""
@@ -35,10 +40,13 @@ class ScanNotices:
             (self.empty_captions, "Empty caption files ({count}): {names}"),
             (self.wrong_suffix, "Pictures of another kind than their ending says; they are used ({count}): {names}"),
             (self.unreadable_captions, "Caption files that cannot be read ({count}): {names}"),
+            (self.nul_captions, "Captions that hold a NUL character, which is left out; their file may be damaged ({count}): {names}"),
+            (self.caption_lists, "{names} looks like the captions and is not read: give it as the metadata file (data.in_json)."),
         ]
         for keys, template in notices:
             if keys:
                 yield say(template, count=len(keys), names=first_names(keys))
+        yield from self._about_similar_files()
         if self.other_extension:
             yield say(
                 "Pictures whose captions have another ending than {ending}; they are not used ({count}): {names}",
@@ -47,6 +55,21 @@ class ScanNotices:
                 names=first_names(self.other_extension),
             )
         yield from _about_captions([record for record in records if record.usable], source)
+
+    def _about_similar_files(self) -> Iterator[Message]:
+        if len(self.similar_files) == 1:
+            ((file, picture),) = self.similar_files
+            wanted = f"{picture.rpartition('.')[0]}.txt"
+            yield say(
+                "{file} beside {picture} looks like its caption and is not read: call it {wanted}.",
+                file=file,
+                picture=picture,
+                wanted=wanted,
+            )
+        elif self.similar_files:
+            names = first_names([file for file, _ in self.similar_files])
+            template = "{names} look like the captions of pictures and are not read ({count} files): call them as their pictures, but .txt"
+            yield say(template, names=names, count=len(self.similar_files))
 
 
 def _about_captions(used: Sequence[ImageRecord], source: Source) -> Iterator[Message]:

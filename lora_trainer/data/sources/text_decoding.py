@@ -7,7 +7,10 @@ import re
 
 
 def decode_text(data: bytes) -> str:
-    """Decodes UTF-8, UTF-16 (by its BOM or zero bytes), else whichever of GB 18030, Shift JIS and Windows-1252 gives common letters."""
+    """Decodes UTF-8, UTF-16 (by its BOM or zero bytes), else whichever of GB 18030, Shift JIS and Windows-1252 gives common letters.
+
+    A NUL character within UTF-8 text stays in it.
+    """
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16", "replace")
     try:
@@ -16,9 +19,21 @@ def decode_text(data: bytes) -> str:
         text = "\0"
     if "\0" not in text:
         return text
+    if b"\0" in data and not _is_utf_16(data):
+        return data.decode("utf-8-sig")
     if b"\0" in data:
         return data.decode("utf-16-be" if data[:1] == b"\0" else "utf-16-le", "replace").strip("\ufeff\0")
     return _decode_legacy(data)
+
+
+def _is_utf_16(data: bytes) -> bool:
+    """Whether bytes with zeros are UTF-16 and not UTF-8 with stray NUL characters: many zeros, all first or all second of their pair."""
+    first, second = data[::2].count(0), data[1::2].count(0)
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return True
+    return not (first and second) and (first + second) * 4 >= len(data)
 
 
 def _decode_legacy(data: bytes) -> str:

@@ -57,9 +57,6 @@ class ModelFacts:
     notes: tuple[Message, ...] = ()
     """Notes for the user before training on it."""
     detected: prediction_type.PredictionType | None = None
-    unet_lora_parameters: int = 0
-    """Parameters of a LoRA of rank 1 on the U-Net; 0 if not counted."""
-    text_lora_parameters: int = 0
     unet_levels: tuple[tuple[int, int], ...] = ()
     """(channels, transformer blocks per attention) of each level; empty if unknown."""
     middle_depth: int = 1
@@ -175,8 +172,6 @@ def _facts(
         sure=prediction.sure,
         notes=(_about_few_steps(few_steps),) if few_steps else (),
         detected=prediction,
-        unet_lora_parameters=infer_config.lora_parameters(unet),
-        text_lora_parameters=sum(map(infer_config.lora_parameters, texts)),
         unet_levels=infer_config.unet_levels(unet),
         middle_depth=infer_config.middle_depth(unet),
         texts=tuple((width, infer_config.text_config(text, 1)["num_hidden_layers"]) for width, text in zip(widths, texts, strict=True)),

@@ -108,12 +108,6 @@ TARGET = re.compile(r"(.*\.attentions\.\d+\.|text_model\.encoder\.layers\.\d+\.(
 """Layers that a LoRA is applied to, and the (one-dimensional) norms between them."""
 
 
-def lora_parameters(state: Mapping[str, Any]) -> int:
-    """Parameters of a LoRA of rank 1 on a U-Net's or text encoder's attention layers: in + out features of each."""
-    layers = (value.shape for name, value in state.items() if value.ndim > 1 and TARGET.fullmatch(name))
-    return sum(shape[0] + shape[1] for shape in layers)
-
-
 def _count(names: Iterable[str], pattern: str) -> int:
     """1 + the largest number that the pattern matches at the start of a name; 0 without a match."""
     compiled = re.compile(pattern)

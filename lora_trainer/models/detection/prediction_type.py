@@ -90,7 +90,7 @@ def _detect_kind(marks: FileMarks, family: str) -> tuple[str, Message, bool, boo
         return "v", say("its name; nothing inside says so, so the model itself is tested when it is loaded"), False, False
     if family == "sd2":
         return "v", say("nothing in the file says so, so the model itself is tested when it is loaded"), False, False
-    return "epsilon", say("no mark of another: models of this family predict the noise"), True, False
+    return "epsilon", say("nothing in it says otherwise: models of this family predict the noise"), True, False
 
 
 def detect_native_size(marks: FileMarks, by_family: int) -> int:

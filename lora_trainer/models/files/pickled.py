@@ -77,6 +77,16 @@ def read(path: Path) -> dict[str, StoredTensor]:
         return _read_described(path, archive)
 
 
+def is_tensor_list(path: Path) -> bool:
+    """Whether the file holds a bare list of tensors, which have no names."""
+    try:
+        with _archive(path) as archive:
+            loaded = _load(path, archive)
+    except ModelError:
+        return False
+    return isinstance(loaded, list) and bool(loaded) and all(isinstance(entry, StoredTensor) for entry in loaded)
+
+
 def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
     """The selected tensors of a torch file, memory-mapped. Raises ModelError."""
     import torch
@@ -132,6 +142,14 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 
 def _read_described(path: Path, archive: zipfile.ZipFile) -> dict[str, StoredTensor]:
+    try:
+        return _state_dict(_load(path, archive))
+    except (AttributeError, TypeError) as error:
+        raise _damaged(path) from error
+
+
+def _load(path: Path, archive: zipfile.ZipFile) -> Any:
+    """What the file's instructions make, with descriptions for tensors. Raises ModelError."""
     infos = {info.filename: info for info in archive.infolist()}
     script = next((name for name in infos if name.endswith("data.pkl") and name.count("/") <= 1), None)
     if script is None:
@@ -143,8 +161,7 @@ def _read_described(path: Path, archive: zipfile.ZipFile) -> dict[str, StoredTen
     if order is not None and order.file_size < 16 and archive.read(order) == b"big":
         raise ModelError("{path} was written on another kind of computer (big-endian).", path=str(path), fix=SAFE_FILE)
     try:
-        checkpoint = _RestrictedUnpickler(io.BytesIO(archive.read(script)), root, infos).load()
-        return _state_dict(checkpoint)
+        return _RestrictedUnpickler(io.BytesIO(archive.read(script)), root, infos).load()
     except Forbidden as error:
         raise ModelError(
             "{path} would run {name} when it is opened, so it was refused. Nothing of it was run.",

@@ -6,6 +6,7 @@ Reads safetensors; `.ckpt`, `.pt`, `.pth` and `.bin` by models/files/pickled.py,
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -109,13 +110,59 @@ def read_header(path: Path) -> dict[str, Any]:
             if length > HEADER_LIMIT:
                 raise ModelError("{path} is not a safetensors file.", path=str(path), fix=CHOOSE)
             header: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            entries = [entry for name, entry in header.items() if name != "__metadata__"]
+            ends = [entry["data_offsets"][1] for entry in entries]
+            if not all(map(_is_entry, entries)):
+                raise ValueError(path)
     except OSError as error:
         raise ModelError(
             "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions."
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=CHOOSE) from error
-    if ends and path.stat().st_size < 8 + length + max(ends):
+    size = path.stat().st_size - 8 - length
+    if ends and size < max(ends):
         raise ModelError("{path} ends early: it was not downloaded or copied completely.", path=str(path), fix="Get the file again.")
+    if size and (damaged := _misplaced(header, size)):  # a header by itself still tells what the file was
+        raise ModelError(
+            "{path} is damaged: the place of {name} in the file is not its own, or not of its size.",
+            path=str(path),
+            name=damaged,
+            fix="Get the file again.",
+        )
     return header
+
+
+def _is_entry(entry: Mapping[str, Any]) -> bool:
+    """Whether a tensor's entry holds values of the right kinds."""
+    numbers = (*entry["shape"], *entry["data_offsets"])
+    return len(entry["data_offsets"]) == 2 and isinstance(entry["dtype"], str) and all(type(n) is int and n >= 0 for n in numbers)
+
+
+def data_start(path: Path) -> int:
+    """Where the tensors of a safetensors file begin. Raises OSError."""
+    with path.open("rb") as file:
+        return 8 + int(struct.unpack("<Q", file.read(8))[0])
+
+
+def _misplaced(header: Mapping[str, Any], size: int) -> str:
+    """The first tensor that does not begin where the one before it ends, or has another size than its shape says; empty if there is none.
+
+    The format allows neither gaps nor overlaps, and nothing behind the last tensor; safetensors itself refuses such files.
+    """
+    entries = sorted((*entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
+    position = 0
+    for begin, end, name in entries:
+        expected = _stored_bytes(header[name])
+        if begin != position or end < begin or expected not in (None, end - begin):
+            return str(name)
+        position = end
+    return str(entries[-1][2]) if entries and position != size else ""
+
+
+def _stored_bytes(entry: Mapping[str, Any]) -> int | None:
+    """Bytes of a tensor; None for a dtype that is not known here."""
+    bits = re.search(r"(?<![EM])\d+", str(entry["dtype"]))
+    if entry["dtype"] == "BOOL":
+        return TensorInfo("BOOL", tuple(entry["shape"])).count
+    return TensorInfo("", tuple(entry["shape"])).count * int(bits[0]) // 8 if bits else None

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import attrs
 
 from lora_trainer import __version__
 from lora_trainer.config.schema import DataConfig, LossConfig, ValidateConfig
+from lora_trainer.data.captions import CaptionRules, caption_tags
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources.blueprint import SubsetRules, resolution_of
 from lora_trainer.models import layout
@@ -131,8 +132,10 @@ def old_checkpoint_hash(path: Path) -> str:
         return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
 
 
-def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mapping[str, str]) -> dict[str, str]:
-    """The header fields that all files of a run share, as strings."""
+def run_metadata(
+    facts: RunFacts, records: Sequence[ImageRecord], network: Mapping[str, str], rules_of: Callable[[ImageRecord], CaptionRules]
+) -> dict[str, str]:
+    """The header fields that all files of a run share, as strings; `rules_of` are the caption rules of a record."""
     row, weights = layout.row(facts.family), main_weight_file(facts.checkpoint)
     fields = {
         **facts.options,
@@ -151,7 +154,7 @@ def run_metadata(facts: RunFacts, records: Sequence[ImageRecord], network: Mappi
         "num_reg_images": sum(record.repeats for record in records if record.is_reg),
         "dataset_dirs": _folder_counts([record for record in records if not record.is_reg]),
         "reg_dataset_dirs": _folder_counts([record for record in records if record.is_reg]),
-        "tag_frequency": _tag_frequency([record for record in records if not record.is_reg], facts.trigger),
+        "tag_frequency": _tag_frequency([record for record in records if not record.is_reg], rules_of),
         "bucket_info": _bucket_info(records),
         **({"datasets": list(facts.datasets)} if facts.datasets else {}),
         **({"vae_name": facts.vae} if facts.vae else {}),
@@ -232,10 +235,14 @@ def _folder_counts(records: Sequence[ImageRecord]) -> dict[str, dict[str, int]]:
     return counted
 
 
-def _tag_frequency(records: Sequence[ImageRecord], trigger: str) -> dict[str, dict[str, int]]:
+def _tag_frequency(records: Sequence[ImageRecord], rules_of: Callable[[ImageRecord], CaptionRules]) -> dict[str, dict[str, int]]:
+    """Folder -> tag -> number of captions that may be read with it; a picture without a caption counts for the trigger word."""
     counted: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        counted[_folder(record)].update(tag.strip() for tag in (record.caption or trigger).split(",") if tag.strip())
+        rules = rules_of(record)
+        counted[_folder(record)].update(
+            caption_tags(record, rules) or caption_tags(attrs.evolve(record, caption=rules.trigger_word), rules)
+        )
     return {folder: dict(tags) for folder, tags in counted.items()}
 
 

@@ -107,7 +107,7 @@ class Output:
             zero_terminal_snr=self.trainer.bundle.zero_terminal_snr,
         )
         network = {**self.trainer.adapter.metadata(), **network_metadata(config.network)}
-        return metadata.run_metadata(facts, dataset.train_records, network)
+        return metadata.run_metadata(facts, dataset.train_records, network, dataset.caption_rules_of)
 
 
 class NullOutput(Output):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ import attrs
 
 from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.process import is_process_alive, process_start_time
+from lora_trainer.jobs.claims import AlreadyClaimed, Claim
 from lora_trainer.messages import say
 
 
@@ -61,7 +60,7 @@ def refuse_overwriting(names: OutputNames, overwrite: bool) -> None:
             Problem(
                 "save.output_name",
                 say("{file} already exists.", file=str(existing[0])),
-                say("Use the name {free}, or set save.overwrite to true.", free=f"{names.name}-v{number}"),
+                say("Use the name {free}, or turn on Overwrite (save.overwrite = true).", free=f"{names.name}-v{number}"),
             )
         ]
     )
@@ -82,20 +81,17 @@ def claimed_names(names: OutputNames, overwrite: bool) -> Iterator[None]:
 
     Raises TrainerError when another run has the lock, ConfigError when files of the name have appeared in the meantime.
     """
-    lock, owner = names.folder / f".{names.name}.running", f"{os.getpid()} {process_start_time(os.getpid())}"
     try:
         names.folder.mkdir(parents=True, exist_ok=True)
-        if _is_stale(lock):
-            lock.unlink(missing_ok=True)
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    except FileExistsError as error:
+        claim = Claim.take(names.folder / f".{names.name}.running")
+    except AlreadyClaimed:
         raise TrainerError(
             "another run is writing files named {name} in {folder}.",
             name=names.name,
             folder=str(names.folder),
             path="save.output_name",
             fix="Wait until it has ended, or use another name.",
-        ) from error
+        ) from None
     except OSError as error:
         raise TrainerError(
             "{folder} cannot be written ({reason}).",
@@ -105,21 +101,10 @@ def claimed_names(names: OutputNames, overwrite: bool) -> Iterator[None]:
             fix="Choose a folder that you may write to.",
         ) from error
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(owner)
         refuse_overwriting(names, overwrite)
         yield
     finally:
-        lock.unlink(missing_ok=True)
-
-
-def _is_stale(lock: Path) -> bool:
-    """Whether the lock's process is dead. An empty lock is just being written, by a live process."""
-    try:
-        pid, _, mark = lock.read_text(encoding="utf-8").partition(" ")
-        return bool(pid) and not is_process_alive(int(pid), mark)
-    except (OSError, ValueError):
-        return False
+        claim.release()
 
 
 def write_side_files(weights: Path, *, trigger: str, description: str, preview: Path | None) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
+
 from lora_trainer import assets
 from lora_trainer.config import effective
+from lora_trainer.config.checks.effect_checks import is_set, no_effect, options_without_effect
 from lora_trainer.config.checks.learning_rate_checks import learning_rate_warnings
-from lora_trainer.config.param import Condition, declared_options
+from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.schema import LossConfig, TrainConfig, ValidateConfig
 from lora_trainer.data import caption_notes
 from lora_trainer.data.sources.blueprint import largest_resolution
@@ -18,11 +21,14 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.models.families import family
 from lora_trainer.train.inputs.dataset import TrainingDataset
-from lora_trainer.train.planning.network_plan import pattern_hits
+from lora_trainer.train.planning.effect_checks import effect_warnings
+from lora_trainer.train.planning.network_plan import pattern_hits, selected_layers
 from lora_trainer.train.setup import inspect_checkpoint, preview_prompts
 
 OptionWarning = tuple[str, Message]
 """(path of the option, what is wrong with it)."""
+CONV_OPTIONS = ("network.conv_dim", "network.conv_alpha", "network.conv_block_dims", "network.conv_block_alphas", "network.use_tucker")
+"""Options of convolutions larger than 1 x 1."""
 MIN_AREA_SHARE = 0.4
 """Share of a model's native area below which quality suffers, since it was not trained at such sizes."""
 
@@ -32,7 +38,7 @@ def early_warnings(config: TrainConfig, dataset: TrainingDataset, checkpoint: Pa
     warnings = [Warned(message) for message in dataset.warnings]
     warnings += [Warned(note, "sample.prompts") for note in preview_prompts(config).warnings]
     warnings += [Warned(message, path) for path, message in caption_notes.caption_notes(dataset.train_records, dataset.caption_rules_of)]
-    if not config.model.pretrained_model_name_or_path and checkpoint == assets.toy_checkpoint():
+    if not config.model.pretrained_model_name_or_path and assets.is_toy(checkpoint):
         warnings.append(
             Warned(
                 say("No base model is chosen: this trains the small model that ships for trying things out; its LoRA fits no other."),
@@ -45,6 +51,7 @@ def early_warnings(config: TrainConfig, dataset: TrainingDataset, checkpoint: Pa
     batch_size = dataset.batch_sizes[0] * config.steps.gradient_accumulation_steps
     warnings += [Warned(message, path) for path, message in learning_rate_warnings(config, batch_size)]
     warnings += _model_warnings(config, inspect_checkpoint(checkpoint, config.model))
+    warnings += [Warned(message, path) for path, message in _effect_warnings(config, dataset)]
     warnings += [Warned(message, path) for path, message in validation_warnings(config.validate, len(dataset.validation_records))]
     return warnings
 
@@ -60,6 +67,10 @@ def _network_warnings(config: TrainConfig, facts: ModelFacts | None) -> Iterator
     for option, hits in pattern_hits(config, facts).items():
         for pattern in (pattern for pattern, count in hits.items() if not count):
             yield Warned(say("The pattern {pattern} hits no layer.", pattern=pattern), f"network.{option}")
+    if not any(len(layer.shape.weight) == 4 and layer.shape.weight[2] > 1 for layer in selected_layers(config, facts)):
+        for path in CONV_OPTIONS:
+            if is_set(config, options()[path]):
+                yield Warned(no_effect(path, say("no wide convolution is trained.")), path)
     if network.base_weights:
         names = ", ".join(Path(file).name for file in network.base_weights)
         yield Warned(
@@ -89,9 +100,18 @@ def _model_warnings(config: TrainConfig, facts: ModelFacts | None) -> Iterator[W
         yield Warned(say("{label} always reads the same layer of its text: clip skip changes nothing.", label=label), "model.clip_skip")
 
 
+def _effect_warnings(config: TrainConfig, dataset: TrainingDataset) -> Iterator[OptionWarning]:
+    """Options without effect; those of the loss are told with the model's."""
+    without_effect = [warning for warning in options_without_effect(config) if not warning[0].startswith("loss.")]
+    yield from without_effect
+    known = {path for path, _ in without_effect}
+    yield from (warning for warning in effect_warnings(config, dataset) if warning[0] not in known)
+
+
 def loss_warnings(loss: LossConfig, *, prediction: str = "epsilon", zero_terminal_snr: bool = False) -> Iterator[OptionWarning]:
     """Warnings about options of the loss. `prediction` ("epsilon" or "v") and `zero_terminal_snr` are facts of the model."""
-    yield from _options_without_effect(loss)
+    whole = attrs.evolve(TrainConfig(), loss=loss)  # type: ignore[call-arg, misc]  # mypy takes no section for an attrs class
+    yield from (warning for warning in options_without_effect(whole) if warning[0].startswith("loss."))
     yield from _redundant_options(loss)
     yield from _options_of_other_prediction(loss, prediction)
     if zero_terminal_snr:
@@ -105,25 +125,6 @@ def validation_warnings(validate: ValidateConfig, count: int) -> Iterator[Option
         yield path, say("The run cannot end early: no pictures are held back for validation.")
     elif validate.early_stop_patience and not validate.every_n_steps and validate.every_n_epochs == 0:
         yield path, say("The run cannot end early: pictures are only validated before it and at its end.")
-
-
-def _options_without_effect(loss: LossConfig) -> Iterator[OptionWarning]:
-    """Options that were changed while the option that they belong to is off."""
-    for option in declared_options(LossConfig, "loss."):
-        name = option.path.rpartition(".")[2]
-        if getattr(loss, name) == option.default:
-            continue
-        unmet = next((condition for condition in option.option.when if not _is_met(loss, condition)), None)
-        if unmet is not None and unmet.values:
-            value = getattr(loss, unmet.path.rpartition(".")[2])
-            yield option.path, say("{option} has no effect while {other} is {value}.", option=option.path, other=unmet.path, value=value)
-        elif unmet is not None:
-            yield option.path, say("{option} has no effect while {other} is off.", option=option.path, other=unmet.path)
-
-
-def _is_met(loss: LossConfig, condition: Condition) -> bool:
-    value = getattr(loss, condition.path.rpartition(".")[2])
-    return value in condition.values if condition.values else bool(value)
 
 
 def _redundant_options(loss: LossConfig) -> Iterator[OptionWarning]:

@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from lora_trainer.config.choices.samplers import CHOICES, find_sampler
-from lora_trainer.config.prompt_files import LINE_OPTIONS, PromptRow, rows_from_file, rows_from_lines
+from lora_trainer.config.prompt_files import LINE_OPTIONS, PromptRow, row_texts, rows_from_file, rows_from_lines
 from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
@@ -22,6 +22,14 @@ OPTIONS = (*NUMBER_OPTIONS, "n", "ss")
 IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")
 """sd-scripts' options for other kinds of models: accepted, without effect."""
 _OPTION = re.compile(r"\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
+NETWORK_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
+"""How a WebUI's prompt names a network; the trainer's own samplers take it for words."""
+MARK = re.compile(
+    r"(?:^|\s)(--\w\S*"  # two hyphens before what is no option: --7
+    r"|[\u2013\u2014]{1,2}\s?(?:[nwhdls]|ss)(?=\s)"  # dashes that an editor made of two hyphens
+    r"|-(?:[whdls]|ss)(?=\s+[-+]?\d))"  # one hyphen
+)
+"""A word that looks like a prompt option."""
 MAX_FILE_BYTES = 1 << 20
 """Size limit of prompt files."""
 SEED_RANGE = 2**64
@@ -66,6 +74,8 @@ def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Pr
         try:
             values = _parse_options(row.content)
             requests.append((row.index, _make_request(values, defaults)))
+            if (note := unknown_marks_note(values.get("prompt", ""), values.get("n", ""))) is not None:
+                warnings.append(say("{place}: {note}", place=row.source, note=note))
         except TrainerError as error:
             problem = error.problems[0]
             warnings.append(say("{place} is not drawn: {message} {fix}", place=row.source, message=problem.message, fix=problem.fix))
@@ -74,6 +84,31 @@ def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Pr
             options = " ".join(f"--{name}" for name in unused)
             warnings.append(say("{place}: {options} has no effect on models of this kind.", place=row.source, options=options))
     return Prompts(tuple(requests), tuple(warnings))
+
+
+def network_tag_notes(prompts: Prompts) -> list[Message]:
+    """A note for each prompt that names a network as a WebUI does, for a program that draws its previews itself."""
+    notes = []
+    for index, request in prompts.requests:
+        if tags := NETWORK_TAG.findall(f"{request.prompt} {request.negative}"):
+            notes.append(
+                say(
+                    "prompt {number}: {tags} is read by a WebUI only; here it is drawn as words. Take it out: previews are drawn with the "
+                    "network that is trained, and with network.base_weights.",
+                    number=index + 1,
+                    tags=" ".join(tags),
+                )
+            )
+    return notes
+
+
+def unknown_marks_note(*texts: str) -> Message | None:
+    """Names words that look like a prompt option and are none: --7, and -w, or --w whose hyphens an editor made a dash."""
+    marks = [mark for text in texts for mark in MARK.findall(text)]
+    if not marks:
+        return None
+    template = "{marks} is no option and is read as a part of the text. Options are --n --w --h --d --l --s and --ss."
+    return say(template, marks=", ".join(marks))
 
 
 def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:
@@ -111,12 +146,8 @@ def _parse_options(content: str | Mapping[str, Any]) -> dict[str, str]:
         for part in parts:
             name, _, value = part.partition(" ")
             options[name.lower()] = value.strip()
-    elif isinstance(content, Mapping):
-        options = {LINE_OPTIONS.get(str(key), str(key)): str(value) for key, value in content.items() if key != "enum"}
     else:
-        raise TrainerError(
-            "{value} is no prompt.", value=str(content), path="sample.prompt_file", fix="Write a text, or a table with prompt."
-        )
+        options = {LINE_OPTIONS.get(key, key): text for key, text in row_texts(content).items()}
     for name in options:
         if name not in (*OPTIONS, *IGNORED_OPTIONS, "prompt"):
             raise TrainerError(

@@ -13,8 +13,8 @@ from lora_trainer.config import arguments, effective
 from lora_trainer.config.build import build
 from lora_trainer.config.files import config_text, read_config
 from lora_trainer.config.importing import Imported, import_file, import_text
-from lora_trainer.config.importing.programs import flatten
 from lora_trainer.config.importing.reasons import REASONS, UNKNOWN
+from lora_trainer.config.importing.values import flatten
 from lora_trainer.errors import ConfigError
 
 HERE = Path(__file__).parent
@@ -336,3 +336,74 @@ def test_prodigys_own_keys_are_said_as_arguments():
 def test_the_ways_of_attention_and_a_whole_vae_are_taken(lines, attention):
     found = import_text(f'network_module = "networks.lora"\n{lines}\nno_half_vae = true\n')
     assert found.config.memory.attention == attention and found.config.memory.vae_precision == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("line", "unet", "encoder"),
+    [("unet_lr = 4e-4", 4e-4, 2e-6), ("text_encoder_lr = 5e-5", 2e-6, 5e-5), ("unet_lr = 4e-4\nnetwork_train_unet_only = true", 4e-4, 0.0)],
+)
+def test_the_part_without_a_rate_learns_at_the_rate_that_sd_scripts_gives_it(line: str, unet: float, encoder: float):
+    found = import_text(f'network_module = "networks.lora"\n{line}\n')
+    rates = effective.learning_rates(found.config)
+    assert (rates["unet"], rates.get("text_encoder", 0.0)) == (unet, encoder)
+    assert ("optimizer.learning_rate" in {filled.path for filled in found.filled}) == ("only" not in line)
+
+
+def test_rates_that_training_a_lora_does_not_read_are_left_for_that_reason():
+    text = (
+        'network_module = "networks.lora"\nunet_lr = 2e-4\nlearning_rate_te1 = 4e-5\nlearning_rate_te2 = 0.0\ntrain_text_encoder = true\n'
+    )
+    found = import_text(text)
+    assert all("does not read it" in why(found, key) for key in ("learning_rate_te1", "learning_rate_te2", "train_text_encoder"))
+
+
+@pytest.mark.parametrize(("is_xl", "rate", "taken"), [(True, (6e-4, 1e-4), True), (False, 6e-4, False)])
+def test_the_second_text_rate_of_kohya_ss_is_that_of_sdxls_second_encoder(is_xl: bool, rate: object, taken: bool):
+    found = import_text(json.dumps({"LoRA_type": "Standard", "sdxl": is_xl, "unet_lr": 3e-4, "text_encoder_lr": 6e-4, "t5xxl_lr": 1e-4}))
+    assert found.config.optimizer.text_encoder_lr == rate
+    assert ("t5xxl_lr" in {one.key for one in found.taken}) is taken and found.keys == 5
+
+
+def test_a_row_of_a_prompt_file_that_cannot_be_read_is_named_and_the_others_are_taken(tmp_path: Path):
+    rows = [{"prompt": "a vase", "negative_prompt": None, "seed": 3}, {"prompt": ["x", "y"]}, {"prompt": "b", "width": True}]
+    (tmp_path / "p.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "in.toml").write_text('network_module = "networks.lora"\nsample_prompts = "p.json"\n', encoding="utf-8")
+    found = import_file(tmp_path / "in.toml")
+    assert found.config.sample.prompts == ("a vase --d 3",)
+    assert [note.text().partition(" is not drawn")[0] for note in found.notes] == ["p.json, line 1, row 2", "p.json, line 1, row 3"]
+    assert '["x", "y"]' in found.notes[0].text()
+
+
+def test_of_several_files_only_the_one_whose_name_is_impossible_is_left():
+    found = import_text(json.dumps({"LoRA_type": "Standard", "base_weights": ["a.safetensors", "b\x07.safetensors"]}))
+    assert found.config.network.base_weights == ("a.safetensors",) and any("base_weights[1]" in note.text() for note in found.notes)
+
+
+def test_a_concept_with_one_wrong_value_keeps_its_others():
+    text = '[{"instance_data_dir": "/data/mika", "instance_prompt": "sks girl", "instance_token": "s\\u0000ks"}]'
+    found = import_text(text)
+    assert found.config.data.train_data_dir == "/data/mika" and found.config.data.trigger_word == ""
+    assert any("trigger_word" in note.text() for note in found.notes)
+
+
+def test_null_within_lists_and_concepts_is_never_the_word_none():
+    given = {"LoRA_type": "Standard", "sample_prompts": [None, "a vase"], "base_weights": [None, "a.safetensors"], "optimizer_args": [None]}
+    found = import_text(json.dumps({**given, "network_args": [None, "rank_dropout=0.1"], "exclude_patterns": ["ff", None]}))
+    network = found.config.network
+    assert (network.base_weights, network.rank_dropout, network.exclude) == (("a.safetensors",), 0.1, ("ff",))
+    assert found.config.sample.prompts == ("a vase",) and "None" not in config_text(found.config)
+    concept = {"instance_data_dir": "/a", "instance_prompt": ["x"], "save_sample_prompt": "b", "save_sample_negative_prompt": None}
+    found = import_text(json.dumps([{**concept, "instance_token": True, "sample_seed": None}]))
+    assert found.config.sample.prompts == ("b",) and (found.config.data.class_tokens, found.config.data.trigger_word) == ("", "")
+    assert "text or a number" in why(found, "[0].instance_prompt") and found.keys == 6
+
+
+def test_a_file_of_another_program_that_shares_a_few_names_is_not_taken_for_kohya_ss():
+    with pytest.raises(ConfigError, match="known kind"):
+        import_text(json.dumps({"learning_rate": 1e-4, "seed": 3, "num_frames": 16, "text_model": "t5", "ckpt": "x", "world": 2}))
+
+
+def test_a_file_of_powershells_own_encoding_is_read(tmp_path: Path):
+    file = tmp_path / "in.toml"
+    file.write_bytes('network_module = "networks.lora"\noutput_name = "图片"\n'.encode("utf-16"))
+    assert import_file(file).config.save.output_name == "图片"

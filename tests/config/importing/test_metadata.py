@@ -87,7 +87,36 @@ def test_one_trainers_own_record_is_read():
     config = found.config
     assert (config.network.dim, config.network.alpha, config.steps.max_train_epochs, config.data.batch_size) == (24, 12.0, 20, 4)
     assert (config.optimizer.type.lower(), config.schedule.type, config.memory.mixed_precision) == ("prodigy", "cosine", "bf16")
-    assert {one.key for one in found.left} == {"optimizer.weight_decay", "concept_file_name"}
+    assert config.optimizer.args == "weight_decay=0.01"
+    assert {one.key for one in found.left} == {"concept_file_name"}
+
+
+DATASET = {
+    "batch_size_per_device": 3, "resolution": [448, 448], "enable_bucket": True, "min_bucket_reso": 256, "max_bucket_reso": 768,
+    "tag_frequency": {"vase": {"vase": 9}}, "bucket_info": None,
+    "subsets": [{"num_repeats": 2, "flip_aug": True, "shuffle_caption": True, "keep_tokens": 1, "image_dir": "vase", "is_reg": False},
+                {"num_repeats": 5, "flip_aug": True, "shuffle_caption": True, "keep_tokens": 1, "image_dir": "vases", "is_reg": False},
+                {"num_repeats": 1, "flip_aug": False, "keep_tokens": 0, "image_dir": "class", "is_reg": True}],
+}  # fmt: skip
+
+
+def test_options_of_a_dataset_file_are_taken_where_all_folders_agree():
+    words = {"ss_network_module": "networks.lora", "ss_datasets": json.dumps([DATASET])}
+    data = import_metadata(words).config.data
+    assert (data.batch_size, data.resolution, data.enable_bucket, data.min_bucket_reso, data.max_bucket_reso) == (
+        3,
+        (448, 448),
+        True,
+        256,
+        768,
+    )
+    assert (data.flip_aug, data.shuffle_caption, data.keep_tokens, data.num_repeats) == (True, True, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["", "[", "null", "[]", "[3]", '[{"subsets": null}]', "[" * 3000])
+def test_a_list_of_datasets_that_says_nothing_is_left(text: str):
+    found = import_metadata({"ss_network_module": "networks.lora", "ss_datasets": text})
+    assert [one.key for one in found.left] == ["ss_datasets"]
 
 
 @pytest.mark.parametrize("words", [{}, {"format": "pt"}, {"modelspec.title": "x"}, {"ss_steps": "3"}])

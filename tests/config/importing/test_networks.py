@@ -9,6 +9,7 @@ import tomlkit
 
 from lora_trainer.adapters.layer_selection import select_layers
 from lora_trainer.config.build import build
+from lora_trainer.config.choices.networks import NETWORK_KINDS
 from lora_trainer.config.importing import import_text
 from lora_trainer.config.importing.metadata import import_metadata
 from lora_trainer.models.layers import of_family
@@ -68,6 +69,46 @@ def test_a_network_that_is_not_here_is_left_with_its_name():
     found = import_text('network_module = "lycoris.kohya"\nnetwork_dim = 4\nnetwork_args = ["algo=ia3"]\n')
     assert found.config.network.type == "lora"
     assert "ia3" in next(left.why.text() for left in found.left if left.key == "network_module")
+
+
+LARGE = ["algo=lokr", "preset=full", "conv_dim=100000", "conv_alpha=1", "factor=6", "decompose_both=False"]
+
+
+@pytest.mark.parametrize("full_matrix", [[], ["full_matrix=False"]])
+def test_a_rank_beyond_every_layer_means_the_whole_matrix_as_in_lycoris(full_matrix):
+    given = {"network_module": "lycoris.kohya", "network_dim": 100000, "network_alpha": 1, "network_args": LARGE + full_matrix}
+    found = import_text(tomlkit.dumps(given))
+    network = found.config.network
+    assert (network.type, network.full_matrix, network.factor, network.conv_alpha, network.preset) == ("lokr", True, 6, 1.0, "full")
+    assert network.dim not in (4, 16) and "network.dim" not in {filled.path for filled in found.filled}
+    assert sum("whole matrix" in note.text() for note in found.notes) == 2
+    layers = select_layers(of_family("sd1"), network, ("unet", "text_encoder"), "sd1")
+    kind = NETWORK_KINDS["lokr"]
+    assert layers and all("lokr_w2" in kind.shapes(one.shape, one.plan.rank, one.plan.options) for one in layers)
+
+
+def test_the_window_of_kohya_ss_with_so_large_a_rank():
+    given = {"LoRA_type": "LyCORIS/LoKr", "network_dim": 100000, "conv_dim": 100000, "network_alpha": 1, "conv_alpha": 1, "factor": 6}
+    found = import_text(json.dumps({**given, "full_matrix": False, "train_batch_size": 1}))
+    assert found.config.network.full_matrix and found.config.network.factor == 6 and found.config.network.conv_alpha == 1.0
+    assert {left.key for left in found.left} == {"full_matrix"} and found.filled == ()
+
+
+def test_of_a_list_only_the_wrong_value_is_left_and_no_default_takes_its_place():
+    given = ["conv_dim=5000", "conv_alpha=2", "rank_dropout=0.1", "module_dropout=7"]
+    found = import_text(
+        tomlkit.dumps({"network_module": "networks.lora", "network_dim": 2000, "network_args": given, "lr_scheduler": "odd"})
+    )
+    network = found.config.network
+    assert (network.conv_dim, network.conv_alpha, network.rank_dropout, network.module_dropout) == (None, 2.0, 0.1, 0.0)
+    notes = " ".join(note.text() for note in found.notes)
+    assert "conv_dim=5000 was not taken" in notes and "module_dropout=7 was not taken" in notes and "rank_dropout" not in notes
+    assert not {"network.dim", "schedule.type", "network.conv_alpha"} & {filled.path for filled in found.filled}
+
+
+def test_lycoris_is_known_by_the_name_of_its_first_months():
+    found = network_of(network_module="locon.locon_kohya", network_dim=32, network_alpha=16, network_args=["conv_dim=8"])
+    assert (found.type, found.dim, found.conv_dim, found.conv_alpha, found.preset) == ("locon", 32, 8, 16.0, "auto")
 
 
 def test_the_window_of_kohya_ss_with_lokr():

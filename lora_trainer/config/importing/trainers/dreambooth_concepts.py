@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from lora_trainer.config.checks.option_checks import options
-from lora_trainer.config.importing.arguments import nest
+from lora_trainer.config.importing.arguments import drop_invalid, nest
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, UNKNOWN
 from lora_trainer.config.importing.result import Imported, Left, Taken
 from lora_trainer.config.importing.values import is_empty, to_number
@@ -31,11 +33,30 @@ def import_concepts(entries: Sequence[Any]) -> Imported:
 
 
 def _with_pictures(entries: Sequence[Any]) -> list[Mapping[str, Any]]:
-    return [concept for concept in entries if isinstance(concept, Mapping) and not is_empty(concept.get("instance_data_dir"))]
+    return [concept for concept in entries if isinstance(concept, Mapping) and _text(concept, "instance_data_dir")]
 
 
 def _has_class(concept: Mapping[str, Any]) -> bool:
-    return not is_empty(concept.get("class_data_dir"))
+    return _text(concept, "class_data_dir") != ""
+
+
+def _text(concept: Mapping[str, Any], name: str) -> str:
+    """The text of a key; "" where it holds none."""
+    value = concept.get(name)
+    return "" if value is None or isinstance(value, (list, dict, bool)) else str(value).strip()
+
+
+def import_concepts_file(content: Any) -> Imported:
+    """A list of concepts, a single one, or a file of the extension that holds them in `concepts_list`."""
+    if isinstance(content, list):
+        return import_concepts(content)
+    entries = content.get("concepts_list")
+    if not isinstance(entries, list):
+        return import_concepts([content])
+    imported = import_concepts(entries)
+    why = say("Only the concepts of this file are read.")
+    others = [Left(key, value, why) for key, value in content.items() if key != "concepts_list"]
+    return attrs.evolve(imported, left=(*imported.left, *others))
 
 
 class _Concepts:
@@ -53,7 +74,7 @@ class _Concepts:
 
     def add(self, prefix: str, concept: Mapping[str, Any]) -> None:
         """Adds one concept; without tables of subsets the first one with pictures is the run's folder."""
-        has_folder = not is_empty(concept.get("instance_data_dir"))
+        has_folder = _text(concept, "instance_data_dir") != ""
         is_usable = has_folder and (self.tables or "data.train_data_dir" not in self.flat)
         for name, value in concept.items():
             key = f"{prefix}.{name}"
@@ -71,7 +92,12 @@ class _Concepts:
             self.flat[SUBSETS] = self.subsets
         if self.prompts:
             self.flat["sample.prompts"] = self.prompts
-        return Imported("dreambooth", nest(self.flat), tuple(self.taken), tuple(self.left), notes=tuple(self.notes))
+        valid, refused = drop_invalid(self.flat)
+        notes = [
+            say("{key}: {name}={value} was not taken. {why}", key="concepts", name=one.place, value=one.value, why=one.why)
+            for one in refused
+        ]
+        return Imported("dreambooth", nest(valid), tuple(self.taken), tuple(self.left), notes=(*self.notes, *notes))
 
     def _reason_left(self, name: str, value: Any, concept: Mapping[str, Any], has_folder: bool, usable: bool) -> Message | None:
         is_known = name in TARGETS
@@ -81,6 +107,8 @@ class _Concepts:
             return EMPTY
         if not is_known:
             return UNKNOWN
+        if isinstance(value, (list, dict, bool)):
+            return say("It must be a text or a number.")
         if not has_folder:
             return say("The concept has no folder of pictures.")
         if not usable:
@@ -127,21 +155,21 @@ class _Concepts:
             self.flat["data.train_data_dir"] = str(concept["instance_data_dir"])
             self.flat |= {f"data.{name}": value for name, value in options_of_prompt.items() if f"data.{name}" in options()}
         if not self.several:
-            tokens = {"data.trigger_word": concept.get("instance_token"), "data.class_tokens": concept.get("class_token")}
-            self.flat |= {path: str(token) for path, token in tokens.items() if not is_empty(token)}
-        if FILEWORDS not in str(concept.get("instance_prompt", "")):
+            tokens = {"data.trigger_word": _text(concept, "instance_token"), "data.class_tokens": _text(concept, "class_token")}
+            self.flat |= {path: token for path, token in tokens.items() if token}
+        if FILEWORDS not in _text(concept, "instance_prompt"):
             self.notes.append(
                 say(
                     "{folder}: where pictures have caption files, these are read, not the prompt.", folder=str(concept["instance_data_dir"])
                 )
             )
-        if not is_empty(concept.get("save_sample_prompt")):
+        if _text(concept, "save_sample_prompt"):
             self.prompts.append(_prompt_line(concept))
 
 
 def _caption_options(concept: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A prompt as class tokens, or with [filewords] as prefix and suffix of each caption."""
-    prompt = str(concept.get(name) or "").strip()
+    prompt = _text(concept, name)
     if FILEWORDS not in prompt:
         return {"class_tokens": prompt} if prompt else {}
     prefix, _, suffix = prompt.partition(FILEWORDS)
@@ -150,11 +178,11 @@ def _caption_options(concept: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _prompt_line(concept: Mapping[str, Any]) -> str:
-    prompt = str(concept["save_sample_prompt"]).replace(FILEWORDS, "").strip()
+    prompt = _text(concept, "save_sample_prompt").replace(FILEWORDS, "").strip()
     parts = [prompt]
-    if not is_empty(concept.get("save_sample_negative_prompt")):
-        parts.append(f"--n {concept['save_sample_negative_prompt']}")
-    parts += [f"--{letter} {concept[name]}" for name, letter in PREVIEW.items() if to_number(concept.get(name)) > 0]
+    if negative := _text(concept, "save_sample_negative_prompt"):
+        parts.append(f"--n {negative}")
+    parts += [f"--{letter} {concept[name]}" for name, letter in PREVIEW.items() if to_number(_text(concept, name)) > 0]
     return " ".join(parts)
 
 

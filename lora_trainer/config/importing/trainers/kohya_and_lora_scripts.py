@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from lora_trainer.config.importing.arguments import Key
+from lora_trainer.config.importing.learning import ReadText
 from lora_trainer.config.importing.networks import network_defaults
-from lora_trainer.config.importing.reasons import CONV, ITSELF, LYCORIS, OFF
-from lora_trainer.config.importing.values import is_empty, to_number
+from lora_trainer.config.importing.reasons import CONV, ITSELF, LYCORIS, OFF, START
+from lora_trainer.config.importing.trainers.command_lines import UNCLEAR, CommandLine, command_notes
+from lora_trainer.config.importing.values import flatten, is_empty, to_number
 from lora_trainer.messages import Message, say
 
 SD_SCRIPTS_DEFAULTS: Mapping[str, Any] = {
@@ -30,6 +34,8 @@ KOHYA_NAMES = {
     "epoch": "max_train_epochs",
     "lr_warmup": "lr_warmup_steps",
     "LoRA_type": "network_module",
+    "conv_dims": "conv_block_dims",
+    "conv_alphas": "conv_block_alphas",
 }
 LORA_TYPES = {
     "Standard": "networks.lora",
@@ -37,21 +43,48 @@ LORA_TYPES = {
     "LoRA-FA": "networks.lora_fa",
 }
 PREVIEW = {"sample_width": "w", "sample_height": "h", "sample_cfg": "l", "sample_seed": "d", "sample_steps": "s"}
+_YES = (True, "true", "True")
 NO_PREVIEW = say("Previews are switched off in the file.")
 
 
-def sd_scripts_keys(flat: Mapping[str, Any]) -> tuple[list[Key], dict[str, Any]]:
-    """Keys of a --config_file, whose tables have no meaning, and sd-scripts' defaults where no key sets them."""
-    keys = [Key(key, key.rpartition(".")[2], value) for key, value in flat.items()]
-    return keys, _defaults({key.name: key.value for key in keys})
+@attrs.frozen
+class ProgramKeys:
+    """A file's keys, the other program's defaults where no key sets them, and notes.
+
+    `context`: values under sd-scripts' names that the file takes for granted.
+    """
+
+    keys: tuple[Key, ...]
+    defaults: Mapping[str, Any] = attrs.field(factory=dict)
+    notes: tuple[Message, ...] = ()
+    context: Mapping[str, Any] = attrs.field(factory=dict)
 
 
-def lora_scripts_keys(flat: Mapping[str, Any]) -> tuple[list[Key], dict[str, Any]]:
+def command_keys(command: CommandLine, read: ReadText) -> ProgramKeys:
+    """Arguments of a command line; those of the launcher are not needed here."""
+    keys = [Key(f"accelerate {name}", name, value, why=START) for name, value in command.launcher.items()]
+    for name, value in command.arguments.items():
+        why = UNCLEAR if name in command.unclear else None
+        if name == "config_file":
+            why = say("The settings are in {file}: import that file.", file=value)
+        keys.append(Key(name, name, value, why=why))
+    defaults = {} if "config_file" in command.arguments else _defaults(command.arguments)
+    return ProgramKeys(tuple(keys), defaults, tuple(command_notes(command)))
+
+
+def sd_scripts_keys(values: Mapping[str, Any], read: ReadText) -> ProgramKeys:
+    """Keys of a --config_file, whose tables have no meaning but hold no further ones, and sd-scripts' defaults where no key sets them."""
+    keys = [Key(key, key.rpartition(".")[2] if key.count(".") <= 1 else key, value) for key, value in flatten(values)]
+    return ProgramKeys(tuple(keys), _defaults({key.name: key.value for key in keys}))
+
+
+def lora_scripts_keys(values: Mapping[str, Any], read: ReadText) -> ProgramKeys:
     """As `sd_scripts_keys`; previews may have eight keys of their own, arguments their own lists."""
-    keys, defaults = sd_scripts_keys(flat)
-    settings = {key.name: key.value for key in keys}
-    is_preset = any(key.key.startswith("metadata.") for key in keys)  # a preset holds only what it changes
-    return [_lora_scripts_key(key, settings) for key in keys], {} if is_preset else defaults
+    program = sd_scripts_keys(values, read)
+    settings = {key.name: key.value for key in program.keys}
+    is_preset = any(key.key.startswith("metadata.") for key in program.keys)  # a preset holds only what it changes
+    keys = tuple(_lora_scripts_key(key, settings) for key in program.keys)
+    return ProgramKeys(keys, {} if is_preset else program.defaults)
 
 
 def _lora_scripts_key(key: Key, settings: Mapping[str, Any]) -> Key:
@@ -80,9 +113,10 @@ def _preview_line(settings: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def kohya_keys(flat: Mapping[str, Any]) -> tuple[list[Key], dict[str, Any]]:
+def kohya_keys(values: Mapping[str, Any], read: ReadText) -> ProgramKeys:
     """Keys of a kohya_ss GUI file. The GUI saves every setting, so there are no defaults."""
-    return [_kohya_key(key, value, flat) for key, value in flat.items()], {}
+    flat = dict(flatten(values))
+    return ProgramKeys(tuple(_kohya_key(key, value, flat) for key, value in flat.items()))
 
 
 def _kohya_key(key: str, value: Any, flat: Mapping[str, Any]) -> Key:
@@ -92,6 +126,10 @@ def _kohya_key(key: str, value: Any, flat: Mapping[str, Any]) -> Key:
         value = LORA_TYPES.get(str(value), str(value))
     elif key == "lr_warmup" and to_number(value):
         value = f"{to_number(value):g}%"
+    elif key == "text_encoder_lr" and _has_second_rate(flat):
+        value = [value, flat["t5xxl_lr"]]
+    elif key == "t5xxl_lr" and _has_second_rate(flat):
+        return Key(key, key, value, merged_into="optimizer.text_encoder_lr")
     elif key in ("unet_lr", "text_encoder_lr") and _both_rates_zero(flat):
         why = say("Both rates are 0 there, which means the learning rate.")
     elif key in ("seed", "stop_text_encoder_training", "vae_batch_size") and not to_number(value):
@@ -119,6 +157,12 @@ def _kohya_reason(key: str, flat: Mapping[str, Any]) -> Message | None:
     return None
 
 
+def _has_second_rate(flat: Mapping[str, Any]) -> bool:
+    """Whether the rate that the window calls T5XXL's goes to SDXL's second text encoder."""
+    is_xl = flat.get("sdxl") in _YES or flat.get("sdxl_checkbox") in _YES
+    return is_xl and to_number(flat.get("text_encoder_lr")) > 0 and to_number(flat.get("t5xxl_lr")) > 0
+
+
 def _both_rates_zero(flat: Mapping[str, Any]) -> bool:
     return not to_number(flat.get("unet_lr")) and not to_number(flat.get("text_encoder_lr"))
 
@@ -128,7 +172,7 @@ def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     defaults = dict(SD_SCRIPTS_DEFAULTS)
     if not to_number(settings.get("max_train_epochs")) and not to_number(settings.get("max_train_steps")):
         defaults["steps.max_train_steps"] = 1600
-    if not any(to_number(settings.get(name)) for name in ("learning_rate", "unet_lr", "text_encoder_lr")):
+    if is_empty(settings.get("learning_rate")) and not _sets_every_rate(settings):
         defaults["optimizer.learning_rate"] = 2e-6
     for section in ("save", "sample"):
         if to_number(settings.get(f"{section}_every_n_steps")):
@@ -136,10 +180,7 @@ def _defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
     return defaults | network_defaults(settings)
 
 
-def flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every value in nested tables."""
-    for key, value in mapping.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+def _sets_every_rate(settings: Mapping[str, Any]) -> bool:
+    """Whether no part is left to the learning rate."""
+    parts = {"unet_lr": "network_train_text_encoder_only", "text_encoder_lr": "network_train_unet_only"}
+    return all(not is_empty(settings.get(rate)) or settings.get(switch) in _YES for rate, switch in parts.items())

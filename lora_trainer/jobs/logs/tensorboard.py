@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lora_trainer.events import Resumed, Sampled, Stepped, Validated
-from lora_trainer.jobs.events_log import EventRecord, finite_or_none
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.events_log import EventRecord, finite_or_none
 from lora_trainer.jobs.status import FROM_STATE
 
 VERSION = "brain.Event:2"

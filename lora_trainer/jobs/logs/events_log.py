@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import attrs
 
 from lora_trainer.events import Event, to_json
+from lora_trainer.jobs.run_files import is_flag, is_list, is_mapping, is_number, is_text, is_whole, optional
 
+Check = Callable[[Any], bool]
+EVENT_TYPES = {kind.__name__.lower(): kind for kind in Event.__args__}
+DAMAGED = "damaged"
+"""Name of the event that stands for a line that cannot be read."""
 STRIDE = 512
 TAIL_BYTES = 1 << 16
 
@@ -31,7 +39,7 @@ class EventsLog:
         self._end = 0
 
     def read(self, after: int = 0, limit: int = 0) -> list[dict[str, Any]]:
-        """Events with n > after, at most `limit` (0: all); [] if there is no file."""
+        """Events with n > after, at most `limit` (0: all); [] if there is no file. A damaged line is an event called "damaged"."""
         with self._lock:
             if not self._index_new_lines() or after >= self._lines:
                 return []
@@ -42,7 +50,8 @@ class EventsLog:
                     file.readline()
                 count = min(self._lines - first, limit or self._lines)
                 lines = [file.readline() for _ in range(count)]
-        return _parse_lines(lines)
+        events = [parse_event(line) for line in lines]
+        return [event if event["event"] != DAMAGED else event | {"n": n} for n, event in enumerate(events, start=first + 1)]
 
     def count(self) -> int:
         """The number of events."""
@@ -52,7 +61,10 @@ class EventsLog:
     def _index_new_lines(self) -> bool:
         """Indexes the lines added since the last call; starts again if the file was replaced by a shorter one. False without a file."""
         try:
-            size = self.path.stat().st_size
+            stat = self.path.stat()
+            if not os.access(self.path, os.R_OK) or not S_ISREG(stat.st_mode):
+                raise FileNotFoundError
+            size = stat.st_size
         except OSError:
             self._offsets, self._lines, self._end = [0], 0, 0
             return False
@@ -89,8 +101,14 @@ def truncate_partial_line(path: Path) -> None:
 
 
 def last_events(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
-    """The events of the complete lines in the last `size` bytes, at least the last one; [] if there are none."""
+    """The events of the complete lines in the last `size` bytes, at least the last one; [] if there are none. Without damaged lines."""
+    return [event for event in _read_tail(path, size) if event["event"] != DAMAGED]
+
+
+def _read_tail(path: Path, size: int) -> list[dict[str, Any]]:
     try:
+        if not path.is_file():
+            return []
         with path.open("rb") as file:
             end = file.seek(0, 2)
             start = file.seek(max(0, end - size))
@@ -100,17 +118,69 @@ def last_events(path: Path, size: int = TAIL_BYTES) -> list[dict[str, Any]]:
     if start:
         lines = lines[1:]
         if not lines:
-            return last_events(path, size * 8)
-    return _parse_lines(lines)
+            return _read_tail(path, size * 8)
+    return [parse_event(line) for line in lines]
 
 
-def _parse_lines(lines: list[bytes]) -> list[dict[str, Any]]:
-    """The events of the lines; damaged lines (a power cut) are skipped."""
-    events = []
-    for line in lines:
-        with suppress(ValueError):
-            events.append(json.loads(line))
-    return events
+def damaged_lines(path: Path) -> int:
+    """How many of the lines that `last_events` reads are damaged."""
+    return sum(event["event"] == DAMAGED for event in _read_tail(path, TAIL_BYTES))
+
+
+def parse_event(line: bytes) -> dict[str, Any]:
+    """The event of a line; {"event": "damaged"} for a line that holds none (a power cut, another program)."""
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return {"event": DAMAGED}
+    return event if isinstance(event, dict) and _is_intact(event) else {"event": DAMAGED}
+
+
+def _is_intact(event: Mapping[str, Any]) -> bool:
+    """Whether the values that readers rely on are there, and each known value is of its kind."""
+    name = event.get("event")
+    if not isinstance(name, str):
+        return False
+    event_type = EVENT_TYPES.get(name)
+    if event_type is None:  # of a newer version
+        return True
+    return all(key in event for key in _REQUIRED.get(name, ())) and all(
+        check(event[key]) for key, check in _checks_of(event_type) if key in event
+    )
+
+
+@lru_cache(maxsize=32)
+def _checks_of(event_type: type) -> tuple[tuple[str, Check], ...]:
+    return tuple((field.name, _CHECKS[str(field.type)]) for field in attrs.fields(event_type) if str(field.type) in _CHECKS)
+
+
+_CHECKS: Mapping[str, Check] = {
+    "int": is_whole,
+    "float": optional(is_number),  # null stands for NaN and infinity
+    "float | None": optional(is_number),
+    "str": is_text,
+    "bool": is_flag,
+    "Mapping[str, Any]": is_mapping,
+    "Mapping[str, float]": is_mapping,
+    "Sequence[str]": is_list,
+    "Sequence[Mapping[str, Any]]": is_list,
+    "Message": lambda value: isinstance(value, (str, dict)),
+}
+"""By the type that a field of an event is declared with."""
+_REQUIRED = {
+    "started": ("plan",),
+    "phase": ("name",),
+    "stepped": ("step",),
+    "sampled": ("path",),
+    "validated": ("step",),
+    "saved": ("path", "step"),
+    "rendered": ("path",),
+    "warned": ("message",),
+    "changed": ("path", "new", "step"),
+    "resumed": ("step",),
+    "failed": ("problems",),
+}
+"""Values that readers take for granted; all others have a default."""
 
 
 @attrs.frozen

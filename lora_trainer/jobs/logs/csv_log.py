@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 from lora_trainer.events import Resumed, Stepped, Validated
 from lora_trainer.files import write_atomically
-from lora_trainer.jobs.events_log import EventRecord, finite_or_none
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.jobs.logs.events_log import EventRecord, finite_or_none
 from lora_trainer.jobs.status import FROM_STATE
 
 COLUMNS = ("step", "epoch", "loss", "loss_average", "validation_loss", "lr", "grad_norm", "seconds", "vram_mb")
