@@ -181,7 +181,7 @@ def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch):
     (problem,) = told.value.problems
     assert problem.path == "optimizer.type"
     assert problem.message.text("en") == "CAME needs the package came-pytorch, which is not installed."
-    assert problem.fix.text("en").endswith(f'"{sys.executable}" -m pip install --no-deps "came-pytorch==0.1.3"')
+    assert problem.fix.text("en").endswith(f'{sys.executable} -m pip install --no-deps "came-pytorch==0.1.3"')
 
 
 @pytest.mark.parametrize(
