@@ -23,7 +23,7 @@ from lora_trainer.train.inputs import vae
 from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.examples import LatentViews, sizes_of
-from lora_trainer.train.memory import checkpointing, eight_bit, placement
+from lora_trainer.train.memory import checkpointing, eight_bit, placement, vae_strips
 from lora_trainer.train.memory.activations import Block, DtypeSizes
 from lora_trainer.train.memory.checkpointing import Checkpointing
 from lora_trainer.train.memory.oom import free_cache, retry_after_free
@@ -59,6 +59,7 @@ class Trainer:
     notes: tuple[Warned, ...] = ()
     compiled: CompiledBlocks | None = None
     cuda_graphs: CudaGraphs | None = None
+    vae_in_strips: bool = False
 
     def attach(self) -> None:
         """Puts attention, adapter, compiled blocks and checkpointing on the bundle's modules."""
@@ -102,6 +103,8 @@ class Trainer:
             self._move_tensors(self.device)
         bundle = eight_bit.load_bundle(source, self.device, self.precision.base, fp8=self.config.memory.fp8_base_unet)
         vae.set_precision(bundle, self.config.memory.vae_precision)
+        if self.vae_in_strips:
+            vae_strips.apply(bundle.vae)
         return bundle
 
     @torch.inference_mode(False)
@@ -147,9 +150,25 @@ class Trainer:
         return placement.needed_parts(kind, trains_text=self.caption_encoder.is_trained, caches_latents=caches_latents)
 
     def make_ready(self, kind: str) -> None:
-        """Moves what a kind of work needs to the device; where there is no room for it, what it does not need leaves first."""
-        if not self.can_offload:
-            return
+        """Moves what a kind of work needs to the device; where there is no room for it, what it does not need leaves first.
+
+        Where even then there is no room for a whole picture in the VAE, it works on strips from now on.
+        """
+        if self.can_offload:
+            self._bring(kind)
+        is_on_gpu = self.can_offload or self.device.type != "cpu"
+        if kind == placement.PICTURES and is_on_gpu and self._working_bytes(kind) > placement.free_bytes(self.device) > 0:
+            self.use_vae_strips()
+
+    def use_vae_strips(self) -> bool:
+        """Makes the VAE work on strips of its feature maps; False when it does already."""
+        if self.vae_in_strips:
+            return False
+        self.vae_in_strips = True
+        vae_strips.apply(self.bundle.vae)
+        return True
+
+    def _bring(self, kind: str) -> None:
         needed = self.needed_parts(kind)
         missing = {
             part: [module for module in modules if not placement.is_on(module, self.bundle.device)]

@@ -24,6 +24,8 @@ LOAD, CAPTIONS, PICTURES, STEP, PREVIEW, SAVE = "load", "captions", "pictures", 
 """Phases of a run: loading the model, encoding captions, encoding pictures, a step, a preview, saving."""
 ENCODE_BYTES, DECODE_BYTES = 2560.0, 3072.0
 """Bytes for each pixel of a picture that the VAE keeps at a time in float32, counted as in benchmarks/memory.py; half of it in 16 bits."""
+STRIPS_ENCODE_BYTES, STRIPS_DECODE_BYTES = 1184.0, 2144.0
+"""The same where the VAE works on strips, as it does on a GPU without room for the whole (train/memory/vae_strips.py)."""
 CAPTION_BYTES = 150 * 2**20
 """What a batch of captions takes, at most, besides the text encoders."""
 
@@ -100,6 +102,13 @@ def memory_phases(
     step = memory_parts(choice, trained, sizes, state)
     network, optimizer, workspace = step["network"], step["optimizer"], (600.0 if machine.device != "cpu" else 100.0) * 2**20
     pixels, vae_work = max(map(pixels_of, datasets)), weights.vae_element / 4
+    besides = network + optimizer + workspace + weights.model("vae")
+
+    def vae_bytes(whole: float, strips: float, pictures: int) -> float:
+        """What the VAE works with, by the bytes for a pixel."""
+        needed = whole * vae_work * pixels * pictures
+        is_short = machine.device != "cpu" and 0 < machine.free_mb * 2**20 < besides + needed
+        return strips * vae_work * pixels * pictures if is_short else needed
 
     def phase(name: str, model: float, work: float) -> MemoryPhase:
         parts = {"model": model, "network": network, "optimizer": optimizer, "activations": work, "workspace": workspace}
@@ -108,14 +117,15 @@ def memory_phases(
     def previews() -> Iterator[tuple[float, float]]:
         yield weights.model("text"), CAPTION_BYTES
         yield weights.model("unet"), _drawing_bytes(facts, pixels, sizes)
-        yield weights.model("vae"), DECODE_BYTES * vae_work * pixels
+        yield weights.model("vae"), vae_bytes(DECODE_BYTES, STRIPS_DECODE_BYTES, 1)
 
     trains_text = effective.trains_text_encoder(config)
     stays = ["unet", *(["text"] if trains_text or not effective.caches_captions(config) else [])]
     phases = [phase(LOAD, max(weights.model("unet"), weights.model("text", "vae")), 0.0)]
     if not trains_text:
         phases.append(phase(CAPTIONS, weights.model("text"), CAPTION_BYTES))
-    phases.append(phase(PICTURES, weights.model("vae"), ENCODE_BYTES * vae_work * pixels * config.data.vae_batch_size))
+    encoding = vae_bytes(ENCODE_BYTES, STRIPS_ENCODE_BYTES, config.data.vae_batch_size)
+    phases.append(phase(PICTURES, weights.model("vae"), encoding))
     phases.append(phase(STEP, _step_model(weights, stays, machine), step["activations"]))
     if (config.sample.prompts or config.sample.prompt_file) and not machine.lent:
         phases.append(phase(PREVIEW, *max(previews(), key=sum)))
