@@ -42,7 +42,7 @@ EMPTY_PLAN: dict[str, Any] = {
     "network": None,
     "effective": {},
     "schedule": {},
-    "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
+    "memory": {"parts": {}, "phases": {}, "free_mb": 0.0, "fits": True},
 }
 
 
