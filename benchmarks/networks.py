@@ -2,7 +2,7 @@
 
     python benchmarks/networks.py                                   Stable Diffusion 1.5's shape, all types, about fifteen minutes
     python benchmarks/networks.py --shape tiny --types lora loha    some of them on the small shape
-    python benchmarks/networks.py --count                           multiplications of a step at 512 pixels, counted and not calculated
+    python benchmarks/networks.py --count                           multiplications of a step at 512 pixels, counted and not calculated (--side: at others)
 
 A step is noise, forward, backward, clipping and fused AdamW on the U-Net's network, without the events of a run (benchmarks/step.py
 has those). Times are seconds of this process's CPU with one thread: medians of ratios to the reference's step of the same turn.
@@ -123,7 +123,7 @@ def counted(name: str, side: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     unet, *_ = SD15.modules()
-    bundle = attrs.evolve(load(held_model(SHAPES["tiny"]), CPU), unet=unet.requires_grad_(False))
+    bundle = attrs.evolve(load(held_model(SHAPES["tiny"]), CPU), unet=unet.requires_grad_(False), device=torch.device("meta"))
     network = NetworkAdapter(bundle, plan_layers(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
     network.attach(bundle)
     noisy, texts = torch.empty(1, 4, side // 8, side // 8, device="meta"), torch.empty(1, 77, SD15.text, device="meta")
@@ -167,10 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--count", action="store_true", help="count multiplications instead")
+    parser.add_argument("--side", type=int, default=512, help="with --count: pixels of a side")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if chosen.count:
-        print(counts(chosen.types, 512))
+        print(counts(chosen.types, chosen.side))
         return
     rows = measure(SHAPES[chosen.shape], chosen.types, chosen.turns)
     heading = f"{SHAPES[chosen.shape].name}: {machine()}"
