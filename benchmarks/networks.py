@@ -2,7 +2,7 @@
 
     python benchmarks/networks.py                                   Stable Diffusion 1.5's shape, all types, about fifteen minutes
     python benchmarks/networks.py --shape tiny --types lora loha    some of them on the small shape
-    python benchmarks/networks.py --count                           multiplications of a step at 512 pixels, counted and not calculated (--side: at others)
+    python benchmarks/networks.py --count                           multiplications of a step at 512 pixels, counted and not calculated
 
 A step is noise, forward, backward, clipping and fused AdamW on the U-Net's network, without the events of a run (benchmarks/step.py
 has those). Times are seconds of this process's CPU with one thread: medians of ratios to the reference's step of the same turn.
