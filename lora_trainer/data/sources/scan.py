@@ -16,7 +16,6 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.data.captions import caption_lines, first_line, read_caption
-from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.pictures import heif
 from lora_trainer.data.pictures.image_header import read_header
 from lora_trainer.data.records import ImageRecord, Verdict, natural_key, nfc
@@ -34,6 +33,7 @@ from lora_trainer.data.sources.folders import (
 from lora_trainer.data.sources.metadata_json import ROW_SUFFIXES, MetadataEntry, read_metadata
 from lora_trainer.data.sources.scan_notices import ScanNotices, first_names, require_usable
 from lora_trainer.errors import DatasetError
+from lora_trainer.gc_pause import gc_paused
 from lora_trainer.messages import Message, say
 
 FACE_NAME = re.compile(r"(.+?)(?:_\d+){4}")
