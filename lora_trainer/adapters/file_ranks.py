@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import attrs
 
+from lora_trainer.files import open_regular
 from lora_trainer.models.files.tensor_file import read_header
 
 RANK_SUFFIXES = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
@@ -33,7 +34,7 @@ def file_ranks(path: Path) -> FileRanks:
             name, _, suffix = key.partition(".")
             layers.setdefault(name, {})[suffix] = entry
     ranks = {}
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = 8 + int(struct.unpack("<Q", file.read(8))[0])
         for name, entries in layers.items():
             suffix = next((suffix for suffix in RANK_SUFFIXES if suffix in entries), "")

@@ -20,6 +20,7 @@ from lora_trainer.network_tools.checked_network import NetworkFile, open_network
 from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
 from lora_trainer.network_tools.safetensors_stream import TORCH_DTYPES
 from lora_trainer.network_tools.saving import write_network
+from lora_trainer.parsing import parse_json
 
 ALPHAS_KEY = "lora_trainer.alphas"
 """Metadata key of a converted file: {layer: [alpha, alpha's dtype or "" where the file had none, dtype of up]}."""
@@ -37,10 +38,10 @@ def convert(path: Path, out: Path, to: str) -> NetworkFile:
     layers = released_layers(file.family)
     metadata = dict(file.metadata)
     if to == "kohya":
-        alphas = json.loads(metadata.pop(ALPHAS_KEY, "{}"))
+        alphas = _alphas(metadata.pop(ALPHAS_KEY, "{}"))
         state = {key: tensor for name, module in states.items() for key, tensor in _to_kohya(name, module, alphas.get(name)).items()}
     else:
-        state, alphas = {}, json.loads(metadata.get(ALPHAS_KEY, "{}"))
+        state, alphas = {}, _alphas(metadata.get(ALPHAS_KEY, "{}"))
         for name, module in states.items():
             _check_convertible(file, name, module, layers)
             alphas.setdefault(name, _original_alpha(file, name, module))
@@ -109,3 +110,14 @@ def _to_kohya(name: str, module: ModuleState, original: list[str] | None) -> dic
         if alpha_dtype:
             state[f"{name}.alpha"] = torch.tensor(alpha, dtype=getattr(torch, TORCH_DTYPES.get(alpha_dtype, "float32")))
     return state | {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}
+
+
+def _alphas(text: str) -> dict[str, float]:
+    """The alphas in a file's metadata; none where it is damaged."""
+    try:
+        alphas = parse_json(text)
+    except ValueError:
+        return {}
+    if not isinstance(alphas, dict):
+        return {}
+    return {name: alpha for name, alpha in alphas.items() if isinstance(alpha, (int, float)) and not isinstance(alpha, bool)}

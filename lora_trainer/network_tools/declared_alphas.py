@@ -5,7 +5,6 @@ Both are PEFT's LoraConfig: `lora_alpha`, `use_rslora`, and `alpha_pattern`, whi
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.files import open_regular
+from lora_trainer.parsing import parse_json
 
 if TYPE_CHECKING:
     from lora_trainer.network_tools.checked_network import NetworkModule
@@ -83,7 +84,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         if not config.is_file():
             return {}
-        with config.open("rb") as file:
+        with open_regular(config) as file:
             content = file.read(CONFIG_LIMIT + 1)
     except OSError as error:
         raise _unreadable(path, CONFIG_FILE) from error
@@ -94,8 +95,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path, text: str, source: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise _unreadable(path, source) from error
     if not isinstance(values, dict):
         raise _unreadable(path, source)

@@ -107,3 +107,31 @@ def test_language_follows_the_hosts_localization(fake, options, chosen, language
     fake.data["localization"] = chosen
     assert A1111Host().language() == language
     del fake.data["localization"]
+
+
+def test_the_names_of_the_host_are_its_addresses_its_flags_and_its_tunnels(options):
+    def accepted():
+        hosts = (
+            "localhost:7860",
+            "127.0.0.1:7860",
+            "10.0.0.2:7860",
+            "webui.lan",
+            "my.example",
+            "abc.gradio.live",
+            "x.ngrok-free.app",
+            "own.example",
+        )
+        return [host for host in hosts if A1111Host().web_names().accepts(host)]
+
+    own = ["localhost:7860", "127.0.0.1:7860", "10.0.0.2:7860"]
+    assert accepted() == own
+    options.server_name = "webui.lan"
+    assert accepted() == [*own, "webui.lan"]
+    options.lora_trainer_allow_host = ["my.example"]
+    assert accepted() == [*own, "webui.lan", "my.example"]
+    options.share = True
+    assert accepted() == [*own, "webui.lan", "my.example", "abc.gradio.live"]
+    options.ngrok, options.ngrok_options = "token", {"domain": "own.example"}
+    assert accepted() == [*own, "webui.lan", "my.example", "abc.gradio.live", "x.ngrok-free.app", "own.example"]
+    assert not A1111Host().web_names().accepts("evil.example") and not A1111Host().web_names().accepts("gradio.live.evil.example")
+    assert A1111Host().web_names().flag == "--lora-trainer-allow-host" and A1111Host().paths().allow_flag == "--lora-trainer-allow-path"

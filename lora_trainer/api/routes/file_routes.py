@@ -119,7 +119,8 @@ async def receive_upload(api: ApiContext, request: Request) -> dict[str, Any]:
     target = _upload_target(folder, request.query_params.get("file", ""))
     offset = request.query_params.get("offset", "0")
     part = target.with_name(f"{target.name}.part")
-    file = await api.workers.in_thread(_open_part, part, int(offset) if offset.isdecimal() else -1)
+    start = int(offset) if offset.isascii() and offset.isdecimal() and len(offset) <= 12 else -1
+    file = await api.workers.in_thread(_open_part, part, start)
     try:
         size = await _write_chunks(api, request, file)
     finally:

@@ -31,6 +31,7 @@ class ScanNotices:
     """(file, picture) where a file looks like the caption of a picture that has none."""
     caption_lists: list[str] = attrs.field(factory=list)
     """Names of files that look like the captions of a folder's pictures, which have none."""
+    long_captions: list[str] = attrs.field(factory=list)
 
     def warnings(self, records: Sequence[ImageRecord], source: Source) -> Iterator[Message]:
         """One warning for each kind of notice, and those about captions and the folder's words."""
@@ -42,6 +43,7 @@ class ScanNotices:
             (self.unreadable_captions, "Caption files that cannot be read ({count}): {names}"),
             (self.nul_captions, "Captions that hold a NUL character, which is left out; their file may be damaged ({count}): {names}"),
             (self.caption_lists, "{names} looks like the captions and is not read: give it as the metadata file (data.in_json)."),
+            (self.long_captions, "Caption files of more than 100 KB, which are no captions and are not read ({count}): {names}"),
         ]
         for keys, template in notices:
             if keys:

@@ -6,6 +6,30 @@ import base64
 from secrets import compare_digest
 from typing import Any
 
+from lora_trainer.host.web_names import WebNames, declared_names
+
+ALLOW_HOST = "--lora-trainer-allow-host"
+SHARE_DOMAINS = (".gradio.live", ".gradio.app")
+NGROK_DOMAINS = (".ngrok.io", ".ngrok.app", ".ngrok.dev", ".ngrok-free.app", ".ngrok-free.dev")
+"""Domains of the tunnels behind --share and --ngrok: only their owners say which computer a name in them leads to."""
+
+
+def web_names() -> WebNames:
+    """The names under which browsers may reach the host, by its flags."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    tunnel = getattr(options, "ngrok_options", None) or {}
+    names = [getattr(options, "server_name", None), *(tunnel.get(key) for key in ("domain", "hostname") if isinstance(tunnel, dict))]
+    names += getattr(options, "lora_trainer_allow_host", None) or ()
+    share, ngrok = (bool(getattr(options, flag, None)) for flag in ("share", "ngrok"))
+    return WebNames(
+        flag=ALLOW_HOST,
+        declared=declared_names(str(name) for name in names if name),
+        suffixes=(*(SHARE_DOMAINS if share else ()), *(NGROK_DOMAINS if ngrok else ())),
+        any_address=True,
+    )
+
 
 def required_logins() -> tuple[bool, bool]:
     """(whether the page requires a login, whether the host's API requires one)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.files import read_regular
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection.infer_config import Heads
 from lora_trainer.models.detection.prediction_type import PREDICTION_NAMES, PredictionType
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, tensors
+from lora_trainer.parsing import parse_json
+
+MAX_CONFIG_BYTES = 1 << 20
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +151,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError("{path} cannot be read.", path=str(path), fix="Get the folder again.") from error
     return value if isinstance(value, dict) else {}
