@@ -22,7 +22,7 @@ class TooDeep(ValueError):
     """Objects or lists inside each other beyond MAX_DEPTH."""
 
     def __init__(self) -> None:
-        super().__init__(f"it is nested more than {MAX_DEPTH} levels deep")
+        super().__init__(f"it is nested too deeply: more than {MAX_DEPTH} levels")
 
 
 class TomlError(ValueError):

@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from math import frexp
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,12 +113,17 @@ def _to_kohya(name: str, module: ModuleState, original: list[str] | None) -> dic
     return state | {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}
 
 
-def _alphas(text: str) -> dict[str, float]:
-    """The alphas in a file's metadata; none where it is damaged."""
+def _alphas(text: str) -> dict[str, Any]:
+    """The alphas in a file's metadata; without those that are damaged."""
     try:
         alphas = parse_json(text)
     except ValueError:
         return {}
     if not isinstance(alphas, dict):
         return {}
-    return {name: alpha for name, alpha in alphas.items() if isinstance(alpha, (int, float)) and not isinstance(alpha, bool)}
+    return {name: original for name, original in alphas.items() if _is_original_alpha(original)}
+
+
+def _is_original_alpha(value: Any) -> bool:
+    is_triple = isinstance(value, list) and len(value) == 3
+    return is_triple and type(value[0]) in (int, float) and isinstance(value[1], str) and isinstance(value[2], str)
