@@ -49,18 +49,19 @@
       : LT.tn(changes.length, "{n} picture is used whole again.", "{n} pictures are used whole again.");
     LT.toast(words, { kind: "good", action: { label: t("Undo"), act: undo } });
   };
+  const store = (changes) => LT.set({ "data.crops": withFrames(LT.value("data.crops"), changes) });
+  /** An undo back to `before`, [[key, frame or null], …]: only of frames that are still as they are now. */
+  const undoTo = (before) => {
+    const folder = LT.folder();
+    const after = new Map(before.map(([key]) => [key, asText(LT.frameOf(key))]));
+    const unchanged = (crops) => before.filter(([key]) => asText(entries(crops).get(key)) === after.get(key));
+    return () => LT.changeChoice(folder, "crops", (crops) => withFrames(crops || [], unchanged(crops || [])));
+  };
   /** Crops pictures, [[key, frame or null], …], with an undo. */
   LT.crop = (changes) => {
-    const folder = LT.folder();
-    const before = new Map(changes.map(([key]) => [key, LT.frameOf(key) || null]));
-    LT.set({ "data.crops": withFrames(LT.value("data.crops"), changes) });
-    const after = new Map(changes.map(([key]) => [key, asText(LT.frameOf(key))]));
-    const undo = () =>
-      LT.changeChoice(folder, "crops", (crops) => {
-        const unchanged = [...before].filter(([key]) => asText(entries(crops || []).get(key)) === after.get(key));
-        return withFrames(crops || [], unchanged);
-      });
-    tell(changes, undo);
+    const before = changes.map(([key]) => [key, LT.frameOf(key) || null]);
+    store(changes);
+    tell(changes, undoTo(before));
   };
 
   /* ---- the overlay ---- */
@@ -115,7 +116,7 @@
       cover.remove();
       if (opener && opener.focus) opener.focus();
       const changed = before.filter(([key, frame]) => JSON.stringify(frame) !== JSON.stringify(LT.frameOf(key) || null));
-      if (changed.length) tell(changed, changed);
+      if (changed.length) tell(changed, undoTo(changed));
       return null;
     };
     const step = (offset) => {

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -301,7 +302,8 @@ def test_the_claim_of_a_killed_run_holds_nobody_up(tmp_path: Path):
     (tmp_path / "loras").mkdir()
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    (tmp_path / "loras" / ".small.running").write_text(f"{dead.pid} 1", encoding="utf-8")
+    holder = {"pid": dead.pid, "mark": "1", "machine": socket.gethostname(), "token": "0"}
+    (tmp_path / "loras" / ".small.running").write_text(json.dumps(holder), encoding="utf-8")
     assert isinstance(events_of(small_config(tmp_path), tmp_path)[-1], Finished)
 
 

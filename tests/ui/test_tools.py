@@ -24,7 +24,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def opened(real: Server, open_page: Page, file: Path, lang: str = "en", **size: int) -> Any:
     page = open_page(f"{real.address}?__lang={lang}", **size)
-    page.locator(".lt-header .lt-round").first.click()
+    page.locator(".lt-header").get_by_role("button", name={"en": "Tools for trained files", "zh_CN": "训练文件工具"}[lang]).click()
     page.locator(".lt-tools input").first.fill(str(file))
     return page
 
