@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from fastapi import Request
 
 from lora_trainer.api.responses import Forbidden
-from lora_trainer.host.web_names import WebNames, name_of
+from lora_trainer.host.web_names import WebNames, name_of, without_usual_port
 
 OWN_SITE = ("same-origin", "none")
 """Sec-Fetch-Site of the own page and of an address that was typed; a page on another port of this computer is "same-site"."""
@@ -29,25 +29,31 @@ def require_own_page(request: Request, names: WebNames) -> None:
         )
     site = request.headers.get("sec-fetch-site")
     if site is not None and site.lower() not in OWN_SITE:
-        raise _from_another_site(f"Sec-Fetch-Site: {site[:40]}")
+        raise Forbidden(
+            "this request comes from another site ({origin}).", origin=f"Sec-Fetch-Site: {site[:40]}", fix="Use the page of this server."
+        )
     origin = request.headers.get("origin")
-    if origin is not None and not _is_own_origin(origin, host, names, via_tunnel=site is not None):
-        raise _from_another_site(origin[:200])
+    if origin is not None and not _is_own_origin(origin, host, names, told_by_browser=site is not None):
+        raise Forbidden(
+            "this request comes from another site ({origin}).",
+            origin=origin[:200],
+            fix="Use the page of this server. If a reverse proxy shows it at that address, start it with {flag} {name}.",
+            flag=names.flag,
+            name=origin[:200],
+        )
 
 
-def _is_own_origin(origin: str, host: str, names: WebNames, *, via_tunnel: bool) -> bool:
-    """Whether an Origin header is that of the server: the Host header's name and port, or the name of a declared reverse proxy.
+def _is_own_origin(origin: str, host: str, names: WebNames, *, told_by_browser: bool) -> bool:
+    """Whether an Origin header is that of the server: the Host header's name and port, or the address of a declared reverse proxy.
 
-    `via_tunnel`: or a name in the domain of the host's own tunnel, where the browser itself says that it is the same origin.
+    `told_by_browser`: the browser itself says that it is the same origin. Then a declared name counts with any port, and so does one in
+    the domain of a tunnel, which rewrites the Host header.
     """
     try:
-        location = urlsplit(origin).netloc.lower()
+        location = without_usual_port(urlsplit(origin).netloc)
     except ValueError:  # brackets around no address
         return False
-    if location == host.lower() or name_of(location) in names.declared:
+    if location == without_usual_port(host) or location in names.origins:
         return True
-    return via_tunnel and bool(names.suffixes) and name_of(location).endswith(names.suffixes)
-
-
-def _from_another_site(origin: str) -> Forbidden:
-    return Forbidden("this request comes from another site ({origin}).", origin=origin, fix="Use the page of this server.")
+    name = name_of(location)
+    return told_by_browser and (name in names.declared or names.is_tunnel(name))

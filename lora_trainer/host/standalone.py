@@ -16,7 +16,7 @@ from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.file_hashes import checkpoint_sha256, known_sha256
 from lora_trainer.host.base import MODEL_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, find_vae, message_with_fix
 from lora_trainer.host.memory import device_memory, empty_cache
-from lora_trainer.host.web_names import WebNames, declared_names
+from lora_trainer.host.web_names import WebNames, declared_names, declared_origins
 from lora_trainer.messages import Message
 from lora_trainer.models.detection import detect
 from lora_trainer.models.files.diffusers_folder import main_weight_file
@@ -52,7 +52,7 @@ class StandaloneHost:
         self._root = root or Path(os.environ.get("LORA_TRAINER_DATA") or ".").absolute()
         self._listen = listen
         self._allow = tuple(allow)
-        self._names = WebNames(declared=declared_names(names), any_address=listen)
+        self._names = WebNames(declared=declared_names(names), origins=declared_origins(names), any_address=listen)
         self._device, self._number = device, number
 
     def paths(self) -> HostPaths:

@@ -40,18 +40,39 @@ def test_a_page_of_another_site_changes_nothing(server, method, path):
 
 
 def test_a_page_behind_a_declared_proxy_is_the_own_page_and_no_header_of_a_proxy_is_believed(tmp_path):
-    server = Server(TestHost(tmp_path, names=["https://My.Example:8443/webui"]))
+    server = Server(TestHost(tmp_path, names=["https://My.Example/webui", "other.example:8443"]))
     try:
-        for headers in ({"Origin": "https://my.example"}, {"Host": "my.example", "Origin": "https://my.example"}, {"Host": "my.example:9"}):
+        for headers in (
+            {"Origin": "https://my.example"},
+            {"Host": "my.example:443", "Origin": "https://my.example"},
+            {"Host": "my.example:9"},
+            {"Origin": "https://other.example:8443"},
+            {"Host": "my.example", "Origin": "https://my.example:8443", "Sec-Fetch-Site": "same-origin"},
+        ):
             assert server.client.post("check", json={"config": {}}, headers=headers).status_code != 403, headers
         for headers in (
-            {"Origin": "https://evil.example", "X-Forwarded-Host": "evil.example"},
+            {"Origin": "https://evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"},
+            {"Origin": "https://evil.example", "X-Forwarded-Host": "127.0.0.1"},
             {"Host": "a.my.example"},
+            {"Host": "my.example", "Origin": "http://my.example:9000"},
+            {"Origin": "https://other.example"},
             {"Origin": "null"},
         ):
             assert server.client.post("check", json={"config": {}}, headers=headers).status_code == 403, headers
     finally:
         server.close()
+
+
+def test_a_refused_page_is_told_how_its_address_is_allowed(server):
+    refused = server.client.post("check", json={"config": {}}, headers={"Origin": "https://my.example:8443"})
+    assert "--allow-host https://my.example:8443" in refused.json()["problems"][0]["fix"]
+    assert "--allow-host webui.lan" in server.client.get("words", headers={"Host": "webui.lan"}).json()["problems"][0]["fix"]
+
+
+def test_no_page_of_another_site_can_show_what_is_answered(server):
+    for path in ("status", "words", "thumbnail", "no/such/address"):
+        headers = server.client.get(path).headers
+        assert headers["cross-origin-resource-policy"] == "same-origin" and headers["x-content-type-options"] == "nosniff", path
 
 
 @pytest.mark.parametrize(("listen", "address"), [(False, 403), (True, 200)])

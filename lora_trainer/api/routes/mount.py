@@ -30,6 +30,8 @@ from lora_trainer.jobs.manager import MANAGER, JobManager
 PREFIX = "/lora-trainer/v1"
 Handler = Callable[[ApiContext, Request], Awaitable[Any]]
 Guard = Callable[[Request], bool]
+OWN_PAGE_ONLY = ((b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"))
+"""Headers that keep a browser from showing a response in a page of another site, also where it says nothing of the page (plain HTTP)."""
 SYSTEM_ERRORS = (OSError, UnicodeError, OverflowError, RecursionError)
 """What the system and Python raise for names and values that a request brings, wherever they are used first."""
 
@@ -97,7 +99,8 @@ class OutermostMiddleware:
         async def send_without_cors(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = [pair for pair in message["headers"] if not pair[0].lower().startswith(b"access-control-")]
-                message = {**message, "headers": headers}
+                names = {pair[0].lower() for pair in headers}
+                message = {**message, "headers": [*headers, *(pair for pair in OWN_PAGE_ONLY if pair[0] not in names)]}
             await send(message)
 
         response = self._response(scope)

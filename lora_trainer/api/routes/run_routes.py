@@ -149,7 +149,7 @@ def _read_events(api: ApiContext, run: str, after: int, limit: int, language: st
 async def read_file(api: ApiContext, request: Request) -> Response:
     """GET /runs/ID/files/PATH: a file of the run's folder and nothing else."""
     content, kind = await api.workers.in_thread(_read_file, api, request.path_params["run"], request.path_params["path"])
-    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60" if kind in PICTURES else "no-store"}
+    headers = {"Cache-Control": "private, max-age=60" if kind in PICTURES else "no-store"}
     return Response(content, media_type=kind, headers=headers)
 
 

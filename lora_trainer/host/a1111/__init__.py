@@ -179,7 +179,7 @@ class A1111Host:
         return any(getattr(shared.cmd_opts, flag, None) for flag in ("listen", "share", "ngrok", "server_name"))
 
     def web_names(self) -> WebNames:
-        """The computer's own, --server-name, those of --lora-trainer-allow-host, and the domains of --share and --ngrok."""
+        """The computer's own, --server-name, those of --lora-trainer-allow-host, and the domains of tunnels; with a login every one."""
         from lora_trainer.host.a1111 import login
 
         return login.web_names()

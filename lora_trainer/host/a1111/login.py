@@ -6,12 +6,16 @@ import base64
 from secrets import compare_digest
 from typing import Any
 
-from lora_trainer.host.web_names import WebNames, declared_names
+from lora_trainer.host.web_names import WebNames, declared_names, declared_origins, own_names
 
 ALLOW_HOST = "--lora-trainer-allow-host"
-SHARE_DOMAINS = (".gradio.live", ".gradio.app")
-NGROK_DOMAINS = (".ngrok.io", ".ngrok.app", ".ngrok.dev", ".ngrok-free.app", ".ngrok-free.dev")
-"""Domains of the tunnels behind --share and --ngrok: only their owners say which computer a name in them leads to."""
+TUNNELS = (
+    *(".gradio.live", ".gradio.app", ".ngrok.io", ".ngrok.app", ".ngrok.dev", ".ngrok-free.app", ".ngrok-free.dev"),
+    *(".trycloudflare.com", ".loca.lt", ".lhr.life", ".remote.moe"),
+    *(".proxy.runpod.net", "-colab.googleusercontent.com", ".paperspacegradient.com"),
+)
+"""Domains of --share, --ngrok and other tunnels, and of rented computers: their owners alone say where a name in them leads to, and none
+leads to the computer of a visitor."""
 
 
 def web_names() -> WebNames:
@@ -20,14 +24,15 @@ def web_names() -> WebNames:
 
     options = shared.cmd_opts
     tunnel = getattr(options, "ngrok_options", None) or {}
+    allowed = [str(name) for name in getattr(options, "lora_trainer_allow_host", None) or ()]
     names = [getattr(options, "server_name", None), *(tunnel.get(key) for key in ("domain", "hostname") if isinstance(tunnel, dict))]
-    names += getattr(options, "lora_trainer_allow_host", None) or ()
-    share, ngrok = (bool(getattr(options, flag, None)) for flag in ("share", "ngrok"))
     return WebNames(
         flag=ALLOW_HOST,
-        declared=declared_names(str(name) for name in names if name),
-        suffixes=(*(SHARE_DOMAINS if share else ()), *(NGROK_DOMAINS if ngrok else ())),
+        declared=declared_names([*(str(name) for name in names if name), *allowed, *own_names()]),
+        origins=declared_origins(allowed),
+        suffixes=TUNNELS,
         any_address=True,
+        any_name=any(required_logins()),
     )
 
 
