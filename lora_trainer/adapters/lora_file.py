@@ -20,7 +20,7 @@ from lora_trainer.adapters.targets import attention_layers, target_paths
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.detection.detect import read_header
+from lora_trainer.models.files.tensor_file import open_safetensors, read_header
 
 PARTS = ("unet", "text_encoder")
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "keep": None}
@@ -77,8 +77,6 @@ def verify_written(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a network file. Raises ModelError for any other file, empty tensors, and values that are not finite."""
-    from safetensors import safe_open
-
     header = read_header(path)
     suffixes = known_suffixes()
     if not any(name.partition(".")[2] in suffixes for name in header):
@@ -87,7 +85,7 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             path=str(path),
             fix="Convert it with network convert --to kohya, or choose a LoRA file in these names.",
         )
-    with safe_open(str(path), framework="pt") as file:
+    with open_safetensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for key, tensor in tensors.items():
         if not tensor.numel():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -15,9 +17,9 @@ from lora_trainer.config.param import declared_options
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.files import expand_user
 from lora_trainer.host.base import Host
-from lora_trainer.host.request_paths import is_device_path, is_network_path
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.manager import JobManager
+from lora_trainer.path_kinds import is_device_path, is_network_path
 
 if TYPE_CHECKING:
     from lora_trainer.api.scan_cache import ScanCache
@@ -121,18 +123,21 @@ class ApiContext:
 
     def _check_links(self, folder: Path, option: str) -> None:
         """Raises Forbidden for a link in a folder of pictures, or in its subfolders, that leads out of the allowed folders."""
+        if self.host.paths().allowed_roots:
+            for link in _links_in(folder, MASK_DEPTH if option.endswith("mask_dir") else PICTURE_DEPTH):
+                self.require_no_link_out(link, option)
+
+    def require_no_link_out(self, path: Path, option: str = "path") -> None:
+        """Raises Forbidden for a link inside the allowed folders that leads out of them."""
         paths = self.host.paths()
-        if not paths.allowed_roots:
-            return
-        for link in _links_in(folder, MASK_DEPTH if option.endswith("mask_dir") else PICTURE_DEPTH):
-            if not paths.allows(link):
-                raise Forbidden(
-                    "{place} is a link to a file outside the folders that may be used while other computers can reach this WebUI.",
-                    place=str(link),
-                    path=option,
-                    fix="Put the file itself there, or start it with {flag}.",
-                    flag=paths.allow_flag,
-                )
+        if not paths.allows(path):
+            raise Forbidden(
+                "{place} is a link to a file outside the folders that may be used while other computers can reach this WebUI.",
+                place=str(path),
+                path=option,
+                fix="Put the file itself there, or start it with {flag}.",
+                flag=paths.allow_flag,
+            )
 
     def _is_known_model(self, option: str, text: str) -> bool:
         if not option.startswith("model."):
@@ -163,12 +168,19 @@ def _links_in(folder: Path, depth: int) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_symlink():
+                if _is_link(entry):
                     yield Path(entry.path)
                 if depth > 1 and entry.is_dir():
                     yield from _links_in(Path(entry.path), depth - 1)
     except OSError:
         return
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a symbolic link, or a junction of Windows, which is none to Python before 3.12."""
+    if entry.is_symlink() or sys.platform != "win32":
+        return entry.is_symlink()
+    return bool(entry.stat(follow_symlinks=False).st_file_attributes & stat.FILE_ATTRIBUTE_REPARSE_POINT)
 
 
 def remove_old_thumbnails(folder: Path) -> None:

@@ -12,10 +12,10 @@ import attrs
 
 from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.files import expand_user
-from lora_trainer.host.request_paths import is_network_path
 from lora_trainer.host.web_names import WebNames
 from lora_trainer.messages import Message, say
 from lora_trainer.models.files import hub
+from lora_trainer.path_kinds import is_network_path
 
 if TYPE_CHECKING:
     import torch

@@ -261,6 +261,13 @@ def configs(folder: Path, pictures: Path) -> Iterator[Attack]:
     for name in ("pipe.toml", "deep.toml", "large.toml", "deep.json", "pipe.json", "socket.png", "loop.png"):
         for option in ("data__dataset_config", "data__in_json", "sample__prompt_file", "network__network_weights"):
             yield post("check", {"config": small_config(pictures, **{option: str(folder / name)})})
+    for option in ("network__dim", "network__down_lr_weight", "data__resolution", "optimizer__unet_lr"):
+        yield post("check", {"config": small_config(pictures, **{option: "9" * 1_000_000})}, 200, 400)
+    for option in ("data__caption_prefix", "data__trigger_word", "data__caption_suffix"):
+        yield post("batches", {"config": small_config(pictures, **{option: "9" * 20_000})}, 200, 400)
+    yield post("check", {"config": small_config(pictures, optimizer__args="-" * 200_000 + "1")})
+    for place in ("/proc", "/proc/self", "/sys"):
+        yield post("pictures", {"config": small_config(place)}, 400, 403)
     for place in (str(folder), str(folder / "loop"), LONG, "\\\\evil.example\\share", "~nobody-at-all", "/dev", "nul"):
         for path in ("pictures", "captions", "batches"):
             yield post(path, {"config": small_config(place)})

@@ -11,8 +11,8 @@ from PIL import Image
 
 from lora_trainer.data.captions import CaptionRules, plain_caption
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.host.request_paths import is_device_path, is_network_path
 from lora_trainer.jobs.folder import RunFolder
+from lora_trainer.path_kinds import is_device_path, is_network_path
 from lora_trainer.train.previews.preview_prompts import _parse_options
 from tests.api.conftest import small_config
 
@@ -134,3 +134,32 @@ def test_a_prompt_of_spaces_takes_linear_time():
     begun = time.thread_time()
     assert _parse_options("a" + " " * 300_000 + "b --n c")["n"] == "c"
     assert time.thread_time() - begun < 5.0
+
+
+def test_the_list_of_captions_holds_the_start_of_long_ones_which_the_page_cannot_overwrite(server, pictures):
+    for picture in pictures.rglob("*.png"):
+        picture.with_suffix(".txt").write_text(f"{picture.stem} " * 8000, encoding="utf-8")
+    next(iter(sorted(pictures.rglob("*.png")))).with_suffix(".txt").write_text("a crescent, red", encoding="utf-8")
+    answer = server.post("captions", {"config": small_config(pictures)})
+    shown = answer.json()["pictures"]
+    assert len(answer.content) < 20_000 * len(shown)
+    assert [caption["is_cut"] for caption in shown] == [False, *[True] * (len(shown) - 1)]
+    assert shown[0]["raw"] == "a crescent, red" and shown[1]["tokens"] > shown[1]["limit"]
+
+
+def test_a_caption_file_that_is_a_link_out_of_the_allowed_folders_is_neither_read_nor_replaced(closed_server, linked, tmp_path):
+    picture = next(linked.rglob("*.png"))
+    caption = picture.with_suffix(".txt")
+    caption.unlink(missing_ok=True)
+    caption.symlink_to(tmp_path / "secret.txt")
+    refused = closed_server.post("caption", {"path": str(picture), "text": "x"})
+    assert refused.status_code == 403 and "a secret" not in refused.text
+    assert (tmp_path / "secret.txt").read_text(encoding="utf-8") == "a secret" and caption.is_symlink()
+
+
+def test_the_folder_list_counts_nothing_behind_a_link_out_of_the_allowed_folders(closed_server, linked, tmp_path):
+    (tmp_path / "private").mkdir()
+    (linked / "private").symlink_to(tmp_path / "private")
+    (linked / "own").mkdir()
+    names = [folder["name"] for folder in closed_server.get("folders", path=str(linked)).json()["folders"]]
+    assert "own" in names and "private" not in names

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import re
 import time
+from contextlib import suppress
 
 import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.config.patterns import MAX_VISITS, Pattern, PatternError
 from lora_trainer.errors import ConfigError
+from lora_trainer.models.prompt_weights import parse_prompt_attention
 
 NAMES = (
     "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_q",
@@ -93,6 +95,24 @@ def test_a_pattern_with_ever_new_sets_of_states_is_refused_after_a_fixed_number_
     with pytest.raises(PatternError, match="too long"):
         for _ in range(MAX_VISITS // 100):
             pattern.matches("".join(rng.choice("ab") for _ in range(3000)))
+
+
+@pytest.mark.parametrize(
+    "option", ["network.dim", "network.down_lr_weight", "schedule.warmup_steps", "data.resolution", "optimizer.unet_lr"]
+)
+@pytest.mark.parametrize("text", ["9" * 200_000, "9" * 200_000 + ",!", " " * 200_000 + "!"])
+def test_a_number_of_any_length_is_read_or_refused_in_linear_time(option, text):
+    section, name = option.split(".")
+    begun = time.thread_time()
+    with suppress(ConfigError):
+        build({section: {name: text}})
+    assert time.thread_time() - begun < 5.0, "0.01 s were measured; where digits can be split in two ways, it is minutes"
+
+
+def test_a_weight_of_any_length_in_a_prompt_is_read_in_linear_time():
+    begun = time.thread_time()
+    parse_prompt_attention("(a:" + "9" * 200_000)
+    assert time.thread_time() - begun < 5.0
 
 
 @pytest.mark.parametrize(

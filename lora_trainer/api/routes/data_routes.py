@@ -63,6 +63,7 @@ def _write_caption(api: ApiContext, path: str, text: str, instead_of: str | None
     from lora_trainer.data.captions import write_caption as write
 
     file = pictures.caption_path(api.allowed_path(path))
+    api.require_no_link_out(file)
     new = not file.exists()
     if instead_of is not None:
         current = "" if new else read_caption(file)

@@ -42,6 +42,7 @@ def _list_folders(api: ApiContext, text: str) -> dict[str, Any]:
     path = path.absolute()
     try:
         subfolders = sorted((entry for entry in path.iterdir() if _is_visible_folder(entry)), key=lambda entry: natural_key(entry.name))
+        subfolders = [entry for entry in subfolders if not entry.is_symlink() or api.host.paths().allows(entry)]
     except OSError as error:
         raise RequestError(
             "{folder} cannot be read ({reason}).", folder=str(path), reason=error.strerror or str(error), path="path", fix="Choose another."

@@ -66,6 +66,8 @@ def read_dataset_file(path: Path, data: DataConfig) -> DatasetFile:
     datasets = tuple(parser.datasets(mapping, _defaults(data)))
     if parser.problems:
         raise ConfigError(parser.problems)
+    if not any(datasets):
+        raise ConfigError([_problem("datasets", "none of its folders is used.", "Give one of them num_repeats of at least 1.")])
     return DatasetFile(datasets, tuple(parser.warnings))
 
 

@@ -15,6 +15,7 @@ from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import read_regular
 from lora_trainer.parsing import parse_json
+from lora_trainer.path_kinds import is_network_path
 
 MAX_BYTES = 100_000_000
 """Some hundred thousand pictures."""
@@ -142,12 +143,16 @@ class _PictureFinder:
 
     def _candidates(self, name: str) -> Iterator[Path]:
         path = Path(name)
-        if path.is_absolute():
+        if path.is_absolute() and self._may_look_at(path):
             yield path
         if self.folder is not None:
-            if not path.is_absolute():
+            if not path.is_absolute() and not is_network_path(name):
                 yield self.folder / name
             yield self.folder / PureWindowsPath(name).name
+
+    def _may_look_at(self, path: Path) -> bool:
+        """Not on another computer, unless the pictures' own folder lies there: looking at a path on Windows logs in at that computer."""
+        return not is_network_path(str(path)) or (self.folder is not None and path.is_relative_to(self.folder))
 
     def _find_in(self, folder: Path, name: str) -> Path | None:
         if not name:

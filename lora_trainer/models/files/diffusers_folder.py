@@ -102,8 +102,17 @@ def weight_files(part: Path) -> list[Path]:
                 return [file]
             stem, _, kind = f"{name}{ending}".rpartition(".")
             if (index := part / f"{stem}.{kind}.index.json").is_file():
-                return sorted({part / Path(piece).name for piece in _json(index).get("weight_map", {}).values()})
+                return _shards(part, index)
     raise ModelError("{path} holds no weights.", path=str(part), fix=CHOOSE_WHOLE_FOLDER)
+
+
+def _shards(part: Path, index: Path) -> list[Path]:
+    """The files that an index names. Raises ModelError."""
+    weight_map = _json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelError("{path} cannot be read.", path=str(index), fix="Get the folder again.")
+    return sorted({part / Path(name).name for name in names})
 
 
 def main_weight_file(path: Path) -> Path:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 HEADER_LIMIT = 32 << 20
 """A real header has some hundred bytes for each of a few thousand tensors, and what a trainer noted."""
+MAX_NAME, MAX_SIDES = 1000, 16
+"""Characters of a tensor's name, and its dimensions."""
+DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHOOSE = "Choose a .safetensors or .ckpt checkpoint."
 PACKED = say("a checkpoint whose weights are packed in a few bits each (GGUF, nf4): choose the whole one that it was made from")
@@ -82,11 +86,22 @@ def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> di
     """The selected tensors of a file, memory-mapped. Raises ModelError."""
     if is_pickle(path):
         return pickled.tensors(path, select)
-    from safetensors import safe_open
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys() if select(name)}  # noqa: SIM118 - not a dict
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """safetensors' `safe_open`. Raises ModelError for what it refuses, too."""
+    from safetensors import SafetensorError, safe_open
 
     read_header(path)
-    with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if select(name)}  # noqa: SIM118 - not a dict
+    try:
+        opened = safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=CHOOSE) from error
+    with opened as file:
+        yield file
 
 
 def is_pickle(path: Path) -> bool:
@@ -112,6 +127,8 @@ def read_header(path: Path) -> dict[str, Any]:
             if length > HEADER_LIMIT:
                 raise ModelError("{path} is not a safetensors file.", path=str(path), fix=CHOOSE)
             header: dict[str, Any] = parse_json(file.read(length).decode("utf-8"))
+            if max(map(len, header), default=0) > MAX_NAME:
+                raise ValueError(path)
             entries = [entry for name, entry in header.items() if name != "__metadata__"]
             ends = [entry["data_offsets"][1] for entry in entries]
             if not all(map(_is_entry, entries)):
@@ -139,7 +156,9 @@ def read_header(path: Path) -> dict[str, Any]:
 def _is_entry(entry: Mapping[str, Any]) -> bool:
     """Whether a tensor's entry holds values of the right kinds."""
     numbers = (*entry["shape"], *entry["data_offsets"])
-    return len(entry["data_offsets"]) == 2 and isinstance(entry["dtype"], str) and all(type(n) is int and n >= 0 for n in numbers)
+    is_dtype = isinstance(entry["dtype"], str) and DTYPE.fullmatch(entry["dtype"]) is not None
+    has_places = len(entry["data_offsets"]) == 2 and len(entry["shape"]) <= MAX_SIDES
+    return is_dtype and has_places and all(type(n) is int and n >= 0 for n in numbers)
 
 
 def data_start(path: Path) -> int:

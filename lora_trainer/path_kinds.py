@@ -1,4 +1,4 @@
-"""Paths in requests that are refused by their text alone, before the file system sees them."""
+"""Paths that are refused by their text alone, before the file system sees them: of other computers, and of devices."""
 
 from __future__ import annotations
 
