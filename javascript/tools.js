@@ -21,6 +21,13 @@
 
   const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
   const loadLine = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
+  /** Pictures of a file's data set; times their repeats they are the examples of an epoch. */
+  LT.picturesWords = ({ pictures, examples }) =>
+    !pictures
+      ? t("{n} with their repeats", { n: examples })
+      : examples && Number(examples) !== pictures
+        ? t("{n}, with their repeats {examples}", { n: pictures, examples })
+        : pictures;
   const about = ({ info, verify }, convert) => {
     const most = Math.max(...info.blocks.map((row) => row.norm), 1e-12);
     const trainedOn = info.trained_on;
@@ -31,7 +38,7 @@
       info.alphas.length && [t("Alpha"), numbers(info.alphas)],
       trainedOn.base_model && [t("Base model"), trainedOn.base_model],
       trainedOn.trigger && [t("Trigger word"), trainedOn.trigger],
-      trainedOn.pictures && [t("Pictures"), trainedOn.pictures],
+      (trainedOn.pictures || trainedOn.examples) && [t("Pictures"), LT.picturesWords(trainedOn)],
       trainedOn.steps && [t("Steps"), trainedOn.steps],
       info.without_alpha > 0 && [t("Layers without an alpha, at strength 1"), info.without_alpha],
       [t("Hash in the WebUI"), info.hashes.webui],

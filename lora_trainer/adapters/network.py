@@ -36,7 +36,7 @@ class NetworkAdapter:
         model = MergedModel(bundle, self.base_weights)
         with torch.no_grad():
             for row in self.plan:
-                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.layer_at(bundle, row.path), seed)
+                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.layer_at(bundle, row.path), seed, bundle.device)
         self.family = bundle.family.name
         self._multiplier = 1.0
         self._attached: list[nn.Module] = []
@@ -171,13 +171,13 @@ def _alpha_of(layer: AdapterLayer) -> float:
     return layer.plan.alpha * layer.alpha / planned if planned and layer.alpha != planned else layer.plan.alpha
 
 
-def make_layer(plan: LayerPlan, base: BaseLayer, seed: int) -> AdapterLayer:
-    """A fresh layer on the weight's device; it is initialised the same whatever else is trained. Call under no_grad."""
+def make_layer(plan: LayerPlan, base: BaseLayer, seed: int, device: torch.device | None = None) -> AdapterLayer:
+    """A fresh layer on the device (None: the weight's); it is initialised the same whatever else is trained. Call under no_grad."""
     kind = kind_named(plan.kind)
     options = kind.spec.with_defaults(plan.options)
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{plan.name}".encode()).digest()[:8], "little") >> 1)
     shapes = kind.spec.shapes(base.shape, plan.rank, plan.options)
-    tensors = {suffix: nn.Parameter(torch.zeros(shape, device=base.weight.device)) for suffix, shape in shapes.items()}
+    tensors = {suffix: nn.Parameter(torch.zeros(shape, device=device or base.weight.device)) for suffix, shape in shapes.items()}
     kind.init_tensors(tensors, base, plan, generator)
     return AdapterLayer(plan, kind, options, tensors, kind.alpha_in_file(plan, tensors), base.shape.weight)
 

@@ -87,6 +87,9 @@ class GridRecord:
             "best": best,
             "sentence": "" if message is None else str(message),
             "because": None if message is None else message.to_json(),
+            "diagnosis": None
+            if ranking is None or ranking.diagnosis is None
+            else attrs.asdict(ranking.diagnosis, recurse=False) | {"because": ranking.diagnosis.because.to_json()},
             "overtrained": None if ranking is None else ranking.overtrained,
             "prompt": self.prompt,
             "negative": self.request.negative,

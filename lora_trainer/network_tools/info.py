@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,9 +11,11 @@ from typing import Any
 
 from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network, read_modules
 from lora_trainer.adapters.files.checkpoint_layers import block_of, released_layers
+from lora_trainer.files import open_regular
 from lora_trainer.models import layout
 from lora_trainer.network_tools import low_rank
 from lora_trainer.network_tools.resize import kernel_size
+from lora_trainer.parsing import parse_json
 
 MOST_TAGS = 20
 PARTS = {"lora_unet_": "unet", "lora_te": "text_encoder"}
@@ -126,7 +127,8 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
         "network_module": metadata.get("ss_network_module"),
         "dim": metadata.get("ss_network_dim"),
         "alpha": metadata.get("ss_network_alpha"),
-        "pictures": metadata.get("ss_num_train_images"),
+        "pictures": _picture_count(folders),
+        "examples": metadata.get("ss_num_train_images"),
         "steps": metadata.get("ss_steps"),
         "epochs": metadata.get("ss_epoch") or metadata.get("ss_num_epochs"),
         "resolution": (metadata.get("ss_resolution") or "None").replace("None", "") or _dataset_resolutions(datasets),
@@ -145,8 +147,8 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _datasets(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     """The data sets of `ss_datasets`, which sd-scripts writes where a dataset TOML was used."""
     try:
-        entries = json.loads(metadata.get("ss_datasets") or "[]")
-    except (ValueError, RecursionError):
+        entries = parse_json(metadata.get("ss_datasets") or "[]")
+    except ValueError:
         return []
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
@@ -164,6 +166,13 @@ def _dataset_folders(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _picture_count(folders: Mapping[str, Any]) -> int | None:
+    """The pictures of all folders; None where a folder does not say. (`ss_num_train_images` counts each as often as it is repeated.)"""
+    counts = [folder.get("img_count") if isinstance(folder, dict) else None for folder in folders.values()]
+    known = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
+    return sum(known) if counts and len(known) == len(counts) else None
+
+
 def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:
     sizes = [str(tuple(entry["resolution"])) for entry in datasets if isinstance(entry.get("resolution"), list)]
     return ", ".join(dict.fromkeys(sizes))
@@ -171,8 +180,8 @@ def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:
 
 def _parse_json(text: str | None) -> dict[str, Any]:
     try:
-        parsed = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        parsed = parse_json(text or "{}")
+    except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -180,7 +189,7 @@ def _parse_json(text: str | None) -> dict[str, Any]:
 def hashes(path: Path) -> tuple[str, str]:
     """sha256 in hex of the whole file, and of its tensors (all bytes after the header)."""
     whole_file, tensors = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
         head = file.read(struct.unpack("<Q", start)[0])
         whole_file.update(start + head)

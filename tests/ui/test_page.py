@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -250,6 +251,7 @@ def test_repeats_and_epochs_are_one_amount(mika: Page):
 def test_what_does_not_fit_names_the_change_that_makes_it_fit_and_does_it(mika: Page):
     page = mika("settings", "nofit")
     page.get_by_role("button", name="Do it").wait_for()
+    assert "loading the model 0.9 · a training step 4.2" in page.locator(".lt-memoryplan").first.inner_text()
     assert "Turn on gradient checkpointing: then it fits" in page.locator(".lt-wayout").inner_text()
     page.get_by_role("button", name="Do it").click()
     page.locator(".lt-memoryplan", has_text="✓ fits").or_(page.locator(".lt-memoryplan b.lt-good")).wait_for()
@@ -515,6 +517,16 @@ def test_a_server_that_does_not_answer_is_said_and_found_again(mika: Page):
     page = mika("train", "training")
     page.route("**/lora-trainer/v1/status*", lambda route: route.abort())
     page.locator(".lt-silent").wait_for(timeout=15_000)
+    page.unroute("**/lora-trainer/v1/status*")
+    page.locator(".lt-silent").wait_for(state="hidden", timeout=15_000)
+
+
+def test_a_page_that_the_server_refuses_says_why_and_what_to_do(mika: Page):
+    page = mika("train", "training")
+    problem = {"path": "", "message": "this server is not known by the name webui.lan.", "fix": "Start it with --allow-host webui.lan."}
+    refuse = {"status": 403, "content_type": "application/json", "body": json.dumps({"problems": [problem]})}
+    page.route("**/lora-trainer/v1/status*", lambda route: route.fulfill(**refuse))
+    page.locator(".lt-silent", has_text="--allow-host webui.lan").wait_for(timeout=15_000)
     page.unroute("**/lora-trainer/v1/status*")
     page.locator(".lt-silent").wait_for(state="hidden", timeout=15_000)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from lora_trainer.api.runs.step_time import work_key
+from lora_trainer.api.runs.step_time import extras_key, work_key
 from lora_trainer.config import effective
 from lora_trainer.config.build import rebuild, to_mapping
 from lora_trainer.config.checks.option_checks import options
@@ -211,7 +211,7 @@ def create_run_folder(config: TrainConfig) -> RunFolder:
     """Creates the folder of a run that is about to start, with its config.toml. Raises TrainerError."""
     folder = RunFolder.create(Path(config.save.runs_dir), effective.output_name(config))
     with remove_unless_started(folder):
-        folder.update_info(work=work_key(config))
+        folder.update_info(work=work_key(config), extras=extras_key(config))
         write_config(config, folder.config_file)
     return folder
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import attrs
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from lora_trainer.data.pictures import heif
 from lora_trainer.data.records import Verdict
+from lora_trainer.files import NotRegular, open_regular
 from lora_trainer.messages import Message, say
 
 MIN_SIDE = 32
@@ -62,14 +64,14 @@ def read_header(path: Path) -> ImageHeader:
     if size := _jpeg_size(path):
         return _header(size, (), "JPEG")
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             turned = orientation(image, path)
             width, height = _upright_size(image, turned)
             rotated: tuple[Verdict, ...] = ("rotated",) if turned > 1 else ()
             notes: tuple[Verdict, ...] = (*rotated, "transparent") if has_alpha(image) else rotated
             image_format = image.format or ""
     except UnidentifiedImageError:
-        return _unidentified_header(path)
+        return read_header(path) if _is_made_readable(path) else _unidentified_header(path)
     except UNREADABLE as error:
         return ImageHeader(0, 0, ("broken",), unreadable_reason(error))
     return _header((width, height), notes, image_format)
@@ -86,7 +88,7 @@ def _header(size: tuple[int, int], notes: tuple[Verdict, ...], image_format: str
 def _jpeg_size(path: Path) -> tuple[int, int] | None:
     """Size of a JPEG with nothing but tables and comments before it; None for all else, which Pillow then reads."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             data = file.read(2048)
     except OSError:
         return None
@@ -158,19 +160,33 @@ def unreadable_reason(error: Exception) -> Message:
         return say("The file is gone.")
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return say("The file is a link to itself.")
+    if isinstance(error, NotRegular):
+        return say("It is not a regular file.")
     if isinstance(error, MemoryError):
         return say("There is not enough memory to read the picture.")
     return say("The file is damaged ({why}).", why=str(error) or type(error).__name__)
 
 
-def _unidentified_header(path: Path) -> ImageHeader:
+def _is_made_readable(path: Path) -> bool:
+    """Whether it is a phone's picture by another ending, which Pillow was not made to read before now."""
+    known = len(Image.OPEN)
     try:
         with path.open("rb") as file:
-            signature = file.read(8)
+            return heif.is_heif(file.read(12)) and heif.can_read() and len(Image.OPEN) > known
+    except OSError:
+        return False
+
+
+def _unidentified_header(path: Path) -> ImageHeader:
+    try:
+        with open_regular(path) as file:
+            signature = file.read(12)
     except OSError as error:
         return ImageHeader(0, 0, ("broken",), unreadable_reason(error))
     if not signature:
         return ImageHeader(0, 0, ("broken",), say("The file is empty."))
+    if heif.is_heif(signature):
+        return ImageHeader(0, 0, ("not-a-picture",), heif.unreadable_reason("HEIC"))
     if signature.startswith(_SIGNATURES):
         return ImageHeader(0, 0, ("broken",), say("The file is damaged ({why}).", why="header"))
     return ImageHeader(0, 0, ("not-a-picture",), say("The file is not a picture, whatever its ending says."))

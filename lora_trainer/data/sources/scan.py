@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.data.captions import caption_lines, first_line, read_caption
-from lora_trainer.data.gc_pause import gc_paused
+from lora_trainer.data.pictures import heif
 from lora_trainer.data.pictures.image_header import read_header
 from lora_trainer.data.records import ImageRecord, Verdict, natural_key, nfc
 from lora_trainer.data.sources.blueprint import Source
@@ -33,6 +33,8 @@ from lora_trainer.data.sources.folders import (
 from lora_trainer.data.sources.metadata_json import ROW_SUFFIXES, MetadataEntry, read_metadata
 from lora_trainer.data.sources.scan_notices import ScanNotices, first_names, require_usable
 from lora_trainer.errors import DatasetError
+from lora_trainer.files import TooLarge
+from lora_trainer.gc_pause import gc_paused
 from lora_trainer.messages import Message, say
 
 FACE_NAME = re.compile(r"(.+?)(?:_\d+){4}")
@@ -99,9 +101,15 @@ def _subset_records(subset: Subset, source: Source, left_out: Collection[str], n
                 without_caption.append(name)
             yield ImageRecord(path, key, width, height, subset.repeats, class_tokens, caption_path, caption, notes, reason is None, reason)
         elif other_media(name):
-            reason = say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=Path(name).suffix)
+            reason = _other_media_reason(Path(name).suffix)
             yield _unusable_record(subset.folder / name, key, subset.repeats, class_tokens, "not-a-picture", reason)
     _notice_other_captions(subset.folder, names, without_caption, notices)
+
+
+def _other_media_reason(suffix: str) -> Message:
+    if suffix.lower() in heif.HEIF_SUFFIXES:
+        return heif.unreadable_reason(suffix)
+    return say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=suffix)
 
 
 def _notice_other_captions(folder: Path, names: Sequence[str], without_caption: Sequence[str], notices: ScanNotices) -> None:
@@ -167,8 +175,9 @@ class _CaptionFiles:
         caption_path = path.with_name(candidates[0])
         try:
             caption = read_caption(caption_path)
-        except DatasetError:
-            notices.unreadable_captions.append(key)
+        except DatasetError as error:
+            too_long = isinstance(error.__cause__, TooLarge)
+            (notices.long_captions if too_long else notices.unreadable_captions).append(key)
             return None, ""
         if "\0" in caption:
             notices.nul_captions.append(key)
