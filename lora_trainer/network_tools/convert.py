@@ -156,5 +156,8 @@ def _alphas(text: str) -> dict[str, Any]:
 
 
 def _is_original_alpha(value: Any) -> bool:
-    is_triple = isinstance(value, list) and len(value) == 3
-    return is_triple and type(value[0]) in (int, float) and isinstance(value[1], str) and isinstance(value[2], str)
+    if not isinstance(value, list) or len(value) not in (3, 4):  # files of earlier versions have no rank
+        return False
+    alpha, *dtypes = value[:3]
+    rank_is_valid = len(value) == 3 or (type(value[3]) is int and value[3] > 0)
+    return type(alpha) in (int, float) and all(isinstance(dtype, str) for dtype in dtypes) and dtypes[1] in TORCH_DTYPES and rank_is_valid
