@@ -156,8 +156,8 @@ def _alphas(text: str) -> dict[str, Any]:
 
 
 def _is_original_alpha(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) not in (3, 4):  # files of earlier versions have no rank
+    """Whether it is [alpha, dtype of the alpha, dtype of the tensors] with the rank behind it; older files have none."""
+    if not isinstance(value, list) or len(value) not in (3, 4) or any(type(rank) is not int or rank < 1 for rank in value[3:]):
         return False
-    alpha, *dtypes = value[:3]
-    rank_is_valid = len(value) == 3 or (type(value[3]) is int and value[3] > 0)
-    return type(alpha) in (int, float) and all(isinstance(dtype, str) for dtype in dtypes) and dtypes[1] in TORCH_DTYPES and rank_is_valid
+    alpha, alpha_dtype, up_dtype, *_ = value
+    return type(alpha) in (int, float) and isinstance(alpha_dtype, str) and isinstance(up_dtype, str) and up_dtype in TORCH_DTYPES
