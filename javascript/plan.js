@@ -152,6 +152,16 @@
       validation: t("validation"),
     })[name] || name;
 
+  const phaseName = (name) =>
+    ({
+      load: t("loading the model"),
+      captions: t("encoding captions"),
+      pictures: t("encoding pictures"),
+      step: t("a training step"),
+      preview: t("drawing a preview"),
+      save: t("saving a file"),
+    })[name] || name;
+
   const memory = (plan) => {
     const split = Object.entries(plan.parts || {}).filter(([, mb]) => mb > 0);
     const need = memoryNeeded({ memory: plan });
@@ -186,6 +196,9 @@
               ? t("{free} free · {kept} kept by host and desktop", { free: LT.megabytes(free), kept: LT.megabytes(occupied) })
               : t("{free} free", { free: LT.megabytes(free) }),
           ),
+      ),
+      h("div.lt-muted", {},
+        Object.entries(plan.phases || {}).map(([name, mb]) => `${phaseName(name)} ${short(mb)}`).join(" · "),
       ),
       !fits && fixHint(need),
     );

@@ -28,7 +28,7 @@
       : examples && Number(examples) !== pictures
         ? t("{n}, with their repeats {examples}", { n: pictures, examples })
         : pictures;
-  const about = ({ info, verify }) => {
+  const about = ({ info, verify }, convert) => {
     const most = Math.max(...info.blocks.map((row) => row.norm), 1e-12);
     const trainedOn = info.trained_on;
     const rows = [
@@ -40,6 +40,7 @@
       trainedOn.trigger && [t("Trigger word"), trainedOn.trigger],
       (trainedOn.pictures || trainedOn.examples) && [t("Pictures"), LT.picturesWords(trainedOn)],
       trainedOn.steps && [t("Steps"), trainedOn.steps],
+      info.without_alpha > 0 && [t("Layers without an alpha, at strength 1"), info.without_alpha],
       [t("Hash in the WebUI"), info.hashes.webui],
     ];
     const bars = info.blocks.map((row) =>
@@ -52,6 +53,8 @@
     return h("div.lt-facts", {},
       rows.filter(Boolean).map(([name, value]) => fact(name, value)),
       verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loadLine(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
+      verify.notes.map((note) => h("div.lt-hint", {}, note)),
+      verify.convert && LT.button(t("Make the file that WebUIs read"), { icon: "save", onclick: convert }),
       verify.names.slice(0, 8).map((row) => h("div.lt-hint", {}, `${row.name}: ${row.why}`)),
       bars.length > 0 && h("details", {}, h("summary", {}, t("Strength by block")), bars));
   };
@@ -217,10 +220,15 @@
         button.disabled = false;
       }
     };
-    const showInfo = act(async (path) => about(await LT.post("network/info", { file: path })), infoOutput);
+    const stemOf = (path) => path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+    const convert = act((path) => {
+      const body = { file: path, out: `${stemOf(path)}-kohya.safetensors`, to: "kohya" };
+      return run("convert", body, infoOutput);
+    }, infoOutput);
+    const showInfo = act(async (path) => about(await LT.post("network/info", { file: path }), convert), infoOutput);
     const make = act((path) => {
-      const stem = path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
-      return run(tool, { file: path, out: out.value.trim() || `${stem}${form.suffix()}.safetensors`, ...form.body(path) }, toolOutput);
+      const name = out.value.trim() || `${stemOf(path)}${form.suffix()}.safetensors`;
+      return run(tool, { file: path, out: name, ...form.body(path) }, toolOutput);
     }, toolOutput);
     const useSettings = act(async (path) => {
       const { config, imported } = await LT.post("network/settings", { file: path });

@@ -77,6 +77,7 @@ def index(tmp_path: Path) -> Iterator[PackageIndex]:
         index.add(name, version)
     for version in ("0.20.3", "0.36.2", "1.0.0"):
         index.add("huggingface_hub", version)
+    index.add("transformers", "4.30.2", needs=["huggingface-hub (<1.0,>=0.14.1)", "huggingface-hub<0.1 ; extra == 'old'", "torch>=1.9"])
     for version in ("26.1.0", "27.0.0"):
         index.add("attrs", version)
     for name, version in OPTIMIZERS.items():  # lion-pytorch and schedulefree name torch, which must stay as it is
@@ -151,7 +152,7 @@ def test_diffusers_that_does_not_serve_is_left_and_one_remedy_is_told(make_host,
     before = host.freeze()
     said = host.start()
     assert f"diffusers {version} is installed" in said and "diffusers>=0.29,<0.36" in said
-    assert said.count("Remedy:") == 1 and f'"{host.python}" -m pip install "diffusers==0.31.0"' in said
+    assert said.count("Remedy:") == 1 and f'{host.python} -m pip install --no-deps "diffusers==0.31.0"' in said
     assert host.freeze() == before and host.index.requests == 0
 
 
@@ -168,6 +169,18 @@ def test_conflict_changes_nothing_tells_one_remedy_and_is_not_tried_again(make_h
     shutil.unpack_archive(write_wheel(host.venv / "new", "huggingface_hub", "0.36.2"), host.site, "zip")  # the user updates it
     shutil.rmtree(host.site / "huggingface_hub-0.20.3.dist-info")
     assert "added" in host.start()
+
+
+def test_the_remedy_of_a_conflict_breaks_no_other_package_of_the_host(make_host) -> None:
+    host = make_host(**{**A1111, "huggingface_hub": "0.20.3"})
+    wheel = next(host.index.folder.glob("transformers-*.whl"))
+    shutil.unpack_archive(wheel, host.site, "zip")
+    remedy = host.start().partition("Remedy: ")[2].splitlines()[0]
+    done = subprocess.run(remedy, shell=True, env=host.environment, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    after = host.freeze()
+    assert {"huggingface_hub==0.36.2", "transformers==4.30.2", "torch==2.1.2+cu121", "diffusers==0.31.0"} <= after
+    assert not any(line.startswith("huggingface_hub==1") for line in after)
 
 
 @pytest.mark.parametrize(

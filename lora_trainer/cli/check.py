@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 
 
 PREDICTIONS = {"epsilon": say("the noise"), "v": "v"}
+PHASES = {
+    "load": say("loading the model"),
+    "captions": say("encoding captions"),
+    "pictures": say("encoding pictures"),
+    "step": say("a training step"),
+    "preview": say("drawing a preview"),
+    "save": say("saving a file"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
@@ -134,3 +142,5 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.line(say("memory: {needed} MB of {free} MB free (estimate)", **values))
     else:
         console.line(say("memory: {needed} MB are needed, {free} MB are free (estimate): it may not fit", **values))
+    for name, megabytes in memory["phases"].items():
+        console.line(say("  {phase}: {mb} MB", phase=PHASES[name], mb=megabytes))

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network, read_modules
+from lora_trainer.adapters.files.checkpoint_layers import block_of, released_layers
 from lora_trainer.models import layout
 from lora_trainer.network_tools import low_rank
-from lora_trainer.network_tools.checked_network import NetworkFile, NetworkModule, open_network, read_modules
-from lora_trainer.network_tools.layers import block_of, released_layers
 from lora_trainer.network_tools.resize import kernel_size
 
 MOST_TAGS = 20
@@ -40,6 +40,7 @@ def info(path: Path) -> dict[str, Any]:
         "ranks": _value_counts(module.rank for module in file.modules.values() if module.rank),
         **_alphas_and_norms(file),
         "alphas_from": file.declared.source,
+        "without_alpha": len(file.declared.missing),
         "trained_on": trained_on(file.metadata),
         "hashes": {
             "sha256": sha256,

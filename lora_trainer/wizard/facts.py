@@ -15,7 +15,7 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import folders
 from lora_trainer.data.sources.assemble import assemble, prepare_records
 from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
-from lora_trainer.train.planning.plan import TFLOPS, Machine
+from lora_trainer.train.planning.memory_plan import TFLOPS, Machine
 
 GB = 1024.0
 RESERVED_GB = 1.2

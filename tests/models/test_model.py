@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lora_trainer.errors import ModelError
 from lora_trainer.models import layout
@@ -62,6 +63,27 @@ def test_a_live_source_is_shared_without_a_copy(parts):
     ]
     assert strangers == []
     assert not any(value.requires_grad for module in made.modules() for value in module.parameters())
+
+
+def test_building_a_model_fills_no_tensor_and_leaves_every_module_frozen_for_use(toy_checkpoint: Path):
+    calls: list[str] = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            calls.append(str(operation))
+            return operation(*args, **(kwargs or {}))
+
+    with Recorded():
+        torch.nn.Linear(2, 2)
+    assert any("uniform_" in call for call in calls)  # what a module does when it is made
+    calls.clear()
+    with Recorded():
+        made = load(FileSource(toy_checkpoint), CPU)
+    assert [call for call in calls if any(name in call for name in ("uniform", "normal_", "zero_", "fill_"))] == []
+    modules = [inner for module in made.modules() for inner in module.modules()]
+    assert not any(inner.training for inner in modules)
+    tensors = [value for inner in modules for value in (*inner.parameters(recurse=False), *inner.buffers(recurse=False))]
+    assert all(value.device == CPU and not value.requires_grad for value in tensors)
 
 
 def test_small_model_predicts_the_noise_of_a_picture_better_than_nothing(bundle):

@@ -24,7 +24,8 @@ from lora_trainer.messages import Message, say, translate
 if TYPE_CHECKING:
     from lora_trainer.models.detection.detect import ModelFacts
     from lora_trainer.train.inputs.dataset import TrainingDataset
-    from lora_trainer.train.planning.plan import Machine, TrainingPlan
+    from lora_trainer.train.planning.memory_plan import Machine
+    from lora_trainer.train.planning.plan import TrainingPlan
 
 
 BADGE = ("title", "family", "prediction", "zero_terminal_snr", "native_size", "because", "notes")
@@ -41,7 +42,7 @@ EMPTY_PLAN: dict[str, Any] = {
     "network": None,
     "effective": {},
     "schedule": {},
-    "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
+    "memory": {"parts": {}, "phases": {}, "free_mb": 0.0, "fits": True},
 }
 
 
