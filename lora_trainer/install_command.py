@@ -20,10 +20,14 @@ VERSIONS = {
 BITSANDBYTES = (((2, 4), "0.50.2"), ((2, 3), "0.49.2"), ((2, 2), "0.47.0"), ((0, 0), "0.45.5"))
 """From which torch on a version is the newest that accepts it. With a newer one, pip would replace the host's torch."""
 
+PILLOW_HEIF = (((11, 1), "1.1.1"), ((10, 1), "0.22.0"), ((0, 0), "0.16.0"))
+"""From which Pillow on a version is the newest that accepts it."""
+
 
 def install_command(package: str) -> str:
     """What to enter in a terminal. `--no-deps`: what a package asks for is there already, and pip would change its versions."""
-    wanted = _bitsandbytes_version() if package == "bitsandbytes" else VERSIONS.get(package, "")
+    by_host = {"bitsandbytes": _bitsandbytes_version, "pillow-heif": _pillow_heif_version}
+    wanted = by_host[package]() if package in by_host else VERSIONS.get(package, "")
     return f'{_python()} -m pip install --no-deps "{package}{f"=={wanted}" if wanted else ""}"'
 
 
@@ -35,14 +39,18 @@ def _python() -> str:
 def _bitsandbytes_version() -> str:
     """Forge installs one version at every start, and would undo any other."""
     of_forge = getattr(sys.modules.get("modules_forge.bnb_installer"), "target_bitsandbytes_version", None)
-    installed = _torch_version()
-    return of_forge or next(known for torch, known in BITSANDBYTES if installed >= torch)
+    return of_forge or _newest_for("torch", BITSANDBYTES)
 
 
-def _torch_version() -> tuple[int, int]:
-    """(2, 1) of "2.1.2+cu121"; that of the newest where it is unknown."""
+def _pillow_heif_version() -> str:
+    return _newest_for("Pillow", PILLOW_HEIF)
+
+
+def _newest_for(package: str, table: tuple[tuple[tuple[int, int], str], ...]) -> str:
+    """The version of a table for what is installed, (2, 1) of "2.1.2+cu121"; the newest where that is unknown."""
     try:
-        major, minor = version("torch").split(".")[:2]
-        return int(major), int(minor)
+        major, minor = version(package).split(".")[:2]
+        installed = int(major), int(minor)
     except (PackageNotFoundError, ValueError):
-        return BITSANDBYTES[0][0]
+        return table[0][1]
+    return next(known for least, known in table if installed >= least)

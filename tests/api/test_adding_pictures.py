@@ -40,7 +40,7 @@ def test_only_what_was_sent_and_is_as_it_was_sent_is_taken_back(server: Server, 
     Path(edited).write_bytes(b"better words")
     assert take_back(server, added, edited, there, folder / "a.png", "/etc/hostname", "\ud800", "a\0b") == {
         "removed": [added],
-        "kept": [edited, there, str(folder / "a.png"), "/etc/hostname", "\ud800", "a\0b"],
+        "kept": [edited],
     }
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.txt", "c.png"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from lora_trainer import install_command as module
 from lora_trainer.config.build import build
 from lora_trainer.data.pictures import heif
 from lora_trainer.data.pictures.image_header import read_header
@@ -15,6 +15,7 @@ from lora_trainer.data.pictures.images import open_picture
 from lora_trainer.data.sources.assemble import assemble
 from lora_trainer.data.sources.blueprint import resolve_dataset
 from lora_trainer.data.sources.folders import is_picture
+from lora_trainer.install_command import install_command
 
 START = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
 
@@ -40,17 +41,11 @@ def test_a_phones_picture_that_calls_itself_jpg_is_named_as_what_it_is(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("pillow", "wanted"),
-    [
-        ("9.5.0", "pillow-heif<0.17"),
-        ("10.2.0", "pillow-heif<1"),
-        ("11.0.0", "pillow-heif<1"),
-        ("11.1.0", "pillow-heif"),
-        ("12", "pillow-heif"),
-    ],
+    ("pillow", "wanted"), [("9.5.0", "0.16.0"), ("10.2.0", "0.22.0"), ("11.0.0", "0.22.0"), ("11.1.0", "1.1.1"), ("12.0.0", "1.1.1")]
 )
-def test_the_command_names_a_version_that_takes_this_pillow(pillow: str, wanted: str):
-    assert heif.install_command(pillow) == f'"{sys.executable}" -m pip install --no-deps "{wanted}"'
+def test_the_command_names_the_newest_version_that_accepts_this_pillow(pillow: str, wanted: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "version", lambda name: {"Pillow": pillow}[name])
+    assert install_command("pillow-heif").endswith(f'-m pip install --no-deps "pillow-heif=={wanted}"')
 
 
 @pytest.mark.skipif(not heif.can_read(), reason="pillow-heif is not installed")
