@@ -338,6 +338,10 @@
 
   const edit = (picture, element) => {
     if (element.classList.contains("lt-editing")) return;
+    if (picture.is_cut) {
+      LT.toast(t("The caption of {name} is too long to be edited here: open {file}.", { name: picture.name, file: picture.caption_file }));
+      return;
+    }
     if (view.editing) {
       view.editing();
       element = parts.grid.querySelector(`[data-key="${CSS.escape(picture.key)}"]`) || element;

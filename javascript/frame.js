@@ -113,11 +113,9 @@
   };
 
   const paintSilent = () => {
-    LT.fill(
-      parts.silent,
-      LT.isOffline() && [LT.icon("warning"), t("The server does not answer; a run goes on without this page. Trying again…")],
-    );
-    parts.silent.hidden = !LT.isOffline();
+    const words = LT.refusal() || (LT.isOffline() && t("The server does not answer; a run goes on without this page. Trying again…"));
+    LT.fill(parts.silent, words && [LT.icon("warning"), words]);
+    parts.silent.hidden = !words;
   };
 
   /* ---- the pill ---- */

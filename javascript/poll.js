@@ -7,6 +7,7 @@
   let elapsed = 0;
   let polling = false;
   let failures = 0;
+  let refusal = "";
 
   const client = () => {
     try {
@@ -34,6 +35,7 @@
       const status = await LT.get(`status?client=${client()}${version}`);
       const recovered = failures > 0;
       failures = 0;
+      refusal = "";
       if ("host" in status) {
         const before = LT.cache.status;
         LT.cache.status = status;
@@ -43,12 +45,15 @@
       }
     } catch (error) {
       failures += 1;
+      refusal = [401, 403].includes(error.status) ? error.message : "";
       LT.emit("silent", error);
     } finally {
       polling = false;
     }
   };
   LT.isOffline = () => failures > 1;
+  /** Why the server refuses this page, with the remedy; "" where it does not. */
+  LT.refusal = () => refusal;
 
   /** The host's page on which the banner stands. */
   const hostPage = () => document.getElementById("tab_txt2img");

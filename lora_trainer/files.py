@@ -1,4 +1,4 @@
-"""Atomic file writes: a temporary file in the same folder, then one replace."""
+"""Atomic file writes: a temporary file in the same folder, then one replace. Reading of regular files, up to a size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,45 @@ from lora_trainer.errors import DiskFull, TrainerError
 DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 LOCKED_BYTE = 1 << 30
 """Position of the byte of a file that is locked on Windows."""
+
+
+class NotRegular(OSError):
+    """A FIFO, a device, a socket: reading one can wait for ever."""
+
+
+class TooLarge(OSError):
+    """A file that is larger than what its reader takes."""
+
+
+def open_regular(path: Path, buffering: int = -1) -> IO[bytes]:
+    """Opens a regular file for reading. Raises OSError: for anything else (NotRegular) without having waited for it."""
+    if not stat.S_ISREG(path.stat().st_mode):  # before it is opened: opening some devices has an effect
+        raise _not_regular(path)
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    if not stat.S_ISREG(os.fstat(handle).st_mode):  # replaced since
+        os.close(handle)
+        raise _not_regular(path)
+    return os.fdopen(handle, "rb", buffering)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file. Raises OSError, as `open_regular`, and TooLarge where it holds more than `limit` bytes."""
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise TooLarge(errno.EFBIG, f"the file is larger than {limit / 1e6:g} MB", str(path))
+    return content
+
+
+def _not_regular(path: Path) -> OSError:
+    if path.is_dir():
+        return IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return NotRegular(errno.EINVAL, "it is not a regular file", str(path))
+
+
+def expand_user(text: str) -> Path:
+    """The path with `~` expanded, and as written where there is no such user (Path.expanduser raises RuntimeError)."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -122,7 +162,7 @@ def replace_file(source: Path, target: Path) -> None:
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a whole file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()

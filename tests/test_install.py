@@ -310,6 +310,8 @@ def test_preload_adds_its_flag_and_imports_nothing_heavy() -> None:
     assert parser.parse_args([]).lora_trainer_allow_path == []
     words = ["--lora-trainer-allow-path", "/a b", "--lora-trainer-allow-path", "/c"]
     assert parser.parse_args(words).lora_trainer_allow_path == ["/a b", "/c"]
+    assert parser.parse_args([]).lora_trainer_allow_host == []
+    assert parser.parse_args(["--lora-trainer-allow-host", "my.example"]).lora_trainer_allow_host == ["my.example"]
     code = "import sys, json; before = set(sys.modules); import preload; print(json.dumps(sorted(set(sys.modules) - before)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert {name.split(".")[0] for name in json.loads(done.stdout)} - {"preload"} <= sys.stdlib_module_names

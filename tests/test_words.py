@@ -28,9 +28,10 @@ RAISED = {
     "CannotStep",
     "Refused",
     "Forbidden",
-    "Missing",
+    "NotFound",
+    "RequestError",
     "Conflict",
-    "TooLarge",
+    "PayloadTooLarge",
 }
 TERMS = re.compile(
     r"LoRA|TensorBoard|float|U-Net|VAE|AdamW|AdaFactor|Prodigy|Lion|SGD|CAME|LAMB|Alpha|DDIM|DDPM|PLMS|pndm|LMS|Heun|DPM|Solver|Euler|Min-SNR|gamma|TOML|JSON|SD|XL|Flux|GPU|CPU|GB|MB|CLIP|X/Y/Z|txt2img|ID|Trainer|WebUI|epsilon|Esc|RAM|"

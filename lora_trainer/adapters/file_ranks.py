@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import attrs
 
 from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network
+from lora_trainer.files import open_regular
 from lora_trainer.models.files.safetensors_stream import open_tensors
 from lora_trainer.models.files.tensor_file import data_start, read_header
 
@@ -28,7 +29,7 @@ def file_ranks(path: Path) -> FileRanks:
     """The ranks of a file's layers; an alpha that is said nowhere is the rank. Raises ModelError for a file that is not a network."""
     network = open_network(path)
     header, start = read_header(path), data_start(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         ranks = {
             name: (module.rank, _alpha(network, module, header, file, start)) for name, module in network.modules.items() if module.rank
         }

@@ -14,6 +14,7 @@ from lora_trainer.adapters.file_ranks import FileRanks, file_ranks
 from lora_trainer.adapters.layer_plan import LayerPlan
 from lora_trainer.config.choices import unet_blocks
 from lora_trainer.config.choices.networks import NETWORK_KINDS, NETWORK_TYPES, LayerShape
+from lora_trainer.config.patterns import Pattern, PatternError
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.messages import say
@@ -96,8 +97,8 @@ def pattern_hits(layers: Iterable[Layer], network: NetworkConfig, parts: Sequenc
     names = [(selected.plan.name, selected.plan.path) for selected in select_layers(layers, plain, parts, family)]
     hits = {}
     for option in ("include", "exclude"):
-        patterns = {text: compile_pattern(text) for text in getattr(network, option)}
-        hits[option] = {text: sum(_matches(pattern, name, path) for name, path in names) for text, pattern in patterns.items()}
+        patterns = compile_patterns(network, option)
+        hits[option] = {pattern.text: sum(pattern.matches(name, path) for name, path in names) for pattern in patterns}
     return hits
 
 
@@ -107,23 +108,31 @@ def no_layers_error() -> ConfigError:
     return ConfigError([Problem("network.preset", message, say("Choose other layers, or take patterns and zeros for blocks out."))])
 
 
-def compile_pattern(text: str) -> re.Pattern[str]:
-    """A regular expression that names are searched with. Raises ConfigError for one that is invalid."""
-    try:
-        return re.compile(text)
-    except re.error as error:
-        values = {"pattern": text, "why": str(error)}
-        raise ConfigError(
-            [
-                Problem(
-                    "network.include", say("{pattern} is not a valid pattern: {why}.", **values), say("Write a part of the layers' names.")
-                )
-            ]
-        ) from error
+class LayerPattern:
+    """A pattern of network.include or network.exclude. Raises ConfigError that names it where it is invalid or takes too long."""
+
+    def __init__(self, option: str, text: str) -> None:
+        self.option, self.text = option, text
+        try:
+            self._pattern = Pattern(text)
+        except PatternError as error:
+            raise self._refused(error) from error
+
+    def matches(self, name: str, path: str) -> bool:
+        """Whether the layer's name in a file or its path in the bundle holds the pattern."""
+        try:
+            return self._pattern.matches(name) or self._pattern.matches(path)
+        except PatternError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: PatternError) -> ConfigError:
+        message = say("{pattern} is not a valid pattern: {why}.", pattern=self.text[:200], why=error.reason)
+        return ConfigError([Problem(f"network.{self.option}", message, say("Write a part of the layers' names."))])
 
 
-def _matches(pattern: re.Pattern[str], name: str, path: str) -> bool:
-    return bool(pattern.search(name) or pattern.search(path))
+def compile_patterns(network: NetworkConfig, option: str) -> tuple[LayerPattern, ...]:
+    """The patterns of "include" or "exclude". Raises ConfigError."""
+    return tuple(LayerPattern(option, text) for text in getattr(network, option))
 
 
 @attrs.frozen(eq=False)
@@ -135,8 +144,8 @@ class _Rules:
     lr_weights: tuple[float, ...] | None
     lists: dict[str, tuple[float, ...]]
     preset: re.Pattern[str]
-    include: tuple[re.Pattern[str], ...]
-    exclude: tuple[re.Pattern[str], ...]
+    include: tuple[LayerPattern, ...]
+    exclude: tuple[LayerPattern, ...]
     kind: str
     options: dict[str, Any]
     packed: tuple[str, ...]
@@ -153,8 +162,8 @@ class _Rules:
             unet_blocks.lr_weights(*sides, network.block_lr_zero_threshold, blocks),
             {name: _per_block(name, getattr(network, name), blocks) for name in BLOCK_LISTS},
             re.compile(PRESET_PATTERNS[resolve_preset(network)]),
-            tuple(map(compile_pattern, network.include)),
-            tuple(map(compile_pattern, network.exclude)),
+            compile_patterns(network, "include"),
+            compile_patterns(network, "exclude"),
             NETWORK_TYPES[network.type].kind,
             kind_options(network),
             open_clip_roots(family),
@@ -194,9 +203,9 @@ class _Rules:
             return False
         if not self.preset.search(layer.path):
             return False
-        if self.include and not any(_matches(pattern, layer.name, layer.path) for pattern in self.include):
+        if self.include and not any(pattern.matches(layer.name, layer.path) for pattern in self.include):
             return False
-        return not any(_matches(pattern, layer.name, layer.path) for pattern in self.exclude)
+        return not any(pattern.matches(layer.name, layer.path) for pattern in self.exclude)
 
     def _rank_and_alpha(self, layer: Layer, block: int | None) -> tuple[int, float]:
         """Rank and alpha; rank 0 where the layer is not trained. An empty alpha keeps the network's alpha / rank."""

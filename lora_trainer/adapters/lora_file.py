@@ -20,7 +20,7 @@ from lora_trainer.adapters.targets import attention_layers, target_paths
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.detection.detect import read_header
+from lora_trainer.models.files.tensor_file import read_header
 
 PARTS = ("unet", "text_encoder")
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "keep": None}

@@ -15,6 +15,10 @@ from lora_trainer.data.sources.blueprint import DatasetBlueprint, SubsetRules
 from lora_trainer.messages import Message, say
 from lora_trainer.prep.caption_tokens import ClipTokens
 
+MAX_SHOWN = 5000
+"""Characters of a caption that are sent; a text encoder reads some 1000."""
+MAX_TAGS = 5000
+
 
 def caption_list(scans: ScanCache, config: TrainConfig, epoch: int, language: str) -> dict[str, Any]:
     """The response of POST /captions: each used picture's caption as it is read in that epoch. Raises DatasetError."""
@@ -28,7 +32,10 @@ def caption_list(scans: ScanCache, config: TrainConfig, epoch: int, language: st
     counts: Counter[str] = Counter()
     for record in used:
         counts.update(_caption_tags(record, rules[record.subset]))
-    tags = [{"text": text, "count": count, "kind": "plain"} for text, count in sorted(counts.items(), key=lambda tag: (-tag[1], tag[0]))]
+    tags = [
+        {"text": text, "count": count, "kind": "plain"}
+        for text, count in sorted(counts.items(), key=lambda tag: (-tag[1], tag[0]))[:MAX_TAGS]
+    ]
     if trigger := train_rules.trigger_word.strip():
         tags = [tag for tag in tags if str(tag["text"]).casefold() != trigger.casefold()]
         tags.insert(0, {"text": trigger, "count": len(trained), "kind": "trigger"})
@@ -51,7 +58,7 @@ def caption_list(scans: ScanCache, config: TrainConfig, epoch: int, language: st
 def _caption_tags(record: ImageRecord, rules: captions.CaptionRules) -> set[str]:
     """The distinct tags in the lines of a caption file that may be read."""
     lines = captions.caption_lines(record.caption)[: None if rules.wildcard else 1]
-    return {part.strip() for line in lines for part in line.split(rules.separator) if part.strip()}
+    return {part.strip()[:MAX_SHOWN] for line in lines for part in line.split(rules.separator) if part.strip()}
 
 
 def _first_steps(
@@ -89,16 +96,19 @@ def _summary(records: Sequence[ImageRecord], rules: captions.CaptionRules) -> Me
 
 def _caption_json(tokens: ClipTokens, record: ImageRecord, parts: Sequence[captions.Part], config: TrainConfig) -> dict[str, Any]:
     caption = "".join(part.before + part.text for part in parts)
+    raw = "\n".join(captions.caption_lines(record.caption))
+    shown = parts if len(caption) <= MAX_SHOWN else [captions.Part(caption[:MAX_SHOWN], "plain"), captions.Part("…", "plain")]
     return {
         "key": record.key,
         "name": record.path.name,
         "path": str(record.path),
-        "parts": [part._asdict() for part in parts],
+        "parts": [part._asdict() for part in shown],
         "dropped": not caption,
-        "tokens": tokens.count(caption),
+        "tokens": tokens.count(caption[:MAX_SHOWN]),
         "limit": config.model.max_token_length,
         "has_caption": record.has_caption,
-        "raw": "\n".join(captions.caption_lines(record.caption)),
+        "raw": raw[:MAX_SHOWN],
+        "is_cut": len(raw) > MAX_SHOWN,
         "caption_file": str(record.caption_path or record.path.with_suffix(".txt")),
         "validation": record.validation,
     }

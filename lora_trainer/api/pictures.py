@@ -21,6 +21,8 @@ from lora_trainer.prep.caption_tokens import ClipTokens
 NEEDS_LOOK = {"broken", "not-a-picture", "too-small", "small", "copy"}
 CROPPED_BELOW = 0.9
 """A picture counts as cropped when a smaller share of its area is kept."""
+SHOWN_CAPTION = 1000
+"""Characters of a caption that the list of pictures holds; the captions' own list has them all."""
 ESSENTIAL = ("train_data_dir", "reg_data_dir", "in_json", "dataset_config", "subsets", "trigger_word", "class_tokens", "leave_out", "crops")
 
 
@@ -111,7 +113,7 @@ def _picture_json(record: ImageRecord, groups: Mapping[Any, Mapping[str, Any]], 
         "usable": record.usable,
         "reason": record.reason.text(language) if record.reason else "",
         "validation": record.validation,
-        "caption": captions.first_line(record.caption),
+        "caption": captions.first_line(record.caption)[:SHOWN_CAPTION],
         "has_caption": record.has_caption,
         "repeats": record.repeats,
         "group": groups[_group_key(record)]["number"],

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from lora_trainer.errors import HostBusy, Problem, TrainerError
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_json
 
 MAX_BODY_BYTES = 8 << 20
+SMALL_BODY_BYTES = 1 << 16
+"""A larger body is parsed in a thread, so that the status is answered meanwhile."""
 
 
 class RequestError(TrainerError):
@@ -93,18 +96,51 @@ def localize(value: Any, language: str) -> Any:
 
 async def read_body(request: Request) -> dict[str, Any]:
     """The JSON object in the request. Raises RequestError (400) for anything else, PayloadTooLarge (413)."""
-    text = b""
+    text = bytearray()
     async for chunk in request.stream():
         text += chunk
         if len(text) > MAX_BODY_BYTES:
-            raise PayloadTooLarge("the request is too large.", fix="Send less at once.")
+            raise PayloadTooLarge("the request is larger than {mb} MB.", mb=MAX_BODY_BYTES >> 20, fix="Send less at once.")
+    if len(text) <= SMALL_BODY_BYTES:
+        return _parse_body(bytes(text))
+    return await asyncio.get_running_loop().run_in_executor(None, _parse_body, bytes(text))
+
+
+def _parse_body(text: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(text or b"{}")
+        content = parse_json(text or b"{}")
+        _check_values(content)
     except ValueError as error:
         raise RequestError("the request is not valid JSON ({reason}).", reason=str(error), fix="Send a JSON object.") from error
     if not isinstance(content, dict):
         raise RequestError("the request is not a JSON object.", fix="Send a JSON object such as {example}.", example='{"config": {}}')
     return content
+
+
+def _check_values(content: Any) -> None:
+    """Raises ValueError for values that JSON knows and no setting, path or caption can be."""
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str):
+            check_text(value)
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("a number in it is not finite")
+        elif isinstance(value, int) and abs(value) >= 1 << 64:
+            raise ValueError("a number in it is too large")
+
+
+def check_text(text: str) -> None:
+    """Raises ValueError for a text that no file system and no encoder takes."""
+    if "\0" in text:
+        raise ValueError("a text in it holds a NUL character")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("a text in it holds half of a character (a lone surrogate)")
 
 
 def body_value(body: Mapping[str, Any], key: str, kind: type, default: Any = None) -> Any:
@@ -133,19 +169,15 @@ def query_number(request: Request, key: str, default: int) -> int:
     text = request.query_params.get(key)
     if text is None:
         return default
-    if not text.isdecimal() or len(text) > 12:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 12:
         raise RequestError("{key} is not a whole number.", key=key, path=key, fix="Send a number such as 0.")
     return int(text)
 
 
-def reject_cross_origin(request: Request) -> None:
-    """Raises Forbidden when the page of another site makes this browser send a request that changes something (CSRF)."""
-    origin = request.headers.get("origin")
-    if request.method in ("GET", "HEAD") or origin is None:
-        return
-    hosts = (request.headers.get("host"), request.headers.get("x-forwarded-host"))
-    if urlsplit(origin).netloc.lower() not in [host.lower() for host in hosts if host]:
-        raise Forbidden("this request comes from another site ({origin}).", origin=origin, fix="Use the page of this server.")
+def system_error(error: Exception) -> RequestError:
+    """The error for a name or a value in a request that the system refuses: too long, no text, not to be read."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return RequestError("this cannot be used ({reason}).", reason=str(reason)[:200], fix="Check names, paths and values.")
 
 
 NOT_LOGGED_IN = Problem("", say("You are not logged in."), say("Log in to the WebUI, then load the page again."))

@@ -76,6 +76,12 @@ class ScanCache:
 
         assembled = assemble(blueprint, scan_or_skip)
         trained = [rules.source for rules in blueprint.subsets if not rules.is_reg and not rules.validation]
+        if not trained:
+            raise DatasetError(
+                "there is no folder to train on, only regularisation pictures.",
+                path=blueprint.subsets[0].location,
+                fix="Add a folder without is_reg.",
+            )
         if all(source in errors for source in trained):
             raise errors[trained[0]]
         return ScannedDataset(blueprint, assembled, full_sizes, tuple(problem for error in errors.values() for problem in error.problems))

@@ -1,4 +1,4 @@
-"""ui [--port N] [--listen] [--no-browser]"""
+"""ui [--port N] [--listen] [--allow-path DIR] [--allow-host NAME] [--no-browser]"""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     )
     allow = say("another folder that may be used with --listen; can be repeated")
     parser.add_argument("--allow-path", type=Path, action="append", default=[], metavar="DIR", help=console.translate(allow))
+    name = say("a name under which browsers reach it, such as that of a reverse proxy; can be repeated")
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=console.translate(name))
     parser.add_argument("--no-browser", action="store_true", help=console.translate(say("do not open a browser")))
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     address = "0.0.0.0" if args.listen else "127.0.0.1"
     console.note(say("The tab: {address} (Ctrl-C to quit)", address=f"http://127.0.0.1:{args.port}/"))
     browser = not args.no_browser and sys.stdout.isatty()
-    host = cast("Host", StandaloneHost(listen=args.listen, allow=args.allow_path))
+    host = cast("Host", StandaloneHost(listen=args.listen, allow=args.allow_path, names=args.allow_host))
     with suppress(KeyboardInterrupt):
         serve(host, MANAGER, port=args.port, address=address, browser=browser)
     if (job := MANAGER.current) is not None:

@@ -7,8 +7,6 @@ from difflib import get_close_matches
 from typing import Any
 
 import attrs
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.config.checks.option_checks import check_combinations, nearest_option, options, problem
 from lora_trainer.config.param import SECRET
@@ -17,6 +15,7 @@ from lora_trainer.config.schema import SubsetConfig, TrainConfig
 from lora_trainer.config.subsets import SUBSETS, check_tables, read_tables
 from lora_trainer.errors import ConfigError, Problem
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_toml
 
 
 def build(mapping: Mapping[str, Any]) -> TrainConfig:
@@ -86,8 +85,8 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
 def _parse_override(path: str, text: str) -> Any:
     option = options().get(path)
     try:
-        value = tomlkit.parse(f"value = {text}\n").unwrap()["value"]
-    except (TOMLKitError, ValueError):
+        value = parse_toml(f"value = {text}\n")["value"]
+    except ValueError:
         return text
     wants_text = option is not None and option.type is str
     return text if wants_text and not isinstance(value, str) else value

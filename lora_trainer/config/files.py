@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from tomlkit.exceptions import ParseError, TOMLKitError
 
+from lora_trainer import parsing
 from lora_trainer.config import migrations
 from lora_trainer.config.build import apply_overrides, build, comma_notes, to_mapping
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import ConfigError
-from lora_trainer.files import write_atomically
+from lora_trainer.files import read_regular, write_atomically
 from lora_trainer.messages import Message
 
 INPUT_PATHS = (
@@ -33,6 +33,8 @@ INPUT_PATHS = (
     "network.base_weights",
 )
 SUBSET_INPUT_PATHS = ("image_dir", "metadata_file", "mask_dir")
+MAX_BYTES = 8 << 20
+MAX_LINE_SHOWN = 200
 SECRET_LINE = re.compile(r"^(\S*token\s*=).*")
 """A line that may hold a secret."""
 NUMBER_LINE = re.compile(r"^([ \t]*[\w.-]+[ \t]*=[ \t]*)([-+.\deE]+[ \t]*[,;]+)([ \t]*(?:#.*)?)$", re.MULTILINE)
@@ -65,35 +67,31 @@ def parse_toml(text: str, location: str) -> dict[str, Any]:
     """The plain values of TOML text. Raises ConfigError that names `location` and the line."""
     try:
         return _parse_toml(text)
-    except (TOMLKitError, ValueError, RecursionError) as error:
-        line = _error_line(text, error)
+    except ValueError as error:
+        line = getattr(error, "line", 0)
         wrong_line = text.splitlines()[line - 1].strip() if 0 < line <= len(text.splitlines()) else ""
         fix = "Correct this line: {wrong}"
         if "\\" in wrong_line:
             fix = "Between double quotes a \\ begins an escape: use single quotes ('C:\\new\\train') or / instead of \\. The line: {wrong}"
-        raise ConfigError(
-            [
-                problem(
-                    location,
-                    "line {line} is not valid TOML ({why}).",
-                    fix,
-                    line=line,
-                    why=re.sub(r"\.? at line .*", "", str(error)),
-                    wrong=SECRET_LINE.sub(r"\1 …", wrong_line),
-                )
-            ]
-        ) from error
+        values = {"line": line, "why": str(error), "wrong": SECRET_LINE.sub(r"\1 …", wrong_line[:MAX_LINE_SHOWN])}
+        if not line:
+            wrong = problem(location, "is not valid TOML ({why}).", "Check the file.", **values)
+        else:
+            wrong = problem(location, "line {line} is not valid TOML ({why}).", fix, **values)
+        raise ConfigError([wrong]) from error
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
-    """The values of TOML text, in which a comma may follow a number (`learning_rate = 5e-5,`). Raises TOMLKitError, ValueError."""
+    """The values of TOML text, in which a comma may follow a number (`learning_rate = 5e-5,`). Raises ValueError."""
     try:
-        return tomlkit.parse(text).unwrap()
-    except (TOMLKitError, ValueError):
+        return parsing.parse_toml(text)
+    except parsing.TooDeep:
+        raise
+    except ValueError:
         quoted = NUMBER_LINE.sub(r'\1"\2"\3', text)
         if quoted == text:
             raise
-        return tomlkit.parse(quoted).unwrap()
+        return parsing.parse_toml(quoted)
 
 
 def write_config(config: TrainConfig, path: Path, *, template: Path | None = None) -> None:
@@ -113,7 +111,7 @@ def config_text(config: TrainConfig, *, changed_only: bool = False) -> str:
 def _read_text(path: Path) -> str:
     location = str(path)
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError as error:
         raise ConfigError([problem(location, "there is no such file.", "Check the path of the config file.")]) from error
     except (IsADirectoryError, PermissionError) as error:
@@ -126,21 +124,6 @@ def _read_text(path: Path) -> str:
         raise ConfigError([problem(location, "is not UTF-8 text.", "Save the file as UTF-8.")]) from error
     except (OSError, ValueError) as error:
         raise ConfigError([problem(location, "cannot be read: {why}", "Check the path of the config file.", why=str(error))]) from error
-
-
-def _error_line(text: str, error: Exception) -> int:
-    """The line of the parse error; for a duplicate key, which the parser reports late, the line of the duplicate."""
-    duplicate = "exists"
-    if isinstance(error, ParseError) and duplicate not in str(error):
-        return int(error.line)
-    lines = text.splitlines(keepends=True)
-    for count in range(1, len(lines) + 1):
-        try:
-            tomlkit.parse("".join(lines[:count])).unwrap()
-        except (TOMLKitError, ValueError) as parse_error:
-            if duplicate in str(parse_error):
-                return count
-    return len(lines)
 
 
 def _resolve_paths(mapping: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from lora_trainer.config.checks.option_checks import check_value, format_value, 
 from lora_trainer.config.param import SECRET, DeclaredOption
 from lora_trainer.errors import Problem
 
-_NUMBER_AND_COMMA = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*[,;]+\s*")
+MAX_DIGITS = 9
+"""Digits of a side in pixels; for thousands of them int() raises ValueError."""
+_NUMBER_AND_COMMA = re.compile(r"\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3})?)\s*[,;]+\s*")
 
 
 def read_value(option: DeclaredOption, value: Any, problems: list[Problem]) -> Any:
@@ -117,7 +119,7 @@ def _normalized(option: DeclaredOption, value: Any) -> Any:
         return number
     if option.option.kind == "size":
         numbers = [part.strip() for part in value.lower().replace("x", ",").split(",")]
-        if all(number.isdecimal() for number in numbers) and len(numbers) in (1, 2):
+        if all(number.isdecimal() and len(number) <= MAX_DIGITS for number in numbers) and len(numbers) in (1, 2):
             sides = [int(number) for number in numbers]
             return sides if len(sides) == 2 else sides[0]
     if get_origin(option.type) is tuple:

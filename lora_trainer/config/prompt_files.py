@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
-import tomlkit
-from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_json, parse_toml
 
 SUFFIXES = (".txt", ".toml", ".json")
 LINE_OPTIONS = {
@@ -107,7 +106,7 @@ def _json_rows(text: str, name: str) -> list[tuple[int, Any]]:
     """(line number, content) of each entry of a JSON list of prompt lines or objects."""
     decoder, rows, position = json.JSONDecoder(), [], len(text) - len(text.lstrip())
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
         if not isinstance(entries, list):
             raise _unreadable(name, 1, "not a list")
         position += 1
@@ -124,9 +123,9 @@ def _json_rows(text: str, name: str) -> list[tuple[int, Any]]:
 def _toml_rows(text: str, name: str) -> list[tuple[int, Any]]:
     """(line number, content) of each [[prompt.subset]] table, with the defaults of [prompt]."""
     try:
-        content = tomlkit.parse(text).unwrap()
-    except (TOMLKitError, ValueError) as error:
-        raise _unreadable(name, getattr(error, "line", 1), re.sub(r"\.? at line .*", "", str(error))) from error
+        content = parse_toml(text)
+    except ValueError as error:
+        raise _unreadable(name, getattr(error, "line", 1), str(error)) from error
     shared = content.get("prompt")
     if not isinstance(shared, Mapping):
         raise _unreadable(name, 1, "no [prompt]")

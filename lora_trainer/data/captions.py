@@ -20,8 +20,10 @@ from lora_trainer.config.schema import DataConfig
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import DatasetError
-from lora_trainer.files import write_atomically
+from lora_trainer.files import read_regular, write_atomically
 
+MAX_CAPTION_BYTES = 100_000
+"""A larger file is no caption: a text encoder reads some 1000 characters."""
 _CHOICES = re.compile(r"\{([^}]+)\}")
 
 Kind = Literal["trigger", "class", "kept", "shuffled", "plain"]
@@ -158,7 +160,7 @@ def first_line(text: str) -> str:
 def read_caption(path: Path) -> str:
     """The text of a caption file in any encoding. Raises DatasetError that names it."""
     try:
-        return decode_text(path.read_bytes())
+        return decode_text(read_regular(path, MAX_CAPTION_BYTES))
     except OSError as error:
         raise DatasetError(
             "{file} cannot be read ({why}).",
@@ -256,7 +258,8 @@ def _with_choices(text: str, choose: Callable[[list[str]], str]) -> str:
     """The text with one of the choices in place of each {a|b}, and plain brackets for {{ and }}."""
     opening, closing = (character for character in _unused_characters(text, 2))
     text = text.replace("{{", opening).replace("}}", closing)
-    text = _CHOICES.sub(lambda match: choose(match.group(1).split("|")), text)
+    end = text.rfind("}") + 1  # behind it nothing closes: searching there would take quadratic time
+    text = _CHOICES.sub(lambda match: choose(match.group(1).split("|")), text[:end]) + text[end:]
     return text.replace(opening, "{").replace(closing, "}")
 
 

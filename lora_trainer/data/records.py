@@ -73,7 +73,7 @@ class ImageRecord:
 
 def natural_key(text: str) -> tuple[tuple[str | int, ...], str]:
     """Sorting key under which "2.png" comes before "10.png", the same on every system."""
-    parts = re.split(r"([0-9]+)", text.casefold())
+    parts = re.split(r"([0-9]{1,4000})", text.casefold())  # int() refuses longer numbers
     return tuple(int(part) if number % 2 else part for number, part in enumerate(parts)), text
 
 

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import attrs
 
 from lora_trainer.errors import ModelError, TrainerError
+from lora_trainer.files import expand_user
+from lora_trainer.host.web_names import WebNames
 from lora_trainer.messages import Message, say
 from lora_trainer.models.files import hub
+from lora_trainer.path_kinds import is_network_path
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +31,10 @@ VAE_FIELD = "model.vae"
 
 @attrs.frozen
 class HostPaths:
-    """A host's folders. `allowed_roots` empty: requests may access any path; else only paths inside these folders."""
+    """A host's folders. `allowed_roots` empty: requests may access any path; else only paths inside these folders.
+
+    `allow_flag`: the host's flag that adds one.
+    """
 
     data_path: Path
     lora_dir: Path
@@ -36,14 +42,17 @@ class HostPaths:
     uploads_dir: Path
     cache_dir: Path
     allowed_roots: tuple[Path, ...] = ()
+    allow_flag: str = "--lora-trainer-allow-path"
 
     def allows(self, path: Path) -> bool:
         """Whether a request may access `path`; symlinks are resolved first, so that none leads out of the roots."""
         if not self.allowed_roots:
             return True
+        if is_network_path(str(path)) and not any(path.is_relative_to(root) for root in self.allowed_roots):
+            return False  # before it is resolved, which would contact the computer that it names
         try:
             real = path.resolve()
-        except (OSError, RuntimeError):  # a link to itself
+        except (OSError, RuntimeError, ValueError):  # a link to itself, a name that is too long
             return False
         return any(real == root or root in real.parents for root in (root.resolve() for root in self.allowed_roots))
 
@@ -182,6 +191,10 @@ class Host(Protocol):
         """Whether other computers can reach the host."""
         ...
 
+    def web_names(self) -> WebNames:
+        """The names under which browsers may reach the host."""
+        ...
+
     def is_authorized(self, request: Any) -> bool:
         """Whether a request (starlette's) carries the host's login; True when the host has none."""
         ...
@@ -203,6 +216,13 @@ class Host(Protocol):
         ...
 
 
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long
+        return False
+
+
 def message_with_fix(error: TrainerError) -> Message:
     """The first problem's message and fix as one message."""
     problem = error.problems[0]
@@ -218,8 +238,8 @@ def find_vae(value: str, vaes: Sequence[Path]) -> Path | None:
         return None
     if (match := next((path for path in vaes if value in (path.name, path.stem, str(path))), None)) is not None:
         return match
-    path = Path(value).expanduser()
-    if path.exists():
+    path = expand_user(value)
+    if _exists(path):
         return path
     if (name := hub.HubName.parse(value)) is not None:
         return hub.require_downloaded(name)
@@ -236,8 +256,8 @@ def find_checkpoint(value: str, checkpoints: Sequence[Checkpoint]) -> Path:
 
     Raises ModelError with the closest known name, NotFetched for a Hub's model that has not been downloaded.
     """
-    path = Path(value).expanduser()
-    if path.is_absolute() or path.exists():
+    path = expand_user(value)
+    if path.is_absolute() or _exists(path):
         return next((checkpoint.file() for checkpoint in checkpoints if checkpoint.path == path), path)
     names: dict[str, Checkpoint] = {}
     for checkpoint in checkpoints:

@@ -16,6 +16,7 @@ from lora_trainer.errors import ModelError, TrainerError
 from lora_trainer.file_hashes import checkpoint_sha256, known_sha256
 from lora_trainer.host.base import MODEL_FIELD, Checkpoint, HostPaths, PictureRequest, find_checkpoint, find_vae, message_with_fix
 from lora_trainer.host.memory import device_memory, empty_cache
+from lora_trainer.host.web_names import WebNames, declared_names, declared_origins
 from lora_trainer.messages import Message
 from lora_trainer.models.detection import detect
 from lora_trainer.models.files.diffusers_folder import main_weight_file
@@ -39,11 +40,19 @@ class StandaloneHost:
     version = __version__
 
     def __init__(
-        self, root: Path | None = None, *, listen: bool = False, allow: Sequence[Path] = (), device: str = "", number: int = 0
+        self,
+        root: Path | None = None,
+        *,
+        listen: bool = False,
+        allow: Sequence[Path] = (),
+        names: Sequence[str] = (),
+        device: str = "",
+        number: int = 0,
     ) -> None:
         self._root = root or Path(os.environ.get("LORA_TRAINER_DATA") or ".").absolute()
         self._listen = listen
         self._allow = tuple(allow)
+        self._names = WebNames(declared=declared_names(names), origins=declared_origins(names), any_address=listen)
         self._device, self._number = device, number
 
     def paths(self) -> HostPaths:
@@ -55,6 +64,7 @@ class StandaloneHost:
             uploads_dir=self._root / "uploads",
             cache_dir=assets.cache_folder(),
             allowed_roots=(self._root, *self._allow) if self._listen else (),
+            allow_flag="--allow-path",
         )
 
     def _models_dirs(self) -> tuple[Path, ...]:
@@ -129,6 +139,10 @@ class StandaloneHost:
     def is_listening(self) -> bool:
         """Whether the page is served to the network."""
         return self._listen
+
+    def web_names(self) -> WebNames:
+        """This computer's own; when listening on the network also its addresses."""
+        return self._names
 
     def is_authorized(self, request: Any) -> bool:
         """There is no login."""

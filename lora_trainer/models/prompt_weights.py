@@ -14,7 +14,7 @@ from lora_trainer.models.tokenize import CHUNK_TOKENS, MAX_LENGTH, to_chunks
 BRACKET_WEIGHT = 1.1
 """Factor of a pair of round brackets without a number; square ones divide by it."""
 PROMPT_PIECE = re.compile(
-    r"\\(?P<literal>[()\[\]\\])|:\s*(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)|(?P<bracket>[()\[\]])|[^\\()\[\]:]+|.", re.S
+    r"\\(?P<literal>[()\[\]\\])|:\s*(?P<number>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)|(?P<bracket>[()\[\]])|[^\\()\[\]:]+|.", re.S
 )
 
 WeightedTexts = list[tuple[str, float]]

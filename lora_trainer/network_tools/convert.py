@@ -22,6 +22,7 @@ from lora_trainer.adapters.network_file import ModuleState
 from lora_trainer.errors import ModelError
 from lora_trainer.models.files.safetensors_stream import TORCH_DTYPES
 from lora_trainer.network_tools.saving import write_network
+from lora_trainer.parsing import parse_json
 
 ALPHAS_KEY = "lora_trainer.alphas"
 """Metadata key of a converted file: {layer: [alpha, alpha's dtype or "" where the file had none, dtype of up, rank]}."""
@@ -39,10 +40,10 @@ def convert(path: Path, out: Path, to: str) -> NetworkFile:
     layers = released_layers(file.family)
     metadata = dict(file.metadata)
     if to == "kohya":
-        alphas = json.loads(metadata.pop(ALPHAS_KEY, "{}"))
+        alphas = _alphas(metadata.pop(ALPHAS_KEY, "{}"))
         state = {key: tensor for name, module in states.items() for key, tensor in _to_kohya(name, module, alphas.get(name)).items()}
     else:
-        state, alphas = {}, json.loads(metadata.get(ALPHAS_KEY, "{}"))
+        state, alphas = {}, _alphas(metadata.get(ALPHAS_KEY, "{}"))
         for name, module in states.items():
             _check_convertible(file, name, module, layers)
         highest = _highest_ranks(states, layers)
@@ -141,3 +142,19 @@ def _to_kohya(name: str, module: ModuleState, original: list[Any] | None) -> dic
         if alpha_dtype:
             state[f"{name}.alpha"] = torch.tensor(float(alpha), dtype=getattr(torch, TORCH_DTYPES.get(alpha_dtype, "float32")))
     return state | {f"{name}.{suffix}": tensor for suffix, tensor in tensors.items()}
+
+
+def _alphas(text: str) -> dict[str, Any]:
+    """The alphas in a file's metadata; without those that are damaged."""
+    try:
+        alphas = parse_json(text)
+    except ValueError:
+        return {}
+    if not isinstance(alphas, dict):
+        return {}
+    return {name: original for name, original in alphas.items() if _is_original_alpha(original)}
+
+
+def _is_original_alpha(value: Any) -> bool:
+    is_triple = isinstance(value, list) and len(value) == 3
+    return is_triple and type(value[0]) in (int, float) and isinstance(value[1], str) and isinstance(value[2], str)

@@ -14,7 +14,7 @@ import attrs
 
 from lora_trainer.adapters.files.checked_network import open_network
 from lora_trainer.errors import ConfigError, ModelError, Problem
-from lora_trainer.files import atomic_writer, write_atomically
+from lora_trainer.files import atomic_writer, open_regular, write_atomically
 from lora_trainer.messages import say
 from lora_trainer.models.files.tensor_file import read_header
 from lora_trainer.network_tools.saving import read_card, write_card
@@ -87,7 +87,7 @@ def _thumbnail(path: Path) -> tuple[str, bytes]:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        with open_regular(path) as content, Image.open(content) as file:
             image = ImageOps.exif_transpose(file).convert("RGB")
     except (OSError, ValueError) as error:
         raise ModelError("{path} is not an image that can be read.", path=str(path), fix="Choose a PNG, JPEG or WebP file.") from error
@@ -105,7 +105,7 @@ def _copy_with_header(path: Path, out: Path, metadata: Mapping[str, str]) -> Non
     new_header = {"__metadata__": dict(sorted(metadata.items())), **header} if metadata else header
     text = json.dumps(new_header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)
-    with path.open("rb") as source, atomic_writer(out) as target:
+    with open_regular(path) as source, atomic_writer(out) as target:
         (length,) = struct.unpack("<Q", source.read(8))
         source.seek(8 + length)
         target.write(struct.pack("<Q", len(text)) + text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -12,9 +11,11 @@ from typing import Any
 
 from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network, read_modules
 from lora_trainer.adapters.files.checkpoint_layers import block_of, released_layers
+from lora_trainer.files import open_regular
 from lora_trainer.models import layout
 from lora_trainer.network_tools import low_rank
 from lora_trainer.network_tools.resize import kernel_size
+from lora_trainer.parsing import parse_json
 
 MOST_TAGS = 20
 PARTS = {"lora_unet_": "unet", "lora_te": "text_encoder"}
@@ -146,8 +147,8 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
 def _datasets(metadata: Mapping[str, str]) -> list[dict[str, Any]]:
     """The data sets of `ss_datasets`, which sd-scripts writes where a dataset TOML was used."""
     try:
-        entries = json.loads(metadata.get("ss_datasets") or "[]")
-    except (ValueError, RecursionError):
+        entries = parse_json(metadata.get("ss_datasets") or "[]")
+    except ValueError:
         return []
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
@@ -179,8 +180,8 @@ def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:
 
 def _parse_json(text: str | None) -> dict[str, Any]:
     try:
-        parsed = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        parsed = parse_json(text or "{}")
+    except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -188,7 +189,7 @@ def _parse_json(text: str | None) -> dict[str, Any]:
 def hashes(path: Path) -> tuple[str, str]:
     """sha256 in hex of the whole file, and of its tensors (all bytes after the header)."""
     whole_file, tensors = hashlib.sha256(), hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(8)
         head = file.read(struct.unpack("<Q", start)[0])
         whole_file.update(start + head)

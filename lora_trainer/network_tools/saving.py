@@ -14,8 +14,11 @@ from lora_trainer.adapters.files.checked_network import NetworkFile
 from lora_trainer.adapters.files.declared_alphas import HEADER_KEY
 from lora_trainer.adapters.lora_file import write_lora
 from lora_trainer.errors import ConfigError, ModelError, Problem
-from lora_trainer.files import write_atomically
+from lora_trainer.files import read_regular, write_atomically
 from lora_trainer.messages import say
+from lora_trainer.parsing import parse_json
+
+MAX_CARD_BYTES = 4 << 20
 
 PRECISIONS = {"F16": "fp16", "BF16": "bf16"}
 OF_THE_SOURCE = ("modelspec.hash_sha256", "lora_trainer.alphas")
@@ -72,7 +75,7 @@ def derived_metadata(
     metadata: Mapping[str, str], ranks: Sequence[int], alphas: Sequence[float], out: Path, tool_entry: Mapping[str, Any]
 ) -> dict[str, str]:
     """The metadata of a new LoRA: its source's, with the new ranks, alphas and name, and `tool_entry` added to the history of tools."""
-    history = json.loads(metadata.get("lora_trainer.tools") or "[]")
+    history = _history(metadata.get("lora_trainer.tools") or "[]")
     return {
         **{key: value for key, value in metadata.items() if not key.startswith("sshs_") and key not in OF_THE_SOURCE},
         "ss_network_module": "networks.lora",
@@ -82,6 +85,15 @@ def derived_metadata(
         "modelspec.title": out.stem,
         "lora_trainer.tools": json.dumps([*history, tool_entry], ensure_ascii=False),
     }
+
+
+def _history(text: str) -> list[Any]:
+    """The tools that a file went through; none where its metadata is damaged."""
+    try:
+        history = parse_json(text)
+    except ValueError:
+        return []
+    return history if isinstance(history, list) else []
 
 
 def _one_or_dynamic(values: Sequence[float]) -> str:
@@ -97,7 +109,7 @@ def write_card(out: Path, card: Mapping[str, Any]) -> None:
 def read_card(file: Path) -> dict[str, Any]:
     """The WebUI's card of a file, NAME.json beside it; {} where it is missing or invalid."""
     try:
-        card = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+        card = parse_json(read_regular(file.with_suffix(".json"), MAX_CARD_BYTES).decode("utf-8"))
     except (OSError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}

@@ -22,6 +22,7 @@ from lora_trainer.events import Event
 from lora_trainer.files import sync_folder, write_durably, write_error
 from lora_trainer.jobs import resume_point
 from lora_trainer.jobs.resume_point import remove_leftovers
+from lora_trainer.models.files.tensor_file import open_safetensors
 from lora_trainer.train.outputs.background_writer import BackgroundWriter, copy_tensors
 from lora_trainer.train.progress import TrainingProgress
 
@@ -111,10 +112,8 @@ def write(state: TrainingState, run_folder: Path, keep: int) -> None:
 
 
 def read(saved: resume_point.SavedState) -> TrainingState:
-    """Reads a saved state."""
-    from safetensors import safe_open
-
-    with safe_open(str(saved.path / resume_point.TENSORS_FILE), framework="pt") as file:
+    """Reads a saved state. Raises ModelError where its tensors are damaged."""
+    with open_safetensors(saved.path / resume_point.TENSORS_FILE) as file:
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
     return TrainingState(tensors, saved.content)
 

@@ -8,8 +8,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.host.web_names import WebNames
+from lora_trainer.messages import say
+
 ROOT = Path(__file__).parents[2]
 PREFIX = "/lora-trainer/page/"
+ROUTES_PREFIX = "/lora-trainer/v1/"
 EXTERNAL_TAGS = re.compile(r'<(?:script|link)\b[^>]*\b(?:src|href)="https?://[^"]*"[^>]*?(?:/>|>(?:\s*</script>)?)', re.IGNORECASE)
 OWN_STYLE = """<style>
 body, gradio-app, .gradio-container { margin: 0 !important; padding: 0 !important; max-width: none !important; }
@@ -55,6 +59,34 @@ class PageMiddleware:
             body = complete_page(body.decode("utf-8")).encode("utf-8")
         await send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         await send({"type": "http.response.body", "body": body})
+
+
+class OwnNamesMiddleware:
+    """An ASGI middleware that answers only where the server is reached under a name of its own: our routes and Gradio's alike."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], names: WebNames) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] in ("http", "websocket") and not scope.get("path", "").startswith(ROUTES_PREFIX):  # the routes say it themselves
+            hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+            if len(hosts) != 1 or not self.names.accepts(hosts[0]):
+                await _refuse(scope, receive, send, self.names.flag)
+                return
+        await self.app(scope, receive, send)
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, flag: str) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    text = say("this server is not known by this name. Open it by its address, or start it with {flag} and the name.", flag=flag).text()
+    body = text.encode("utf-8")
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def asset_files() -> dict[str, Path]:

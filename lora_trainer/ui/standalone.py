@@ -8,7 +8,7 @@ import webbrowser
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.ui.page import PageMiddleware
+from lora_trainer.ui.page import OwnNamesMiddleware, PageMiddleware
 
 if TYPE_CHECKING:
     from lora_trainer.host.base import Host
@@ -34,6 +34,7 @@ def create_app(host: Host, manager: JobManager | None = None) -> Any:
     app = gr.mount_gradio_app(new_app(), blocks, path="/")
     mount(app, host, manager or MANAGER)
     app.add_middleware(PageMiddleware)
+    app.add_middleware(OwnNamesMiddleware, names=host.web_names())
     return app
 
 

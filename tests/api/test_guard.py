@@ -38,10 +38,89 @@ def test_a_page_of_another_site_changes_nothing(server, method, path):
         assert server.client.request(method, address, json={}, headers=headers).status_code != 403
 
 
-def test_a_page_behind_a_proxy_is_the_own_page(server):
-    headers = {"Origin": "https://my.example", "X-Forwarded-Host": "my.example"}
-    assert server.post("runs", {"config": {}}, headers=headers).status_code != 403
-    assert server.post("runs", {"config": {}}, headers={"Origin": "null"}).status_code == 403
+def test_a_page_behind_a_declared_proxy_is_the_own_page_and_no_header_of_a_proxy_is_believed(tmp_path):
+    server = Server(TestHost(tmp_path, names=["https://My.Example/webui", "other.example:8443"]))
+    try:
+        for headers in (
+            {"Origin": "https://my.example"},
+            {"Host": "my.example:443", "Origin": "https://my.example"},
+            {"Host": "my.example:9"},
+            {"Origin": "https://other.example:8443"},
+            {"Host": "my.example", "Origin": "https://my.example:8443", "Sec-Fetch-Site": "same-origin"},
+        ):
+            assert server.client.post("check", json={"config": {}}, headers=headers).status_code != 403, headers
+        for headers in (
+            {"Origin": "https://evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"},
+            {"Origin": "https://evil.example", "X-Forwarded-Host": "127.0.0.1"},
+            {"Host": "a.my.example"},
+            {"Host": "my.example", "Origin": "http://my.example:9000"},
+            {"Origin": "https://other.example"},
+            {"Origin": "null"},
+        ):
+            assert server.client.post("check", json={"config": {}}, headers=headers).status_code == 403, headers
+    finally:
+        server.close()
+
+
+def test_a_refused_page_is_told_how_its_address_is_allowed(server):
+    refused = server.client.post("check", json={"config": {}}, headers={"Origin": "https://my.example:8443"})
+    assert "--allow-host https://my.example:8443" in refused.json()["problems"][0]["fix"]
+    assert "--allow-host webui.lan" in server.client.get("words", headers={"Host": "webui.lan"}).json()["problems"][0]["fix"]
+
+
+def test_no_page_of_another_site_can_show_what_is_answered(server):
+    for path in ("status", "words", "thumbnail", "no/such/address"):
+        headers = server.client.get(path).headers
+        assert headers["cross-origin-resource-policy"] == "same-origin" and headers["x-content-type-options"] == "nosniff", path
+
+
+@pytest.mark.parametrize(("listen", "address"), [(False, 403), (True, 200)])
+def test_addresses_name_the_server_only_when_it_listens_on_the_network(tmp_path, listen, address):
+    server = Server(TestHost(tmp_path, listen=listen))
+    try:
+        for host in ("127.0.0.1", "localhost", "LocalHost:1", "[::1]", "[::1]:7865"):
+            assert server.client.get("words", headers={"Host": host}).status_code == 200, host
+        for host in ("192.168.1.2:7865", "[fe80::1]:7865", "0.0.0.0"):
+            assert server.client.get("words", headers={"Host": host}).status_code == address, host
+        for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "2130706433", "[::1", "localhost:x", "::1"):
+            refused = server.client.get("words", headers={"Host": host})
+            assert refused.status_code == 403 and "--allow-host" in refused.json()["problems"][0]["fix"], host
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(("method", "path"), EVERY)
+def test_every_route_refuses_pages_of_other_sites_and_other_ports(server, method, path):
+    address = path.replace("{run}", "moon").replace("{path:path}", "x.png").replace("{name}", "mika").lstrip("/")
+    for site, refused in (("cross-site", True), ("same-site", True), ("same-origin", False), ("none", False)):
+        answer = server.client.request(method, address, content=b"", headers={"Sec-Fetch-Site": site})
+        assert (answer.status_code == 403) is refused, site
+
+
+def test_a_host_s_cors_rules_hold_for_no_route_of_ours(tmp_path):
+    from starlette.middleware.cors import CORSMiddleware
+    from starlette.testclient import TestClient
+
+    app = FastAPI()
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])
+    app.add_api_route("/of-the-host", lambda: "x")
+    client = TestClient(app, base_url="http://127.0.0.1")
+    asked = {"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"}
+    assert client.options("/of-the-host", headers=asked).headers["access-control-allow-origin"]  # the app has started
+    mount(app, TestHost(tmp_path), JobManager())
+    for path in ("/status", "/runs", "/runs/moon/control", "/nothing"):
+        preflight = client.options(V1 + path, headers=asked)
+        assert preflight.status_code == 204
+        assert not [name for name in preflight.headers if name.startswith("access-control-")]
+    for headers in ({}, {"Origin": "http://evil.example"}):
+        assert not [name for name in client.get(V1 + "/status", headers=headers).headers if name.startswith("access-control-")]
+    assert client.options("/of-the-host", headers=asked).headers["access-control-allow-origin"]
+
+
+def test_an_unknown_address_or_method_has_the_shape_of_errors(server):
+    for method, path, status in (("GET", "nothing/here", 404), ("PUT", "status", 405), ("GET", "runs/a%00b", 404)):
+        answer = server.client.request(method, path)
+        assert answer.status_code == status and {"path", "message", "fix"} == answer.json()["problems"][0].keys()
 
 
 def test_every_handler_is_a_coroutine_so_that_the_hosts_threads_are_not_needed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,13 @@ def test_a_row_without_a_name_is_named_with_the_keys_that_are_looked_for(folder,
 def test_a_nul_in_a_metadata_file_is_left_out_and_told(folder, tmp_path):
     found, _ = read({"frog": {"caption": "a\0 frog"}}, tmp_path, folder)
     assert found.records[0].caption == "a frog" and "NUL" in " ".join(map(str, found.warnings))
+
+
+def test_a_metadata_file_makes_nobody_look_at_another_computer(folder, tmp_path, monkeypatch):
+    seen = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: seen.append(str(path)) or scandir(path))
+    names = ("//evil.example/share/frog.png", "\\\\evil.example\\share\\frog.png", "/\\evil.example\\frog.png")
+    found, _ = read({name: {"caption": "a"} for name in names}, tmp_path, folder)
+    assert [record.path.name for record in found.records if record.caption] == ["frog.png"], "it is looked for in the folder of pictures"
+    assert seen and not [path for path in seen if "evil" in path]

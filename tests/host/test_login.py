@@ -107,3 +107,39 @@ def test_language_follows_the_hosts_localization(fake, options, chosen, language
     fake.data["localization"] = chosen
     assert A1111Host().language() == language
     del fake.data["localization"]
+
+
+def accepted(*hosts):
+    return [host for host in hosts if A1111Host().web_names().accepts(host)]
+
+
+def test_the_names_of_the_host_are_its_addresses_its_own_and_those_of_its_flags(options, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "Studio.fritz.box")
+    hosts = ("localhost:7860", "127.0.0.1", "[::1]:7860", "10.0.0.2:7860", "studio:7860", "studio.local:7860", "studio.fritz.box")
+    assert accepted(*hosts) == list(hosts)
+    others = ("webui.lan:7860", "my.example", "own.example", "evil.example", "studio.evil.example", "10.0.0.2.evil.example", "")
+    assert accepted(*others) == []
+    options.server_name = "webui.lan"
+    options.lora_trainer_allow_host = ["https://my.example/webui"]
+    options.ngrok, options.ngrok_options = "token", {"domain": "own.example"}
+    assert accepted(*others) == ["webui.lan:7860", "my.example", "own.example"]
+    assert A1111Host().web_names().flag == "--lora-trainer-allow-host" and A1111Host().paths().allow_flag == "--lora-trainer-allow-path"
+
+
+def test_tunnels_whose_names_nobody_can_point_elsewhere_are_names_of_the_host(options):
+    tunnels = (
+        "abc.gradio.live",
+        "x.ngrok-free.app",
+        "a-b-c.trycloudflare.com",
+        "pod-7860.proxy.runpod.net",
+        "x-7860-colab.googleusercontent.com",
+    )
+    assert accepted(*tunnels) == list(tunnels)
+    assert accepted("gradio.live.evil.example", "evilgradio.live", "gradio.live.") == []
+
+
+@pytest.mark.parametrize("flag", ["gradio_auth", "gradio_auth_path", "api_auth"])
+def test_behind_a_login_every_name_is_one_of_the_host(options, flag):
+    assert accepted("webui.lan:7860") == []
+    setattr(options, flag, "mika:secret")
+    assert accepted("webui.lan:7860", "") == ["webui.lan:7860"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -516,6 +517,16 @@ def test_a_server_that_does_not_answer_is_said_and_found_again(mika: Page):
     page = mika("train", "training")
     page.route("**/lora-trainer/v1/status*", lambda route: route.abort())
     page.locator(".lt-silent").wait_for(timeout=15_000)
+    page.unroute("**/lora-trainer/v1/status*")
+    page.locator(".lt-silent").wait_for(state="hidden", timeout=15_000)
+
+
+def test_a_page_that_the_server_refuses_says_why_and_what_to_do(mika: Page):
+    page = mika("train", "training")
+    problem = {"path": "", "message": "this server is not known by the name webui.lan.", "fix": "Start it with --allow-host webui.lan."}
+    refuse = {"status": 403, "content_type": "application/json", "body": json.dumps({"problems": [problem]})}
+    page.route("**/lora-trainer/v1/status*", lambda route: route.fulfill(**refuse))
+    page.locator(".lt-silent", has_text="--allow-host webui.lan").wait_for(timeout=15_000)
     page.unroute("**/lora-trainer/v1/status*")
     page.locator(".lt-silent").wait_for(state="hidden", timeout=15_000)
 

@@ -22,7 +22,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from lora_trainer.host.standalone import StandaloneHost
     from lora_trainer.jobs.manager import JobManager
 
-    return TestClient(create_app(StandaloneHost(tmp_path_factory.mktemp("ui")), JobManager()))
+    return TestClient(create_app(StandaloneHost(tmp_path_factory.mktemp("ui")), JobManager()), base_url="http://127.0.0.1:7865")
 
 
 def test_the_page_holds_the_tab_s_place_and_every_script(client: Any):

@@ -7,7 +7,6 @@ by the end of their paths. Where none of them says it, the scale is 1, as every 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -18,6 +17,8 @@ import attrs
 
 from lora_trainer.config.choices.networks import DORA
 from lora_trainer.errors import ModelError
+from lora_trainer.files import open_regular
+from lora_trainer.parsing import parse_json
 
 if TYPE_CHECKING:
     from lora_trainer.adapters.files.checked_network import NetworkModule
@@ -128,7 +129,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         if not config.is_file():
             return {}
-        with config.open("rb") as file:
+        with open_regular(config) as file:
             content = file.read(CONFIG_LIMIT + 1)
     except OSError as error:
         raise _unreadable(path, CONFIG_FILE) from error
@@ -139,8 +140,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _parse(path: Path, text: str, source: str) -> dict[str, Any]:
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text)
+    except ValueError as error:
         raise _unreadable(path, source) from error
     if not isinstance(values, dict):
         raise _unreadable(path, source)

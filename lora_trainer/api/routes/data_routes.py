@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from lora_trainer.api.context import ApiContext
-from lora_trainer.api.responses import body_value, query_number, read_body, request_language
+from lora_trainer.api.responses import NotFound, body_value, query_number, read_body, request_language
 from lora_trainer.api.routes.run_routes import config_mapping
 from lora_trainer.errors import TrainerError
 
@@ -62,6 +63,7 @@ def _write_caption(api: ApiContext, path: str, text: str, instead_of: str | None
     from lora_trainer.data.captions import write_caption as write
 
     file = pictures.caption_path(api.allowed_path(path))
+    api.require_no_link_out(file)
     new = not file.exists()
     if instead_of is not None:
         current = "" if new else read_caption(file)
@@ -105,13 +107,17 @@ def _read_thumbnail(api: ApiContext, text: str, size: int, etag: str) -> tuple[s
     return tag, content
 
 
-def _file_state(path: Path) -> str:
-    from lora_trainer.api.responses import NotFound
+def _no_picture(path: Path) -> NotFound:
+    return NotFound("there is no picture {path}.", path=str(path)[:1000], fix="Read the folder again.")
 
+
+def _file_state(path: Path) -> str:
     try:
         state = path.stat()
     except OSError as error:
-        raise NotFound("there is no picture {path}.", path=str(path), fix="Read the folder again.") from error
+        raise _no_picture(path) from error
+    if not stat.S_ISREG(state.st_mode):
+        raise _no_picture(path)
     return f"{state.st_mtime_ns}|{state.st_size}"
 
 

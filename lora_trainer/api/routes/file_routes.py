@@ -45,6 +45,7 @@ def _list_folders(api: ApiContext, text: str) -> dict[str, Any]:
     path = path.absolute()
     try:
         subfolders = sorted((entry for entry in path.iterdir() if _is_visible_folder(entry)), key=lambda entry: natural_key(entry.name))
+        subfolders = [entry for entry in subfolders if not entry.is_symlink() or api.host.paths().allows(entry)]
     except OSError as error:
         raise RequestError(
             "{folder} cannot be read ({reason}).", folder=str(path), reason=error.strerror or str(error), path="path", fix="Choose another."
@@ -137,9 +138,10 @@ async def _receive_into(api: ApiContext, request: Request, folder: Path) -> dict
     api.allowed_path(str(target), "file")
     offset = request.query_params.get("offset", "0")
     part = target.with_name(f"{target.name}.part")
+    start = int(offset) if offset.isascii() and offset.isdecimal() and len(offset) <= 12 else -1
     claim = await api.workers.in_thread(_claim_upload, target)
     try:
-        return await _receive(api, request, folder, target, part, int(offset) if offset.isdecimal() else -1)
+        return await _receive(api, request, folder, target, part, start)
     finally:
         await api.workers.in_thread(claim.release)
 

@@ -7,10 +7,21 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
-from starlette.routing import Route
+from starlette.middleware import Middleware
+from starlette.routing import Match, Route
 
 from lora_trainer.api.context import ApiContext
-from lora_trainer.api.responses import NOT_LOGGED_IN, json_response, problems_response, reject_cross_origin, request_language
+from lora_trainer.api.origins import require_own_page
+from lora_trainer.api.responses import (
+    NOT_LOGGED_IN,
+    NotFound,
+    RequestError,
+    check_text,
+    json_response,
+    problems_response,
+    request_language,
+    system_error,
+)
 from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, run_routes, status_routes
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Host
@@ -19,6 +30,10 @@ from lora_trainer.jobs.manager import MANAGER, JobManager
 PREFIX = "/lora-trainer/v1"
 Handler = Callable[[ApiContext, Request], Awaitable[Any]]
 Guard = Callable[[Request], bool]
+OWN_PAGE_ONLY = ((b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"))
+"""Headers that keep a browser from showing a response in a page of another site, also where it says nothing of the page (plain HTTP)."""
+SYSTEM_ERRORS = (OSError, UnicodeError, OverflowError, RecursionError)
+"""What the system and Python raise for names and values that a request brings, wherever they are used first."""
 
 
 def mount(app: Any, host: Host, manager: JobManager = MANAGER, guard: Guard | None = None) -> None:
@@ -35,6 +50,9 @@ def mount(app: Any, host: Host, manager: JobManager = MANAGER, guard: Guard | No
         for method, path, handler in module.ROUTES
     ]
     routes[0:0] = own_routes
+    others = [middleware for middleware in app.user_middleware if middleware.cls is not OutermostMiddleware]
+    app.user_middleware = [Middleware(OutermostMiddleware, routes=own_routes), *others]
+    app.middleware_stack = None  # a host's app has started already: its middleware is put together again at the next request
 
 
 def _guarded_endpoint(api: ApiContext, handler: Handler, guard: Guard) -> Callable[[Request], Awaitable[Response]]:
@@ -45,10 +63,65 @@ def _guarded_endpoint(api: ApiContext, handler: Handler, guard: Guard) -> Callab
             response.headers.update(api.host.challenge())
             return response
         try:
-            reject_cross_origin(request)
+            require_own_page(request, api.host.web_names())
+            _check_address(request)
             content = await handler(api, request)
         except TrainerError as error:
             return problems_response(error, language)
+        except SYSTEM_ERRORS as error:
+            return problems_response(system_error(error), language)
         return content if isinstance(content, Response) else json_response(content)
 
     return endpoint
+
+
+def _check_address(request: Request) -> None:
+    """Raises NotFound for an address with text that names no file."""
+    try:
+        for text in (*request.path_params.values(), *request.query_params.keys(), *request.query_params.values()):
+            check_text(str(text))
+    except ValueError as error:
+        raise NotFound("there is no such address ({reason}).", reason=str(error), fix="Check the address.") from error
+
+
+class OutermostMiddleware:
+    """Outside all other middleware: for our addresses a host's CORS rules do not hold, and what is refused has the shape of our errors."""
+
+    def __init__(self, app: Any, routes: list[Route]) -> None:
+        self.app = app
+        self.routes = routes
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or f"{PREFIX}/" not in scope["path"]:
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_cors(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message["headers"] if not pair[0].lower().startswith(b"access-control-")]
+                names = {pair[0].lower() for pair in headers}
+                message = {**message, "headers": [*headers, *(pair for pair in OWN_PAGE_ONLY if pair[0] not in names)]}
+            await send(message)
+
+        response = self._response(scope)
+        await (self.app if response is None else response)(scope, receive, send_without_cors)
+
+    def _response(self, scope: Any) -> Response | None:
+        """The response to a preflight, an unknown address or method; None where one of our routes responds."""
+        inside = {**scope, "path": scope["path"][scope["path"].index(f"{PREFIX}/") :], "root_path": ""}
+        matching = [route for route in self.routes if route.matches(inside)[0] is not Match.NONE]
+        methods = sorted(set().union(*(route.methods or () for route in matching)))
+        if scope["method"] in methods:
+            return None
+        if scope["method"] == "OPTIONS":
+            return Response(status_code=204, headers={"Allow": ", ".join(methods)})
+        language = request_language(Request(scope))
+        if not matching:
+            error = NotFound("there is no address {path}.", path=scope["path"][:200], fix="Check the address.")
+            return problems_response(error, language)
+        error = RequestError(
+            "{method} is not possible here.", method=scope["method"][:20], fix="Known are {known}.", known=", ".join(methods)
+        )
+        response = problems_response(error, language)
+        response.status_code = 405
+        return response

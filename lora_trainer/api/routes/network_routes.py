@@ -28,6 +28,7 @@ from lora_trainer.jobs.run_files import is_number
 
 MAX_FILES = 400
 MAX_JOBS = 20
+MAX_INPUTS = 50
 OnProgress = Callable[[int, int], None]
 
 
@@ -119,7 +120,12 @@ def _start_tool(api: ApiContext, tool: str, body: dict[str, Any]) -> dict[str, s
 
 def _input_paths(body: dict[str, Any]) -> list[str]:
     if "files" in body:
-        return [str(text) for text in body_value(body, "files", list)]
+        files = [str(text) for text in body_value(body, "files", list)]
+        if not 0 < len(files) <= MAX_INPUTS:
+            raise RequestError(
+                "files holds {count} files.", count=len(files), path="files", fix="Send at least one, at most {most}.", most=MAX_INPUTS
+            )
+        return files
     others = [str(body[key]) for key in ("model", "tuned") if body.get(key)]
     return [body_value(body, "file", str), *others]
 
@@ -129,6 +135,8 @@ def _output_path(api: ApiContext, text: str, inputs: list[Path]) -> Path:
     if not any(separator in text for separator in "/\\"):
         text = str(inputs[0].parent / text)
     path = api.allowed_path(text, "out")
+    if path.name in ("", ".."):
+        raise RequestError("{place} is a folder.", place=text, path="out", fix="Give the name of a file.")
     return path if path.suffix else path.with_name(f"{path.name}.safetensors")
 
 
@@ -143,8 +151,9 @@ async def read_tool_job(api: ApiContext, request: Request) -> dict[str, Any]:
     error = job.future.exception()
     if error is None:
         return content | {"state": "done", "result": job.future.result()}
-    if not isinstance(error, TrainerError):
-        raise error
+    if not isinstance(error, TrainerError):  # a file that is damaged in a way that no tool expects
+        reason = f"{type(error).__name__}: {error}"[:500]
+        error = TrainerError("the tool has failed ({reason}).", reason=reason, fix="Check the file, or please report this.")
     return content | {"state": "failed", "problems": [problem_json(problem, request_language(request)) for problem in error.problems]}
 
 

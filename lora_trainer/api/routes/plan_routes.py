@@ -18,6 +18,7 @@ from lora_trainer.api.routes.run_routes import config_mapping
 from lora_trainer.api.runs import plans, start_run
 from lora_trainer.config import effective
 from lora_trainer.config.build import build, comma_notes, to_mapping
+from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.files import config_text, read_config, write_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.control import Control
@@ -66,7 +67,7 @@ async def suggest_settings(api: ApiContext, request: Request) -> dict[str, Any]:
     body = await read_body(request)
     subject = body_value(body, "subject", str)
     vram = body_value(body, "vram", float, 0.0)
-    typed = [str(path) for path in body_value(body, "typed", list, [])]
+    typed = [path for path in body_value(body, "typed", list, []) if isinstance(path, str) and path in options()]
     return await api.workers.in_thread(_suggest_settings, api, config_mapping(body), subject, vram, typed, request_language(request))
 
 

@@ -9,10 +9,8 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-import tomlkit
 from fastapi import Request
 from fastapi.responses import Response
-from tomlkit.exceptions import TOMLKitError
 
 from lora_trainer.api.context import ApiContext
 from lora_trainer.api.responses import (
@@ -38,8 +36,11 @@ from lora_trainer.jobs.claims import Claim
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.run_files import is_number
 from lora_trainer.jobs.status import translate_message, translate_problem
+from lora_trainer.parsing import parse_toml
 
 MAX_EVENTS = 20_000
+MAX_FILE_BYTES = 64 << 20
+"""Largest file of a run that is sent: pictures and reports are, saved states are not."""
 PICTURES = ("image/png", "image/jpeg", "image/webp")
 
 
@@ -61,8 +62,8 @@ def config_mapping(body: dict[str, Any]) -> dict[str, Any]:
     if "toml" not in body:
         return dict(body_value(body, "config", dict))
     try:
-        return migrate(tomlkit.parse(body_value(body, "toml", str)).unwrap())[0]
-    except TOMLKitError as error:
+        return migrate(parse_toml(body_value(body, "toml", str)))[0]
+    except ValueError as error:
         raise RequestError("the TOML cannot be read ({reason}).", reason=str(error), path="toml", fix="Correct that line.") from error
 
 
@@ -148,7 +149,7 @@ def _read_events(api: ApiContext, run: str, after: int, limit: int, language: st
 async def read_file(api: ApiContext, request: Request) -> Response:
     """GET /runs/ID/files/PATH: a file of the run's folder and nothing else."""
     content, kind = await api.workers.in_thread(_read_file, api, request.path_params["run"], request.path_params["path"])
-    headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "private, max-age=60" if kind in PICTURES else "no-store"}
+    headers = {"Cache-Control": "private, max-age=60" if kind in PICTURES else "no-store"}
     return Response(content, media_type=kind, headers=headers)
 
 
@@ -164,8 +165,16 @@ def _read_file(api: ApiContext, run: str, name: str) -> tuple[bytes, str]:
     folder = api.run_folder(run)
     root = folder.path.resolve()
     path = _resolved(root / name)
-    if "\0" in name or root not in path.parents or not path.is_file():
-        raise NotFound("the run {run} has no file {name}.", run=run, name=name, path="path", fix="Choose a file of the run.")
+    try:
+        size = path.stat().st_size if root in path.parents and path.is_file() else -1
+    except OSError:  # the name is too long
+        size = -1
+    if size < 0:
+        raise NotFound("the run {run} has no file {name}.", run=run, name=name[:200], path="path", fix="Choose a file of the run.")
+    if size > MAX_FILE_BYTES:
+        raise RequestError(
+            "{name} is larger than {mb} MB.", name=name, mb=MAX_FILE_BYTES >> 20, path="path", fix="Open it in the run's folder."
+        )
     kind = mimetypes.guess_type(path.name)[0] or ""
     if kind not in (*PICTURES, "application/json"):
         kind = "text/plain; charset=utf-8"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from lora_trainer.config.choices import unet_blocks
+from lora_trainer.config.patterns import Pattern, PatternError
 from lora_trainer.config.schema import NetworkConfig
 from lora_trainer.errors import Problem
 from lora_trainer.messages import say
@@ -14,6 +14,7 @@ from lora_trainer.messages import say
 RANKS, ALPHAS = ("block_dims", "conv_block_dims"), ("block_alphas", "conv_block_alphas")
 LR_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
 MAX_RANK, MAX_ALPHA = 1024, 4096
+MAX_PATTERNS = 100
 
 
 def check_network(network: NetworkConfig) -> Iterator[tuple[tuple[str, ...], Problem]]:
@@ -23,7 +24,10 @@ def check_network(network: NetworkConfig) -> Iterator[tuple[tuple[str, ...], Pro
     for name in LR_WEIGHTS:
         yield from _check_lr_weights(name, getattr(network, name))
     for name in ("include", "exclude"):
-        for text in getattr(network, name):
+        patterns = getattr(network, name)
+        if len(patterns) > MAX_PATTERNS:
+            yield _problem(name, "{count} patterns are too many.", "Write at most {most}.", count=len(patterns), most=MAX_PATTERNS)
+        for text in patterns[:MAX_PATTERNS]:
             yield from _check_pattern(name, text)
     multiplier = network.base_weights_multiplier
     if isinstance(multiplier, tuple) and len(multiplier) != len(network.base_weights):
@@ -73,9 +77,11 @@ def _check_lr_weights(name: str, text: str) -> Iterator[tuple[tuple[str, ...], P
 
 def _check_pattern(name: str, text: str) -> Iterator[tuple[tuple[str, ...], Problem]]:
     try:
-        re.compile(text)
-    except re.error as error:
-        yield _problem(name, "{pattern} is not a valid pattern: {why}.", "Write a part of the layers' names.", pattern=text, why=str(error))
+        Pattern(text)
+    except PatternError as error:
+        yield _problem(
+            name, "{pattern} is not a valid pattern: {why}.", "Write a part of the layers' names.", pattern=text[:200], why=error.reason
+        )
 
 
 def _try_parse(parse: Callable[[], tuple[float, ...]]) -> tuple[tuple[float, ...], str | None]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import attrs
 
 CURVES = ("cosine", "sine", "linear", "reverse_linear", "zeros")
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _DIFFUSERS = re.compile(r"_(down|up)_blocks_(\d+)_(resnets|attentions|downsamplers|upsamplers)_(\d+)_")
 _LDM = re.compile(r"_(input_blocks|middle_block|output_blocks)_(\d+)_")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from lora_trainer.config.files import parse_toml
 from lora_trainer.config.importing.trainers.command_lines import SHELLS, CommandLine, read_command_line
 from lora_trainer.errors import ConfigError, MissingPackage, NothingToImport
 from lora_trainer.install_command import install_command
+from lora_trainer.parsing import TooDeep, parse_json
 
 MAX_CHARACTERS = 2 << 20
 """Longer texts are no settings."""
@@ -64,8 +64,8 @@ def _parse(text: str, where: str, suffix: str) -> Content:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text)
+    except ValueError as error:
         fix = "Correct that line."
         if "escape" in str(error):
             fix = "Between double quotes a \\ begins an escape: write \\\\ or / instead of \\."
@@ -130,8 +130,8 @@ def _is_toml_table(text: str) -> bool:
     if not (first_line.startswith("[") and first_line.endswith("]")):
         return False
     try:
-        json.loads(first_line)
-    except RecursionError:
+        parse_json(first_line)
+    except TooDeep:
         return False
     except ValueError:
         return first_line.strip("[]").strip() != "" and not any(character in first_line for character in '{},:"')

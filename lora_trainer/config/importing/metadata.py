@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
 from lora_trainer.config.importing.values import is_empty
 from lora_trainer.errors import ConfigError, NothingToImport
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_json
 
 RESULT = say("It records a result of that run; it is not a setting.")
 ELSEWHERE = say("The pictures are chosen here: set the folder.")
@@ -158,8 +158,8 @@ def _optimizer(key: str, text: str) -> Iterator[Key]:
 
 def _one_trainer(metadata: Mapping[str, str]) -> ProgramKeys:
     try:
-        settings = json.loads(metadata["ot_config"])
-    except (ValueError, RecursionError) as error:
+        settings = parse_json(metadata["ot_config"])
+    except ValueError as error:
         raise ConfigError(
             [problem("ot_config", "it is not valid {kind} ({why}).", "Choose another file.", kind="JSON", why=str(error))]
         ) from error
@@ -184,8 +184,8 @@ def _datasets(text: str) -> Options | Message:
 def _entries(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The data sets of `ss_datasets`, and the folders of all of them; none where it cannot be read."""
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = parse_json(text)
+    except ValueError:
         return [], []
     datasets = [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
     lists = [entry["subsets"] for entry in datasets if isinstance(entry.get("subsets"), list)]
@@ -219,6 +219,6 @@ def _parse_value(text: str) -> Any:
     if text in ("True", "False"):
         return text == "True"
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return parse_json(text)
+    except ValueError:
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, LIKE_
 from lora_trainer.config.importing.values import convert, is_empty, texts_of, to_number
 from lora_trainer.config.schema.network import PRESETS
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_json
 
 LYCORIS_MODULE = "lycoris.kohya"
 EARLY_LOCON = "locon.locon_kohya"
@@ -227,7 +227,7 @@ def _patterns(value: Any) -> list[str]:
     """Patterns from a list, from a JSON list (as in metadata), or a single one."""
     if isinstance(value, str) and value.startswith("["):
         with suppress(ValueError):
-            value = json.loads(value)
+            value = parse_json(value)
     return texts_of(value) if isinstance(value, list) else [str(value)]
 
 

@@ -30,6 +30,7 @@ from lora_trainer.config.importing.trainers.simple_tuner import simple_tuner_key
 from lora_trainer.config.importing.values import flatten, to_number
 from lora_trainer.config.migrations import migrate
 from lora_trainer.errors import ConfigError, NothingToImport
+from lora_trainer.files import read_regular
 from lora_trainer.messages import Message, say
 
 PROGRAMS: Mapping[str, Callable[[Any, ReadText], ProgramKeys]] = {
@@ -48,6 +49,8 @@ FEW = 10
 """A file of which fewer than one in so many keys is taken is hardly one of settings."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """How PowerShell's own text files begin."""
+MAX_BYTES = 8 << 20
+"""A larger file is no settings file."""
 MAX_PROMPT_FILE_BYTES = 1 << 20
 """Larger prompt files are not read."""
 
@@ -56,7 +59,7 @@ def import_file(path: Path) -> Imported:
     """The settings of a file; text files that it names are looked for relative to it. Raises ConfigError if it cannot be read."""
     path = Path(path)
     try:
-        content = path.read_bytes()
+        content = read_regular(path, MAX_BYTES)
         text = content.decode("utf-16" if content.startswith(UTF_16) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError([problem(str(path), "is not UTF-8 text.", "Save the file as UTF-8.")]) from error
@@ -171,7 +174,7 @@ def _reader(folder: Path) -> ReadText:
         for path in (Path(name), folder / name):
             try:
                 if path.is_file() and path.stat().st_size <= MAX_PROMPT_FILE_BYTES:
-                    return path.read_bytes().decode("utf-8-sig", "replace")
+                    return read_regular(path, MAX_PROMPT_FILE_BYTES).decode("utf-8-sig", "replace")
             except OSError:
                 continue
         return None

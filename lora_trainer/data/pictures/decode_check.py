@@ -18,6 +18,7 @@ from lora_trainer.data.pictures.images import open_small
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
 from lora_trainer.file_hashes import FileHashes, stamp_of
+from lora_trainer.files import open_regular
 from lora_trainer.messages import Message, say
 
 GRID = 16
@@ -138,7 +139,7 @@ def _decode_cached(path: Path, _mtime: int, _size: int) -> DecodeResult:
 
 
 def _is_opaque(path: Path) -> bool:
-    with Image.open(path) as image:
+    with open_regular(path) as file, Image.open(file) as image:
         if not has_alpha(image):
             return True
         return bool(image.convert("RGBA").getchannel("A").getextrema()[0] == 255)

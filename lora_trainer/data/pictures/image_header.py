@@ -11,6 +11,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from lora_trainer.data.pictures import heif
 from lora_trainer.data.records import Verdict
+from lora_trainer.files import NotRegular, open_regular
 from lora_trainer.messages import Message, say
 
 MIN_SIDE = 32
@@ -63,7 +64,7 @@ def read_header(path: Path) -> ImageHeader:
     if size := _jpeg_size(path):
         return _header(size, (), "JPEG")
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             turned = orientation(image, path)
             width, height = _upright_size(image, turned)
             rotated: tuple[Verdict, ...] = ("rotated",) if turned > 1 else ()
@@ -87,7 +88,7 @@ def _header(size: tuple[int, int], notes: tuple[Verdict, ...], image_format: str
 def _jpeg_size(path: Path) -> tuple[int, int] | None:
     """Size of a JPEG with nothing but tables and comments before it; None for all else, which Pillow then reads."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path, buffering=0) as file:
             data = file.read(2048)
     except OSError:
         return None
@@ -159,6 +160,8 @@ def unreadable_reason(error: Exception) -> Message:
         return say("The file is gone.")
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return say("The file is a link to itself.")
+    if isinstance(error, NotRegular):
+        return say("It is not a regular file.")
     if isinstance(error, MemoryError):
         return say("There is not enough memory to read the picture.")
     return say("The file is damaged ({why}).", why=str(error) or type(error).__name__)
@@ -176,7 +179,7 @@ def _is_made_readable(path: Path) -> bool:
 
 def _unidentified_header(path: Path) -> ImageHeader:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             signature = file.read(12)
     except OSError as error:
         return ImageHeader(0, 0, ("broken",), unreadable_reason(error))

@@ -15,6 +15,7 @@ from lora_trainer.data.pictures.crops import frame_box
 from lora_trainer.data.pictures.image_header import UNREADABLE, has_alpha, require_complete, unreadable_reason, upright
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
+from lora_trainer.files import open_regular
 
 WHITE = (255, 255, 255)
 INTERPOLATIONS = {
@@ -83,7 +84,7 @@ def open_small(path: Path, size: int) -> Image.Image:
 def decoded_image(path: Path, draft: int | None = None) -> Iterator[Image.Image]:
     """The decoded picture as stored. Errors, here or in the block, become a DatasetError that names the file."""
     try:
-        with Image.open(path) as image:
+        with open_regular(path) as file, Image.open(file) as image:
             require_complete(path, image)
             if draft is not None:
                 image.draft("RGB", (draft, draft))

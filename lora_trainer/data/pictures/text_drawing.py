@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from PIL import ImageDraw, ImageFont
@@ -35,7 +36,8 @@ def write(pen: ImageDraw.ImageDraw, position: tuple[int, int], text: str, colour
 def wrap(text: str, width: int, size: int, max_lines: int) -> list[str]:
     """At most `max_lines` lines of `width` pixels; longer text ends in "..."."""
     typeface = font(size, text)
-    lines = list(_break_lines(text, lambda part: _length(typeface, part) <= width))
+    text = text[: width * max_lines]  # no letter is narrower than a pixel, but for some that are drawn over others
+    lines = list(islice(_break_lines(text, lambda part: _length(typeface, part) <= width), max_lines + 1))
     if len(lines) <= max_lines:
         return lines
     return [*lines[: max_lines - 1], lines[max_lines - 1].rstrip()[:-3] + "..."]

@@ -142,6 +142,14 @@ def source_paths(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _metadata_folders("data.in_json", _text_value(data, "in_json"), _text_value(data, "train_data_dir"))
 
 
+def subset_paths(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(option, path) of every folder and file in the subsets of a plain [data] itself; no file is read."""
+    subsets = data.get("subsets")
+    for number, table in enumerate(subsets if isinstance(subsets, list) else ()):
+        if isinstance(table, Mapping):
+            yield from ((f"{SUBSETS}[{number}].{name}", text) for name in SUBSET_INPUT_PATHS if (text := _text_value(table, name)))
+
+
 def _metadata_folders(field: str, file: str, folder: str) -> Iterator[tuple[str, str]]:
     """(field, folder) of the pictures in a metadata file."""
     with suppress(TrainerError):

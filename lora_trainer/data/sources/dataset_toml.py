@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from lora_trainer.config.parse import read_value
 from lora_trainer.config.schema import DataConfig
 from lora_trainer.config.subsets import PER_DATASET, PER_SUBSET, normalize_value, table_options, unknown_name_problem
 from lora_trainer.errors import ConfigError, Problem
+from lora_trainer.files import read_regular
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import MAX_TOML_CHARACTERS, parse_json
 
 OPTION = "data.dataset_config"
 DATASET_OPTIONS = (*PER_DATASET, "validation_split", "validation_seed", "network_multiplier")
@@ -65,6 +66,8 @@ def read_dataset_file(path: Path, data: DataConfig) -> DatasetFile:
     datasets = tuple(parser.datasets(mapping, _defaults(data)))
     if parser.problems:
         raise ConfigError(parser.problems)
+    if not any(datasets):
+        raise ConfigError([_problem("datasets", "none of its folders is used.", "Give one of them num_repeats of at least 1.")])
     return DatasetFile(datasets, tuple(parser.warnings))
 
 
@@ -72,7 +75,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
     try:
-        mapping = json.loads(path.read_text(encoding="utf-8-sig"))
+        mapping = parse_json(read_regular(path, MAX_TOML_CHARACTERS).decode("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError([problem(OPTION, "{file} cannot be read ({why}).", "Check the file.", file=str(path), why=str(error))]) from error
     return mapping if isinstance(mapping, dict) else {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -14,6 +13,12 @@ import attrs
 from lora_trainer.data.sources.folders import is_picture, visible_files
 from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import DatasetError
+from lora_trainer.files import read_regular
+from lora_trainer.parsing import parse_json
+from lora_trainer.path_kinds import is_network_path
+
+MAX_BYTES = 100_000_000
+"""Some hundred thousand pictures."""
 
 NAME_KEYS = ("image_path", "file_name", "image", "img", "path", "file", "filename")
 """Keys under which a row names its picture."""
@@ -48,14 +53,14 @@ def read_metadata(file: Path, folder: Path | None, separator: str, field: str) -
 def _read_entries(file: Path, field: str) -> dict[str, Mapping[str, Any]]:
     """Name of a picture -> its values."""
     try:
-        text = decode_text(file.read_bytes())
+        text = decode_text(read_regular(file, MAX_BYTES))
     except OSError as error:
         raise DatasetError(
             "{file} cannot be read ({why}).", path=field, file=str(file), why=error.strerror or str(error), fix="Check the path."
         ) from error
     try:
         content = _parse(text, file.suffix.lower())
-    except (ValueError, RecursionError, csv.Error) as error:
+    except (ValueError, csv.Error) as error:
         raise DatasetError(
             "{file} is not valid JSON ({why}).", path=field, file=str(file), why=str(error), fix="Correct it, or make it anew."
         ) from error
@@ -76,10 +81,10 @@ def _read_entries(file: Path, field: str) -> dict[str, Mapping[str, Any]]:
 def _parse(text: str, suffix: str) -> Any:
     """The content: rows of JSON lines or a table as a list, else whatever the JSON is. Raises ValueError."""
     if suffix == ".jsonl":
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [parse_json(line) for line in text.splitlines() if line.strip()]
     if suffix in (".csv", ".tsv"):
         return list(csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ","))
-    return json.loads(text)
+    return parse_json(text)
 
 
 def _entries_of_rows(rows: list[Any], file: Path, field: str) -> dict[str, Mapping[str, Any]]:
@@ -138,12 +143,16 @@ class _PictureFinder:
 
     def _candidates(self, name: str) -> Iterator[Path]:
         path = Path(name)
-        if path.is_absolute():
+        if path.is_absolute() and self._may_look_at(path):
             yield path
         if self.folder is not None:
-            if not path.is_absolute():
+            if not path.is_absolute() and not is_network_path(name):
                 yield self.folder / name
             yield self.folder / PureWindowsPath(name).name
+
+    def _may_look_at(self, path: Path) -> bool:
+        """Not on another computer, unless the pictures' own folder lies there: looking at a path on Windows logs in at that computer."""
+        return not is_network_path(str(path)) or (self.folder is not None and path.is_relative_to(self.folder))
 
     def _find_in(self, folder: Path, name: str) -> Path | None:
         if not name:

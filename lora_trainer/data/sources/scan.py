@@ -33,6 +33,7 @@ from lora_trainer.data.sources.folders import (
 from lora_trainer.data.sources.metadata_json import ROW_SUFFIXES, MetadataEntry, read_metadata
 from lora_trainer.data.sources.scan_notices import ScanNotices, first_names, require_usable
 from lora_trainer.errors import DatasetError
+from lora_trainer.files import TooLarge
 from lora_trainer.gc_pause import gc_paused
 from lora_trainer.messages import Message, say
 
@@ -174,8 +175,9 @@ class _CaptionFiles:
         caption_path = path.with_name(candidates[0])
         try:
             caption = read_caption(caption_path)
-        except DatasetError:
-            notices.unreadable_captions.append(key)
+        except DatasetError as error:
+            too_long = isinstance(error.__cause__, TooLarge)
+            (notices.long_captions if too_long else notices.unreadable_captions).append(key)
             return None, ""
         if "\0" in caption:
             notices.nul_captions.append(key)

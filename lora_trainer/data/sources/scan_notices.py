@@ -33,6 +33,7 @@ class ScanNotices:
     """Names of JSON files that lie beside pictures without captions, one for each."""
     caption_lists: list[str] = attrs.field(factory=list)
     """Names of files that look like the captions of a folder's pictures, which have none."""
+    long_captions: list[str] = attrs.field(factory=list)
 
     def warnings(self, records: Sequence[ImageRecord], source: Source) -> Iterator[Message]:
         """One warning for each kind of notice, and those about captions and the folder's words."""
@@ -44,6 +45,7 @@ class ScanNotices:
             (self.unreadable_captions, "Caption files that cannot be read ({count}): {names}"),
             (self.nul_captions, "Captions that hold a NUL character, which is left out; their file may be damaged ({count}): {names}"),
             (self.caption_lists, "{names} looks like the captions and is not read: give it as the metadata file (data.in_json)."),
+            (self.long_captions, "Caption files of more than 100 KB, which are no captions and are not read ({count}): {names}"),
         ]
         for keys, template in notices:
             if keys:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import ModelError
 from lora_trainer.host.base import MODEL_FIELD, VAE_FIELD, Checkpoint, HostPaths, Lease, find_checkpoint, message_with_fix
+from lora_trainer.host.web_names import WebNames
 from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
@@ -176,6 +177,12 @@ class A1111Host:
         from modules import shared
 
         return any(getattr(shared.cmd_opts, flag, None) for flag in ("listen", "share", "ngrok", "server_name"))
+
+    def web_names(self) -> WebNames:
+        """The computer's own, --server-name, those of --lora-trainer-allow-host, and the domains of tunnels; with a login every one."""
+        from lora_trainer.host.a1111 import login
+
+        return login.web_names()
 
     def is_authorized(self, request: Any) -> bool:
         """Gradio's login, or --api-auth's."""

@@ -6,6 +6,35 @@ import base64
 from secrets import compare_digest
 from typing import Any
 
+from lora_trainer.host.web_names import WebNames, declared_names, declared_origins, own_names
+
+ALLOW_HOST = "--lora-trainer-allow-host"
+TUNNELS = (
+    *(".gradio.live", ".gradio.app", ".ngrok.io", ".ngrok.app", ".ngrok.dev", ".ngrok-free.app", ".ngrok-free.dev"),
+    *(".trycloudflare.com", ".loca.lt", ".lhr.life", ".remote.moe"),
+    *(".proxy.runpod.net", "-colab.googleusercontent.com", ".paperspacegradient.com"),
+)
+"""Domains of --share, --ngrok and other tunnels, and of rented computers: their owners alone say where a name in them leads to, and none
+leads to the computer of a visitor."""
+
+
+def web_names() -> WebNames:
+    """The names under which browsers may reach the host, by its flags."""
+    from modules import shared
+
+    options = shared.cmd_opts
+    tunnel = getattr(options, "ngrok_options", None) or {}
+    allowed = [str(name) for name in getattr(options, "lora_trainer_allow_host", None) or ()]
+    names = [getattr(options, "server_name", None), *(tunnel.get(key) for key in ("domain", "hostname") if isinstance(tunnel, dict))]
+    return WebNames(
+        flag=ALLOW_HOST,
+        declared=declared_names([*(str(name) for name in names if name), *allowed, *own_names()]),
+        origins=declared_origins(allowed),
+        suffixes=TUNNELS,
+        any_address=True,
+        any_name=any(required_logins()),
+    )
+
 
 def required_logins() -> tuple[bool, bool]:
     """(whether the page requires a login, whether the host's API requires one)."""

@@ -21,6 +21,8 @@ from lora_trainer.models.layout import UNET, VAE, FamilyRow
 __all__ = ["ModelFacts", "inspect", "read_header", "sd1_heads"]
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16"}
+DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""What shapes and settings raise that no model has."""
 TRAINABLE = "Choose a Stable Diffusion 1, 2 or SDXL base checkpoint."
 KINDS_BY_CHANNELS: Mapping[int, Message] = {
     9: say("an inpainting model"),
@@ -106,6 +108,15 @@ def inspect(path: Path, *, sha256: str = "") -> ModelFacts:
 
     `sha256` of the file, if known: it identifies released files without marks.
     """
+    try:
+        return _inspect(path, sha256)
+    except DAMAGE as error:
+        raise ModelError(
+            "{path} is damaged, or no model that is known here: its parts do not fit together.", path=str(path), fix="Get the file again."
+        ) from error
+
+
+def _inspect(path: Path, sha256: str) -> ModelFacts:
     if path.is_dir():
         folder = diffusers_folder.read_contents(path)
         if (kind := _untrainable_folder(folder)) is not None:

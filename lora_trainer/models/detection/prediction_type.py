@@ -12,7 +12,10 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.files import read_regular
 from lora_trainer.messages import Message, say
+
+MAX_YAML_BYTES = 1 << 20
 
 V_KEY, ZERO_SNR_KEY = "v_pred", "ztsnr"
 HASHES = {
@@ -58,7 +61,10 @@ class FileMarks:
 def read_yaml_beside(path: Path) -> str:
     """The text of the yaml file beside a checkpoint; "" if there is none."""
     yaml = path.with_suffix(".yaml")
-    return yaml.read_text(encoding="utf-8", errors="replace") if yaml.is_file() else ""
+    try:
+        return read_regular(yaml, MAX_YAML_BYTES).decode("utf-8", "replace")
+    except OSError:  # there is none, or it is no config of a model
+        return ""
 
 
 def detect_prediction(marks: FileMarks, family: str) -> PredictionType:
@@ -157,5 +163,5 @@ def _yaml_scaling(text: str) -> str:
 
 def _yaml_value(text: str, name: str) -> str:
     """The value of the first line `name: value`, without quotes; a yaml parser is not needed."""
-    match = re.search(rf"^\s*{name}:\s*[\"']?([\w.-]+)", text, re.MULTILINE)
+    match = re.search(rf"^[ \t]*{name}:\s*[\"']?([\w.-]+)", text, re.MULTILINE)
     return match.group(1).lower() if match else ""

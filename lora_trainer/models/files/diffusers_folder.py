@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.files import read_regular
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection.infer_config import Heads
 from lora_trainer.models.detection.prediction_type import PREDICTION_NAMES, PredictionType
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, tensors
+from lora_trainer.parsing import parse_json
+
+MAX_CONFIG_BYTES = 1 << 20
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,8 +102,17 @@ def weight_files(part: Path) -> list[Path]:
                 return [file]
             stem, _, kind = f"{name}{ending}".rpartition(".")
             if (index := part / f"{stem}.{kind}.index.json").is_file():
-                return sorted({part / Path(piece).name for piece in _json(index).get("weight_map", {}).values()})
+                return _shards(part, index)
     raise ModelError("{path} holds no weights.", path=str(part), fix=CHOOSE_WHOLE_FOLDER)
+
+
+def _shards(part: Path, index: Path) -> list[Path]:
+    """The files that an index names. Raises ModelError."""
+    weight_map = _json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ModelError("{path} cannot be read.", path=str(index), fix="Get the folder again.")
+    return sorted({part / Path(name).name for name in names})
 
 
 def main_weight_file(path: Path) -> Path:
@@ -148,7 +160,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_regular(path, MAX_CONFIG_BYTES).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError("{path} cannot be read.", path=str(path), fix="Get the folder again.") from error
     return value if isinstance(value, dict) else {}

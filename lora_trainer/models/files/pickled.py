@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,7 +105,7 @@ def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> di
         "U8": torch.uint8,
     }
     mapped_tensors: dict[str, Tensor] = {}
-    with _archive(path) as archive, path.open("rb") as file:
+    with _archive(path) as archive, open_regular(path) as file:
         described = {name: stored for name, stored in _read_described(path, archive).items() if select(name)}
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)  # the tensors hold it as long as they live
         for name, stored in described.items():
@@ -120,7 +121,7 @@ def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> di
 
 def _archive(path: Path) -> zipfile.ZipFile:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(4)
         if start[:2] != b"PK":
             raise ModelError(
@@ -137,7 +138,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
         ) from error
     except OSError as error:
         raise ModelError(
-            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions."
+            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror or str(error), fix="Check the file's permissions."
         ) from error
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_trainer.files import atomic_writer
 from lora_trainer.models.files import pickled
-from lora_trainer.models.files.tensor_file import TensorInfo, is_pickle, read_header
+from lora_trainer.models.files.tensor_file import TensorInfo, is_pickle, open_safetensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,10 +42,7 @@ def open_tensors(path: Path) -> Iterator[Callable[[str], Tensor]]:
     if is_pickle(path):
         yield pickled.tensors(path, lambda name: True).__getitem__
         return
-    from safetensors import safe_open
-
-    read_header(path)
-    with safe_open(str(path), framework="pt") as file:
+    with open_safetensors(path) as file:
         yield file.get_tensor
 
 

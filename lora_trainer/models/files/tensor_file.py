@@ -5,23 +5,29 @@ Reads safetensors; `.ckpt`, `.pt`, `.pth` and `.bin` by models/files/pickled.py,
 
 from __future__ import annotations
 
-import json
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from lora_trainer.errors import ModelError
+from lora_trainer.files import open_regular
 from lora_trainer.messages import say
 from lora_trainer.models.files import pickled
+from lora_trainer.parsing import parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HEADER_LIMIT = 100 << 20
+HEADER_LIMIT = 32 << 20
+"""A real header has some hundred bytes for each of a few thousand tensors, and what a trainer noted."""
+MAX_NAME, MAX_SIDES = 1000, 16
+"""Characters of a tensor's name, and its dimensions."""
+DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,15}")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 CHOOSE = "Choose a .safetensors or .ckpt checkpoint."
 PACKED = say("a checkpoint whose weights are packed in a few bits each (GGUF, nf4): choose the whole one that it was made from")
@@ -80,11 +86,22 @@ def tensors(path: Path, select: Callable[[str], bool] = lambda name: True) -> di
     """The selected tensors of a file, memory-mapped. Raises ModelError."""
     if is_pickle(path):
         return pickled.tensors(path, select)
-    from safetensors import safe_open
+    with open_safetensors(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys() if select(name)}  # noqa: SIM118 - not a dict
+
+
+@contextmanager
+def open_safetensors(path: Path) -> Iterator[Any]:
+    """safetensors' `safe_open`. Raises ModelError for what it refuses, too."""
+    from safetensors import SafetensorError, safe_open
 
     read_header(path)
-    with safe_open(str(path), framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if select(name)}  # noqa: SIM118 - not a dict
+    try:
+        opened = safe_open(str(path), framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=CHOOSE) from error
+    with opened as file:
+        yield file
 
 
 def is_pickle(path: Path) -> bool:
@@ -97,26 +114,29 @@ def read_header(path: Path) -> dict[str, Any]:
 
     Raises ModelError if the file is missing, not a safetensors file, or truncated.
     """
-    if not path.exists():
+    if not _exists(path):
         raise ModelError("{path} does not exist.", path=str(path), fix=CHOOSE)
     if path.is_dir():
         raise ModelError("{path} is a folder, not a checkpoint file.", path=str(path), fix=CHOOSE)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(8)
             if start.startswith(b"GGUF"):
                 raise ModelError("{path} is {kind}.", path=str(path), kind=PACKED, fix=CHOOSE)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT + 1
             if length > HEADER_LIMIT:
                 raise ModelError("{path} is not a safetensors file.", path=str(path), fix=CHOOSE)
-            header: dict[str, Any] = json.loads(file.read(length).decode("utf-8"))
+            header: dict[str, Any] = parse_json(file.read(length).decode("utf-8"))
+            if max(map(len, header), default=0) > MAX_NAME:
+                raise ValueError(path)
             entries = [entry for name, entry in header.items() if name != "__metadata__"]
             ends = [entry["data_offsets"][1] for entry in entries]
             if not all(map(_is_entry, entries)):
                 raise ValueError(path)
+            _check_metadata(header.get("__metadata__", {}))
     except OSError as error:
         raise ModelError(
-            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror, fix="Check the file's permissions."
+            "{path} cannot be read ({reason}).", path=str(path), reason=error.strerror or str(error), fix="Check the file's permissions."
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ModelError("{path} is not a safetensors file, or it is damaged.", path=str(path), fix=CHOOSE) from error
@@ -136,12 +156,14 @@ def read_header(path: Path) -> dict[str, Any]:
 def _is_entry(entry: Mapping[str, Any]) -> bool:
     """Whether a tensor's entry holds values of the right kinds."""
     numbers = (*entry["shape"], *entry["data_offsets"])
-    return len(entry["data_offsets"]) == 2 and isinstance(entry["dtype"], str) and all(type(n) is int and n >= 0 for n in numbers)
+    is_dtype = isinstance(entry["dtype"], str) and DTYPE.fullmatch(entry["dtype"]) is not None
+    has_places = len(entry["data_offsets"]) == 2 and len(entry["shape"]) <= MAX_SIDES
+    return is_dtype and has_places and all(type(n) is int and n >= 0 for n in numbers)
 
 
 def data_start(path: Path) -> int:
     """Where the tensors of a safetensors file begin. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return 8 + int(struct.unpack("<Q", file.read(8))[0])
 
 
@@ -166,3 +188,16 @@ def _stored_bytes(entry: Mapping[str, Any]) -> int | None:
     if entry["dtype"] == "BOOL":
         return TensorInfo("BOOL", tuple(entry["shape"])).count
     return TensorInfo("", tuple(entry["shape"])).count * int(bits[0]) // 8 if bits else None
+
+
+def _check_metadata(metadata: Any) -> None:
+    """Raises TypeError unless it holds texts by name."""
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise TypeError("not metadata")
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # the name is too long
+        return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -14,6 +13,7 @@ from lora_trainer.config.choices.samplers import CHOICES, find_sampler
 from lora_trainer.config.prompt_files import LINE_OPTIONS, PromptRow, row_texts, rows_from_file, rows_from_lines
 from lora_trainer.data.sources.text_decoding import decode_text
 from lora_trainer.errors import TrainerError
+from lora_trainer.files import expand_user, read_regular
 from lora_trainer.messages import Message, say
 
 NUMBER_OPTIONS = {"w": "512", "h": "512", "d": "1", "l": "7.5", "s": "20"}
@@ -21,7 +21,7 @@ NUMBER_OPTIONS = {"w": "512", "h": "512", "d": "1", "l": "7.5", "s": "20"}
 OPTIONS = (*NUMBER_OPTIONS, "n", "ss")
 IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")
 """sd-scripts' options for other kinds of models: accepted, without effect."""
-_OPTION = re.compile(r"\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
+_OPTION = re.compile(r"(?<!\s)\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
 NETWORK_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
 """How a WebUI's prompt names a network; the trainer's own samplers take it for words."""
 MARK = re.compile(
@@ -122,11 +122,11 @@ def parse_prompt_line(line: str, defaults: SampleRequest) -> SampleRequest:
 def _read_file_rows(name: str, first: int) -> list[PromptRow]:
     if not name:
         return []
-    path = Path(name).expanduser()
+    path = expand_user(name)
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise TrainerError("{file} is too large for a prompt file.", file=name, path="sample.prompt_file", fix="Choose another file.")
-        text = decode_text(path.read_bytes())
+        text = decode_text(read_regular(path, MAX_FILE_BYTES))
     except (OSError, ValueError) as error:
         raise TrainerError(
             "the prompt file {file} cannot be read ({reason}).",

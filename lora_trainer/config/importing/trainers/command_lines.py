@@ -19,8 +19,8 @@ CONTINUATION = {"bat": "^", "sh": "\\", "ps1": "`"}
 SCRIPT = re.compile(r"(?:^|[\\/])(\w*train_\w+|fine_tune|sdxl_train)\.py$", re.IGNORECASE)
 SHELL_MARKS = (
     ("sh", re.compile(r"^#!|\\\s*$", re.MULTILINE)),
-    ("ps1", re.compile(r"`\s*$|^\s*\$\w+\s*\+?=|^\s*\[void\]", re.MULTILINE | re.IGNORECASE)),
-    ("bat", re.compile(r"\^\s*$|^\s*@?(echo off|set \"?\w+=|rem |call )|[A-Za-z]:\\", re.MULTILINE | re.IGNORECASE)),
+    ("ps1", re.compile(r"`\s*$|^[ \t]*\$\w+\s*\+?=|^[ \t]*\[void\]", re.MULTILINE | re.IGNORECASE)),
+    ("bat", re.compile(r"\^\s*$|^[ \t]*@?(echo off|set \"?\w+=|rem |call )|[A-Za-z]:\\", re.MULTILINE | re.IGNORECASE)),
 )
 """What tells the shell of a text, the surest first."""
 OPTION = re.compile(r"--[A-Za-z]")
@@ -30,6 +30,12 @@ _COMMENT = {"bat": re.compile(r"\s*@?(rem\b|::)", re.IGNORECASE), "sh": re.compi
 ESCAPED = {("sh", "\\"): '$`"\\\\', ("ps1", "`"): '$`"'}
 """Within double quotes: (shell, sign before) -> signs that it makes plain."""
 _NAME = r"[A-Za-z_]\w*"
+
+
+MAX_CHARACTERS = 100_000
+"""Of a script; real ones have some thousand."""
+MAX_VARIABLE_CHARACTERS, MAX_COMMANDS = 5000, 1000
+"""Variables that hold each other grow without end, and a script may repeat them."""
 
 
 @attrs.frozen
@@ -53,11 +59,16 @@ class CommandLine:
 
 
 def read_command_line(text: str, shell: str = "") -> CommandLine | None:
-    """The first training command of a script or of a pasted text; None if there is none."""
+    """The first training command of a script or of a pasted text; None if there is none, or if the text is too large for one."""
+    if len(text) > MAX_CHARACTERS:
+        return None
     shell = shell or _guess_shell(text)
     script = _Script(shell)
-    for line in _logical_lines(text, shell):
-        script.read(line)
+    try:
+        for line in _logical_lines(text, shell):
+            script.read(line)
+    except RecursionError:
+        return None
     commands = [words for words in script.commands if any(SCRIPT.search(word.text) for word in words)]
     if not commands:
         loose = [word for words in script.commands for word in words]
@@ -172,13 +183,15 @@ class _Script:
         if None in self.conditions:
             words = [attrs.evolve(word, is_clear=False) for word in words]
         name = name.lower() if self.shell != "sh" else name
-        self.variables[name] = self.variables.get(name, []) + words if add else words
+        words = self.variables.get(name, []) + words if add else words
+        is_small = sum(len(word.text) + 1 for word in words) <= MAX_VARIABLE_CHARACTERS
+        self.variables[name] = words if is_small else [Word("", is_clear=False)]
 
     def _get(self, name: str) -> list[Word] | None:
         return self.variables.get(name.lower() if self.shell != "sh" else name)
 
     def _run(self, words: list[Word]) -> None:
-        if words and not self.is_skipped:
+        if words and not self.is_skipped and len(self.commands) < MAX_COMMANDS:
             self.commands.append([attrs.evolve(word, is_clear=False) for word in words] if None in self.conditions else words)
 
     # --- Windows' command prompt ---

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from lora_trainer.config.importing.tables import (
 from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
 from lora_trainer.config.importing.values import flatten, is_empty, to_number
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_json
 
 NOT_READ = say("OneTrainer's own setting, which has no counterpart here.")
 WHOLE = ("concepts", "samples", "embeddings", "additional_embeddings", "scheduler_params")
@@ -455,7 +455,7 @@ def _sample_line(sample: Mapping[str, Any]) -> str:
 
 def _read_json_list(text: str | None) -> list[Any] | None:
     try:
-        content = json.loads(text or "null")
-    except (ValueError, RecursionError):
+        content = parse_json(text or "null")
+    except ValueError:
         return None
     return content if isinstance(content, list) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import Progra
 from lora_trainer.config.importing.trainers.lycoris import lycoris_keys
 from lora_trainer.config.importing.values import is_empty, to_number
 from lora_trainer.messages import Message, say
+from lora_trainer.parsing import parse_json
 
 NOT_READ = say("SimpleTuner's own setting, which has no counterpart here.")
 DEFAULTS: Mapping[str, Any] = {"optimizer.text_encoder_lr": 0.0, "network.dim": 16, "network.alpha": 16.0}
@@ -147,8 +147,8 @@ def _lycoris_file(flat: Mapping[str, Any], read: ReadText) -> _Network | None:
     if flat.get("lora_type") != "lycoris" or is_empty(name) or (text := read(str(name))) is None:
         return None
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_json(text)
+    except ValueError:
         return None
     if not isinstance(values, dict):
         return None
