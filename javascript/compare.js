@@ -15,7 +15,8 @@
     parts.scroll = h("div.lt-scroll.lt-gridscroll", {}, parts.grid);
     const drawWeights = (weights) => {
       ask({ weights });
-      shownFrame = ""; // the field shows them
+      shownFrame = "";
+      paintBar(); // the field shows them
       render();
     };
     parts.cell = LT.makeCell(view, { choose, again: (seed) => render(seed), drawWeights });

@@ -94,8 +94,7 @@
     const active = LT.activeRun();
     if (LT.isLrSearch(run)) return;
     if (active && active.total_steps) {
-      const percent = LT.percent(LT.stepOf(active) / active.total_steps);
-      document.title = `${percent} ${active.name} · ${plainTitle}`;
+      document.title = `${LT.percent(LT.stepOf(active) / active.total_steps)} ${active.name} · ${plainTitle}`;
     } else if (run && lastRunId === run.id && run.outcome) {
       document.title = `${{ finished: "✓", failed: "✗" }[run.outcome] || "■"} ${run.name} · ${plainTitle}`;
     } else if (document.title !== plainTitle && /^[\d✓✗■]/.test(document.title)) document.title = plainTitle;

@@ -70,7 +70,10 @@ def test_the_button_starts_the_run_that_the_diagnosis_asks_for(
 def test_lower_weights_are_drawn_at_once(mika: Page, made_up: tuple[str, World]):
     page = without_best(mika, made_up[1], "lower-weights")
     page.get_by_role("button", name="Draw the weights").click()
-    page.wait_for_timeout(500)
+    for _ in range(40):
+        if asked(made_up[1], "grid"):
+            break
+        page.wait_for_timeout(250)
     [body] = asked(made_up[1], "grid")
     assert body["weights"] == [0.1, 0.2, 0.3, 0.4, 0.5]
     assert page.locator("#lora_trainer_weights").input_value() == "0.1 0.2 0.3 0.4 0.5"

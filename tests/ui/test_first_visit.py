@@ -73,9 +73,12 @@ def test_another_subject_is_suggested_for_at_the_next_visit_and_defaults_count_a
     page.keyboard.press("1")
     page.get_by_role("radio", name="Style").click()
     page.keyboard.press("3")
-    page.wait_for_function("LoraTrainer.suggestionsRefused() === false")
-    page.wait_for_timeout(800)
+    for _ in range(40):
+        if wizards(made_up[1]) == 2:
+            break
+        page.wait_for_timeout(250)
     assert wizards(made_up[1]) == 2
+    page.wait_for_function("!LoraTrainer.isSuggesting()")
     page.get_by_role("button", name="Defaults").click()
     page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=5000)
 

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-from lora_trainer.data.pictures import heif
-
 from .conftest import Server
 
 Page = Callable[..., Any]
@@ -77,7 +75,6 @@ def test_a_new_folder_is_a_new_one_and_undo_goes_back_to_the_old(open_page: Page
     assert not (uploads / "two sets 2").exists() and names(uploads / "two sets") == ["a.png"]
 
 
-@pytest.mark.skipif(heif.can_read(), reason="pillow-heif is installed")
 def test_every_file_that_is_not_taken_is_named_with_its_reason(open_page: Page, real: Server, mine: Path):
     page = open_page(f"{real.address}?__lang=en")
     page.evaluate("folder => LoraTrainer.useFolder(folder)", str(mine))
@@ -89,7 +86,7 @@ def test_every_file_that_is_not_taken_is_named_with_its_reason(open_page: Page, 
     told = page.locator(".lt-aside").inner_text()
     assert "7 files were not added" in told and all(name in told for name in odd)
     assert "a film" in told and "PNG or JPEG" in told and "archive" in told
-    # a phone's picture is stored, and named with the remedy where it cannot be read
+    # a phone's picture is stored, and named with the remedy where it cannot be read: this leg is the one without pillow-heif
     page.locator(".lt-thumb").nth(2).wait_for(timeout=20_000)
     picture = page.evaluate("LoraTrainer.cache.pictures.pictures.find((one) => one.name === 'IMG_1.HEIC')")
     assert not picture["usable"] and "pip install --no-deps" in picture["reason"]

@@ -169,10 +169,11 @@ async def _receive(api: ApiContext, request: Request, folder: Path, target: Path
 async def take_back_uploads(api: ApiContext, request: Request) -> dict[str, Any]:
     """POST /uploads {"take_back": [paths]} -> {"removed": [paths], "kept": [paths]}
 
-    Removes files that were uploaded since the server started, as long as they are as they were sent; everything else is kept.
+    Removes files that were uploaded since the server started, as long as they are as they were sent; `kept` are those that are not.
+    Whatever was not uploaded is left alone.
     """
     texts = body_value(await read_body(request), "take_back", list, [])
-    paths = [Path(text) for text in texts if isinstance(text, str)]
+    paths = [path for text in texts if isinstance(text, str) and (path := Path(text)) in api.received]
     removed = await api.workers.in_thread(_take_back, api, paths)
     api.status.note_edit()
     return {"removed": [str(path) for path in removed], "kept": [str(path) for path in paths if path not in removed]}
