@@ -152,7 +152,7 @@ def test_what_may_not_be_changed_is_told_and_changes_nothing(tmp_path: Path):
     assert not [event for event in seen if isinstance(event, Changed)] and isinstance(seen[-1], Finished)
 
 
-def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: Path, monkeypatch):
+def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: Path, monkeypatch, request):
     kept, alive = [], []
     of = loop.RunLoop.of
 
@@ -161,7 +161,8 @@ def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: 
         return of(trainer, *rest)
 
     monkeypatch.setattr(loop.RunLoop, "of", remember)
-    monkeypatch.setattr(logging.root.manager, "disable", logging.CRITICAL)  # pytest keeps records: exceptions in them, and so whole frames
+    logging.disable(logging.CRITICAL)  # pytest keeps records: exceptions in them, and so whole frames
+    request.addfinalizer(lambda: logging.disable(logging.NOTSET))
     config = small_config(tmp_path / "cut", **{**PLAIN, "save__ema_decay": 0.9})
     control, before = Control(), set()
     with contextlib.closing(run(config, StandaloneHost(tmp_path), control, tmp_path / "run")) as work:
