@@ -155,7 +155,7 @@ def install_missing(missing: dict[str, str], optimizers: dict[str, str]) -> None
     for bounds, options in [(missing, ""), *(({name: version}, "--no-deps ") for name, version in optimizers.items())]:
         names = ", ".join(bounds)
         if refused.get(names, {}).get("key") == package_key(bounds):
-            report_failure(names, refused[names]["reason"], remedy_for(bounds, options))
+            report_failure(names, refused[names]["reason"], remedy_for(bounds, options, refused[names]["reason"]))
             if bounds is missing:
                 return
         elif bounds:
@@ -186,7 +186,7 @@ def add_packages(bounds: dict[str, str], options: str) -> bool:
             reason = failure_reason(str(error))
             if LASTING.search(str(error)):
                 write_refused({**refused, names: {"key": package_key(bounds), "reason": reason}})
-            report_failure(names, reason, remedy_for(bounds, options))
+            report_failure(names, reason, remedy_for(bounds, options, reason))
             return False
     if refused.pop(names, None):
         write_refused(refused)
@@ -200,8 +200,36 @@ def quoted(bounds: dict[str, str]) -> str:
     return " ".join(f'"{name}{version}"' for name, version in bounds.items())
 
 
-def remedy_for(bounds: dict[str, str], options: str) -> str:
-    return f'"{sys.executable}" -m pip install {options}{quoted(bounds)}'
+def remedy_for(bounds: dict[str, str], options: str, reason: str = "") -> str:
+    python = sys.executable if re.fullmatch(r"[\w:\\/.+-]+", sys.executable) else f'"{sys.executable}"'  # PowerShell runs no quoted name
+    return f"{python} -m pip install {options}{quoted({**conflicting(reason), **bounds})}"
+
+
+def remedy_for_unfit(lines: list[str]) -> str:
+    """Without what they depend on: only the packages that do not serve are changed."""
+    return remedy_for({name: required_versions()[name] for name in (line.split()[0] for line in lines)}, "--no-deps ")
+
+
+def remedies(missing: dict[str, str], unfit: list[str]) -> list[str]:
+    """The commands for what check_packages found."""
+    reason = read_refused().get(", ".join(missing), {}).get("reason", "")
+    return [*([remedy_for(missing, "", reason)] if missing else []), *([remedy_for_unfit(unfit)] if unfit else [])]
+
+
+def conflicting(reason: str) -> dict[str, str]:
+    """Packages whose installed version pip gave as the reason, with every bound that other installed packages set on them.
+
+    Without the bounds pip would take the newest version, and the packages of the WebUI that need an older one would no longer work.
+    """
+    found = {normalized(name): (name, version) for name, version in re.findall(r"\(constraint\) ([\w.-]+)==([\w.+-]+)", reason)}
+    bounds: dict[str, set[str]] = {name: set() for name in found}
+    for distribution in metadata.distributions():
+        for requirement in distribution.requires or ():
+            match = re.match(r"([\w.-]+)\s*(?:\[[^\]]*\])?\s*\(?([^;)]*)", requirement)
+            name, bound = (normalized(match.group(1)), match.group(2).replace(" ", "")) if match else ("", "")
+            if name in found and "extra" not in requirement.partition(";")[2] and fits(found[name][1], bound):
+                bounds[name].update(part for part in bound.split(",") if part)
+    return {found[name][0]: ",".join(sorted(parts)) for name, parts in bounds.items()}
 
 
 def package_key(bounds: dict[str, str]) -> str:
@@ -249,8 +277,7 @@ def main() -> None:
         return
     missing, unfit = check_packages()
     for line in unfit:
-        name = line.split()[0]
-        print(f'LoRA Trainer: {line} It was left as it is.\nRemedy: "{sys.executable}" -m pip install "{name}{required_versions()[name]}"')
+        print(f"LoRA Trainer: {line} It was left as it is.\nRemedy: {remedy_for_unfit([line])}")
     optimizers = missing_optimizers()
     if missing or optimizers:
         install_missing(missing, optimizers)

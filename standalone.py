@@ -1,7 +1,7 @@
 """Makes an environment beside this file and runs the trainer in it. Needs nothing but Python; runs on 3.8, to say which is needed.
 
     python3 standalone.py VERB ...           the same as `python -m lora_trainer VERB ...`: demo, ui, train, check, ...
-    python3 standalone.py test [--all] ...   the tests (--all: the slow ones too); the rest is handed to pytest
+    python3 standalone.py test [--all] ...   the tests, one process for each core (--all: the slow ones too); the rest is handed to pytest
     python3 standalone.py setup [--test]     makes the environment and stops
     python3 standalone.py tool NAME ...      a tool of the environment: ruff, mypy, pytest, pip
 
@@ -383,6 +383,14 @@ def run(command: list[str], **options: object) -> int:
         return code if code >= 0 else 128 - code
 
 
+def workers(rest: list[str]) -> list[str]:
+    """What has pytest use all cores, file by file; nothing where a single file is named, or how it runs."""
+    paths = [word for word in rest if ".py" in word or (ROOT / word).exists()]
+    if any(re.match(r"-n|--dist|--numprocesses|-p|--pdb|-s$|--capture", word) for word in rest) or (len(paths) == 1 and ".py" in paths[0]):
+        return []
+    return ["-n", "auto", "--dist", "loadfile", *(["--no-loadscope-reorder"] if "--order" in rest else [])]
+
+
 def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
@@ -406,7 +414,7 @@ def main(arguments: list[str]) -> int:
     if verb == "setup":
         return 0
     if verb == "test":
-        return run([python, "-X", "warn_default_encoding", "-m", "pytest", *rest], cwd=str(ROOT))
+        return run([python, "-X", "warn_default_encoding", "-m", "pytest", *workers(rest), *rest], cwd=str(ROOT))
     return run([python, "-m", *([] if verb == "tool" else ["lora_trainer", verb]), *rest])
 
 

@@ -32,11 +32,11 @@ from lora_trainer.config.schema import DataConfig
 from lora_trainer.control import Control
 from lora_trainer.data.buckets import assign_buckets
 from lora_trainer.data.cache.latent_cache import DiskCache, LatentCache
-from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import scan
 from lora_trainer.data.sources.blueprint import Source
 from lora_trainer.data.sources.scan import cached_scan
+from lora_trainer.gc_pause import gc_paused
 
 SMALL = {"resolution": 64, "min_bucket_reso": 32, "bucket_reso_steps": 8}
 LARGE = {"resolution": 512}

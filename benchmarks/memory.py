@@ -43,7 +43,7 @@ from lora_trainer.optim.optimizers import GroupPlan, make_optimizer
 from lora_trainer.train.memory import activations
 from lora_trainer.train.memory.activations import DtypeSizes
 from lora_trainer.train.memory.checkpointing import Checkpointing, activation_blocks, option_names
-from lora_trainer.train.planning.plan import memory_parts
+from lora_trainer.train.planning.memory_plan import memory_parts
 from lora_trainer.train.step.objective import Batch, per_image_losses
 from lora_trainer.train.step.precision import Precision, compute_scope
 

@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import memory, random_checkpoint
 from lora_trainer.config.build import build
 from lora_trainer.models.detection.detect import ModelFacts, inspect
-from lora_trainer.train.planning.plan import Machine, make_plan
+from lora_trainer.train.planning.memory_plan import CAPTIONS, LOAD, PICTURES, PREVIEW, SAVE, STEP, Machine
+from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNTS = ROOT / "benchmarks" / "results" / "memory-families.json"
@@ -37,6 +38,15 @@ KEPT_GB = 1.2
 """What host and desktop keep of a card."""
 CARDS = (4, 6, 8, 10, 12, 16, 24, 32, 48, 80)
 SIZES = {"sd1": ((512, (1, 2, 4, 8)), (768, (1, 2, 4))), "sd2": ((768, (1, 2, 4)),), "sdxl": ((768, (1, 2, 4)), (1024, (1, 2, 4)))}
+PHASES = {
+    LOAD: ("loading", "加载"),
+    CAPTIONS: ("captions", "编码标注"),
+    PICTURES: ("pictures", "编码图片"),
+    STEP: ("step", "训练步"),
+    PREVIEW: ("preview", "预览图"),
+    SAVE: ("saving", "保存"),
+}
+"""In English and Chinese."""
 NAMES = {"sd1": "Stable Diffusion 1.5", "sd2": "Stable Diffusion 2.1", "sdxl": "SDXL base"}
 
 
@@ -73,17 +83,23 @@ def facts(family: str) -> ModelFacts:
         return inspect(random_checkpoint.hollow(Path(folder) / "model.safetensors", random_checkpoint.SHAPES[family][0]))
 
 
-def planned(case: Case) -> dict[str, float]:
-    """MB of each part, the U-Net alone being trained in half precision, text encoders and VAE off the GPU."""
+def plan_of(case: Case) -> TrainingPlan:
+    """The U-Net alone is trained in half precision, a preview is drawn at the training size, and the model is read from a file."""
     config = build(
         {
             "data": {"train_data_dir": "x", "resolution": case.side, "batch_size": case.pictures, "cache_text_encoder_outputs": True},
             "network": {"dim": case.rank, "alpha": case.rank / 2},
             "optimizer": {"text_encoder_lr": 0},
             "memory": {"mixed_precision": "bf16", "gradient_checkpointing": case.again, "fp8_base_unet": case.eight},
+            "sample": {"prompts": ["a house"]},
         }
     )
-    return dict(make_plan(config, (), facts(case.family), Machine("cuda", 0.0, 10.0)).memory)
+    return make_plan(config, (), facts(case.family), Machine("cuda", 0.0, 10.0))
+
+
+def planned(case: Case) -> dict[str, float]:
+    """MB of each part in a step."""
+    return plan_of(case).step_memory
 
 
 def count(case: Case) -> float:
@@ -94,7 +110,7 @@ def count(case: Case) -> float:
 
 
 def both(case: Case, counts: dict[str, float]) -> tuple[float, float | None]:
-    """GB planned and counted, the weights and what kernels want for themselves in both."""
+    """GB of a step planned and counted, the weights and what kernels want for themselves in both."""
     parts = planned(case)
     fixed = parts["model"] + parts["workspace"]
     counted = counts.get(case.name)
@@ -116,15 +132,24 @@ def tables(counts: dict[str, float], chinese: bool) -> str:
         lines += [f"### {NAMES[family]}", "", f"| {' | '.join(heads)} |", "|---|---|---|---|"]
         for side, batches in sizes:
             for pictures in batches:
-                cells = [_cell(both(Case(family, side, pictures, again), counts)) for again in (False, True)]
+                cells = [_cell(Case(family, side, pictures, again), counts, chinese) for again in (False, True)]
                 lines.append(f"| {side} | {pictures} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join([*lines, *_paths(chinese)])
 
 
-def _cell(found: tuple[float, float | None]) -> str:
-    gigabytes, counted = found
-    return f"{gigabytes:.1f}{'' if counted is None else f' ({counted:.1f})'}, {card(max(found[0], counted or 0.0))} GB"
+def _cell(case: Case, counts: dict[str, float], chinese: bool) -> str:
+    """A step's GB, the card for the phase that needs most, and that phase where it is not the step."""
+    gigabytes, counted = both(case, counts)
+    name, needed = binding(case)
+    note = "" if name == STEP else f" ({PHASES[name][chinese]} {needed:.1f})"
+    return f"{gigabytes:.1f}{'' if counted is None else f' ({counted:.1f})'}, {card(max(gigabytes, needed, counted or 0.0))} GB{note}"
+
+
+def binding(case: Case) -> tuple[str, float]:
+    """The phase that needs most, and its GB."""
+    most = max(plan_of(case).memory_phases, key=lambda phase: phase.needed_mb)
+    return most.name, most.needed_mb / 1024
 
 
 def _paths(chinese: bool) -> list[str]:
@@ -135,13 +160,19 @@ def _paths(chinese: bool) -> list[str]:
     lines = [
         title,
         "",
-        "| 显卡 | 设置 | 计划 GB | 可用 GB |" if chinese else "| card | settings | planned GB | free GB |",
-        "|---|---|---|---|",
+        "| 显卡 | 设置 | 编码标注 | 编码图片 | 训练步 | 预览图 | 最大 | 可用 GB |"
+        if chinese
+        else "| card | settings | captions | pictures | step | preview | most | free GB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for case, size in wanted:
         words = [f"{case.side}", f"rank {case.rank}", "gradient_checkpointing", "cache_text_encoder_outputs"]
         words += ["fp8_base_unet"] if case.eight else []
-        lines.append(f"| {size} GB | {', '.join(words)} | {sum(planned(case).values()) / 1024:.1f} | {size - KEPT_GB:.1f} |")
+        gigabytes = {phase.name: phase.needed_mb / 1024 for phase in plan_of(case).memory_phases}
+        cells = [f"{gigabytes[name]:.1f}" for name in (CAPTIONS, PICTURES, STEP, PREVIEW)]
+        most, needed = binding(case)
+        cells += [f"{PHASES[most][chinese]} {needed:.1f}", f"{size - KEPT_GB:.1f}"]
+        lines.append(f"| {size} GB | {', '.join(words)} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

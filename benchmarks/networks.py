@@ -123,7 +123,7 @@ def counted(name: str, side: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     unet, *_ = SD15.modules()
-    bundle = attrs.evolve(load(held_model(SHAPES["tiny"]), CPU), unet=unet.requires_grad_(False))
+    bundle = attrs.evolve(load(held_model(SHAPES["tiny"]), CPU), unet=unet.requires_grad_(False), device=torch.device("meta"))
     network = NetworkAdapter(bundle, plan_layers(bundle, NetworkConfig(**{"dim": RANK, "alpha": float(RANK), **WAYS[name]}), ("unet",)))
     network.attach(bundle)
     noisy, texts = torch.empty(1, 4, side // 8, side // 8, device="meta"), torch.empty(1, 77, SD15.text, device="meta")
@@ -167,10 +167,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--count", action="store_true", help="count multiplications instead")
+    parser.add_argument("--side", type=int, default=512, help="with --count: pixels of a side")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if chosen.count:
-        print(counts(chosen.types, 512))
+        print(counts(chosen.types, chosen.side))
         return
     rows = measure(SHAPES[chosen.shape], chosen.types, chosen.turns)
     heading = f"{SHAPES[chosen.shape].name}: {machine()}"

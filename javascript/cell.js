@@ -10,7 +10,7 @@
   };
   const same = (a, b) => Math.abs(a - b) < 1e-9;
 
-  LT.makeCell = (view, { choose, again }) => {
+  LT.makeCell = (view, { choose, again, drawWeights }) => {
     const element = h("div.lt-card.lt-detail");
     const shown = () =>
       view.chosen && view.grid && view.grid.cells.find((cell) => cell.epoch === view.chosen.epoch && same(cell.weight, view.chosen.weight));
@@ -137,7 +137,9 @@
         );
       }
       const reason = view.grid.because;
-      return reason ? h("div.lt-why", {}, h("b", {}, t("No suggestion")), h("p", {}, LT.messageText(reason))) : null;
+      return reason
+        ? h("div.lt-why", {}, h("b", {}, t("No suggestion")), h("p", {}, LT.messageText(reason)), LT.diagnosisLines(view, drawWeights))
+        : null;
     };
     const beside = (cell) => {
       const { nearest } = cell;

@@ -13,7 +13,12 @@
     parts.bar = h("div.lt-gridbar");
     parts.grid = h("div.lt-grid", { role: "grid", "aria-label": t("Epochs and weights") });
     parts.scroll = h("div.lt-scroll.lt-gridscroll", {}, parts.grid);
-    parts.cell = LT.makeCell(view, { choose, again: (seed) => render(seed) });
+    const drawWeights = (weights) => {
+      ask({ weights });
+      shownFrame = ""; // the field shows them
+      render();
+    };
+    parts.cell = LT.makeCell(view, { choose, again: (seed) => render(seed), drawWeights });
     parts.body = h("div.lt-comparebody", {}, parts.scroll, parts.cell.element);
     LT.fill(panel, parts.empty, parts.bar, parts.body);
     LT.on("show compare", load);
@@ -254,7 +259,13 @@
         ? epochs.reduce((sum, epoch) => sum + weights.filter((weight) => cellAt(epoch, weight)).length, 0)
         : 0;
     const missing = total - done;
-    const each = pace() || (view.grid && view.grid.seconds) || SECONDS;
+    const measured = pace() || (view.grid && view.grid.seconds) || LT.state.pictureSeconds;
+    if (measured && measured !== LT.state.pictureSeconds) {
+      LT.state.pictureSeconds = measured;
+      LT.saveState();
+    }
+    const each = measured || SECONDS;
+    const about = (count) => `${t("about {time}", { time: LT.duration(count * each) })}${measured ? "" : ` (${t("estimate")})`}`;
     LT.fill(
       parts.wrong,
       view.problem && LT.problem(view.problem),
@@ -262,13 +273,14 @@
         h("div.lt-hint", {}, LT.icon("warning"), t("Without <lora:…-NUM:STRENGTH> in the prompt the LoRA is put in front of it.")),
     );
     if (live) {
-      const left = pace() ? t("{time} left", { time: LT.duration(pace() * missing) }) : "";
+      const left = live.seconds_left ? t("{time} left", { time: LT.duration(live.seconds_left) }) : "";
+      const count = { done: live.done, total: live.total };
       const words =
         live.state === "stopping"
           ? t("Stopping…")
-          : live.phase && live.phase.toLowerCase() === "ranking"
-            ? t("Ranking the best…")
-            : t("{done} of {total} pictures", { done, total });
+          : LT.isRanking(live)
+            ? `${t("Ranking the best…")} ${t("{done} of {total}", count)}`
+            : t("{done} of {total} pictures", live.total ? count : { done, total });
       LT.fill(
         parts.count,
         h("span.lt-accent", {}, LT.icon("play"), words, left && h("span.lt-muted", {}, ` · ${left}`)),
@@ -279,11 +291,11 @@
     const busy = LT.activeRun();
     const label = !done ? t("Render") : missing ? t("Render the rest") : t("Render again");
     const words = !done
-      ? h("span.lt-muted", {}, t("{n} pictures, about {time}", { n: LT.count(total), time: LT.duration(total * each) }))
+      ? h("span.lt-muted", {}, `${LT.tn(total, "{n} picture", "{n} pictures")}, ${about(total)}`)
       : missing
         ? h("span.lt-warn", {},
             t("{done} of {total} pictures", { done, total }),
-            h("span.lt-muted", {}, ` · ${t("about {time}", { time: LT.duration(missing * each) })}`),
+            h("span.lt-muted", {}, ` · ${about(missing)}`),
           )
         : h("span.lt-good", {}, LT.icon("check"), t("{done} of {total} pictures", { done, total }));
     LT.fill(

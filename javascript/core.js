@@ -11,12 +11,15 @@
     values: {}, // "network.dim" -> what stands in its field; absent: the default
     typed: {}, // "network.dim" -> true where the user typed it (not the wizard)
     subject: "character",
+    visited: {}, // step -> the folder with which it was visited last
+    suggested: {}, // folder -> "used", "refused" or "kept" (settings of a run or file came in): what became of the suggestions
     looked: {}, // folder -> {key: true}: pictures that the user found to be OK
     chosen: {}, // folder -> {out, crops}: what was left out and cropped in folders that are not shown now
     thumbs: 136,
     language: "", // "en" or "zh_CN" where the user chose one; "": the host's or the browser's
     all: false, // Settings: all options instead of the basic ones
     run: null, // the run that steps 4 and 5 show; null: the current or the newest
+    pictureSeconds: 0, // how long a picture of a grid took here
     grid: {}, // run -> {weights, epochs, prompt}
   });
 

@@ -303,7 +303,8 @@
       .map(LT.value)
       .filter((rate) => rate !== null && rate !== 0);
     return [
-      facts.missing && h("span.lt-note", {}, t("Needs the package {package}: pip install {package}", { package: facts.missing }), " "),
+      facts.missing &&
+        h("span.lt-note", {}, t("Needs the package {package}: {command}", { package: facts.missing, command: facts.install }), " "),
       usual, facts.free && [" ", t("It averages the weights by itself: the constant schedule suits it.")],
       others.some((rate) => rate !== facts.hint) && LT.isChanged(option.path) && [" ", h("button.lt-link", { onclick: set }, t("Set it"))],
     ];

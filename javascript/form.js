@@ -142,6 +142,7 @@
     }
     LT.state.values = values;
     LT.state.typed = {};
+    LT.noteSuggestions("kept");
     LT.saveState();
     LT.emit("form", [...LT.options.keys()]);
   };

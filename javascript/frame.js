@@ -120,19 +120,25 @@
 
   /* ---- the pill ---- */
 
-  const share = (run) => (run.total_steps ? run.step / run.total_steps : 0);
+  const share = (run) => (run.total_steps ? LT.stepOf(run) / run.total_steps : 0);
   const left = (run) => (run.seconds_left ? t("{time} left", { time: LT.duration(run.seconds_left) }) : "");
 
   const elapsed = (run) => {
     const data = LT.runData(run.id);
     return data.ended && data.started ? LT.duration(data.ended - data.started) : run.name;
   };
+  const memoryDevice = () => ((LT.cache.status || {}).memory || {}).device;
+  /** Whether a pause has given a graphics card back: on the CPU there is none. */
+  const isGpuFreed = (run) => run.state === "paused" && LT.onGpu(run.device || memoryDevice());
+  /** Whether a grid's pictures are all drawn, and are being compared. */
+  LT.isRanking = (run) => String(run.phase || "").toLowerCase() === "ranking";
   /** What the pill says of a run: [strong words, words behind the dot]; on a phone "training 58 %" is "58 %". */
   LT.pillWords = (run) => {
     if (!run || run.state === "idle") return [t("idle"), ""];
     if (run.kind === "grid" && run.state === "finished") return [t("grid finished"), ""];
     if (run.kind === "grid" && LT.activeRun()) {
-      return [t("rendering"), run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
+      const word = LT.isRanking(run) ? t("ranking") : t("rendering");
+      return [word, [run.total && t("{done} of {total}", { done: run.done, total: run.total }), left(run)].filter(Boolean).join(" · ")];
     }
     if (run.kind === "rate") {
       return LT.activeRun() ? [t("looking for a rate"), run.total_steps ? LT.percent(share(run)) : ""] : [t("idle"), ""];
@@ -141,7 +147,7 @@
     if (run.state === "training") return [`${word} ${LT.percent(share(run))}`, left(run), LT.percent(share(run))];
     if (run.state === "caching") return [word, run.total ? t("{done} of {total}", { done: run.done, total: run.total }) : ""];
     if (["sampling", "saving", "paused", "stopping"].includes(run.state)) {
-      return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, run.state === "paused" ? t("GPU is free") : ""];
+      return [run.total_steps ? `${word} ${LT.percent(share(run))}` : word, isGpuFreed(run) ? t("GPU is free") : ""];
     }
     if (run.state === "finished") return [word, elapsed(run)];
     if (run.state === "failed") return [t("failed at {share}", { share: LT.percent(share(run)) }), LT.shortProblem(run)];
@@ -287,16 +293,16 @@
             LT.icon("dot"),
             LT.count(waiting),
           )
-        : pictures.counts.used > 0 && done();
+        : pictures.counts.used > 0 && wasVisited(step) && done();
     }
     if (step === "captions" && pictures && pictures.counts.used) {
       return LT.captionsMissing()
         ? h("span.lt-badge", { title: t("No captions, no trigger word, no class word.") }, LT.icon("dot"), "1")
-        : done();
+        : wasVisited(step) && done();
     }
     if (step === "settings" && plan) {
       const wrong = LT.problems().length;
-      return wrong ? h("span.lt-badge", {}, LT.icon("dot"), LT.count(wrong)) : done();
+      return wrong ? h("span.lt-badge", {}, LT.icon("dot"), LT.count(wrong)) : wasVisited(step) && done();
     }
     if (step === "train") {
       const run = LT.shownRun();
@@ -306,8 +312,15 @@
     return null;
   };
   const done = () => LT.icon("check", "lt-good");
+  const wasVisited = (step) => LT.state.visited[step] === LT.source();
+  const noteVisit = () => {
+    if (!LT.source() || wasVisited(LT.state.step)) return;
+    LT.state.visited[LT.state.step] = LT.source();
+    LT.saveState();
+  };
 
   LT.paintSteps = () => {
+    noteVisit();
     LT.STEPS.forEach((step, index) => {
       const label = `${index + 1} ${stepName(step)}`;
       parts.steps[step].setAttribute("aria-label", label);

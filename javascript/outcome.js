@@ -27,7 +27,7 @@
       return banner(
         "wait",
         "pause",
-        t("Rest after step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }),
+        t("Rest after step {step} of {total}.", { step: LT.count(LT.stepOf(run)), total: LT.count(run.total_steps) }),
         t("The graphics card cools down between epochs; the run goes on by itself. Go on ends the rest now."),
       );
     }
@@ -35,7 +35,7 @@
       return banner(
         "wait",
         "pause",
-        t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }),
+        t("Paused at step {step} of {total}.", { step: LT.count(LT.stepOf(run)), total: LT.count(run.total_steps) }),
         t("The disk is full: free some space, then go on. Nothing is lost."),
       );
     }
@@ -47,7 +47,7 @@
     return banner(
       "wait",
       "pause",
-      t("Paused at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }),
+      t("Paused at step {step} of {total}.", { step: LT.count(LT.stepOf(run)), total: LT.count(run.total_steps) }),
       `${host} ${t("The run goes on exactly where it stopped.")}`,
     );
   };

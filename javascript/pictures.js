@@ -92,6 +92,10 @@
     LT.buildThumbs(parts.right);
     const readSoon = LT.debounce(LT.readPictures, 400);
     LT.on("form", (paths) => paths.some((path) => READ_AGAIN.test(path)) && readSoon());
+    LT.on("status", ({ before }) => {
+      if (before && before !== LT.cache.status && before.edits !== LT.cache.status.edits && !LT.isUploading()) LT.emit("edited");
+    });
+    ["edited", "seen"].forEach((name) => LT.on(name, readSoon));
     ["pictures", "looked", "form"].forEach((name) => LT.on(name, paintSummary));
     LT.on("filter", paintNext);
     paintSummary();

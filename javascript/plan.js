@@ -44,6 +44,13 @@
     findFix();
   };
 
+  /** Whether a plan may be another now: a run began or ended, here or in another window, or the host has another model. */
+  const isReplanned = (before, now) => {
+    const run = (status) => status && status.run && [status.run.id, Boolean(status.run.outcome)];
+    const key = (status) => JSON.stringify([run(status), status && status.model && [status.model.title, status.model.trainable]]);
+    return Boolean(before && before !== now && key(before) !== key(now));
+  };
+
   LT.buildPlan = () => {
     parts.numbers = h("div");
     parts.schedule = LT.makeSchedule();
@@ -57,6 +64,8 @@
     LT.on("form", readSoon);
     LT.on("suggestions", readSoon);
     LT.on("subject", readSoon);
+    ["show settings", "seen", "runs", "edited"].forEach((name) => LT.on(name, readSoon)); // names are taken, times measured meanwhile
+    LT.on("status", ({ before }) => isReplanned(before, LT.cache.status) && readSoon());
     ["plan", "suggestions", "status", "pictures", "captions"].forEach((name) => LT.on(name, paint));
     paint();
     return parts.start;
@@ -73,6 +82,8 @@
   };
 
   const about = (plan) => (plan.seconds ? t("about {time}", { time: LT.duration(plan.seconds) }) : "–");
+  /** Whether the last epoch is cut short, so that epochs × steps is not the number of steps. */
+  LT.endsEarly = (plan) => Boolean(plan.epochs && plan.steps_per_epoch && plan.epochs * plan.steps_per_epoch !== plan.total_steps);
   const epochWords = (plan) => `${LT.count(plan.epochs)} × ${LT.count(plan.steps_per_epoch)}`;
 
   const paintPlan = (plan, current, both) => {
@@ -101,7 +112,10 @@
       ),
       h("div.lt-happens", {},
         tile(t("Steps"), LT.count(plan.total_steps), [currentWords(current && LT.count(current.total_steps))]),
-        tile(t("Epochs"), epochWords(plan), [currentWords(current && current.epochs && epochWords(current))]),
+        tile(t("Epochs"), epochWords(plan), [
+          LT.endsEarly(plan) && t("the last one ends early"),
+          currentWords(current && current.epochs && epochWords(current)),
+        ]),
         tile(t("Time"), about(plan), [
           plan.seconds_measured || plan.measured ? t("measured") : t("estimate"),
           currentWords(current && LT.duration(current.seconds)),
@@ -138,6 +152,16 @@
       validation: t("validation"),
     })[name] || name;
 
+  const phaseName = (name) =>
+    ({
+      load: t("loading the model"),
+      captions: t("encoding captions"),
+      pictures: t("encoding pictures"),
+      step: t("a training step"),
+      preview: t("drawing a preview"),
+      save: t("saving a file"),
+    })[name] || name;
+
   const memory = (plan) => {
     const split = Object.entries(plan.parts || {}).filter(([, mb]) => mb > 0);
     const need = memoryNeeded({ memory: plan });
@@ -172,6 +196,9 @@
               ? t("{free} free · {kept} kept by host and desktop", { free: LT.megabytes(free), kept: LT.megabytes(occupied) })
               : t("{free} free", { free: LT.megabytes(free) }),
           ),
+      ),
+      h("div.lt-muted", {},
+        Object.entries(plan.phases || {}).map(([name, mb]) => `${phaseName(name)} ${short(mb)}`).join(" · "),
       ),
       !fits && fixHint(need),
     );
@@ -319,6 +346,7 @@
     const text = problem && `${problem.message} ${problem.fix || ""}`.trim();
     if (problem && !LT.options.has(problem.path)) return { text, label: t("Try again"), go: LT.readPlan };
     if (problem) return { text, more: others.length, label: t("Show it"), go: () => LT.showOption(problem.path) };
+    if (LT.isSuggesting()) return { text: t("Looking for what suits your pictures…"), label: "", go: null };
     if (!LT.cache.plan) return { text: checking ? t("Counting the steps…") : t("The plan is not known yet."), label: "", go: null };
     return null;
   };
@@ -337,6 +365,13 @@
         )
       : h("div.lt-muted", {},
           LT.suggestionsOpen() && h("div", {}, t("Starts with the values on the left:")),
+          !LT.suggestionsOpen() &&
+            LT.suggestionsRefused() &&
+            h("div.lt-refused", {},
+              LT.icon("warning", "lt-note"),
+              t("Without the suggested settings."),
+              h("button.lt-link", { onclick: LT.suggest }, t("See them again")),
+            ),
           h("div", {}, t("{n} steps, {about}", { n: LT.count(plan.total_steps), about: about(plan) })),
         );
     const kind = LT.suggestionsOpen() || stop ? "" : "primary";
@@ -354,7 +389,7 @@
   };
 
   const start = () => LT.start(LT.config());
-  /** Starts a run of this config and shows it. */
+  /** Starts a run of this config and shows it; resolves to whether it began. */
   LT.start = async (config) => {
     starting = true;
     paintStart();
@@ -364,14 +399,17 @@
       LT.askToNotify();
       await LT.poll();
       LT.goToStep("train");
+      return true;
     } catch (error) {
       if (!(error instanceof LT.RequestError)) throw error;
       const optionProblems = error.problems.filter((problem) => LT.options.has(problem.path));
       if (optionProblems.length && LT.cache.plan) LT.cache.plan = { ...LT.cache.plan, problems: [...optionProblems, ...LT.warnings()] };
       if (!optionProblems.length) LT.showError(error);
       LT.emit("plan");
+    } finally {
+      starting = false;
+      paintStart();
     }
-    starting = false;
-    paintStart();
+    return false;
   };
 })();

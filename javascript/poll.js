@@ -79,7 +79,11 @@
   LT.startPolling = () => {
     LT.poll();
     window.setInterval(tick, 1000);
-    document.addEventListener("visibilitychange", () => LT.isVisible() && LT.poll());
+    const look = () => {
+      LT.poll();
+      LT.emit("seen"); // files may have changed while nobody looked
+    };
+    document.addEventListener("visibilitychange", () => LT.isVisible() && look());
     const observer = new IntersectionObserver((entries) => entries.some((entry) => entry.isIntersecting) && LT.poll());
     for (const element of [LT.root(), hostPage()]) if (element) observer.observe(element);
   };

@@ -20,6 +20,12 @@
     return cache.get(id);
   };
 
+  /** The step that a run has reached: the status and the events come at different times, the later one counts. */
+  LT.stepOf = (run) => {
+    const data = cache.get(run.id);
+    return Math.max(run.step || 0, (run.outcome ? 0 : data && data.last && data.last.step) || 0);
+  };
+
   /** Reads new events; resolves to true when there were any. */
   LT.readOn = (id) => {
     const data = LT.runData(id);

@@ -73,11 +73,16 @@
       list,
       fresh,
       runs.length > 0 && h("div.lt-runhead", {}, t("Runs, newest first")),
-      runs.map((run) => runLine(run, shown, list)),
+      runs.map((run) => runLine(liveOr(run), shown, list)),
     );
     if (LT.cache.runs === null) list.append(h("div.lt-muted.lt-pad", {}, t("Looking…")));
   };
 
+  /** The entry of a run that is going on, with the state and step that the header shows. */
+  const liveOr = (run) => {
+    const live = LT.activeRun();
+    return live && live.id === run.id ? { ...run, state: live.state, step: LT.stepOf(live), total_steps: live.total_steps } : run;
+  };
   const runLine = (run, shown, list) => {
     const look = LT.STATES[run.state] || LT.STATES.idle;
     const facts = [

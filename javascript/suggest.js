@@ -1,4 +1,5 @@
-/* Step 3, right side: what the Performance Wizard suggests. It never edits a field by itself. */
+/* Step 3, right side: what the Performance Wizard suggests. At the first visit with a folder it fills in what the user has not typed,
+   listed and with one Undo; after that it changes no field by itself. */
 (() => {
   const LT = (window.LoraTrainer = window.LoraTrainer || {});
   const h = (...args) => LT.h(...args);
@@ -7,6 +8,9 @@
   const parts = {};
   let lines = null; // open suggestions: [{path, label, old, value, because, typed, ticked, changes}]
   let takeBack = null; // undoes the last list that was used
+  let undoRefuses = false; // whether that was a list of suggestions
+  let applied = null; // its lines, as long as they are shown
+  let failedFor = ""; // the folder for which nothing could be suggested
   let notes = []; // what the wizard says besides
   let note = "";
   let busy = false;
@@ -16,12 +20,54 @@
     LT.fill(right, h("div.lt-scroll", {}, parts.card, LT.buildPlan()), LT.buildStart());
     LT.on("form", () => { note = ""; paint(); });
     LT.on("pictures", () => lines || paint());
+    ["show settings", "pictures", "status"].forEach((name) => LT.on(name, atFirstVisit));
+    LT.on("subject", () => wereUsed() && LT.noteSuggestions(undefined)); // another subject wants others: they come with the next visit
     paint();
+  };
+
+  /* ---- what became of them, by folder ---- */
+
+  const KEPT = 20;
+  /** Remembers for this folder what became of the suggestions: "used", "refused", "kept" (other settings came in). */
+  LT.noteSuggestions = (what) => {
+    const { suggested } = LT.state;
+    delete suggested[LT.source()];
+    if (what && LT.source()) suggested[LT.source()] = what;
+    Object.keys(suggested).slice(0, -KEPT).forEach((folder) => delete suggested[folder]);
+    LT.saveState();
+  };
+  const wereUsed = () => LT.state.suggested[LT.source()] === "used";
+  LT.suggestionsRefused = () => LT.state.suggested[LT.source()] === "refused";
+
+  /** At the first visit with these pictures: what is suggested is filled in, except where the user typed something. */
+  const atFirstVisit = async () => {
+    const pictures = LT.cache.pictures;
+    const folder = LT.source();
+    if (busy || lines || LT.state.step !== "settings" || !LT.isVisible() || !folder || folder in LT.state.suggested) return;
+    if (!pictures || !pictures.counts.used || LT.activeRun() || folder === failedFor) return;
+    LT.noteSuggestions("used");
+    const response = await ask();
+    if (!response) failedFor = folder;
+    if (!response || LT.source() !== folder) {
+      LT.noteSuggestions(undefined);
+      return noteLine();
+    }
+    const all = order(response.changes);
+    const mine = all.length - all.filter((line) => line.ticked).length;
+    lines = all.filter((line) => line.ticked);
+    const count = lines.length;
+    if (count) use();
+    else lines = null;
+    const words = LT.tn(count, "{n} suggested setting is filled in.", "{n} suggested settings are filled in.");
+    note = [count > 0 && words, mine > 0 && LT.tn(mine, "{n} that you typed stays.", "{n} that you typed stay.")].filter(Boolean).join(" ");
+    noteLine();
+    return null;
   };
 
   /** The open suggestion for a field, or null. */
   LT.pendingChange = (path) => (lines || []).find((line) => line.path === path) || null;
   LT.suggestionsOpen = () => lines !== null;
+  LT.isSuggesting = () => busy;
   const ticked = () => (lines || []).filter((line) => line.ticked);
   LT.tickedCount = () => ticked().length;
   /** "path" -> value of everything that is ticked. */
@@ -32,26 +78,32 @@
     LT.emit("suggestions");
   };
 
-  LT.suggest = async () => {
-    if (busy) return;
+  /** Asks the wizard; null where it could not answer. */
+  const ask = async () => {
     busy = true;
     note = t("Thinking…");
     paint();
+    LT.emit("plan"); // a start waits
     try {
       const response = await LT.post("wizard", { config: LT.config(), subject: LT.state.subject, typed: Object.keys(LT.state.typed) });
-      lines = order(response.changes);
       notes = response.notes || [];
-      note = "";
-      if (!lines.length) {
-        lines = null;
-        note = t("Nothing to change: the settings are as they should be.");
-      }
+      return response;
     } catch (error) {
-      if (!(error instanceof LT.RequestError)) throw error;
-      note = "";
       LT.showError(error);
+      return null;
+    } finally {
+      busy = false;
+      note = "";
     }
-    busy = false;
+  };
+  LT.suggest = async () => {
+    if (busy) return;
+    const response = await ask();
+    lines = response && order(response.changes);
+    if (lines && !lines.length) {
+      lines = null;
+      note = t("Nothing to change: the settings are as they should be.");
+    }
     noteLine();
   };
 
@@ -85,8 +137,15 @@
     }));
   };
 
+  /** A share that is held back, in pictures. */
+  const heldWords = (share) => {
+    const { counts, validation } = LT.cache.pictures || { counts: { used: 0 } };
+    const total = counts.used + ((validation || {}).count || 0);
+    return share > 0 ? t("{n} of {total}", { n: LT.count(Math.max(1, Math.floor(share * total + 0.5))), total: LT.count(total) }) : t("none");
+  };
   const valueWords = (line, value) => {
     if (line.path === "times") return typeof value === "number" ? LT.count(value) : value;
+    if (line.path === "validate.fraction") return heldWords(value);
     const option = LT.options.get(line.path);
     if (!option) return String(value);
     if (value === null && /^optimizer\.(unet|text_encoder)_lr$/.test(line.path)) {
@@ -100,7 +159,10 @@
   const use = () => {
     const count = ticked().length;
     const changes = LT.tickedChanges();
+    applied = ticked();
     lines = null;
+    LT.noteSuggestions("used");
+    undoRefuses = true;
     takeBack = LT.undoable(() => LT.set(changes, "wizard"));
     note = LT.tn(count, "{n} setting changed.", "{n} settings changed.");
     noteLine();
@@ -108,6 +170,8 @@
   const undo = () => {
     const stayed = takeBack();
     takeBack = null;
+    if (undoRefuses) LT.noteSuggestions("refused");
+    applied = null;
     note = stayed
       ? LT.tn(stayed, "{n} setting that you changed since then stays.", "{n} settings that you changed since then stay.")
       : t("The settings are as before.");
@@ -148,8 +212,31 @@
           title: t("Takes back what the list changed; what you typed since then stays"),
           onclick: undo,
         })),
-      lines && list(),
+      lines ? list() : applied && appliedList(),
     );
+  };
+
+  /** What was filled in, with one button that takes it back. */
+  const appliedList = () => {
+    const line = (one) =>
+      h("div.lt-change.lt-applied", {},
+        LT.icon("check", "lt-good"),
+        h("span.lt-changename", {}, one.label || LT.labelOf(one.path)),
+        h("span.lt-values", {}, h("span", {}, valueWords(one, one.old)), LT.icon("next"), h("b", {}, valueWords(one, one.value))),
+        h("span.lt-muted", {}, LT.messageText(one.because)),
+      );
+    const close = () => {
+      applied = null;
+      paint();
+    };
+    return [
+      h("div.lt-changes", {}, applied.map(line)),
+      notes.length > 0 && h("div.lt-wizardnotes", {}, notes.map((words) => h("div.lt-hint", {}, words))),
+      h("div.lt-answers", {},
+        LT.button(t("OK"), { kind: "primary", onclick: close }),
+        LT.button(LT.tn(applied.length, "Undo this one", "Undo these {n}"), { icon: "undo", onclick: undo }),
+      ),
+    ];
   };
 
   const list = () => {
@@ -193,6 +280,7 @@
         LT.button(t("Keep mine"), {
           onclick: () => {
             lines = null;
+            LT.noteSuggestions("refused");
             noteLine();
           },
         }),
@@ -211,7 +299,9 @@
       LT.state.values = Object.fromEntries(Object.entries(LT.state.values).filter(([path]) => isKept(path)));
       LT.state.typed = {};
     });
-    lines = null;
+    lines = applied = null;
+    undoRefuses = false;
+    LT.noteSuggestions("refused");
     LT.saveState();
     LT.emit("form", [...LT.options.keys()]);
     note = t("All settings are at their defaults; pictures and words are kept.");

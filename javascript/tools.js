@@ -21,7 +21,14 @@
 
   const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
   const loadLine = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
-  const about = ({ info, verify }) => {
+  /** Pictures of a file's data set; times their repeats they are the examples of an epoch. */
+  LT.picturesWords = ({ pictures, examples }) =>
+    !pictures
+      ? t("{n} with their repeats", { n: examples })
+      : examples && Number(examples) !== pictures
+        ? t("{n}, with their repeats {examples}", { n: pictures, examples })
+        : pictures;
+  const about = ({ info, verify }, convert) => {
     const most = Math.max(...info.blocks.map((row) => row.norm), 1e-12);
     const trainedOn = info.trained_on;
     const rows = [
@@ -31,8 +38,9 @@
       info.alphas.length && [t("Alpha"), numbers(info.alphas)],
       trainedOn.base_model && [t("Base model"), trainedOn.base_model],
       trainedOn.trigger && [t("Trigger word"), trainedOn.trigger],
-      trainedOn.pictures && [t("Pictures"), trainedOn.pictures],
+      (trainedOn.pictures || trainedOn.examples) && [t("Pictures"), LT.picturesWords(trainedOn)],
       trainedOn.steps && [t("Steps"), trainedOn.steps],
+      info.without_alpha > 0 && [t("Layers without an alpha, at strength 1"), info.without_alpha],
       [t("Hash in the WebUI"), info.hashes.webui],
     ];
     const bars = info.blocks.map((row) =>
@@ -45,6 +53,8 @@
     return h("div.lt-facts", {},
       rows.filter(Boolean).map(([name, value]) => fact(name, value)),
       verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loadLine(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
+      verify.notes.map((note) => h("div.lt-hint", {}, note)),
+      verify.convert && LT.button(t("Make the file that WebUIs read"), { icon: "save", onclick: convert }),
       verify.names.slice(0, 8).map((row) => h("div.lt-hint", {}, `${row.name}: ${row.why}`)),
       bars.length > 0 && h("details", {}, h("summary", {}, t("Strength by block")), bars));
   };
@@ -210,10 +220,15 @@
         button.disabled = false;
       }
     };
-    const showInfo = act(async (path) => about(await LT.post("network/info", { file: path })), infoOutput);
+    const stemOf = (path) => path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
+    const convert = act((path) => {
+      const body = { file: path, out: `${stemOf(path)}-kohya.safetensors`, to: "kohya" };
+      return run("convert", body, infoOutput);
+    }, infoOutput);
+    const showInfo = act(async (path) => about(await LT.post("network/info", { file: path }), convert), infoOutput);
     const make = act((path) => {
-      const stem = path.replace(/^.*[\\/]/, "").replace(/\.[^.]*$/, "");
-      return run(tool, { file: path, out: out.value.trim() || `${stem}${form.suffix()}.safetensors`, ...form.body(path) }, toolOutput);
+      const name = out.value.trim() || `${stemOf(path)}${form.suffix()}.safetensors`;
+      return run(tool, { file: path, out: name, ...form.body(path) }, toolOutput);
     }, toolOutput);
     const useSettings = act(async (path) => {
       const { config, imported } = await LT.post("network/settings", { file: path });

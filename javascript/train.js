@@ -93,7 +93,7 @@
   const title = (run) => {
     const active = LT.activeRun();
     if (LT.isLrSearch(run)) return;
-    if (active && active.total_steps) document.title = `${LT.percent(active.step / active.total_steps)} ${active.name} · ${plainTitle}`;
+    if (active && active.total_steps) document.title = `${LT.percent(LT.stepOf(active) / active.total_steps)} ${active.name} · ${plainTitle}`;
     else if (run && lastRunId === run.id && run.outcome) {
       document.title = `${{ finished: "✓", failed: "✗" }[run.outcome] || "■"} ${run.name} · ${plainTitle}`;
     } else if (document.title !== plainTitle && /^[\d✓✗■]/.test(document.title)) document.title = plainTitle;
@@ -190,7 +190,7 @@
   const askStop = async (run, data) => {
     const saved = LT.numbered(data).length;
     const lines = [
-      t("The run is at step {step} of {total}.", { step: LT.count(run.step), total: LT.count(run.total_steps) }),
+      t("The run is at step {step} of {total}.", { step: LT.count(LT.stepOf(run)), total: LT.count(run.total_steps) }),
       saved ? LT.tn(saved, "{n} file is saved already and stays.", "{n} files are saved already and stay.") : t("No file is saved yet."),
     ];
     const answer = await LT.ask(t("Stop training {name}?", { name: run.name }), lines.map((line) => h("p", {}, line)), [
@@ -206,12 +206,17 @@
     if (run && run.kind !== "grid") askStop(run, LT.runData(run.id));
   };
 
+  const lengthWords = (plan) =>
+    LT.endsEarly(plan)
+      ? t("{n} steps, {each} an epoch", { n: LT.count(plan.total_steps), each: LT.count(plan.steps_per_epoch) })
+      : t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) });
+
   const paintHead = (run, data, live) => {
     const plan = data.plan || {};
     const network = (data.config || {}).network || {};
     const facts = [
       plan.images && LT.tn(plan.images, "{n} picture", "{n} pictures"),
-      plan.epochs && t("{epochs} epochs × {steps} steps", { epochs: LT.count(plan.epochs), steps: LT.count(plan.steps_per_epoch) }),
+      plan.epochs && lengthWords(plan),
       plan.epochs && t("rank {n}", { n: network.dim === undefined ? LT.defaultOf("network.dim") : network.dim }),
       run.own_process && live && t("in a process of its own"),
       data.processes > 1 && t("{n} processes", { n: data.processes }),
@@ -309,7 +314,7 @@
     const plan = data.plan || {};
     const epochs = plan.epochs || run.epochs || 1;
     const each = plan.steps_per_epoch || run.total_steps || 1;
-    const step = Math.max(run.step || 0, (data.last && data.last.step) || 0);
+    const step = Math.max(LT.stepOf(run), (data.last && data.last.step) || 0);
     const total = plan.total_steps || run.total_steps || each * epochs;
     const best = LT.bestOf(data);
     const saved = new Set(LT.numbered(data).map((save) => save.epoch));
@@ -355,10 +360,10 @@
     const plan = data.plan || {};
     const config = data.config || {};
     const tail = data.last;
-    const step = run.step || (tail ? tail.step : 0);
+    const step = LT.stepOf(run) || (tail ? tail.step : 0);
     const each = plan.steps_per_epoch || 0;
-    const seconds = data.seconds.slice(-20);
-    const speed = seconds.length ? seconds.reduce((sum, one) => sum + one, 0) / seconds.length : null;
+    const average = data.seconds.length ? data.seconds.reduce((sum, one) => sum + one, 0) / data.seconds.length : null;
+    const speed = run.speed || average; // the server's: of late, or of the whole run once it has ended
     const perStep = (((config.data || {}).batch_size || 1) * ((config.steps || {}).gradient_accumulation_steps || 1));
     const left = live ? run.seconds_left : 0;
     const memory = LT.cache.status && LT.cache.status.memory;

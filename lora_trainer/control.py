@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from lora_trainer.files import file_lock
+from lora_trainer.parsing import parse_json
 
 COMMANDS = ("stop", "stop-discard", "pause", "resume", "save", "sample")
 CHANGE = "change"
@@ -118,9 +121,10 @@ class Control:
             return
         claimed = self.inbox.with_name(f".{self.inbox.name}.taken")
         try:
-            self.inbox.replace(claimed)  # later commands go to a new file
-            lines = claimed.read_text(encoding="utf-8").splitlines()
-            claimed.unlink()
+            with inbox_lock(self.inbox):
+                self.inbox.replace(claimed)  # later commands go to a new file
+                lines = claimed.read_text(encoding="utf-8", errors="replace").splitlines()
+                claimed.unlink()
         except OSError:  # another process is just writing it: next time
             time.sleep(0.01)
             return
@@ -132,11 +136,25 @@ class Control:
                 self.change(values)
 
 
+def lock_path(inbox: Path) -> Path:
+    """The file that is locked while an inbox is written or emptied."""
+    return inbox.with_name(f".{inbox.name}.lock")
+
+
+@contextmanager
+def inbox_lock(inbox: Path) -> Iterator[None]:
+    """Inside, no other process writes or empties the inbox: of two commands at once none is lost, and none is done twice."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a file system without locks
+            stack.enter_context(file_lock(lock_path(inbox)))
+        yield
+
+
 def parse_change(text: str) -> dict[str, Any]:
     """`section.name=value`, or a JSON object, as {path: value}; {} if it is neither."""
     if text.startswith("{"):
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError:
             return {}
         return values if isinstance(values, dict) else {}

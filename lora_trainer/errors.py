@@ -59,6 +59,10 @@ class ConfigError(TrainerError):
         self.problems = problems
 
 
+class NothingToImport(ConfigError):
+    """A file that was read, and holds no settings that can be taken."""
+
+
 class DatasetError(TrainerError):
     """Pictures, captions or folders that cannot be trained on."""
 

@@ -50,6 +50,17 @@ def say(template: str, **values: Any) -> Message:
     return Message(template, values)
 
 
+def duration(seconds: float) -> Message:
+    """Seconds as the tab writes them: "25 s", "6 min", "1 h 20 min"."""
+    if seconds < 90:
+        return say("{n} s", n=max(0, int(seconds + 0.5)))
+    minutes = int(seconds / 60 + 0.5)
+    if minutes < 90:
+        return say("{n} min", n=minutes)
+    hours, rest = divmod(minutes, 60)
+    return say("{hours} h {n} min", hours=hours, n=rest) if rest else say("{hours} h", hours=hours)
+
+
 def translate(template: str, language: str) -> str:
     """The template in `language`, or the English one if there is no translation."""
     return template if language == "en" else translations(language).get(template, template)

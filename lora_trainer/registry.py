@@ -10,6 +10,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from lora_trainer.errors import MissingPackage, TrainerError
+from lora_trainer.install_command import install_command
 
 Builder = TypeVar("Builder", bound=Callable[..., Any])
 
@@ -60,7 +61,11 @@ class Registry(Generic[Builder]):
             )
         if not choice.available:
             raise MissingPackage(
-                "{name} needs the package {package}.", name=choice.name, package=choice.requires, fix="Install it: pip install {package}"
+                "{name} needs the package {package}.",
+                name=choice.name,
+                package=choice.requires,
+                command=install_command(choice.requires.replace("_", "-")),
+                fix="Install it: {command}",
             )
         return choice
 

@@ -61,17 +61,10 @@ def missing_packages() -> str:
     absent, unfit = install.check_packages()
     if not absent and not unfit:
         return ""
-    command = " ".join(
-        f'"{name}{bounds}"'
-        for name, bounds in {**absent, **{line.split()[0]: install.required_versions()[line.split()[0]] for line in unfit}}.items()
-    )
-    return (
-        translate(
-            "Packages are missing: {names}. Close the WebUI, run the following line, and start it again:",
-            names=", ".join([*absent, *(line.split()[0] for line in unfit)]),
-        )
-        + f'\n\n`"{sys.executable}" -m pip install {command}`'
-    )
+    return translate(
+        "Packages are missing: {names}. Close the WebUI, run the following in a terminal, and start it again:",
+        names=", ".join([*absent, *(line.split()[0] for line in unfit)]),
+    ) + "".join(f"\n\n`{command}`" for command in install.remedies(absent, unfit))
 
 
 def find_problem() -> str:

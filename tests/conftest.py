@@ -1,4 +1,4 @@
-"""What every test can count on: quiet threads, no network, the small model, and that CI runs what it says it runs."""
+"""What every test can count on: quiet threads, no network, a cache of its worker's own, the small model; and that CI runs what it says."""
 
 from __future__ import annotations
 
@@ -12,29 +12,61 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import atexit
+import math
+import random
 import shutil
 import signal
+import sys
 import tempfile
 
+import psutil
 import pytest
 
 from lora_trainer import assets
 
-# nothing that an earlier session, or the user's own runs, kept of encoded pictures may stand in for what a test is to compute
-if "LORA_TRAINER_CACHE" not in os.environ:
+# nothing that an earlier session, another worker or the user kept of encoded pictures may stand in for what a test is to compute
+if "LORA_TRAINER_CACHE" not in os.environ or "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["LORA_TRAINER_CACHE"] = tempfile.mkdtemp(prefix="lora-trainer-cache-")
     atexit.register(shutil.rmtree, os.environ["LORA_TRAINER_CACHE"], ignore_errors=True)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 
 # started in the background of a script, Ctrl-C is ignored, and every process that a test starts would inherit that
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXCUSED = pytest.StashKey[bool]()
+WORKER_GB = 4.0
+"""Memory that one worker and the programs that its tests start need at the most (measured: 3.1)."""
+MINUTES = 40
+"""What the fast tests take in one process (measured on one core of a server)."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all", action="store_true", help="run the slow tests too")
     parser.addoption("--without", metavar="FIXTURE", default="", help="leave out the tests that use this fixture")
+    parser.addoption("--order", metavar="SEED", type=int, help="run the files in another order, which the number decides")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """-n auto: a worker for each core that this process may use, as far as memory allows; their threads share the cores."""
+    cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+    workers = max(1, min(cores, int(psutil.virtual_memory().available / 2**30 / WORKER_GB)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+    if sys.flags.warn_default_encoding:  # a worker is started without -X; it takes this out again, so that no program of a test has it
+        os.environ["PYTHONWARNDEFAULTENCODING"] = "1"
+    return workers
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Says before the first test how long they all take, and in which order the files come."""
+    lines = [f"order: files shuffled by --order {config.getoption('--order')}"] if config.getoption("--order") is not None else []
+    workers = getattr(config.option, "numprocesses", None) or 1
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return lines
+    if config.getoption("--all"):
+        return [*lines, "all tests, the slow ones too: several hours"]
+    return [*lines, f"the fast tests: about {math.ceil(MINUTES / workers)} minutes in {workers} process(es) on an idle machine"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,6 +77,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[*elsewhere, *slow])
     left_out = {*elsewhere, *slow}
     items[:] = [item for item in items if item not in left_out]
+    if config.getoption("--order") is not None:
+        files = list(dict.fromkeys(item.path for item in items))
+        random.Random(config.getoption("--order")).shuffle(files)
+        items.sort(key=lambda item: files.index(item.path))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

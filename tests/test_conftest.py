@@ -39,6 +39,13 @@ def test_our_file_without_encoding(): module.read()
 def test_their_file_without_encoding(): other.read()
 def test_our_warning(): module.warn()
 def test_their_warning(): other.warn()
+def test_own_cache():
+    import os, pathlib
+    assert "PYTEST_XDIST_WORKER" not in os.environ or not list(pathlib.Path(os.environ["LORA_TRAINER_CACHE"]).iterdir())
+    pathlib.Path(os.environ["LORA_TRAINER_CACHE"], "mine").touch()
+def test_programs_do_not_warn():
+    import os
+    assert "PYTEST_XDIST_WORKER" not in os.environ or "PYTHONWARNDEFAULTENCODING" not in os.environ
 """
 
 
@@ -90,6 +97,42 @@ def test_warnings_of_our_own_modules_are_errors_and_those_of_others_are_not(suit
     seen = outcomes(suite, "tests/test_all.py", ci="")
     assert (seen["our_file_without_encoding"], seen["their_file_without_encoding"]) == ("FAILED", "PASSED")
     assert (seen["our_warning"], seen["their_warning"]) == ("FAILED", "PASSED")
+
+
+def test_workers_keep_the_rules_and_each_has_its_own_cache(suite: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LORA_TRAINER_", "PYTEST_", "PYTHONPATH"))}
+    command = [
+        sys.executable,
+        "-X",
+        "warn_default_encoding",
+        "-m",
+        "pytest",
+        "-rA",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "auto",
+        "tests/test_all.py",
+    ]
+    done = subprocess.run(command, cwd=suite, env={**environment, "LORA_TRAINER_CI": "1"}, capture_output=True, encoding="utf-8")
+    found = {name: word for word, name in re.findall(r"^(PASSED|FAILED|ERROR) tests/test_all\.py::test_(\w+)", done.stdout, re.MULTILINE)}
+    assert (found["our_file_without_encoding"], found["their_file_without_encoding"]) == ("FAILED", "PASSED")
+    assert (found["skips_itself"], found["own_cache"], found["programs_do_not_warn"]) == ("FAILED", "PASSED", "PASSED")
+
+
+def test_another_order_is_another_order_of_whole_files_and_comes_again(suite: Path, tmp_path: Path) -> None:
+    for number in range(8):
+        (suite / "tests" / f"test_order_{number}.py").write_text("def test_a(): pass\ndef test_b(): pass\n", encoding="utf-8")
+
+    def order(*words: str) -> list[str]:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-k", "test_order", *words]
+        done = subprocess.run(command, cwd=suite, capture_output=True, encoding="utf-8")
+        return re.findall(r"test_order_(\d)\.py::test_[ab]", done.stdout)
+
+    assert order() == [str(number) for number in range(8) for _ in range(2)]
+    other = order("--order", "3")
+    assert other != order() and sorted(other) == sorted(order()) and other[::2] == other[1::2]
+    assert order("--order", "3") == other
 
 
 @pytest.mark.parametrize(

@@ -49,3 +49,24 @@ def test_pictures_that_documents_show_are_there():
 
 def test_done_features_name_a_test():
     assert [row[0] for row in features() if row[4] != "not yet" and "::" not in row[4]] == []
+
+
+@pytest.mark.parametrize("name", ["other-programs.md", "other-programs.zh-CN.md"])
+def test_each_kind_of_file_of_another_program_names_its_test_and_is_counted(name: str):
+    from lora_trainer.adapters.files.naming import PREFIXES
+    from lora_trainer.config.importing.networks import MODULE_NAMES
+
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    rows = [cells for cells in lines if cells[2].isdigit()]
+    assert len(rows) == len(lines) - 2
+    counted = {"read": 0, "named": 0}
+    for cells in rows:
+        filled = [cell for cell in cells[3:] if cell]
+        assert int(cells[2]) == len(filled), cells[0]
+        for cell in filled:
+            word, test = cell.split(" ", 1)
+            path, _, function = test.strip("`").partition("::")
+            counted[word] += 1
+            assert f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), test
+    assert all(str(number) in text for number in (*counted.values(), len(PREFIXES), len(MODULE_NAMES)))

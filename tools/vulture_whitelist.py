@@ -42,4 +42,4 @@ _.text_layers
 _.samples_dir  # tests put previews into a run's folder
 HalfWeights  # bfloat16 weights with stochastic rounding: waits for full fine-tuning (docs/memory.md)
 complete_checkpoint  # a whole checkpoint from its parts: waits for full fine-tuning
-_.programs  # network_tools/naming.py: who writes each prefix, for whoever reads the table; a test counts the rows
+_.programs  # adapters/files/naming.py: who writes each prefix, for whoever reads the table; a test counts the rows

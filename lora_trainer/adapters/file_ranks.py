@@ -1,4 +1,4 @@
-"""Rank and alpha of each layer of a network's file in sd-scripts' names, from its header and its alphas (no torch)."""
+"""Rank and alpha of each layer of a network's file of any program, from its header and its alphas: no other tensor is read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import attrs
 
+from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network
 from lora_trainer.files import open_regular
-from lora_trainer.models.files.tensor_file import read_header
+from lora_trainer.models.files.safetensors_stream import open_tensors
+from lora_trainer.models.files.tensor_file import data_start, read_header
 
-RANK_SUFFIXES = ("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b")
-"""Suffixes of the tensors whose first side is the rank."""
 FORMATS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "I8": "<b", "U8": "<B", "BOOL": "<?"}
 
 
@@ -26,21 +26,24 @@ class FileRanks:
 
 
 def file_ranks(path: Path) -> FileRanks:
-    """The ranks of a file's layers; an alpha that is missing is the rank. Raises ModelError for a file that cannot be read."""
-    header = read_header(path)
-    layers: dict[str, dict[str, Any]] = {}
-    for key, entry in header.items():
-        if key != "__metadata__":
-            name, _, suffix = key.partition(".")
-            layers.setdefault(name, {})[suffix] = entry
-    ranks = {}
+    """The ranks of a file's layers; an alpha that is said nowhere is the rank. Raises ModelError for a file that is not a network."""
+    network = open_network(path)
+    header, start = read_header(path), data_start(path)
     with open_regular(path) as file:
-        start = 8 + int(struct.unpack("<Q", file.read(8))[0])
-        for name, entries in layers.items():
-            suffix = next((suffix for suffix in RANK_SUFFIXES if suffix in entries), "")
-            if suffix and (rank := int(entries[suffix]["shape"][0])):
-                ranks[name] = (rank, _number(file, start, entries["alpha"]) if "alpha" in entries else float(rank))
-    return FileRanks(frozenset(layers), ranks)
+        ranks = {
+            name: (module.rank, _alpha(network, module, header, file, start)) for name, module in network.modules.items() if module.rank
+        }
+    return FileRanks(frozenset(network.modules), ranks)
+
+
+def _alpha(network: NetworkFile, module: NetworkModule, header: Mapping[str, Any], file: BinaryIO, start: int) -> float:
+    if "alpha" in module.keys:
+        entry = header[module.keys["alpha"]]
+        if entry["dtype"] in (*FORMATS, "BF16"):
+            return _number(file, start, entry)
+        with open_tensors(network.path) as tensor_of:  # an 8-bit float
+            return float(tensor_of(module.keys["alpha"]).float())
+    return network.declared.alphas.get(module.name, float(module.rank))
 
 
 def _number(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> float:

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 
+from lora_trainer.adapters.files.checked_network import open_network, read_state
+from lora_trainer.adapters.initial_fit import TrainedLayer, require_fit
+from lora_trainer.adapters.kinds.base import AdapterLayer
 from lora_trainer.adapters.lora_file import read_lora
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.network_file import ModuleState, modules_of
@@ -45,18 +48,23 @@ def _group(name: str, state: ModuleState) -> str:
     return "conv_" if any(tensor.dim() == 4 and tensor.shape[-1] > 1 for tensor in state.tensors.values()) else ""
 
 
-def load_initial_weights(adapter: NetworkAdapter, path: Path) -> None:
-    """Loads a file's values into a network. Raises ModelError where names, ranks or shapes do not fit."""
-    state: Mapping[str, torch.Tensor] = read_lora(path)[0]
-    own = adapter.state_dict()
-    ranks = {f"{layer.plan.name}.alpha": torch.tensor(float(layer.kind.rank(layer.parameters))) for layer in adapter.iter_layers()}
-    complete = {**{name: ranks[name] for name in own if name in ranks}, **state}  # a file without alphas means alpha = rank
-    mismatched = sorted(set(own) ^ set(complete)) or [name for name in own if own[name].shape != complete[name].shape]
-    if mismatched:
-        raise ModelError(
-            "{path} does not fit this run: {name}.",
-            path=str(path),
-            name=mismatched[0],
-            fix="Take a file of the same model, type and trained parts. Where only ranks differ, set network.dim_from_weights.",
-        )
-    adapter.load_state_dict(complete)
+def load_initial_weights(adapter: NetworkAdapter, path: Path, *, takes_ranks: bool = False) -> None:
+    """Loads a file's values into a network; each layer has the scale that the file says. `takes_ranks`: dim_from_weights is on.
+
+    Raises ModelError where names, kinds or shapes do not fit.
+    """
+    file, layers = open_network(path), list(adapter.iter_layers())
+    trained = {layer.plan.name: _trained_layer(layer) for layer in layers}
+    require_fit(file, trained, adapter.family, takes_ranks=takes_ranks)
+    own, state = adapter.state_dict(), read_state(file)
+    ranks = {f"{layer.plan.name}.alpha": torch.tensor(float(layer.kind.rank(layer.parameters))) for layer in layers}
+    adapter.load_state_dict({**{name: ranks[name] for name in own if name in ranks}, **_known(state, own)})
+
+
+def _trained_layer(layer: AdapterLayer) -> TrainedLayer:
+    return TrainedLayer(layer.plan.part, layer.plan.kind, {suffix: tuple(tensor.shape) for suffix, tensor in layer.parameters.items()})
+
+
+def _known(state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the alphas of kinds that have none."""
+    return {name: tensor for name, tensor in state.items() if name in own or not name.endswith(".alpha")}

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from lora_trainer.adapters.base_weights import MergedModel, MergedNetwork
-from lora_trainer.adapters.kinds import known_suffixes
+from lora_trainer.adapters.files.checked_network import open_network, read_state
 from lora_trainer.adapters.network import NetworkAdapter
 from lora_trainer.adapters.network_file import modules_of
 from lora_trainer.adapters.targets import attention_layers, target_paths
 from lora_trainer.errors import ModelError, TrainingError
 from lora_trainer.files import write_durably
 from lora_trainer.models.bundle import ModelBundle
-from lora_trainer.models.files.tensor_file import open_safetensors, read_header
+from lora_trainer.models.files.tensor_file import read_header
 
 PARTS = ("unet", "text_encoder")
 DTYPES = {"float": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "keep": None}
@@ -76,31 +76,16 @@ def verify_written(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a network file. Raises ModelError for any other file, empty tensors, and values that are not finite."""
-    header = read_header(path)
-    suffixes = known_suffixes()
-    if not any(name.partition(".")[2] in suffixes for name in header):
+    """Tensors by sd-scripts' names and metadata of a network file of any program, with the alphas that it says anywhere.
+
+    Raises ModelError for any other file, for one that brings embeddings along, empty tensors, and values that are not finite.
+    """
+    file = open_network(path)
+    if file.embedding_keys:
         raise ModelError(
-            "{path} is not a LoRA in sd-scripts' names.",
-            path=str(path),
-            fix="Convert it with network convert --to kohya, or choose a LoRA file in these names.",
+            "{path} brings embeddings along, which cannot be read here.", path=str(path), fix="Use it in a WebUI, or choose another file."
         )
-    with open_safetensors(path) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    for key, tensor in tensors.items():
-        if not tensor.numel():
-            shape = "x".join(map(str, tensor.shape))
-            raise ModelError(
-                "{path}: {key} holds no values (its shape is {shape}).", path=str(path), key=key, shape=shape, fix="Get the file again."
-            )
-        if not bool(torch.isfinite(tensor.float()).all()):
-            raise ModelError(
-                "{path}: {key} holds values that are not finite.",
-                path=str(path),
-                key=key,
-                fix="The training went wrong before it was saved: take an earlier epoch.",
-            )
-    return tensors, dict(header.get("__metadata__", {}))
+    return read_state(file), dict(file.metadata)
 
 
 @contextlib.contextmanager
@@ -149,7 +134,7 @@ def is_plain_lora(state: Mapping[str, Tensor], bundle: ModelBundle) -> bool:
 
 def stacked_adapter(bundle: ModelBundle, loras: Sequence[tuple[Mapping[str, Tensor], float, Path]]) -> LoraAdapter:
     """One adapter equal to the sum of several (state, weight, path), their ranks stacked. Raises ModelError where layers do not fit."""
-    rank = sum(next(tensor for name, tensor in state.items() if name.endswith("lora_down.weight")).shape[0] for state, _, _ in loras)
+    rank = sum(max(tensor.shape[0] for name, tensor in state.items() if name.endswith("lora_down.weight")) for state, _, _ in loras)
     parts = [
         part for part, prefix in (("unet", "lora_unet_"), ("text_encoder", "lora_te")) if any(_has(state, prefix) for state, _, _ in loras)
     ]

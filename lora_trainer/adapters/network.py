@@ -36,7 +36,8 @@ class NetworkAdapter:
         model = MergedModel(bundle, self.base_weights)
         with torch.no_grad():
             for row in self.plan:
-                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.layer_at(bundle, row.path), seed)
+                self.layers.setdefault(row.part, {})[row.name] = make_layer(row, model.layer_at(bundle, row.path), seed, bundle.device)
+        self.family = bundle.family.name
         self._multiplier = 1.0
         self._attached: list[nn.Module] = []
         self._merged_model = MergedModel(bundle, ())
@@ -149,7 +150,7 @@ class NetworkAdapter:
 
     def metadata(self) -> dict[str, str]:
         """A file's `ss_network_*`: the module, and the rank and alpha that most layers have."""
-        rows = [(row.rank, row.alpha) for row in self.plan if kind_named(row.kind).spec.has_rank] or [(1, 1.0)]
+        rows = [(layer.plan.rank, _alpha_of(layer)) for layer in self.iter_layers() if layer.kind.spec.has_rank] or [(1, 1.0)]
         ((rank, alpha), _), *_ = Counter(rows).most_common(1)
         return {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(alpha)}
 
@@ -164,13 +165,19 @@ class NetworkAdapter:
         }
 
 
-def make_layer(plan: LayerPlan, base: BaseLayer, seed: int) -> AdapterLayer:
-    """A fresh layer on the weight's device; it is initialised the same whatever else is trained. Call under no_grad."""
+def _alpha_of(layer: AdapterLayer) -> float:
+    """The alpha that settings would have for the layer, whose strength may be that of a file which the training began with."""
+    planned = layer.kind.alpha_in_file(layer.plan, layer.parameters)
+    return layer.plan.alpha * layer.alpha / planned if planned and layer.alpha != planned else layer.plan.alpha
+
+
+def make_layer(plan: LayerPlan, base: BaseLayer, seed: int, device: torch.device | None = None) -> AdapterLayer:
+    """A fresh layer on the device (None: the weight's); it is initialised the same whatever else is trained. Call under no_grad."""
     kind = kind_named(plan.kind)
     options = kind.spec.with_defaults(plan.options)
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{seed}:{plan.name}".encode()).digest()[:8], "little") >> 1)
     shapes = kind.spec.shapes(base.shape, plan.rank, plan.options)
-    tensors = {suffix: nn.Parameter(torch.zeros(shape, device=base.weight.device)) for suffix, shape in shapes.items()}
+    tensors = {suffix: nn.Parameter(torch.zeros(shape, device=device or base.weight.device)) for suffix, shape in shapes.items()}
     kind.init_tensors(tensors, base, plan, generator)
     return AdapterLayer(plan, kind, options, tensors, kind.alpha_in_file(plan, tensors), base.shape.weight)
 

@@ -49,7 +49,7 @@ def caption_list(scans: ScanCache, config: TrainConfig, epoch: int, language: st
         return captions.caption_parts(record, rules[record.subset], seed=config.seed, epoch=epoch, step=step, total_steps=total)
 
     return {
-        "line": _summary(trained, train_rules).text(language),
+        "line": _summary([record for record in trained if not record.validation], train_rules).text(language),
         "tags": tags,
         "pictures": [_caption_json(scans.tokens, record, parts(record), config) for record in used],
     }

@@ -43,6 +43,8 @@ class ApiContext:
         self.workers = Workers()
         self.status = StatusCache(host, manager)
         self.created_captions: set[Path] = set()
+        self.received: dict[Path, tuple[int, int]] = {}
+        """Uploaded file -> size and mtime_ns as it was stored: only such a file, unchanged, is taken back."""
         self.tool_jobs: dict[str, ToolJob] = {}
         self._runs: dict[Path, RunFolder] = {}
         self._network_roots: set[PureWindowsPath] = set()

@@ -13,6 +13,7 @@ from lora_trainer.config.choices.optimizers import OPTIMIZER_SPECS
 from lora_trainer.config.live_settings import is_changeable
 from lora_trainer.config.param import DeclaredOption, declared_options
 from lora_trainer.config.schema import TrainConfig
+from lora_trainer.install_command import install_command
 from lora_trainer.messages import translate
 
 SECTIONS = {
@@ -89,6 +90,7 @@ def _optimizer_facts() -> dict[str, dict[str, Any]]:
             "finds": known.adaptive,
             "free": known.schedule_free,
             "missing": known.pip_name if known.package and find_spec(known.package) is None else "",
+            "install": install_command(known.pip_name) if known.package else "",
         }
         for known in OPTIMIZER_SPECS
     }

@@ -33,6 +33,11 @@ class StatusCache:
         self._memory: dict[str, Any] = {}
         self._windows: dict[str, float] = {}
         self._other_run: other_process.OtherProcessRun | None = None
+        self._edits = 0
+
+    def note_edit(self) -> None:
+        """Pictures, captions or runs were changed through a route: every window that shows them reads them again."""
+        self._edits += 1
 
     def refresh(self) -> Future[None] | None:
         """Queries the host in a thread when the last answer is old; returns the pending query, None when there is none."""
@@ -87,6 +92,7 @@ class StatusCache:
             "windows": self._count_windows(client),
             "run": run.snapshot(language) if run is not None else None,
             "language": self.host.language(),
+            "edits": self._edits,
         }
         version = hashlib.blake2b(encode_json(body), digest_size=8).hexdigest()
         return {"version": version, "unchanged": True} if seen == version else {"version": version, **body}

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.cli.common_args import add_json, add_overrides, host
 from lora_trainer.cli.console import DONE, USAGE_ERROR, Console
 from lora_trainer.errors import ConfigError
-from lora_trainer.messages import Message, say
+from lora_trainer.messages import Message, duration, say
 
 if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
 
 
 PREDICTIONS = {"epsilon": say("the noise"), "v": "v"}
+PHASES = {
+    "load": say("loading the model"),
+    "captions": say("encoding captions"),
+    "pictures": say("encoding pictures"),
+    "step": say("a training step"),
+    "preview": say("drawing a preview"),
+    "save": say("saving a file"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
@@ -105,14 +114,26 @@ def print_network(network: dict[str, Any], console: Console) -> None:
             console.line(say("  {option} {pattern}: {count} layers", option=option, pattern=pattern, count=count))
 
 
+def length_messages(plan: dict[str, Any]) -> Iterator[Message]:
+    """How many steps the run has, and how long it takes."""
+    values = {"steps": plan["steps_per_epoch"], "epochs": plan["epochs"], "total": plan["total_steps"]}
+    if values["steps"] * values["epochs"] == values["total"]:
+        yield say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values)
+    else:
+        yield say("{total} steps of {steps} an epoch: the run ends within epoch {epochs}", **values)
+    if plan.get("seconds_measured"):
+        yield say("about {time} (as measured in an earlier run)", time=duration(plan["seconds"]))
+    else:
+        yield say("about {time} (estimate)", time=duration(plan["seconds"]))
+
+
 def print_plan(plan: dict[str, Any], console: Console) -> None:
     """Prints the plan in a few lines."""
     console.line(say("{images} pictures, {held} held back for validation", images=plan["images"], held=plan["validation_images"]))
     for bucket in plan["buckets"]:
         console.line(f"  {bucket['width']} x {bucket['height']}: {bucket['count']}")
-    values = {"steps": plan["steps_per_epoch"], "epochs": plan["epochs"], "total": plan["total_steps"]}
-    console.line(say("{steps} steps an epoch x {epochs} epochs = {total} steps", **values))
-    console.line(say("about {minutes} min (estimate)", minutes=max(1, round(plan["seconds"] / 60))))
+    for message in length_messages(plan):
+        console.line(message)
     console.line(say("{files} files, {mb} MB", files=plan["files"], mb=plan["disk_mb"]))
     print_network(plan["network"], console)
     memory = plan["memory"]
@@ -121,3 +142,5 @@ def print_plan(plan: dict[str, Any], console: Console) -> None:
         console.line(say("memory: {needed} MB of {free} MB free (estimate)", **values))
     else:
         console.line(say("memory: {needed} MB are needed, {free} MB are free (estimate): it may not fit", **values))
+    for name, megabytes in memory["phases"].items():
+        console.line(say("  {phase}: {mb} MB", phase=PHASES[name], mb=megabytes))

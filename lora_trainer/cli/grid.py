@@ -69,6 +69,7 @@ def verdict(grid: dict[str, Any], language: str) -> str:
     """Text that says which cell is best and why, or why none is."""
     best = grid["best"]
     if best is None:
-        return translate_message(grid.get("because") or "", language)
+        reasons = [grid.get("because"), (grid.get("diagnosis") or {}).get("because")]
+        return " ".join(translate_message(reason, language) for reason in reasons if reason)
     why = " ".join(translate_message(words, language) for words in best.get("words", [])) or best["because"]
     return say("Best: epoch {epoch} at {weight}. {why}", epoch=best["epoch"], weight=f"{best['weight']:g}", why=why).text(language)

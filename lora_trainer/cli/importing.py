@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_trainer.cli.common_args import add_json, usage_error
-from lora_trainer.cli.console import DONE, Console
+from lora_trainer.cli.console import DONE, FAILED, Console
+from lora_trainer.errors import NothingToImport
 from lora_trainer.messages import say
 
 if TYPE_CHECKING:
@@ -31,13 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Writes the config; prints what became of every key."""
+    """Writes the config; prints what became of every key. Exit status 1, and nothing is written, where nothing can be taken."""
     from lora_trainer.config.files import config_text
     from lora_trainer.files import write_atomically
 
     if args.out.exists() and not args.overwrite:
         raise usage_error("--out", say("{file} exists already.", file=str(args.out)), say("Choose another name, or add --overwrite."))
-    imported = _read(args.file)
+    try:
+        imported = _read(args.file)
+    except NothingToImport as error:  # the file was found and read: it is the import that failed
+        console.problems(error.problems)
+        console.document({"problems": [problem.to_json(console.language) for problem in error.problems]})
+        return FAILED
     text = config_text(imported.config, changed_only=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(args.out, text.encode("utf-8"))

@@ -14,7 +14,7 @@ from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.main import as_usage_error
 from lora_trainer.config.choices.samplers import CHOICES, find_sampler
 from lora_trainer.errors import TrainerError
-from lora_trainer.messages import say
+from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,13 +52,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from lora_trainer.train.previews.preview_prompts import MARK, NETWORK_TAG, SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
+    prompt, in_prompt, notes = _networks_in_prompt(args.prompt, [args.out, *(path.parent for path, _ in loras)])
+    loras += in_prompt
     try:
         model, facts = _check_files(args.model, loras)
     except TrainerError as error:
         raise as_usage_error(error) from error
     width = args.width or facts.native_size
     request = SampleRequest(
-        args.prompt,
+        prompt,
         negative=args.negative,
         width=_side(width, "--width"),
         height=_side(args.height or width, "--height"),
@@ -71,9 +73,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
-    notes = [
+    notes += [
         say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
-        for tag in NETWORK_TAG.findall(f"{args.prompt} {args.negative}")
+        for tag in NETWORK_TAG.findall(f"{prompt} {args.negative}")
     ]
     if marks := MARK.findall(f"{args.prompt} {args.negative}"):
         template = "{marks} is read as a part of the text: give --negative, --width, --height, --seed, --cfg, --steps and --sampler."
@@ -95,6 +97,36 @@ def run(args: argparse.Namespace, console: Console) -> int:
         }
     )
     return DONE
+
+
+def _networks_in_prompt(prompt: str, folders: Iterable[Path]) -> tuple[str, list[tuple[Path, float]], list[Message]]:
+    """The prompt without <lora:NAME:WEIGHT>, their files with the weights, and a note for each: as a WebUI and `grid` read them."""
+    from lora_trainer.grid.tags import TAG, split_tags
+
+    found: list[tuple[Path, float]] = []
+    notes = []
+    for tag in [match.group(0) for match in TAG.finditer(prompt)]:
+        ((name, weight),) = split_tags(tag)[1]
+        path = _find_network(name, folders)
+        if path is not None:
+            found.append((path, weight))
+            notes.append(say("{tag} is read as --lora {file}:{weight}", tag=tag, file=str(path), weight=f"{weight:g}"))
+            prompt = prompt.replace(tag, " ", 1)
+    return (" ".join(prompt.split()) if found else prompt), found, notes
+
+
+def _find_network(name: str, folders: Iterable[Path]) -> Path | None:
+    """A network's file by its name: in these folders and the working one, then anywhere in the folder of networks."""
+    from lora_trainer.grid.files import find_lora
+
+    if Path(name).name == name:
+        for folder in (Path(), *(folder if folder.is_dir() else folder.parent for folder in folders)):
+            if (path := folder / f"{name}.safetensors").is_file():
+                return path
+    try:
+        return find_lora(name, [host().paths().lora_dir])
+    except TrainerError:
+        return None
 
 
 class ImageSampler:

@@ -38,13 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Prints {"changes", "plan"}; every change has its reason."""
-    from lora_trainer.api.runs.plans import change_json
+    from lora_trainer.api.runs.plans import change_json, measured_on
     from lora_trainer.config.files import write_config
     from lora_trainer.wizard.advise import suggest
 
     config = _config(args)
+    known = _known_host(config)
+    measured = None if known is None else measured_on(known)
     try:
-        suggestion = suggest(config, subject=args.subject, vram_gb=args.vram, host=_known_host(config))
+        suggestion = suggest(config, subject=args.subject, vram_gb=args.vram, host=known, measured=measured)
     except TrainerError as error:
         raise as_usage_error(error) from error
     for change in suggestion.changes:
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.document(
         {
             "changes": [change_json(change, config, suggestion.typed, console.language) for change in suggestion.changes],
-            "plan": suggestion.plan.to_json(),
+            "plan": suggestion.plan_json(),
             "notes": [note.text(console.language) for note in suggestion.notes],
         }
     )

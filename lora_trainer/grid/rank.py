@@ -14,6 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.grid.diagnosis import Diagnosis, diagnose
 from lora_trainer.messages import Message, say
 
 MAX_CELLS = 6
@@ -41,12 +42,14 @@ class CellLatents:
 class Measurements:
     """Measurements of a cell's pictures: `distances` to the nearest reference and `drifts` from the base model, one per picture.
 
-    `copied` is the share of pictures that are closer to a training picture than any two training pictures are to each other.
+    `moved`: as `drifts`, of the pictures with the trigger; empty where an older version measured. `copied` is the share of pictures that
+    are closer to a training picture than any two training pictures are to each other.
     """
 
     distances: tuple[float, ...]
     drifts: tuple[float, ...]
     copied: float = 0.0
+    moved: tuple[float, ...] = ()
 
 
 @attrs.frozen
@@ -88,6 +91,8 @@ class Ranking:
     because: tuple[Message, ...]
     margin: float | None = None
     overtrained: bool | None = None
+    diagnosis: Diagnosis | None = None
+    """What it looks like where there is no best."""
 
     @property
     def sure(self) -> str:
@@ -165,7 +170,9 @@ def measure(drawn: CellLatents, base: CellLatents, references: Tensor, *, are_tr
     """Measurements of a cell; copies are only looked for where the references are training pictures."""
     nearest = distances(drawn.concept, references).min(1).values
     drifts = distances(drawn.others, base.others).diagonal()
-    return Measurements(tuple(nearest.tolist()), tuple(drifts.tolist()), _copied_share(drawn.concept, references) if are_training else 0.0)
+    moved = distances(drawn.concept, base.concept).diagonal()
+    copied = _copied_share(drawn.concept, references) if are_training else 0.0
+    return Measurements(tuple(nearest.tolist()), tuple(drifts.tolist()), copied, tuple(moved.tolist()))
 
 
 def _copied_share(pictures: Tensor, training: Tensor) -> float:
@@ -186,7 +193,8 @@ def rank(measured: Mapping[Cell, Measurements], baseline: Baseline, losses: Mapp
     ordered = tuple(sorted(scores.values(), key=lambda score: score.cell))
     overtrained = _overtrained(scores, losses)
     if not eligible:
-        return Ranking(ordered, None, (_no_best_reason(ordered),), None, overtrained)
+        changes = {cell: _concept_change(measurements, baseline) for cell, measurements in measured.items()}
+        return Ranking(ordered, None, (_no_best_reason(ordered),), None, overtrained, diagnose(ordered, changes, losses))
     best, *others = sorted(eligible, key=lambda score: (-score.product, score.epoch, score.weight))
     behind = [(_margin(measured[best.cell], measured[other.cell], best, other, baseline), other) for other in others]
     margin, second = min(behind, key=lambda pair: pair[0], default=(None, None))
@@ -213,6 +221,13 @@ def _scores(cell: Cell, measurements: Measurements, baseline: Baseline) -> Score
         shown=gain > MIN_GAIN_ERRORS * error and gain > MIN_GAIN_SHARE * span,
         copies=measurements.copied > 0.5,
     )
+
+
+def _concept_change(measurements: Measurements, baseline: Baseline) -> float:
+    """How far the pictures with the trigger moved from the base model's own, as a share of the way to unrelated ones."""
+    if measurements.moved:
+        return mean(measurements.moved) / baseline.unrelated
+    return mean([abs(before - after) for before, after in zip(baseline.base, measurements.distances, strict=True)]) / _span(baseline)
 
 
 def _span(baseline: Baseline) -> float:

@@ -191,7 +191,7 @@ class CellScorer:
         path = self.folder / f"{self._hash(file.sha256, f'{weight:g}')}.json"
         if path.is_file():
             values = json.loads(path.read_text(encoding="utf-8"))
-            return Measurements(tuple(values["distances"]), tuple(values["drifts"]), values["copied"])
+            return Measurements(tuple(values["distances"]), tuple(values["drifts"]), values["copied"], tuple(values.get("moved", ())))
         latents = self._draw([(file.path, weight)])
         if latents is None:
             return None

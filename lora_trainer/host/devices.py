@@ -213,7 +213,7 @@ def _directml(name: str, number: int | None) -> torch.device:
             "DirectML ({name}) needs the package torch-directml, which is not installed.",
             path=FIELD,
             name=name,
-            fix="Install it, or empty the field.",
+            fix="It works with one version of torch only: use a WebUI that is made for DirectML, or empty the field.",
         ) from None
     device: torch.device = torch_directml.device() if number is None else torch_directml.device(number)
     return device

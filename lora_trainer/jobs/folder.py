@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.control import CHANGE, COMMANDS
+from lora_trainer.control import CHANGE, COMMANDS, inbox_lock, lock_path
 from lora_trainer.errors import HostBusy, Problem, TrainerError
 from lora_trainer.files import write_atomically
 from lora_trainer.jobs import claims, folder_migrations, resume_point
@@ -193,6 +193,7 @@ class RunFolder:
         if claim.release():
             with suppress(OSError):
                 self.control_file.unlink(missing_ok=True)
+                lock_path(self.control_file).unlink(missing_ok=True)
 
     def summary(self, *, running: bool = False, language: str = "en") -> dict[str, Any]:
         """One entry of the history; `running`: this process is running it. A damaged run has the state "damaged", and "problems"."""
@@ -246,11 +247,12 @@ class RunFolder:
         self._append_to_control(f"{CHANGE} {json.dumps(dict(values))}")
 
     def _append_to_control(self, line: str) -> None:
-        try:
-            unread = self.control_file.read_text(encoding="utf-8")
-        except OSError:
-            unread = ""
-        write_atomically(self.control_file, f"{unread}{line}\n".encode())
+        with inbox_lock(self.control_file):
+            try:
+                unread = self.control_file.read_text(encoding="utf-8")
+            except (OSError, ValueError):
+                unread = ""
+            write_atomically(self.control_file, f"{unread}{line}\n".encode())
 
     def remove(self) -> None:
         """Deletes the folder; the weights in the output folder are kept. It is renamed first, so that no part of it looks like a run."""

@@ -64,7 +64,11 @@ class ListOf:
 
 Fields = Mapping[str, Check | ListOf]
 
-INFO: Fields = {"name": is_text, "kind": is_text, "of": is_text, "created": is_number, "work": is_text, "chosen": optional(is_mapping)}
+INFO: Fields = {
+    **dict.fromkeys(("name", "kind", "of", "work", "extras"), is_text),
+    "created": is_number,
+    "chosen": optional(is_mapping),
+}
 MANIFEST: Fields = {
     "name": is_text,
     "outcome": optional(is_text),
@@ -80,6 +84,7 @@ MANIFEST: Fields = {
     "validation": ListOf({"epoch": is_whole, "step": is_whole, "loss": optional(is_number)}),
     "best": optional(ListOf({"epoch": is_whole, "step": is_whole, "path": is_text, "validation": is_number}).fits),
     "step_seconds": optional(is_number),
+    "active_seconds": is_number,
 }
 PLAN: Fields = dict.fromkeys(("images", "steps_per_epoch", "epochs", "total_steps", "files"), is_whole) | {
     "seconds": optional(is_number),

@@ -73,8 +73,10 @@ class ManifestFile:
             "validation": [],
             "best": None,
             "step_seconds": None,
+            "active_seconds": 0.0,
             **folder.manifest(),
         }
+        self._last_time: float | None = None
         self._loss: float | None = None
         self._seconds = 0.0
         self._steps = 0
@@ -82,6 +84,9 @@ class ManifestFile:
     def __call__(self, record: EventRecord) -> None:
         event, content = record.event, self.content
         content["started"] = content["started"] or round(record.time, 3)
+        if self._last_time is not None and not isinstance(event, Resumed):  # a pause does not count
+            content["active_seconds"] = round(content["active_seconds"] + max(0.0, record.time - self._last_time), 3)
+        self._last_time = record.time
         if isinstance(event, Stepped):
             self._loss = finite_or_none(event.loss_average)
             content["step"], content["epoch"] = event.step, event.epoch

@@ -47,7 +47,8 @@ SPEED_MOMENTUM = 0.9
 
 @attrs.frozen
 class RunStatus:
-    """A run's status. Times in seconds; `seconds_left` is None before the first step; `speed` is seconds per step."""
+    """A run's status. Times in seconds; `seconds_left` is None before the first step; `speed` is seconds per step, of late, or of the
+    whole run once it has ended."""
 
     id: str
     name: str
@@ -88,6 +89,8 @@ class RunStatus:
     """Seconds spent on saving, previews and validation since the first step."""
     overhead_since: float = 0.0
     phase_since: float = 0.0
+    seconds_in_steps: float = 0.0
+    steps_timed: int = 0
 
     @property
     def ended(self) -> bool:
@@ -166,6 +169,7 @@ def _phase(status: RunStatus, event: Phase, time: float) -> dict[str, Any]:
         "done": 0,
         "total": event.total,
         "phase_since": time,
+        "seconds_left": status.seconds_left if status.step and status.kind == "train" else None,
         "overhead_since": status.overhead_since or time,
     }
 
@@ -189,6 +193,8 @@ def _stepped(status: RunStatus, event: Stepped, time: float) -> dict[str, Any]:
         "vram_mb": event.vram_mb,
         "skipped": event.skipped,
         "loss_scale": event.loss_scale,
+        "seconds_in_steps": status.seconds_in_steps + event.seconds,
+        "steps_timed": status.steps_timed + 1,
         "overhead": overhead,
         "overhead_since": 0.0,
     }
@@ -200,7 +206,8 @@ def _resumed(status: RunStatus, event: Resumed, time: float) -> dict[str, Any]:
 
 
 def _ended(outcome: str, status: RunStatus, event: Any) -> dict[str, Any]:
-    return {"state": outcome, "outcome": outcome, "seconds_left": 0.0, "step": max(status.step, event.step)}
+    speed = status.seconds_in_steps / status.steps_timed if status.steps_timed else status.speed  # of the whole run, as in its manifest
+    return {"state": outcome, "outcome": outcome, "seconds_left": 0.0, "step": max(status.step, event.step), "speed": speed}
 
 
 def _validated(status: RunStatus, event: Validated) -> dict[str, Any]:
@@ -208,17 +215,25 @@ def _validated(status: RunStatus, event: Validated) -> dict[str, Any]:
     return {"validation": event.loss, "best": best}
 
 
+def _progress(status: RunStatus, event: Progress, time: float) -> dict[str, Any]:
+    return {"done": event.done} | (_left_of_phase(status, event.done, time) if status.kind == "grid" else {})
+
+
 def _rendered(status: RunStatus, event: Rendered, time: float) -> dict[str, Any]:
-    done = status.done + 1
-    seconds_each = (time - status.phase_since) / done
-    return {"done": done, "sample": event.path, "seconds_left": max(0, status.total - done) * seconds_each}
+    return {"done": status.done + 1, "sample": event.path, **_left_of_phase(status, status.done + 1, time)}
 
 
-_INTERNAL_FIELDS = ("overhead", "overhead_since", "phase_since")
+def _left_of_phase(status: RunStatus, done: int, time: float) -> dict[str, Any]:
+    """The time left of a grid's phase; unknown once all of it is done, since another phase may follow."""
+    left = max(0, status.total - done)
+    return {"seconds_left": left * (time - status.phase_since) / done if left and done else None}
+
+
+_INTERNAL_FIELDS = ("overhead", "overhead_since", "phase_since", "seconds_in_steps", "steps_timed")
 _CHANGES: dict[type, Any] = {
     Started: _started,
     Phase: _phase,
-    Progress: lambda status, event, time: {"done": event.done},
+    Progress: _progress,
     Stepped: _stepped,
     Sampled: lambda status, event, time: {"sample": event.path},
     Validated: lambda status, event, time: _validated(status, event),

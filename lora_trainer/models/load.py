@@ -9,9 +9,11 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from lora_trainer import assets
 from lora_trainer.errors import ModelError
+from lora_trainer.gc_pause import gc_paused
 from lora_trainer.models import layout
 from lora_trainer.models.bundle import Family, ModelBundle
 from lora_trainer.models.detection import detect, infer_config
@@ -22,8 +24,22 @@ from lora_trainer.models.files import diffusers_folder, tensor_file
 from lora_trainer.models.files.vae_file import LDM, check_vae, find_vae_file
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
+INITIAL_VALUES = {
+    *(getattr(nn.init, name) for name in ("uniform_", "normal_", "kaiming_uniform_", "constant_")),
+    *(getattr(Tensor, name) for name in ("uniform_", "normal_", "zero_", "fill_")),
+}
+"""What modules call to fill their new tensors."""
 VAE_PREFIXES = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 Parts = Mapping[str, Mapping[str, Tensor]]
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Inside, in this thread, modules do not fill their tensors: on the meta device nothing is there to fill, and trying takes longest."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in INITIAL_VALUES:
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **(kwargs or {}))
 
 
 @attrs.frozen(eq=False)
@@ -42,15 +58,18 @@ class _LoadedParts:
     vae_groups: int = 32
 
 
-def load(source: ModelSource, device: torch.device, dtype: torch.dtype | None = None) -> ModelBundle:
+def load(
+    source: ModelSource, device: torch.device, dtype: torch.dtype | None = None, *, weights_on: torch.device | None = None
+) -> ModelBundle:
     """Loads the bundle of a source, frozen and in eval mode.
 
     A LiveSource is shared: no tensor is copied unless `dtype` is not the host's. A FileSource is loaded in `dtype` (None: float32), its
-    VAE always in float32. Raises ModelError if a tensor is missing or has another shape.
+    VAE always in float32. `weights_on`: where a FileSource's weights stay at first (None: on `device`), to be moved part by part.
+    Raises ModelError if a tensor is missing or has another shape.
     """
     if isinstance(source, LiveSource):
         return _build(_read_live(source), device, dtype, None)
-    return _build(_read_files(source), device, dtype or torch.float32, torch.float32)
+    return _build(_read_files(source), device, dtype or torch.float32, torch.float32, weights_on)
 
 
 def read_parts(path: Path) -> dict[str, Mapping[str, Tensor]]:
@@ -119,23 +138,31 @@ def _read_files(source: FileSource) -> _LoadedParts:
     )
 
 
-def _build(source: _LoadedParts, device: torch.device, dtype: torch.dtype | None, vae_dtype: torch.dtype | None) -> ModelBundle:
+@gc_paused()
+def _build(
+    source: _LoadedParts,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    vae_dtype: torch.dtype | None,
+    weights_on: torch.device | None = None,
+) -> ModelBundle:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     family = source.family
     parts = {**source.parts, "vae": {key: _squeeze_attention(key, tensor) for key, tensor in source.parts["vae"].items()}}
     text_parts = [part for part in ("text", "text_2") if part in parts]
     heads = [source.text_heads.get(part) or infer_config.text_heads(_text_width(parts[part])) for part in text_parts]
-    with torch.device("meta"):
+    with torch.device("meta"), _NoInitialValues():
         unet = UNet2DConditionModel(**family.unet_config(parts["unet"], source.unet_heads))
         vae = AutoencoderKL(**infer_config.vae_config(parts["vae"], source.vae_groups))
         text_encoders = [
             family.text_encoder(number, parts[part], count) for number, (part, count) in enumerate(zip(text_parts, heads, strict=True))
         ]
-    _assign_tensors(unet, parts["unet"], source.path, device, dtype)
-    _assign_tensors(vae, parts["vae"], source.path, device, vae_dtype)
+    place = weights_on or device
+    _assign_tensors(unet, parts["unet"], source.path, place, dtype)
+    _assign_tensors(vae, parts["vae"], source.path, place, vae_dtype)
     for part, text_encoder in zip(text_parts, text_encoders, strict=True):
-        _assign_tensors(text_encoder, parts[part], source.path, device, dtype)
+        _assign_tensors(text_encoder, parts[part], source.path, place, dtype)
     unet_dtype = next(unet.parameters()).dtype
     alphas = family.noise_schedule.alphas_cumprod(zero_terminal_snr=source.zero_terminal_snr).to(device)
     bundle = ModelBundle(
@@ -152,7 +179,12 @@ def _build(source: _LoadedParts, device: torch.device, dtype: torch.dtype | None
         source.zero_terminal_snr,
     )
     if not source.sure:
+        probed = (unet, *text_encoders) if place != device else ()
+        for module in probed:
+            module.to(device)
         bundle.prediction = probe_prediction(bundle)
+        for module in probed:
+            module.to(place)
     return bundle
 
 
@@ -162,9 +194,14 @@ def _text_width(text: Mapping[str, Tensor]) -> int:
 
 def _assign_tensors(module: nn.Module, state: Mapping[str, Tensor], path: Path, device: torch.device, dtype: torch.dtype | None) -> None:
     """Assigns tensors to a module on the meta device, without a copy if device and dtype match. Raises ModelError."""
-    shapes = {key: parameter.shape for key, parameter in module.named_parameters()}
-    ready = {key: state[key].detach().to(device=device, dtype=dtype or state[key].dtype) for key in shapes if key in state}
-    wrong = [key for key, shape in shapes.items() if key not in ready or ready[key].shape != shape]
+    owners = [(f"{prefix}." if prefix else "", owner) for prefix, owner in module.named_modules()]
+    places = [
+        (f"{prefix}{name}", owner, name, parameter.shape)
+        for prefix, owner in owners
+        for name, parameter in owner._parameters.items()
+        if parameter is not None
+    ]
+    wrong = [key for key, _, _, shape in places if key not in state or state[key].shape != shape]
     if wrong:
         raise ModelError(
             "{path}: {count} tensors are missing or have another shape, the first is {key}.",
@@ -173,14 +210,14 @@ def _assign_tensors(module: nn.Module, state: Mapping[str, Tensor], path: Path, 
             key=wrong[0],
             fix="The file is damaged, or of another kind than its names say. Choose another one.",
         )
-    module.requires_grad_(False)
-    module.load_state_dict(ready, strict=False, assign=True)
-    for owner in module.modules():
-        for name, buffer in list(owner.named_buffers(recurse=False)):
-            if buffer.is_meta:  # CLIP's position ids: 0, 1, 2 ...
+    for key, owner, name, _ in places:
+        tensor = state[key].detach().to(device=device, dtype=dtype or state[key].dtype)
+        owner._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+    for _, owner in owners:
+        owner.training = False
+        for name, buffer in list(owner._buffers.items()):
+            if buffer is not None and buffer.is_meta:  # CLIP's position ids: 0, 1, 2 ...
                 owner.register_buffer(name, torch.arange(buffer.shape[-1], device=device).reshape(buffer.shape), persistent=False)
-    module.requires_grad_(False)
-    module.eval()
 
 
 def _squeeze_attention(key: str, tensor: Tensor) -> Tensor:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import attrs
 
+from lora_trainer.adapters.files.checked_network import open_network
 from lora_trainer.errors import ConfigError, ModelError, Problem
 from lora_trainer.files import atomic_writer, open_regular, write_atomically
 from lora_trainer.messages import say
 from lora_trainer.models.files.tensor_file import read_header
-from lora_trainer.network_tools.checked_network import open_network
 from lora_trainer.network_tools.saving import read_card, write_card
 
 PREFIXES = ("ss_", "sshs_", "modelspec.", "lora_trainer.")

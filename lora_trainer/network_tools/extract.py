@@ -9,14 +9,14 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, TensorSlice, checkpoint_layers
 from lora_trainer.errors import ModelError
 from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.detection.infer_config import TARGET
+from lora_trainer.models.files.safetensors_stream import open_tensors
 from lora_trainer.network_tools import low_rank
-from lora_trainer.network_tools.layers import CheckpointLayer, TensorSlice, checkpoint_layers
 from lora_trainer.network_tools.low_rank import LowRankPair, RankTarget
-from lora_trainer.network_tools.safetensors_stream import open_tensors
 from lora_trainer.network_tools.saving import derived_metadata, write_network
 
 UNCHANGED = 1e-12

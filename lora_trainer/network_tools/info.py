@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network, read_modules
+from lora_trainer.adapters.files.checkpoint_layers import block_of, released_layers
 from lora_trainer.files import open_regular
 from lora_trainer.models import layout
 from lora_trainer.network_tools import low_rank
-from lora_trainer.network_tools.checked_network import NetworkFile, NetworkModule, open_network, read_modules
-from lora_trainer.network_tools.layers import block_of, released_layers
 from lora_trainer.network_tools.resize import kernel_size
 from lora_trainer.parsing import parse_json
 
@@ -41,6 +41,7 @@ def info(path: Path) -> dict[str, Any]:
         "ranks": _value_counts(module.rank for module in file.modules.values() if module.rank),
         **_alphas_and_norms(file),
         "alphas_from": file.declared.source,
+        "without_alpha": len(file.declared.missing),
         "trained_on": trained_on(file.metadata),
         "hashes": {
             "sha256": sha256,
@@ -126,7 +127,8 @@ def trained_on(metadata: Mapping[str, str]) -> dict[str, Any]:
         "network_module": metadata.get("ss_network_module"),
         "dim": metadata.get("ss_network_dim"),
         "alpha": metadata.get("ss_network_alpha"),
-        "pictures": metadata.get("ss_num_train_images"),
+        "pictures": _picture_count(folders),
+        "examples": metadata.get("ss_num_train_images"),
         "steps": metadata.get("ss_steps"),
         "epochs": metadata.get("ss_epoch") or metadata.get("ss_num_epochs"),
         "resolution": (metadata.get("ss_resolution") or "None").replace("None", "") or _dataset_resolutions(datasets),
@@ -162,6 +164,13 @@ def _dataset_folders(datasets: Iterable[dict[str, Any]]) -> dict[str, Any]:
         for subset in subsets
         if (subset.get("image_dir") or subset.get("metadata_file")) and subset.get("is_reg") is not True
     }
+
+
+def _picture_count(folders: Mapping[str, Any]) -> int | None:
+    """The pictures of all folders; None where a folder does not say. (`ss_num_train_images` counts each as often as it is repeated.)"""
+    counts = [folder.get("img_count") if isinstance(folder, dict) else None for folder in folders.values()]
+    known = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
+    return sum(known) if counts and len(known) == len(counts) else None
 
 
 def _dataset_resolutions(datasets: Iterable[dict[str, Any]]) -> str:

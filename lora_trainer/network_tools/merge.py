@@ -10,17 +10,17 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.files.checked_network import NetworkFile, fits, open_network, read_modules
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, checkpoint_layers, released_layers
 from lora_trainer.adapters.network_file import ModuleState, bias_delta_of, delta_of
 from lora_trainer.errors import ModelError
 from lora_trainer.files import file_sha256
+from lora_trainer.models.files.safetensors_stream import open_tensors, write_streamed
 from lora_trainer.models.files.tensor_file import contents
 from lora_trainer.network_tools import low_rank
-from lora_trainer.network_tools.checked_network import NetworkFile, fits, open_network, read_modules
 from lora_trainer.network_tools.extract import read_slice
-from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers, released_layers
 from lora_trainer.network_tools.low_rank import LowRankPair, RankTarget
 from lora_trainer.network_tools.resize import kernel_size
-from lora_trainer.network_tools.safetensors_stream import open_tensors, write_streamed
 from lora_trainer.network_tools.saving import derived_metadata, precision_of, write_network
 
 

@@ -10,11 +10,11 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.files.checked_network import NetworkFile, open_network, read_modules
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, block_of, released_layers
 from lora_trainer.adapters.network_file import ModuleState
 from lora_trainer.errors import ModelError
 from lora_trainer.network_tools import low_rank
-from lora_trainer.network_tools.checked_network import NetworkFile, open_network, read_modules
-from lora_trainer.network_tools.layers import CheckpointLayer, block_of, released_layers
 from lora_trainer.network_tools.low_rank import RankTarget
 from lora_trainer.network_tools.saving import derived_metadata, precision_of, write_network
 

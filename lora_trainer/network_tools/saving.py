@@ -10,17 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_trainer.adapters.files.checked_network import NetworkFile
+from lora_trainer.adapters.files.declared_alphas import HEADER_KEY
 from lora_trainer.adapters.lora_file import write_lora
 from lora_trainer.errors import ConfigError, ModelError, Problem
-from lora_trainer.files import read_regular, write_atomically
+from lora_trainer.files import write_atomically
 from lora_trainer.messages import say
-from lora_trainer.network_tools.checked_network import NetworkFile
-from lora_trainer.network_tools.declared_alphas import HEADER_KEY
-from lora_trainer.parsing import parse_json
-
-MAX_CARD_BYTES = 4 << 20
+from lora_trainer.parsing import parse_json, read_json_object
 
 PRECISIONS = {"F16": "fp16", "BF16": "bf16"}
+OF_THE_SOURCE = ("modelspec.hash_sha256", "lora_trainer.alphas")
+"""Metadata keys that describe the tensors which a file was made of."""
 LARGEST = {"fp16": float(torch.finfo(torch.float16).max)}
 
 
@@ -75,7 +75,7 @@ def derived_metadata(
     """The metadata of a new LoRA: its source's, with the new ranks, alphas and name, and `tool_entry` added to the history of tools."""
     history = _history(metadata.get("lora_trainer.tools") or "[]")
     return {
-        **{key: value for key, value in metadata.items() if not key.startswith("sshs_") and key != "modelspec.hash_sha256"},
+        **{key: value for key, value in metadata.items() if not key.startswith("sshs_") and key not in OF_THE_SOURCE},
         "ss_network_module": "networks.lora",
         "ss_network_dim": _one_or_dynamic(ranks),
         "ss_network_alpha": _one_or_dynamic(alphas),
@@ -106,8 +106,4 @@ def write_card(out: Path, card: Mapping[str, Any]) -> None:
 
 def read_card(file: Path) -> dict[str, Any]:
     """The WebUI's card of a file, NAME.json beside it; {} where it is missing or invalid."""
-    try:
-        card = parse_json(read_regular(file.with_suffix(".json"), MAX_CARD_BYTES).decode("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
+    return read_json_object(file.with_suffix(".json"))

@@ -8,13 +8,13 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.choices.network_hosts import HOSTS, SEVERITY, LayerInFile, host_support, layer_support
+from lora_trainer.adapters.files.checked_network import NetworkFile, fits, open_network, read_modules
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, alias_names, checkpoint_layers, released_layers
+from lora_trainer.config.choices.network_hosts import ALL, HOSTS, SEVERITY, LayerInFile, host_support, layer_support
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
-from lora_trainer.network_tools.checked_network import NetworkFile, fits, open_network, read_modules
 from lora_trainer.network_tools.info import kind_of
-from lora_trainer.network_tools.layers import CheckpointLayer, alias_names, checkpoint_layers, released_layers
 
 
 @attrs.frozen
@@ -27,9 +27,13 @@ class VerifyResult:
     unmatched: tuple[tuple[str, Message], ...]
     hosts: tuple[tuple[str, str, Message | None], ...]
     """(host, "all" | "partly" | "no", why)."""
+    notes: tuple[Message, ...] = ()
+    """What differs in every WebUI."""
+    offers_conversion: bool = False
+    """Whether the file that `network convert --to kohya` writes is read where this one is not, or not at its strength."""
 
     def to_json(self, language: str = "en") -> dict[str, Any]:
-        """{"matched", "unmatched", "family", "kind", "names", "hosts"}: two counts, then the layers that do not fit."""
+        """{"matched", "unmatched", "family", "kind", "names", "hosts", "notes", "convert"}: two counts, then the layers that do not fit."""
         return {
             "matched": self.matched,
             "unmatched": len(self.unmatched),
@@ -37,6 +41,8 @@ class VerifyResult:
             "kind": self.kind,
             "names": [{"name": name, "why": why.text(language)} for name, why in self.unmatched],
             "hosts": [{"host": host, "loads": loads, "why": "" if why is None else why.text(language)} for host, loads, why in self.hosts],
+            "notes": [note.text(language) for note in self.notes],
+            "convert": self.offers_conversion,
         }
 
 
@@ -66,7 +72,25 @@ def verify(path: Path, *, family: str = "", model: Path | None = None) -> Verify
             unmatched.append((name, say("the layer's weight is {shape}, which this does not fit", shape=shape)))
     kind = kind_of(file)
     hosts = tuple((host, *_host(file, kind, host)) for host in HOSTS)
-    return VerifyResult(row.family, kind, len(file.modules) - len(unmatched), tuple(unmatched), hosts)
+    notes = _strength_notes(file)
+    offers_conversion = bool(notes) or (file.naming != "kohya" and any(loads != ALL for _, loads, _ in hosts))
+    return VerifyResult(row.family, kind, len(file.modules) - len(unmatched), tuple(unmatched), hosts, notes, offers_conversion)
+
+
+def _strength_notes(file: NetworkFile) -> tuple[Message, ...]:
+    """Where a WebUI, which reads alphas among the tensors only, draws the file at another strength than the program that wrote it."""
+    declared = [alpha / file.modules[name].rank for name, alpha in file.declared.alphas.items()]
+    scales = sorted({f"{scale:g}" for scale in (*declared, *file.declared.factors.values())})
+    if set(scales) <= {"1"}:
+        return ()
+    return (
+        say(
+            "The strength of the layers ({scales}) is written in {source}, where no WebUI looks: it draws them at strength 1. Use the "
+            "file that network convert --to kohya makes of it, which holds the strength as tensors.",
+            scales=", ".join(scales[:4]),
+            source=file.declared.source,
+        ),
+    )
 
 
 def _has_released_shapes(file: NetworkFile, layers: Mapping[str, CheckpointLayer], names: Mapping[str, str]) -> bool:

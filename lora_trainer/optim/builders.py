@@ -10,6 +10,7 @@ import torch
 
 from lora_trainer.config.choices.optimizers import CLASS_PATH, optimizer_spec
 from lora_trainer.errors import MissingPackage
+from lora_trainer.install_command import install_command
 from lora_trainer.optim.dotted_class import class_at
 from lora_trainer.registry import Choice, Registry
 
@@ -33,7 +34,8 @@ def optimizer_choice(name: str) -> Choice[Build]:
             path="optimizer.type",
             name=spec.name,
             package=spec.pip_name,
-            fix="Install it into the Python that runs this: pip install {package}",
+            command=install_command(spec.pip_name),
+            fix="Install it into the Python that runs this: {command}",
         ) from error
 
 

@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from lora_trainer.config.choices.optimizers import OPTIMIZER_SPECS
 from lora_trainer.errors import MissingPackage, TrainerError
+from lora_trainer.install_command import install_command
 
 
 def class_at(path: str, base: type, option: str) -> Any:
@@ -23,12 +25,14 @@ def class_at(path: str, base: type, option: str) -> Any:
     except ImportError as error:
         package = path.partition(".")[0]
         if package not in sys.modules and (error.name or "").partition(".")[0] == package:
+            pip_name = next((spec.pip_name for spec in OPTIMIZER_SPECS if spec.package == package), package.replace("_", "-"))
             raise MissingPackage(
                 "{name} needs the package {package}, which is not installed.",
                 path=option,
                 name=path,
-                package=package.replace("_", "-"),
-                fix="Install it into the Python that runs this: pip install {package}",
+                package=pip_name,
+                command=install_command(pip_name),
+                fix="Install it into the Python that runs this: {command}",
             ) from error
         raise _unknown_class(path, option) from error
     if not (inspect.isclass(cls) and issubclass(cls, base)):

@@ -47,7 +47,8 @@ from lora_trainer.train.outputs.background_writer import BackgroundWriter
 from lora_trainer.train.outputs.output import NullOutput, Output
 from lora_trainer.train.outputs.saving import OutputNames, claimed_names, refuse_overwriting
 from lora_trainer.train.pausing import Pausing
-from lora_trainer.train.planning.plan import Machine, TrainingPlan, make_plan
+from lora_trainer.train.planning.memory_plan import Machine
+from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.train.planning.preflight import early_warnings
 from lora_trainer.train.previews.preview_prompts import network_tag_notes
 from lora_trainer.train.previews.previews import NullPreviews, Previews
@@ -222,6 +223,8 @@ class RunLoop:
 
     def events(self) -> Iterator[Event]:
         """The whole run: caching, the first validation, epochs of steps, the last file."""
+        if self.trainer.can_offload:
+            yield from self._encode_first_captions()
         if self.config.data.cache_latents or self.trainer.dataset.validation_records:
             yield Phase("caching", len(self.trainer.dataset.records))
             for event in self.oom_fallback.with_fallback(
@@ -241,6 +244,18 @@ class RunLoop:
             yield from self._epoch()
         yield from self._end()
 
+    def _encode_first_captions(self) -> Iterator[Event]:
+        """The captions that come first, before the pictures and before the U-Net is on the device: an epoch's, and those of validation."""
+        progress = attrs.evolve(self.progress)
+        if progress.is_epoch_done and not progress.is_done:
+            progress.begin_epoch()
+        encoder, captions = self.trainer.caption_encoder, CaptionSampler(self.trainer.dataset, self.config.seed, progress)
+        yield from self._encode_ahead(self._step_batches(progress.epoch)[progress.step_in_epoch :], captions)
+        validation = [] if encoder.is_trained else map(captions.validation_caption, self.validation.records)
+        missing = encoder.missing(validation)
+        if missing and not self.control.stopping:
+            yield from self.oom_fallback.with_fallback(lambda: self._encode(missing), CAPTIONS)
+
     def _before_first_step(self) -> Iterator[Event]:
         """Validation and previews of the untrained model; a resumed run does what was due at the step that it resumed from."""
         if self.progress.step:
@@ -252,12 +267,12 @@ class RunLoop:
 
     def _epoch(self) -> Iterator[Event]:
         """The steps of this epoch that are left."""
-        progress, steps = self.progress, self._step_batches()
+        progress, steps = self.progress, self._step_batches(self.progress.epoch)
         encoded = progress.step_in_epoch
         while progress.step_in_epoch < len(steps):
             yield from self._between_steps()
             if progress.step_in_epoch >= encoded and not self.control.stopping:
-                encoded = progress.step_in_epoch + (yield from self._encode_ahead(steps[progress.step_in_epoch :]))
+                encoded = progress.step_in_epoch + (yield from self._encode_ahead(steps[progress.step_in_epoch :], self.captions))
             if self.control.stopping or progress.is_done:
                 return
             yield from self.oom_fallback.with_fallback(lambda: self._step(steps[progress.step_in_epoch]))
@@ -266,21 +281,23 @@ class RunLoop:
             yield from self._save_state()
             yield from self.pausing.rest()
 
-    def _step_batches(self) -> list[list[tuple[batch_sampler.Item, ...]]]:
-        """For each optimizer step of this epoch, the batches whose gradients it accumulates."""
+    def _step_batches(self, epoch: int) -> list[list[tuple[batch_sampler.Item, ...]]]:
+        """For each optimizer step of an epoch, the batches whose gradients it accumulates."""
         dataset, accumulation = self.trainer.dataset, self.config.steps.gradient_accumulation_steps
         sizes = [size * self.group.rank.world_size for size in dataset.batch_sizes]
-        batches = batch_sampler.epoch_batches(dataset.train_records, batch_size=sizes, seed=self.config.seed, epoch=self.progress.epoch)
+        batches = batch_sampler.epoch_batches(dataset.train_records, batch_size=sizes, seed=self.config.seed, epoch=epoch)
         return [batches[start : start + accumulation] for start in range(0, len(batches), accumulation)]
 
-    def _encode_ahead(self, steps: Sequence[Sequence[Sequence[batch_sampler.Item]]]) -> Generator[Event, None, int]:
+    def _encode_ahead(
+        self, steps: Sequence[Sequence[Sequence[batch_sampler.Item]]], sampler: CaptionSampler
+    ) -> Generator[Event, None, int]:
         """Encodes the captions of the next steps, as many as fit into memory; returns how many steps that are."""
         encoder, remaining = self.trainer.caption_encoder, steps[: self.progress.plan.total_steps - self.progress.step]
         if encoder.is_trained:
             return len(steps)
         step = self.progress.step
         items = ([item for batch in batches for item in self.group.shard(batch)] for batches in remaining)
-        step_captions = ([self.captions.caption_at(item, step + number) for item in own] for number, own in enumerate(items))
+        step_captions = ([sampler.caption_at(item, step + number) for item in own] for number, own in enumerate(items))
         captions, count = captions_within(step_captions, encoder.capacity())
         encoder.retain([*captions, *map(self.captions.validation_caption, self.trainer.dataset.validation_records)])
         missing = encoder.missing(captions)

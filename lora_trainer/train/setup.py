@@ -80,7 +80,7 @@ def prepare(
         bundle, plan_layers(bundle, config.network, effective.trained_parts(config)), seed=config.seed, base_weights=base_weights
     )
     if config.network.network_weights and not is_resumed:
-        load_initial_weights(adapter, Path(config.network.network_weights))
+        load_initial_weights(adapter, Path(config.network.network_weights), takes_ranks=config.network.dim_from_weights)
     optimizer = make_optimizer(
         config.optimizer.type, adapter.parameters(), plan_param_groups(config, adapter), effective.optimizer_args(config)
     )
@@ -124,9 +124,9 @@ def _eight_bit_warnings(config: TrainConfig, lease: Lease) -> list[Warned]:
 
 
 def with_ranks_of_weights(config: TrainConfig) -> TrainConfig:
-    """The config with the ranks and alphas of its network_weights, where dim_from_weights is on. Raises ModelError.
+    """The config with the ranks and alphas of its network_weights, where dim_from_weights is on and each group has one.
 
-    Where the layers of a group differ it stays as it is: layer_selection reads the rank of each layer.
+    Raises ModelError. They are what the run is described by; layer_selection reads the layers of the file, and the rank of each.
     """
     network = config.network
     if not (network.network_weights and network.dim_from_weights):
@@ -136,7 +136,7 @@ def with_ranks_of_weights(config: TrainConfig) -> TrainConfig:
     if file_ranks is None:
         return config
     ranks = {f"{prefix}{name}": value for prefix, pair in file_ranks.items() for name, value in zip(("dim", "alpha"), pair, strict=True)}
-    return attrs.evolve(config, network=attrs.evolve(network, **ranks, dim_from_weights=False))
+    return attrs.evolve(config, network=attrs.evolve(network, **ranks))
 
 
 def plan_param_groups(config: TrainConfig, adapter: Adapter) -> list[GroupPlan]:

@@ -23,10 +23,10 @@ from lora_trainer.train.inputs import vae
 from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.examples import LatentViews, sizes_of
-from lora_trainer.train.memory import checkpointing, eight_bit, placement
+from lora_trainer.train.memory import checkpointing, eight_bit, placement, vae_strips
 from lora_trainer.train.memory.activations import Block, DtypeSizes
 from lora_trainer.train.memory.checkpointing import Checkpointing
-from lora_trainer.train.memory.oom import retry_after_free
+from lora_trainer.train.memory.oom import free_cache, retry_after_free
 from lora_trainer.train.outputs.ema import EmaWeights, ema_weights
 from lora_trainer.train.step import attention
 from lora_trainer.train.step.compiling import CompiledBlocks
@@ -59,6 +59,7 @@ class Trainer:
     notes: tuple[Warned, ...] = ()
     compiled: CompiledBlocks | None = None
     cuda_graphs: CudaGraphs | None = None
+    vae_in_strips: bool = False
 
     def attach(self) -> None:
         """Puts attention, adapter, compiled blocks and checkpointing on the bundle's modules."""
@@ -102,6 +103,8 @@ class Trainer:
             self._move_tensors(self.device)
         bundle = eight_bit.load_bundle(source, self.device, self.precision.base, fp8=self.config.memory.fp8_base_unet)
         vae.set_precision(bundle, self.config.memory.vae_precision)
+        if self.vae_in_strips:
+            vae_strips.apply(bundle.vae)
         return bundle
 
     @torch.inference_mode(False)
@@ -146,15 +149,51 @@ class Trainer:
         caches_latents = self.config.data.cache_latents
         return placement.needed_parts(kind, trains_text=self.caption_encoder.is_trained, caches_latents=caches_latents)
 
-    def bring_needed(self, kind: str) -> None:
-        """Moves what a kind of work needs to the device, where it was offloaded."""
-        if not self.can_offload:
-            return
+    def make_ready(self, kind: str) -> None:
+        """Moves what a kind of work needs to the device; where there is no room for it, what it does not need leaves first.
+
+        Where even then there is no room for a whole picture in the VAE, it works on strips from now on.
+        """
+        if self.can_offload:
+            self._bring(kind)
+        is_on_gpu = self.can_offload or self.device.type != "cpu"
+        if kind == placement.PICTURES and is_on_gpu and self._working_bytes(kind) > placement.free_bytes(self.device) > 0:
+            self.use_vae_strips()
+
+    def use_vae_strips(self) -> bool:
+        """Makes the VAE work on strips of its feature maps; False when it does already."""
+        if self.vae_in_strips:
+            return False
+        self.vae_in_strips = True
+        vae_strips.apply(self.bundle.vae)
+        return True
+
+    def _bring(self, kind: str) -> None:
         needed = self.needed_parts(kind)
-        for part, modules in placement.part_modules(self.bundle).items():
-            missing = [module for module in modules if part in needed and not placement.is_on(module, self.bundle.device)]
-            if missing:
-                self._move(missing, self.bundle.device, attaches=part == placement.UNET)
+        missing = {
+            part: [module for module in modules if not placement.is_on(module, self.bundle.device)]
+            for part, modules in placement.part_modules(self.bundle).items()
+            if part in needed
+        }
+        coming = placement.weight_bytes(module for modules in missing.values() for module in modules)
+        is_encoding = kind in (placement.CAPTIONS, placement.PICTURES)
+        if (coming or is_encoding) and coming + self._working_bytes(kind) > placement.free_bytes(self.device):
+            self.offload_unused(kind)
+            free_cache(self.device)
+        for part, modules in missing.items():
+            if modules:
+                self._move(modules, self.bundle.device, attaches=self._attaches(part))
+
+    def _working_bytes(self, kind: str) -> float:
+        pixels, _ = checkpointing.largest_batch(self.dataset.train_records, self.dataset.batch_sizes, 1)
+        vae_element = next(self.bundle.vae.parameters()).element_size()
+        return placement.working_bytes(kind, pixels * self.config.data.vae_batch_size, vae_element)
+
+    def _attaches(self, part: str) -> bool:
+        """Whether the adapter keeps tensors that it made of this part's weights, which have to be made anew when they move."""
+        return part == placement.UNET or (
+            part == placement.TEXT and (self.caption_encoder.is_trained or bool(self.config.network.base_weights))
+        )
 
     def offload_unused(self, kind: str = placement.STEP) -> bool:
         """Moves what this kind of work does not need to the CPU; False when nothing was left to move."""
@@ -165,7 +204,7 @@ class Trainer:
         for part, modules in placement.part_modules(self.bundle).items():
             leaving = [module for module in modules if part not in needed and placement.is_on(module, self.bundle.device)]
             if leaving:
-                self._move(leaving, torch.device("cpu"), attaches=part == placement.UNET)
+                self._move(leaving, torch.device("cpu"), attaches=self._attaches(part))
                 moved = True
         return moved
 

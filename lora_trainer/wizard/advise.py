@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.host.base import Host
-from lora_trainer.messages import Message, say
+from lora_trainer.messages import Message, duration, say
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.wizard import probe
 from lora_trainer.wizard.facts import GB, DatasetFacts, MachineFacts, rounded
@@ -31,6 +32,13 @@ class Suggestion:
     config_after: TrainConfig
     plan: TrainingPlan
     notes: tuple[Message, ...]
+    measured_seconds: float | None = None
+    """The run's time as an earlier run on this machine measured it."""
+
+    def plan_json(self) -> dict[str, Any]:
+        """The plan as `check` tells it: with the measured time where there is one."""
+        plan = self.plan.to_json()
+        return plan if self.measured_seconds is None else plan | {"seconds": round(self.measured_seconds, 1), "seconds_measured": True}
 
 
 def suggest(
@@ -41,10 +49,12 @@ def suggest(
     model_path: Path | None = None,
     host: Host | None = None,
     typed: Collection[str] = (),
+    measured: Callable[[TrainConfig, int], float | None] | None = None,
 ) -> Suggestion:
     """Inspects pictures, model and machine and suggests changes. Raises ConfigError (subject), DatasetError, ModelError.
 
-    `vram_gb` is a card's size and takes precedence over this machine's; `typed` are the paths of options that the user set.
+    `vram_gb` is a card's size and takes precedence over this machine's; `typed` are the paths of options that the user set; `measured`
+    gives the seconds that a run of so many steps took on this machine, None where none did the same work.
     """
     kind = find_subject(subject)
     machine, model = probe.machine(host, vram_gb), probe.model(config.model, model_path, host)
@@ -61,8 +71,14 @@ def suggest(
     changes, typed_changes = suggest_changes(context)
     after = apply_changes(config, changes)
     plan = make_plan(after, dataset.bucketed(after), model, machine.to_machine(), dataset.datasets(after))
-    notes = _remarks(machine, dataset, kind, plan.needed_mb, plan.seconds)
-    return Suggestion((*changes, *typed_changes), frozenset(change.path for change in typed_changes), after, plan, tuple(notes))
+    seconds = measured(after, plan.total_steps) if measured is not None and not vram_gb else None
+    notes = [
+        *_about_time(machine, seconds, plan.seconds),
+        *_remarks(machine, dataset, kind, plan.needed_mb),
+        *_about_validation(dataset, after),
+    ]
+    typed_paths = frozenset(change.path for change in typed_changes)
+    return Suggestion((*changes, *typed_changes), typed_paths, after, plan, tuple(notes), seconds)
 
 
 def suggest_changes(start: RuleContext) -> tuple[list[Change], list[Change]]:
@@ -101,15 +117,31 @@ def _one_pass(start: RuleContext) -> tuple[list[Change], list[Change]]:
     return changes, typed_changes
 
 
-def _remarks(machine: MachineFacts, dataset: DatasetFacts, subject: Subject, needed_mb: float, seconds: float) -> Iterator[Message]:
-    """Notes on what no setting can fix. `needed_mb` and `seconds` are the plan's estimates."""
-    if machine.on_cpu and seconds < 7200:
-        yield say("There is no GPU: training is slow, about {minutes} min (estimate).", minutes=max(1, round(seconds / 60)))
-    elif machine.on_cpu:
-        yield say("There is no GPU: training is slow, about {hours} hours (estimate).", hours=round(seconds / 3600))
+def _about_time(machine: MachineFacts, measured: float | None, estimate: float) -> Iterator[Message]:
+    """That a run is slow without a GPU."""
+    if not machine.on_cpu:
+        return
+    if measured is None:
+        yield say("There is no GPU: training is slow, about {time} (estimate).", time=duration(estimate))
+    else:
+        yield say("There is no GPU: training is slow, about {time} (measured here).", time=duration(measured))
+
+
+def _remarks(machine: MachineFacts, dataset: DatasetFacts, subject: Subject, needed_mb: float) -> Iterator[Message]:
+    """Notes on what no setting can fix. `needed_mb` is the plan's estimate."""
     if machine.free_mb and needed_mb > machine.free_mb:
         sizes = {"needed": rounded(needed_mb / GB), "free": rounded(machine.free_mb / GB)}
         yield say("About {needed} GB are needed and {free} GB are free (estimate): it may not fit.", **sizes)
     if dataset.images < subject.min_pictures:
         values = {"subject": subject.label, "wanted": subject.min_pictures, "count": dataset.images}
         yield say("For {subject}, {wanted} pictures or more are better; there are {count}.", **values)
+
+
+def _about_validation(dataset: DatasetFacts, config: TrainConfig) -> Iterator[Message]:
+    """What the loss cannot tell where no picture is held back."""
+    if not dataset.has_validation(config):
+        template = (
+            "No picture of {count} is held back: the loss then tells neither which epoch is best nor when it overfits. "
+            "Compare the previews, and the files in step 5."
+        )
+        yield say(template, count=dataset.images)

@@ -15,7 +15,7 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources import folders
 from lora_trainer.data.sources.assemble import assemble, prepare_records
 from lora_trainer.data.sources.blueprint import DatasetBlueprint, resolve_dataset
-from lora_trainer.train.planning.plan import TFLOPS, Machine
+from lora_trainer.train.planning.memory_plan import TFLOPS, Machine
 
 GB = 1024.0
 RESERVED_GB = 1.2
@@ -132,6 +132,11 @@ class DatasetFacts:
         """Whether folder names (`10_name`) or subsets set the repeats, so that data.num_repeats has no effect."""
         has_subsets = self.blueprint is not None and not self.blueprint.is_simple
         return has_subsets or any(folders.parse_folder_name(record.path.parent.name) for record in self.records if not record.is_reg)
+
+    def has_validation(self, config: TrainConfig) -> bool:
+        """Whether pictures are held back already: a folder of them, a share of all, or a share of a subset."""
+        subsets = self.blueprint.subsets if self.blueprint is not None else ()
+        return bool(self.validation_records or config.validate.fraction or any(rules.validation_split for rules in subsets))
 
     def bucketed(self, config: TrainConfig) -> list[ImageRecord]:
         """The records as a run with this config has them: with repeats, validation split and buckets."""

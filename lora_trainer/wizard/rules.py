@@ -17,7 +17,8 @@ from lora_trainer.wizard.facts import GB, rounded
 from lora_trainer.wizard.family_rules import buckets, eight_bit, encoded_captions, noise
 from lora_trainer.wizard.rule_context import RuleContext
 
-MIN_FOR_VALIDATION, VALIDATION_SHARE, MAX_VALIDATION = 40, 0.1, 20
+MIN_FOR_VALIDATION, MIN_FOR_TWO, MIN_FOR_SHARE = 12, 20, 40
+VALIDATION_SHARE, MAX_VALIDATION = 0.1, 20
 MIN_LR_RATIO, WARMUP_PERCENT, MAX_WARMUP_STEPS = 0.1, 5, 100
 CONV_RANK, LOHA_RANK = 8, 8
 FULL_RATE = 0.1
@@ -55,13 +56,19 @@ def resolution(context: RuleContext) -> Iterator[Change]:
 
 
 def validation_split(context: RuleContext) -> Iterator[Change]:
-    """A tenth of a large data set for validation, unless validation is set up already."""
+    """One or two pictures for validation, a tenth of a large data set, unless validation is set up already."""
     count = context.dataset.images
-    if count < MIN_FOR_VALIDATION or context.dataset.validation_records or context.config.validate.fraction:
+    if count < MIN_FOR_VALIDATION or context.dataset.has_validation(context.config):
         return
-    fraction = min(VALIDATION_SHARE, round(MAX_VALIDATION / count, 4))
+    few = 1 if count < MIN_FOR_TWO else 2
+    held = few if count < MIN_FOR_SHARE else min(MAX_VALIDATION, math.floor(count * VALIDATION_SHARE + 0.5))
     template = "{count} pictures are plenty: the loss of {held} that are held back tells which epoch is best."
-    yield Change("validate.fraction", fraction, say(template, count=count, held=math.floor(count * fraction + 0.5)))
+    if count < MIN_FOR_SHARE:
+        template = (
+            "{held} of {count} pictures held back: their loss rises when the network learns the others by heart, "
+            "while the training loss still falls."
+        )
+    yield Change("validate.fraction", round(held / count, 4), say(template, count=count, held=held))
 
 
 # --- memory --------------------------------------------------------------------------------------------------------------------------

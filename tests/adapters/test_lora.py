@@ -151,7 +151,7 @@ def test_a_file_that_lost_a_tensor_is_found_out(bundle, adapter, tmp_path: Path)
 def test_a_network_of_another_shape_is_refused(bundle, adapter, toy_checkpoint: Path):
     with pytest.raises(ModelError, match="does not fit"):
         adapter.load_state_dict(LoraAdapter(bundle, rank=8, alpha=8, parts=("unet", "text_encoder")).state_dict())
-    with pytest.raises(TrainerError, match="not a LoRA"):
+    with pytest.raises(TrainerError, match="not a network"):
         read_lora(toy_checkpoint)
 
 

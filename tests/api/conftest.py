@@ -27,7 +27,7 @@ class TestHost(StandaloneHost):
     def __init__(self, root: Path, **options):
         super().__init__(root, **options)
         self.password = ""
-        self.slow = 0.0
+        self.slow: threading.Event | None = None  # the model is not told before this is set
         self.busy = None
         self.refreshed = 0
 
@@ -35,7 +35,8 @@ class TestHost(StandaloneHost):
         return not self.password or request.headers.get("authorization") == self.password
 
     def model_info(self):
-        time.sleep(self.slow)
+        if self.slow:
+            self.slow.wait()
         return super().model_info()
 
     def busy_reason(self):

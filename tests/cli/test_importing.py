@@ -31,7 +31,7 @@ def test_the_document_holds_the_same_and_reasons_in_chinese(tmp_path: Path, caps
     found = json.loads(capsys.readouterr().out)
     assert found["keys"] == len(found["taken"]) + len(found["left"]) == 29 and found["kind"] == "sd-scripts"
     assert any("一" <= sign <= "鿿" for sign in found["left"][0]["why"])
-    assert found["filled"] == [{"path": "data.enable_bucket", "value": False}]
+    assert found["filled"] == [{"path": "data.enable_bucket", "value": False}, {"path": "save.precision", "value": "float"}]
 
 
 def test_the_text_itself_and_standard_input_are_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -51,9 +51,9 @@ def test_a_file_that_is_there_is_not_replaced_unless_asked(tmp_path: Path, capsy
     assert "image_dir" in out.read_text(encoding="utf-8")
 
 
-def test_what_is_no_settings_file_is_wrong_usage_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    for wrong in ('{"a": 1}', str(tmp_path / "none.json")):
-        assert main(["import", wrong, "--out", str(tmp_path / "mine.toml")]) == 2
+def test_what_is_no_settings_file_is_no_success_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for wrong, status in (('{"a": 1}', 1), (str(tmp_path / "none.json"), 2)):
+        assert main(["import", wrong, "--out", str(tmp_path / "mine.toml")]) == status
         assert capsys.readouterr().err and not (tmp_path / "mine.toml").exists()
 
 
@@ -61,7 +61,7 @@ def test_a_file_of_which_nothing_is_taken_writes_nothing(tmp_path: Path, capsys:
     preset = tmp_path / "preset.toml"
     preset.write_text("enable_conv = true\n[module_algo_map.CrossAttention]\nfactor = 16\n", encoding="utf-8")
     for wrong in (str(preset), '{"sdxl": true, "LyCORIS_preset": "full"}'):
-        assert main(["import", wrong, "--out", str(tmp_path / "mine.toml")]) == 2
+        assert main(["import", wrong, "--out", str(tmp_path / "mine.toml")]) == 1
         assert capsys.readouterr().err and not (tmp_path / "mine.toml").exists()
 
 

@@ -353,9 +353,19 @@ def test_a_file_that_looks_like_a_caption_is_named(tmp_path, name):
 def test_several_files_that_look_like_captions_are_told_together(tmp_path):
     for stem in "AB":
         Image.new("RGB", (64, 64)).save(tmp_path / f"{stem}.png")
+        (tmp_path / f"{stem}.text").write_text("a vase", encoding="utf-8")
+    (told,) = (message.text() for message in scan(tmp_path).warnings)
+    assert told.startswith("A.text, B.text look like the captions of pictures and are not read (2 files)")
+
+
+def test_json_files_beside_pictures_are_named_and_no_other_name_is_advised(tmp_path):
+    """Their text is no caption: under the name A.txt it would be trained with its brackets."""
+    for stem in "AB":
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{stem}.png")
         (tmp_path / f"{stem}.json").write_text('{"caption": "a vase", "tags": ["vase"]}', encoding="utf-8")
     (told,) = (message.text() for message in scan(tmp_path).warnings)
-    assert told.startswith("A.json, B.json look like the captions of pictures and are not read (2 files)")
+    assert told.startswith("A.json, B.json look like the captions of pictures and are not read (2 files in JSON)")
+    assert "call" not in told and "write each caption into a .txt" in told
 
 
 def test_a_list_of_captions_among_the_pictures_is_named_and_other_json_is_not(tmp_path):

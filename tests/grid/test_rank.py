@@ -87,6 +87,60 @@ def test_no_cell_is_best_when_the_pictures_are_those_of_the_base():
     assert "No cell shows the concept" in str(ranking.because[0])
 
 
+def weak(bench: Bench, share: float) -> CellLatents:
+    """Pictures a little on their way to the concept, others changed somewhat."""
+    return bench.drawn(likeness=share, wrecked=0.7, seed=60)
+
+
+def wrong(bench: Bench) -> CellLatents:
+    """Pictures of something else, others as they were."""
+    return CellLatents(shapes(SEEDS, 100), near(bench.base.others, 0.1, 9))
+
+
+RISING = {1: 0.04, 2: 0.05, 3: 0.06}
+
+
+@pytest.mark.parametrize(
+    ("cells", "losses", "kind", "remedy", "words"),
+    [
+        (lambda bench: [bench.base, bench.base], LOSSES, "too-little", "higher-rate", "hardly differ"),
+        (lambda bench: [near_base(bench, 0.05), bench.base], {}, "too-little", "higher-rate", "hardly differ"),
+        (lambda bench: [wrong(bench), wrong(bench)], LOSSES, "captions", "captions", "trigger word"),
+        (lambda bench: [wrong(bench), wrong(bench)], RISING, "too-much", "lower-rate", "rises after epoch 1"),
+        (
+            lambda bench: [bench.drawn(likeness=0.0, wrecked=3.0, seed=70), bench.base],
+            LOSSES,
+            "too-much",
+            "lower-weights",
+            "other prompts keep only",
+        ),
+        (lambda bench: [weak(bench, 0.1), bench.base], LOSSES, "too-little", "more-epochs", "come nearer"),
+    ],
+)
+def test_without_a_best_it_is_said_what_it_looks_like(cells, losses, kind, remedy, words):
+    bench = Bench()
+    drawn = cells(bench)
+    ranking = bench.ranking({(3, 1.0): drawn[0], (2, 1.0): drawn[1]}, losses or {2: None, 3: None})
+    assert ranking.best is None and ranking.diagnosis is not None
+    assert (ranking.diagnosis.kind, ranking.diagnosis.remedy) == (kind, remedy) and words in str(ranking.diagnosis.because)
+
+
+def near_base(bench: Bench, noise: float) -> CellLatents:
+    return CellLatents(near(bench.base.concept, noise, 8), near(bench.base.others, noise, 9))
+
+
+def test_copies_look_trained_too_much():
+    bench = Bench(held=0)
+    copies = CellLatents(bench.training.repeat(3, 1, 1, 1)[:SEEDS], bench.base.others)
+    diagnosis = bench.ranking({(3, 1.0): copies}, LOSSES).diagnosis
+    assert diagnosis is not None and diagnosis.kind == "too-much" and "copies" in str(diagnosis.because)
+
+
+def test_a_best_cell_needs_no_diagnosis():
+    bench = Bench()
+    assert bench.ranking({(2, 1.0): bench.drawn(likeness=0.9, wrecked=0.2, seed=30)}, {2: 0.05}).diagnosis is None
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_chance_does_not_win(seed):
     bench = Bench()

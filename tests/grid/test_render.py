@@ -54,6 +54,7 @@ def test_a_grid_has_one_picture_per_cell_and_a_ranked_shortlist(trained: Trained
         assert Path(cell["nearest"]).parent.name == "1_sks crescent"
     assert 1 <= sum(cell["scores"] is not None for cell in found["cells"]) <= 6
     assert found["best"] is None and "No cell shows the concept" in found["sentence"]  # nine steps teach nothing
+    assert found["diagnosis"]["kind"] == "too-little"
     assert (found["seed"], found["steps"], found["cfg"]) == (5, 2, 5.0)  # the run's first preview prompt
     assert isinstance(events[-1], Finished) and Path(events[-1].files[0]).name == "grid.png"
     assert Image.open(trained.folder.grid_dir / "grid.png").width > 2 * 64

@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lora_trainer.adapters.files.checkpoint_layers import checkpoint_layers
 from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
 from lora_trainer.config.choices.network_hosts import ALL, NO, file_kind, host_support
 from lora_trainer.config.choices.networks import NETWORK_TYPES
 from lora_trainer.network_tools.extract import read_slice
-from lora_trainer.network_tools.layers import checkpoint_layers
 from tests.host.contract import only_in_a1111, untouched
 from tests.host.contract_families import FAMILIES, loaded
 from tests.host.contract_forge_families import in_each

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, checkpoint_layers
 from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
 from lora_trainer.config.choices.network_hosts import ALL, NO, PARTLY, SUPPORT, file_kind, host_support, support_warning
 from lora_trainer.config.choices.networks import NETWORK_TYPES
-from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers
 from tests.models.conftest import checkpoint
 from tests.network_tools.made import state_of, write
 

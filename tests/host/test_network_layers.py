@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
 from lora_trainer.config.choices.network_hosts import ALL, LAYERS, LayerInFile, layer_support
 from lora_trainer.models import layout
-from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
 from tests.host.test_network_hosts import host_of
 
 CLIPS = {"sd1": ("clip_l",), "sd2": ("clip_h",), "sdxl": ("clip_l", "clip_g")}

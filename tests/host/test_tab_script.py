@@ -60,7 +60,7 @@ def test_missing_package_is_named_with_the_line_that_adds_it(execute, monkeypatc
     monkeypatch.setattr(importlib.metadata, "version", without_tomlkit)
     shown = words_of(execute()[1])
     assert "LoRA Trainer cannot work yet." in shown
-    assert f'"{sys.executable}" -m pip install "tomlkit' in shown
+    assert f'{sys.executable} -m pip install "tomlkit' in shown
     assert "tomlkit is not installed" in shown
     assert "torch 2" in shown, "the report has no versions"
 
@@ -70,7 +70,7 @@ def test_diffusers_of_a_version_that_cannot_serve_is_named(execute, monkeypatch)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.37.1" if name == "diffusers" else version(name))
     shown = words_of(execute()[1])
     assert "Packages are missing: diffusers" in shown
-    assert 'pip install "diffusers==0.31.0"' in shown
+    assert f'{sys.executable} -m pip install --no-deps "diffusers==0.31.0"' in shown
 
 
 def test_update_on_disk_asks_for_a_complete_restart(execute):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy, TrainerError
 from lora_trainer.jobs.claims import AlreadyClaimed, Claim, is_held
 from lora_trainer.jobs.folder import RunFolder, list_runs, remove_ended
@@ -202,3 +203,17 @@ def test_names_of_files_are_held_by_one_run_and_a_killed_one_does_not_keep_them(
     with claimed_names(names, True):
         assert json.loads(lock.read_bytes())["pid"] == os.getpid()
     assert not lock.exists()
+
+
+def test_of_commands_from_many_processes_at_once_none_is_lost_or_done_twice(tmp_path: Path):
+    folder = RunFolder.create(tmp_path, "moon")
+    sends = "import sys; from pathlib import Path; from lora_trainer.jobs.folder import RunFolder\nfolder = RunFolder(Path(sys.argv[1]))\n"
+    sends += "for number in range(40): folder.change({f'{sys.argv[2]}.{number}': 1})"
+    control, changes = Control(folder.control_file), []
+    senders = [python(sends, folder.path, name) for name in ("a", "b", "c")]
+    with killed_at_the_end(*senders):
+        while any(sender.poll() is None for sender in senders):
+            changes += control.take_changes()
+        assert [sender.returncode for sender in senders] == [0, 0, 0]
+    changes += control.take_changes()
+    assert sorted(path for change in changes for path in change) == sorted(f"{name}.{number}" for name in "abc" for number in range(40))

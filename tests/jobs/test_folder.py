@@ -44,17 +44,18 @@ def test_a_file_in_the_way_of_the_runs_folder_is_named(tmp_path):
         RunFolder.create(tmp_path / "runs", "moon")
 
 
-def test_events_after_a_number_of_a_long_file_come_quickly(tmp_path):
+def test_a_hundred_looks_at_the_end_of_a_long_file_cost_less_than_reading_it_once(tmp_path):
     path = tmp_path / "events.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for n in range(1, 100_001):
             file.write(json.dumps({"n": n, "event": "stepped", "step": n, "loss": 0.1}) + "\n")
     log = EventsLog(path)
-    log.read(after=100_000)  # counts once
-    begun = time.perf_counter()
+    begun = time.process_time()
+    assert len(log.read()) == 100_000
+    whole = time.process_time() - begun
     for after in range(99_000, 99_100):
         assert [event["n"] for event in log.read(after, limit=3)] == [after + 1, after + 2, after + 3]
-    assert (time.perf_counter() - begun) / 100 < 0.005
+    assert time.process_time() - begun - whole < whole
 
 
 def test_a_half_last_line_is_not_there_until_it_is_whole(tmp_path):

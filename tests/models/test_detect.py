@@ -232,8 +232,17 @@ def test_a_flag_that_agrees_changes_nothing(tmp_path, header):
     assert told(agreed) == told(facts)
 
 
-def test_a_header_of_sdxl_is_read_in_less_than_half_a_second(checkpoint):
+def test_looking_at_sdxl_costs_little_more_than_reading_its_header(checkpoint):
     path = checkpoint("sdxl")
-    begin = time.process_time()
-    inspect(path)
-    assert time.process_time() - begin < 0.5
+
+    def read() -> None:
+        with path.open("rb") as file:
+            json.loads(file.read(int.from_bytes(file.read(8), "little")))
+
+    def cost(action) -> float:
+        begin = time.process_time()
+        action()
+        return time.process_time() - begin
+
+    costs = [(cost(read), cost(lambda: inspect(path))) for _ in range(5)]
+    assert min(own for _, own in costs) < 20 * min(plain for plain, _ in costs), costs

@@ -227,7 +227,8 @@ def test_a_checkpoint_made_of_a_folder_has_the_layer_that_hosts_miss_without(che
     again = load(FileSource(tmp_path / "x.safetensors", prediction="epsilon"), CPU)
     ids = torch.full((1, 77), 49407)
     with torch.no_grad():
-        assert torch.equal(again.text_encoder(ids)[0], bundle_of("sd2").text_encoder(ids)[0])
+        # weights at other addresses: a CPU may add them in another order
+        torch.testing.assert_close(again.text_encoder(ids)[0], bundle_of("sd2").text_encoder(ids)[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, checkpoint_layers
 from lora_trainer.config.choices.networks import NETWORK_KINDS, LayerShape
 from lora_trainer.models.detection.infer_config import TARGET
-from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers
 
 WORDS = {"ss_base_model_version": "sd_v1", "ss_output_name": "old", "ss_network_dim": "4", "ss_sd_model_name": "base.safetensors"}
 CONVOLUTIONS = ("down_blocks.0.resnets.0.conv1", "mid_block.resnets.0.conv2", "up_blocks.1.upsamplers.0.conv")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, checkpoint_layers
 from lora_trainer.errors import ModelError
 from lora_trainer.network_tools.convert import convert
 from lora_trainer.network_tools.info import info
-from lora_trainer.network_tools.layers import CheckpointLayer, checkpoint_layers
 from lora_trainer.network_tools.merge import WeightedNetwork, merge_into_checkpoint, merge_networks
 from lora_trainer.network_tools.resize import ResizeOptions, resize
 from tests.network_tools.made import chosen, some, state_of, write

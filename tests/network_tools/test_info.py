@@ -165,6 +165,21 @@ def test_a_header_that_is_no_json_of_a_trainer_tells_nothing(text: str):
     assert trained_on({"ss_datasets": text, "ss_dataset_dirs": text if text != '{"a": 1}' else "{", "ss_tag_frequency": text}) == {}
 
 
+@pytest.mark.parametrize(
+    ("folders", "pictures"),
+    [
+        ({"10_a": {"n_repeats": 30, "img_count": 18}}, 18),
+        ({"10_a": {"n_repeats": 3, "img_count": 18}, "b": {"n_repeats": 1, "img_count": 2}}, 20),
+        ({"10_a": {"n_repeats": 3}}, None),
+        ({"10_a": {"img_count": "18"}}, None),
+        ({}, None),
+    ],
+)
+def test_pictures_are_counted_once_however_often_they_are_repeated(folders: dict, pictures: int | None):
+    facts = trained_on({"ss_dataset_dirs": json.dumps(folders), "ss_num_train_images": "540"})
+    assert (facts.get("pictures"), facts["examples"]) == (pictures, "540")
+
+
 def test_a_field_that_says_none_does_not_hide_what_the_data_sets_say():
     datasets = '[{"resolution": [448, 448], "tag_frequency": {"a": {"b": 1}}}]'
     facts = trained_on({"ss_datasets": datasets, "ss_resolution": "None", "ss_tag_frequency": "{}"})

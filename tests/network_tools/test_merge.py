@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lora_trainer.adapters.files.checkpoint_layers import checkpoint_layers
 from lora_trainer.adapters.lora_file import with_loras
 from lora_trainer.adapters.network_file import delta_of, modules_of
 from lora_trainer.errors import ModelError
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
-from lora_trainer.network_tools.layers import checkpoint_layers
 from lora_trainer.network_tools.merge import WeightedNetwork, merge_into_checkpoint, merge_networks
 from tests.network_tools.made import CONVOLUTIONS, NORMS, chosen, deltas, some, state_of, write
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lora_trainer.adapters.files.checked_network import open_network, read_modules
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
 from lora_trainer.errors import ModelError
 from lora_trainer.models import layout
-from lora_trainer.network_tools.checked_network import open_network, read_modules
 from lora_trainer.network_tools.convert import convert
-from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
 
 Pair = tuple[Tensor, Tensor]
 Pairs = Mapping[str, tuple[CheckpointLayer, Pair]]

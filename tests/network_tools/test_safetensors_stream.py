@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lora_trainer.adapters.files.checkpoint_layers import block_of, checkpoint_layers, released_layers
+from lora_trainer.models.files.safetensors_stream import open_tensors, write_streamed
 from lora_trainer.models.files.tensor_file import TensorInfo
 from lora_trainer.network_tools.extract import read_slice
-from lora_trainer.network_tools.layers import block_of, checkpoint_layers, released_layers
-from lora_trainer.network_tools.safetensors_stream import open_tensors, write_streamed
 
 
 def test_one_tensor_is_held_at_a_time(tmp_path: Path):

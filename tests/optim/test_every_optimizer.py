@@ -181,13 +181,13 @@ def test_a_missing_package_is_one_sentence_with_the_command(monkeypatch):
     (problem,) = told.value.problems
     assert problem.path == "optimizer.type"
     assert problem.message.text("en") == "CAME needs the package came-pytorch, which is not installed."
-    assert problem.fix.text("en").endswith("pip install came-pytorch")
+    assert problem.fix.text("en").endswith(f'{sys.executable} -m pip install --no-deps "came-pytorch==0.1.3"')
 
 
 @pytest.mark.parametrize(
     ("path", "told"),
     [
-        ("nowhere_at_all.Optimizer", "pip install nowhere-at-all"),
+        ("nowhere_at_all.Optimizer", 'pip install --no-deps "nowhere-at-all"'),
         ("torch.optim.Nothing", "not an optimizer of an installed package"),
         ("os.system", "not an optimizer of an installed package"),
         ("torch.nn.Linear", "not an optimizer of an installed package"),

@@ -32,32 +32,37 @@ class Failing(TorchDispatchMode):
 
 
 class Card:
-    """A stand-in for a GPU, on the CPU: it knows where the modules of the runs are, and what works at a time when which of them are there.
+    """A stand-in for a GPU, on the CPU: it knows which modules a run has on it. What was read from a file is not there at first.
 
-    `install` makes the trainer move modules to it and off it as on CUDA, and nothing really moves. `log`: (module, whether it came or
-    left), by class name.
+    `install` makes the trainer move modules to it and off it as on CUDA, and nothing really moves. `log`: (module, on or off), by class
+    name. `room`: bytes of weights that it holds; `most`: the most that it held.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, room: float = float("inf")) -> None:
+        self.room, self.most = room, 0.0
         self.log: list[tuple[str, str]] = []
-        self._off: dict[int, nn.Module] = {}
+        self._on: dict[int, nn.Module] = {}
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        patch.setattr(Trainer, "can_offload", property(lambda trainer: True))
-        patch.setattr(placement, "is_on", lambda module, device: self.holds(module))
+        patch.setattr(Trainer, "can_offload", property(lambda trainer: trainer.source is not None))
+        patch.setattr(placement, "is_on", lambda module, device: id(module) in self._on)
         patch.setattr(placement, "move", self._move)
+        patch.setattr(placement, "free_bytes", lambda device: self.room - self.held)
 
-    def holds(self, module: nn.Module) -> bool:
-        return id(module) not in self._off
+    @property
+    def held(self) -> int:
+        """Bytes of the weights that are on it."""
+        return placement.weight_bytes(self._on.values())
 
-    def leave(self, module: nn.Module) -> None:
-        """Begins outside."""
-        self._off[id(module)] = module
+    def has(self, name: str) -> bool:
+        """Whether a module of this class is on it."""
+        return any(type(module).__name__ == name for module in self._on.values())
 
     def _move(self, module: nn.Module, device: torch.device) -> None:
-        leaves = self.holds(module)  # on a CPU alone both ends have the same name: a module that is asked to move changes sides
+        leaves = id(module) in self._on  # on a CPU alone both ends have the same name: a module that is asked to move changes sides
         self.log.append((type(module).__name__, "off" if leaves else "on"))
         if leaves:
-            self._off[id(module)] = module
+            del self._on[id(module)]
         else:
-            del self._off[id(module)]
+            self._on[id(module)] = module
+        self.most = max(self.most, self.held)

@@ -146,9 +146,9 @@ def test_encoders_leave_the_device_after_the_captions_of_an_epoch_where_that_is_
     monkeypatch.setattr(Trainer, "offload_unused", lambda trainer: spared.append(True) or False)
     encode = RunLoop._encode_ahead
 
-    def watched(run, groups):
+    def watched(run, groups, sampler):
         before = len(spared)
-        count = yield from encode(run, groups)
+        count = yield from encode(run, groups, sampler)
         assert (len(spared) > before) is asked
         return count
 

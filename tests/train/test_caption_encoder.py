@@ -8,10 +8,12 @@ import torch
 
 from lora_trainer import assets
 from lora_trainer.models.bundle import ModelBundle
+from lora_trainer.models.conditioning import concat
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
+from lora_trainer.models.tokenize import tokenize
 from lora_trainer.train.inputs.caption_encoder import CAPTION_BATCH, CaptionEncoder, captions_within
-from lora_trainer.train.step.precision import Precision
+from lora_trainer.train.step.precision import Precision, compute_scope
 
 FULL = Precision(torch.float32, None, False)
 HALF = Precision(torch.bfloat16, torch.bfloat16, False)
@@ -64,9 +66,16 @@ def test_on_a_gpu_captions_encoded_ahead_equal_those_encoded_in_each_step():
 def test_batches_are_used_where_they_change_no_bit(bundle, precision, counted):
     captions = CaptionEncoder(precision, 1, False)
     captions.fill(counted(bundle), TEXTS)
-    calls = counted.sizes
-    # the first batch both ways, what does not fill one alone
-    assert calls == [*[1] * CAPTION_BATCH, CAPTION_BATCH, CAPTION_BATCH, *[1] * 5]
+    calls = list(counted.sizes)
+    alone = CaptionEncoder(precision, 1, False)
+    with compute_scope(precision, bundle.device, grad=False):
+        batch = bundle.family.encode_text(bundle, tokenize(bundle.tokenizer, TEXTS[:CAPTION_BATCH]), 1)
+    exact = batch.equals(concat([alone.encode(bundle, [text]) for text in TEXTS[:CAPTION_BATCH]]))
+    # the first batch both ways; a CPU whose batches round otherwise reads the second alone, as it does what fills none
+    second = [CAPTION_BATCH] if exact else [1] * CAPTION_BATCH
+    assert calls == [*[1] * CAPTION_BATCH, CAPTION_BATCH, *second, *[1] * 5]
+    for text in TEXTS:
+        assert captions.encode(bundle, [text]).equals(alone.encode(bundle, [text]))
 
 
 def test_captions_are_read_alone_where_a_batch_changes_bits(bundle, precision, counted):

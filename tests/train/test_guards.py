@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -93,10 +92,10 @@ def test_what_a_writer_is_given_is_told_in_order_and_nothing_follows_a_failure()
 
 
 def test_a_rest_ends_by_itself_or_when_somebody_wants_to_go_on():
-    control, begin = Control(), time.monotonic()
+    control = Control()
     assert not control.rest(0.05)
     control.command("stop")
-    assert control.rest(60.0) and time.monotonic() - begin < 30
+    assert control.rest(86_400.0)  # not waited for: a test is stopped after ten minutes
 
 
 def test_a_letter_that_comes_while_another_is_read_is_not_lost(tmp_path: Path):

@@ -39,18 +39,19 @@ def watched(tmp_path: Path, monkeypatch):
     collected = []
     monkeypatch.setattr(gc, "collect", lambda *generation: collected.append(generation) or 0)
     config = small_config(tmp_path, optimizer__text_encoder_lr=0.0, data__batch_size=PICTURES, save__every_n_epochs=0, save__state=False)
-    operations, children = Operations(), []
+    operations, children = Operations(), set()
     with contextlib.closing(run(config, StandaloneHost(tmp_path), Control(), tmp_path / "run")) as events:
         seen = 0
         while seen < WARM:
             seen += isinstance(next(events), Stepped)
         collected.clear()
+        before = set(psutil.Process().children(recursive=True))  # of tests before this one
         while seen < WARM + 5:
             with operations:
                 event = next(events)
             if isinstance(event, Stepped):
                 seen += 1
-                children += psutil.Process().children(recursive=True)
+                children |= set(psutil.Process().children(recursive=True)) - before
     return operations.names, collected, children, event
 
 
@@ -62,4 +63,4 @@ def test_a_step_reads_its_numbers_at_once_collects_nothing_and_starts_no_process
     assert names["_local_scalar_dense"] == 5 * (PICTURES + (not hasattr(torch.amp, "GradScaler")))
     assert names["convolution"] > 5 * 50
     assert collected == []
-    assert children == []
+    assert children == set()

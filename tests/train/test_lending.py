@@ -21,7 +21,7 @@ from lora_trainer.host.standalone import FileLease, StandaloneHost
 from lora_trainer.train import loop
 from lora_trainer.train.loop import run
 from lora_trainer.train.memory import eight_bit
-from lora_trainer.train.planning.plan import Machine
+from lora_trainer.train.planning.memory_plan import Machine
 from tests.train.runs import small_config
 
 STEPS = 6

@@ -58,10 +58,10 @@ def test_a_prompt_file_that_is_edited_is_read_again_at_the_next_preview(tmp_path
 def test_a_preview_that_fails_is_a_warning_and_the_rest_goes_on(tmp_path: Path, monkeypatch, error):
     real = previews.draw
 
-    def failing(bundle, request, precision, stopping):
+    def failing(bundle, request, precision, stopping, make_ready):
         if request.prompt == "star":
             raise error
-        return real(bundle, request, precision, stopping)
+        return real(bundle, request, precision, stopping, make_ready)
 
     monkeypatch.setattr(previews, "draw", failing)
     prompts = [f"{word} {SMALL}" for word in ("moon", "star", "sun")]

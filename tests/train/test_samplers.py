@@ -92,8 +92,10 @@ def test_a_sampler_with_noise_ends_in_the_right_distribution(name: str):
 def test_the_seed_decides_and_a_batch_changes_nothing(name: str):
     both = walked(name, "epsilon", noise_of(3, 4, side=8), 7, [3, 4])
     for number, seed in enumerate((3, 4)):
-        assert torch.equal(walked(name, "epsilon", noise_of(seed, side=8), 7, [seed])[0], both[number])
-    assert not torch.equal(both[0], both[1])
+        alone = walked(name, "epsilon", noise_of(seed, side=8), 7, [seed])[0]
+        # seven steps of some ten operations: a CPU rounds them differently at another place in its vectors
+        torch.testing.assert_close(alone, both[number], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=0.1)
 
 
 @pytest.mark.parametrize("name", list(CHOICES))

@@ -92,6 +92,7 @@ def mika(open_page: Callable[..., Any], made_up: tuple[str, World]) -> Callable[
         world.scenario = scenario
         page = open_page(f"{address}?__lang={lang}&__theme={theme}&__scenario={scenario}", **size)
         page.evaluate("values => LoraTrainer.set(values, 'the test')", FORM if values is None else values)
+        page.evaluate("LoraTrainer.noteSuggestions('kept')")  # not a first visit: nothing is filled in
         page.evaluate("LoraTrainer.state.typed['data.num_repeats'] = true")  # of all these the user typed only this one
         page.evaluate("step => LoraTrainer.goToStep(step)", step)
         page.wait_for_function(

@@ -278,6 +278,7 @@ class World:
             "disk_mb": 1.18 * rank * (epochs + 1),
             "memory": {
                 "parts": parts,
+                "phases": {"load": 900.0, "step": sum(parts.values()), "save": 950.0},
                 "needed_mb": sum(parts.values()),
                 "free_mb": free,
                 "fits": sum(parts.values()) <= free,

@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
             shrink = 300 / max(width, height)
             self.send(figure(int(width * shrink), int(height * shrink), place, 1.0, int(number)), "image/png")
         elif path.startswith("uploads/"):
-            self.send({"path": "", "files": []})
+            self.send({"path": "", "files": [], "parts": []})
         elif path.startswith("runs/"):
             self.run_route(path.split("/")[1:], query)
         else:

@@ -251,6 +251,7 @@ def test_repeats_and_epochs_are_one_amount(mika: Page):
 def test_what_does_not_fit_names_the_change_that_makes_it_fit_and_does_it(mika: Page):
     page = mika("settings", "nofit")
     page.get_by_role("button", name="Do it").wait_for()
+    assert "loading the model 0.9 · a training step 4.2" in page.locator(".lt-memoryplan").first.inner_text()
     assert "Turn on gradient checkpointing: then it fits" in page.locator(".lt-wayout").inner_text()
     page.get_by_role("button", name="Do it").click()
     page.locator(".lt-memoryplan", has_text="✓ fits").or_(page.locator(".lt-memoryplan b.lt-good")).wait_for()

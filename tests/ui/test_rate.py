@@ -21,7 +21,7 @@ def test_a_rate_is_looked_for_shown_and_set(real: Server, open_page: Page, toy_p
     page.wait_for_selector("[data-ready=true]", timeout=120_000)
     values = {"data.train_data_dir": str(toy_pictures / "crescent" / "train"), "data.trigger_word": "sks", "data.batch_size": 4}
     page.evaluate("values => LoraTrainer.set(values, 'the test')", values)
-    page.evaluate("LoraTrainer.goToStep('settings')")
+    page.evaluate("() => { LoraTrainer.noteSuggestions('kept'); LoraTrainer.goToStep('settings'); }")
     field = page.locator('[data-path="optimizer.unet_lr"]')
     field.get_by_text("Find it on these pictures").click()
     field.get_by_text(re.compile(r"Looking for a rate: step \d+ of 100")).wait_for(timeout=120_000)

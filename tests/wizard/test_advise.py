@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from lora_trainer import assets
 from lora_trainer.config import effective
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.config.checks.option_checks import check_value, options
 from lora_trainer.errors import ConfigError, DatasetError, ModelError
+from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.messages import translations
 from lora_trainer.optim.schedules import SCHEDULES
 from lora_trainer.wizard.advise import Suggestion, suggest
@@ -85,7 +87,7 @@ def test_amounts_follow_subject_pictures_and_memory(pictures: Callable[[int], Pa
 
     wanted = EXPOSURES[subject] * max(1, 40 / trained) ** 0.25
     wanted = min(max(wanted, 400 * together / trained), 3000 * together / trained)
-    assert seen(found) == pytest.approx(wanted, abs=3)
+    assert seen(found) == pytest.approx(wanted, abs=3.5)  # 6 x 11 and 7 x 10 are next to each other
     assert 8 <= config.steps.max_train_epochs <= 12
     assert 400 <= plan.total_steps <= 3000
     assert plan.total_steps == pytest.approx(seen(found) * trained / together, rel=0.05)
@@ -143,7 +145,7 @@ def test_one_picture_is_not_collected_with_itself(make_folder: MakeFolder) -> No
 
 
 def test_what_the_user_typed_comes_last_is_not_made_and_the_rest_counts_on_it(make_folder: MakeFolder) -> None:
-    folder = make_folder(20)
+    folder = make_folder(22)
     typed = ("network.dim", "data.num_repeats", "data.batch_size")
     found = suggestion(folder, "object", 24, typed, network={"dim": 64}, data={"num_repeats": 3, "batch_size": 1})
     assert {change.path for change in found.changes[-len(found.typed) :]} == found.typed == {"network.dim", "data.batch_size"}
@@ -151,27 +153,27 @@ def test_what_the_user_typed_comes_last_is_not_made_and_the_rest_counts_on_it(ma
     assert (after.network.dim, after.network.alpha, after.data.batch_size, after.data.num_repeats) == (64, 32, 1, 3)
     assert after.steps.gradient_accumulation_steps == 2
     assert seen(found) == pytest.approx(95, abs=1.5)
-    assert found.plan.total_steps == seen(found) * 20 / 2
+    assert found.plan.total_steps == seen(found) * 20 / 2  # two of 22 are held back
     again = suggest(after, subject="object", vram_gb=24, typed=typed)
     assert {change.path for change in again.changes} == again.typed == found.typed
 
 
 def test_typed_epochs_stay_and_the_repeats_follow(make_folder: MakeFolder) -> None:
-    found = suggestion(make_folder(20), typed=("steps.max_train_epochs",), steps={"max_train_epochs": 19})
+    found = suggestion(make_folder(22), typed=("steps.max_train_epochs",), steps={"max_train_epochs": 19})
     assert not found.typed
     assert (found.config_after.data.num_repeats, found.config_after.steps.max_train_epochs) == (5, 19)
 
 
 def test_typed_steps_are_not_silently_replaced_by_epochs(make_folder: MakeFolder) -> None:
-    found = suggestion(make_folder(20), typed=("steps.max_train_steps",), steps={"max_train_steps": 700})
+    found = suggestion(make_folder(22), typed=("steps.max_train_steps",), steps={"max_train_steps": 700})
     assert found.typed == {"steps.max_train_epochs"}
     assert found.plan.total_steps == 700
-    assert suggestion(make_folder(20, "others"), steps={"max_train_steps": 700}).plan.total_steps == 480
+    assert suggestion(make_folder(22, "others"), steps={"max_train_steps": 700}).plan.total_steps == 480
 
 
 @pytest.mark.parametrize("inside", [True, False])
 def test_repeats_in_the_folder_name_win_and_the_epochs_follow(make_folder: MakeFolder, inside: bool) -> None:
-    folder = make_folder(20, "set/5_sks thing")
+    folder = make_folder(22, "set/5_sks thing")
     found = suggestion(folder if inside else folder.parent, "object")
     assert "data.num_repeats" not in {change.path for change in found.changes}
     epochs = change_of(found, "steps.max_train_epochs")
@@ -183,7 +185,7 @@ def test_repeats_in_the_folder_name_win_and_the_epochs_follow(make_folder: MakeF
 def test_folders_with_different_repeats_count_by_their_mean(make_folder: MakeFolder) -> None:
     root = make_folder(10, "set/2_a").parent
     make_folder(20, "set/5_b")
-    found = suggestion(root, "object")
+    found = suggestion(root, "object", typed=("validate.fraction",))
     assert found.config_after.steps.max_train_epochs == 21  # 80 x (40 / 30) ^ 1/4 = 86 times, 4 repeats in the mean
     assert found.plan.total_steps == 21 * 120 / 6
 
@@ -202,10 +204,25 @@ def test_a_users_own_interval_of_about_ten_stays(make_folder: MakeFolder) -> Non
     assert not any(change.path.startswith("save.") for change in found.changes)
 
 
-@pytest.mark.parametrize("count, held", [(39, 0), (40, 4), (120, 12), (300, 20)])
-def test_pictures_are_held_back_only_where_there_are_plenty(make_folder: MakeFolder, count: int, held: int) -> None:
+@pytest.mark.parametrize("count, held", [(11, 0), (12, 1), (19, 1), (20, 2), (39, 2), (40, 4), (120, 12), (300, 20)])
+def test_one_or_two_pictures_are_held_back_and_a_tenth_of_plenty(make_folder: MakeFolder, count: int, held: int) -> None:
     found = suggestion(make_folder(count, sizes=((64, 64),)))
     assert (found.plan.validation_images, found.plan.images) == (held, count - held)
+    assert suggest(found.config_after, subject="object", vram_gb=24).changes == ()
+
+
+@pytest.mark.parametrize("count, told", [(11, True), (12, False)])
+def test_what_the_loss_cannot_tell_without_validation_is_said(make_folder: MakeFolder, count: int, told: bool) -> None:
+    notes = [note.text() for note in suggestion(make_folder(count)).notes]
+    assert any(f"No picture of {count} is held back" in note for note in notes) is told
+
+
+def test_a_subsets_own_share_for_validation_is_enough(make_folder: MakeFolder) -> None:
+    folder = make_folder(20)
+    found = suggestion(folder, data={"train_data_dir": "", "subsets": [{"image_dir": str(folder), "validation_split": 0.2}]})
+    assert found.config_after.validate.fraction == 0
+    assert (found.plan.images, found.plan.validation_images) == (16, 4)
+    assert not any("held back" in note.text() for note in found.notes)
 
 
 def test_a_validation_folder_is_enough(make_folder: MakeFolder) -> None:
@@ -222,7 +239,7 @@ def test_many_repeats_of_very_many_pictures_stay_under_the_cap(make_folder: Make
 
 
 def test_the_small_model_gets_its_own_size_from_its_description(make_folder: MakeFolder, toy_checkpoint: Path) -> None:
-    folder = make_folder(20, sizes=((900, 900),))
+    folder = make_folder(22, sizes=((900, 900),))
     found = suggest(config_for(folder), subject="object", vram_gb=24, model_path=toy_checkpoint)
     assert found.config_after.data.resolution == 64
     assert "64 x 64" in str(change_of(found, "data.resolution").reason)
@@ -312,3 +329,18 @@ def test_wrong_questions_are_answered_with_a_remedy(make_folder: MakeFolder, tmp
         suggest(build({}), subject="person", vram_gb=8)
     with pytest.raises(ModelError):
         suggest(config_for(folder), subject="person", vram_gb=8, model_path=tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(600.0, "about 10 min (measured here)"), (36_000.0, "about 10 h (measured here)"), (None, "(estimate)")]
+)
+def test_a_time_that_was_measured_here_is_told_instead_of_the_estimate(
+    make_folder: MakeFolder, tmp_path: Path, seconds: float | None, said: str
+) -> None:
+    config = config_for(make_folder(12, sizes=((64, 64),)), model={"pretrained_model_name_or_path": str(assets.toy_checkpoint())})
+    found = suggest(config, subject="object", host=StandaloneHost(tmp_path), measured=lambda _, steps: seconds if steps else None)
+    if not any("There is no GPU" in note.text() for note in found.notes):
+        pytest.skip("this machine has a GPU")
+    assert any(said in note.text() for note in found.notes)
+    assert found.plan_json().get("seconds_measured", False) is (seconds is not None)
+    assert seconds is None or found.plan_json()["seconds"] == seconds

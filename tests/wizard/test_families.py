@@ -147,11 +147,11 @@ def test_plans_of_each_family_grow_as_their_models_do(hollow, pictures):
     sd1, sd2, sdxl = (inspect(hollow(family)) for family in ("sd1", "sd2", "sdxl"))
     needed = [plan(facts, 512).needed_mb for facts in (sd1, sd2, sdxl)]
     assert needed == sorted(needed) and needed[2] > 2 * needed[0]
-    assert dict(plan(sd2, 768).memory)["activations"] > dict(plan(attrs.evolve(sd2, family="sd1"), 768).memory)["activations"]
-    assert dict(plan(sdxl, 1024, gradient_checkpointing=True).memory)["activations"] < 1000
+    assert plan(sd2, 768).step_memory["activations"] > plan(attrs.evolve(sd2, family="sd1"), 768).step_memory["activations"]
+    assert plan(sdxl, 1024, gradient_checkpointing=True).step_memory["activations"] < 1000
     card = MachineFacts.from_vram(24).to_machine()
     kept = config_for(pictures(20), data={"cache_text_encoder_outputs": True}, optimizer={"text_encoder_lr": 0})
-    own, lent = (dict(make_plan(kept, [], sdxl, machine).memory)["model"] for machine in (card, attrs.evolve(card, lent=True)))
+    own, lent = (make_plan(kept, [], sdxl, machine).step_memory["model"] for machine in (card, attrs.evolve(card, lent=True)))
     assert lent - own == pytest.approx(sdxl.text_parameters * 2 / 2**20, rel=1e-6)
-    eight, half = (dict(plan(sdxl, 1024, fp8_base_unet=on).memory)["model"] for on in (True, False))
+    eight, half = (plan(sdxl, 1024, fp8_base_unet=on).step_memory["model"] for on in (True, False))
     assert half - eight == pytest.approx(sdxl.unet_parameters / 2**20, rel=1e-6)

@@ -18,7 +18,7 @@ from tests.wizard.conftest import config_for
     [("AdamW8bit", 1.7e-4, "cosine"), ("Lion", 5.2e-5, "cosine"), ("Prodigy", 1.0, "cosine"), ("AdamWScheduleFree", 8.7e-4, "constant")],
 )
 def test_rate_and_schedule_are_the_familys(pictures: Callable[[int], Path], name: str, rate: float, schedule: str) -> None:
-    config = config_for(pictures(20), optimizer={"type": name})
+    config = config_for(pictures(22), optimizer={"type": name})
     found = suggest(config, subject="object", vram_gb=24, typed=())
     after = found.config_after
     assert after.schedule.type == schedule

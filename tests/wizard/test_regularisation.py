@@ -25,12 +25,12 @@ def advised(config):
 
 
 def test_regularisation_adds_steps_and_no_showings_of_the_subject(tmp_path):
-    data = {"train_data_dir": folder_of(tmp_path / "a", 12), "trigger_word": "sks", "resolution": 64}
+    data = {"train_data_dir": folder_of(tmp_path / "a", 10), "trigger_word": "sks", "resolution": 64}
     without, _, short = advised(build({"data": data}))
     with_them, after, long = advised(build({"data": {**data, "reg_data_dir": folder_of(tmp_path / "b", 30)}}))
-    assert without.images == with_them.images == 12
-    assert (short.images, long.images, long.reg_images > 0) == (12, 12, True)
-    assert long.total_steps == 2 * after.data.num_repeats * 12 // after.data.batch_size * after.steps.max_train_epochs
+    assert without.images == with_them.images == 10
+    assert (short.images, long.images, long.reg_images > 0) == (10, 10, True)
+    assert long.total_steps == 2 * after.data.num_repeats * 10 // after.data.batch_size * after.steps.max_train_epochs
 
 
 def test_repeats_of_tables_stay_as_they_are_written(tmp_path):

@@ -30,9 +30,3 @@ def kind_of(tensors: Mapping[str, Tensor]) -> Kind | None:
     """The kind of a module's tensors by their suffixes in a file; None where they are of no kind, or incomplete."""
     suffixes = frozenset(tensors) - {"alpha"}
     return next((kind_named(name) for name, spec in NETWORK_KINDS.items() if spec.owns(suffixes)), None)
-
-
-@cache
-def known_suffixes() -> frozenset[str]:
-    """The suffixes of tensors of all kinds in a file, without alpha."""
-    return frozenset().union(*(spec.suffixes for spec in NETWORK_KINDS.values()))

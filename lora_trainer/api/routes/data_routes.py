@@ -75,6 +75,7 @@ def _write_caption(api: ApiContext, path: str, text: str, instead_of: str | None
     if not text.strip() and file in api.created_captions:  # undone: there was none before
         file.unlink(missing_ok=True)
         api.created_captions.discard(file)
+    api.status.note_edit()
     return {"old": old, "file": str(file), "written": True}
 
 

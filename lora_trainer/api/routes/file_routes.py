@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from contextlib import suppress
@@ -11,14 +12,16 @@ from typing import Any, BinaryIO
 from fastapi import Request
 
 from lora_trainer.api.context import ApiContext
-from lora_trainer.api.responses import NotFound, PayloadTooLarge, RequestError
+from lora_trainer.api.responses import Conflict, NotFound, PayloadTooLarge, RequestError, body_value, read_body
 from lora_trainer.config.file_names import name_problem
 from lora_trainer.data.records import natural_key
 from lora_trainer.data.sources.folders import CAPTION_SUFFIXES, is_picture, other_media
 from lora_trainer.files import file_sha256, replace_file
+from lora_trainer.jobs.claims import AlreadyClaimed, Claim
 
 MAX_UPLOAD_BYTES = 512 << 20
 CHUNK_BYTES = 1 << 20
+UPLOADING = ".uploading"
 SAMPLES = 6  # pictures of a folder that its line shows
 MAX_COUNTED = 5000
 """Directory entries that are read at most to count a folder's pictures."""
@@ -104,8 +107,11 @@ async def list_uploads(api: ApiContext, request: Request) -> dict[str, Any]:
 
 
 def _list_uploads(folder: Path) -> dict[str, Any]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
-    uploads = [{"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size} for path in files]
+    uploads: list[dict[str, Any]] = []
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+        with suppress(OSError):  # renamed or deleted meanwhile
+            if path.is_file() and not path.name.endswith(UPLOADING):
+                uploads.append({"name": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size})
     parts = [{**file, "name": str(file["name"]).removesuffix(".part")} for file in uploads if str(file["name"]).endswith(".part")]
     complete = [file for file in uploads if not str(file["name"]).endswith(".part")]
     return {"path": str(folder) if complete else "", "folder": str(folder), "files": complete, "parts": parts}
@@ -116,21 +122,77 @@ async def receive_upload(api: ApiContext, request: Request) -> dict[str, Any]:
 
     `offset` continues an upload that was cut off there. When a file of that name with other content exists, the new one gets a number.
     """
-    folder = _upload_folder(api, request.path_params["name"])
+    return await _receive_into(api, request, _upload_folder(api, request.path_params["name"]))
+
+
+async def add_to_folder(api: ApiContext, request: Request) -> dict[str, Any]:
+    """POST /folders?path=FOLDER&file=FILENAME[&offset=N]: as an upload, into a folder that exists. Nothing in it is replaced."""
+    folder = api.allowed_path(request.query_params.get("path", "").strip())
+    if not await api.workers.in_thread(folder.is_dir):
+        raise NotFound("there is no folder {folder}.", folder=str(folder), path="path", fix="Check the path.")
+    return await _receive_into(api, request, folder.absolute())
+
+
+async def _receive_into(api: ApiContext, request: Request, folder: Path) -> dict[str, Any]:
     target = _upload_target(folder, request.query_params.get("file", ""))
+    api.allowed_path(str(target), "file")
     offset = request.query_params.get("offset", "0")
     part = target.with_name(f"{target.name}.part")
     start = int(offset) if offset.isascii() and offset.isdecimal() and len(offset) <= 12 else -1
-    file = await api.workers.in_thread(_open_part, part, start)
+    claim = await api.workers.in_thread(_claim_upload, target)
+    try:
+        return await _receive(api, request, folder, target, part, start)
+    finally:
+        await api.workers.in_thread(claim.release)
+
+
+async def _receive(api: ApiContext, request: Request, folder: Path, target: Path, part: Path, offset: int) -> dict[str, Any]:
+    file = await api.workers.in_thread(_open_part, part, offset)
     try:
         size = await _write_chunks(api, request, file)
+    except OSError as error:  # the disk is full
+        raise _cannot_write(folder, error) from error
     finally:
-        await api.workers.in_thread(file.close)
+        with suppress(OSError):  # what could not be written is told already
+            await api.workers.in_thread(file.close)
     expected = request.headers.get("content-length")
     if expected is not None and expected.isdecimal() and size < int(expected):
         raise RequestError("the file was cut off on its way.", path="file", fix="Send the rest with offset, or all of it again.")
     path, duplicate = await api.workers.in_thread(_move_into_place, part, target)
-    return {"path": str(path), "folder": str(folder), "bytes": path.stat().st_size, "duplicate": duplicate}
+    stat = path.stat()
+    if not duplicate:
+        api.received[path] = (stat.st_size, stat.st_mtime_ns)
+        api.status.note_edit()
+    return {"path": str(path), "folder": str(folder), "bytes": stat.st_size, "duplicate": duplicate}
+
+
+async def take_back_uploads(api: ApiContext, request: Request) -> dict[str, Any]:
+    """POST /uploads {"take_back": [paths]} -> {"removed": [paths], "kept": [paths]}
+
+    Removes files that were uploaded since the server started, as long as they are as they were sent; everything else is kept.
+    """
+    texts = body_value(await read_body(request), "take_back", list, [])
+    paths = [Path(text) for text in texts if isinstance(text, str)]
+    removed = await api.workers.in_thread(_take_back, api, paths)
+    api.status.note_edit()
+    return {"removed": [str(path) for path in removed], "kept": [str(path) for path in paths if path not in removed]}
+
+
+def _take_back(api: ApiContext, paths: list[Path]) -> list[Path]:
+    removed = []
+    for path in paths:
+        received = api.received.pop(path, None)
+        if received is None:
+            continue
+        with suppress(OSError):  # gone already, or in use
+            stat = path.stat()
+            if received == (stat.st_size, stat.st_mtime_ns):
+                path.unlink()
+                removed.append(path)
+    for folder in {path.parent for path in removed}:
+        with suppress(OSError):  # holds something else
+            folder.rmdir()
+    return removed
 
 
 async def _write_chunks(api: ApiContext, request: Request, file: BinaryIO) -> int:
@@ -167,6 +229,28 @@ def _upload_target(folder: Path, name: str) -> Path:
     return folder.joinpath(*parts)
 
 
+def _claim_upload(target: Path) -> Claim:
+    """Keeps others from sending the same file meanwhile: their bytes would mix. Raises Conflict."""
+    digest = hashlib.blake2b(target.name.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Claim.take(target.with_name(f".{digest}{UPLOADING}"))
+    except AlreadyClaimed:
+        raise Conflict("{name} is being sent already.", name=target.name, path="file", fix="Wait until it has arrived.") from None
+    except OSError as error:
+        raise _cannot_write(target.parent, error) from error
+
+
+def _cannot_write(folder: Path, error: OSError) -> RequestError:
+    return RequestError(
+        "{folder} cannot be written ({reason}).",
+        folder=str(folder),
+        reason=error.strerror or str(error),
+        path="file",
+        fix="Free some disk space, or change the folder's rights.",
+    )
+
+
 def _open_part(part: Path, offset: int) -> BinaryIO:
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -180,13 +264,7 @@ def _open_part(part: Path, offset: int) -> BinaryIO:
         file.seek(offset)
         return file
     except OSError as error:
-        raise RequestError(
-            "{folder} cannot be written ({reason}).",
-            folder=str(part.parent),
-            reason=error.strerror or str(error),
-            path="file",
-            fix="Free some disk space, or change the folder's rights.",
-        ) from error
+        raise _cannot_write(part.parent, error) from error
 
 
 def _move_into_place(part: Path, target: Path) -> tuple[Path, bool]:
@@ -203,4 +281,10 @@ def _move_into_place(part: Path, target: Path) -> tuple[Path, bool]:
     return path, False
 
 
-ROUTES = (("GET", "/folders", list_folders), ("GET", "/uploads/{name}", list_uploads), ("POST", "/uploads/{name}", receive_upload))
+ROUTES = (
+    ("GET", "/folders", list_folders),
+    ("POST", "/folders", add_to_folder),
+    ("GET", "/uploads/{name}", list_uploads),
+    ("POST", "/uploads/{name}", receive_upload),
+    ("POST", "/uploads", take_back_uploads),
+)

@@ -223,8 +223,8 @@ def _extract(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Pat
 
 
 def _convert(api: ApiContext, body: dict[str, Any], inputs: list[Path], out: Path, on_progress: OnProgress) -> RunTool:
+    from lora_trainer.adapters.files.naming import NAMINGS
     from lora_trainer.network_tools.convert import convert
-    from lora_trainer.network_tools.naming import NAMINGS
 
     naming = body_value(body, "to", str)
     if naming not in NAMINGS:

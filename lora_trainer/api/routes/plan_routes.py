@@ -78,10 +78,11 @@ def _suggest_settings(
     from lora_trainer.wizard.advise import suggest
 
     config = build(mapping)
-    advice = suggest(config, subject=subject, vram_gb=vram or None, host=api.host, typed=typed)
+    measured = plans.measured_on(api.host, api.host.paths().runs_dir)
+    advice = suggest(config, subject=subject, vram_gb=vram or None, host=api.host, typed=typed, measured=measured)
     return {
         "changes": [plans.change_json(change, config, advice.typed, language) for change in advice.changes],
-        "plan": advice.plan.to_json(),
+        "plan": advice.plan_json(),
         "notes": [note.text(language) for note in advice.notes],
     }
 

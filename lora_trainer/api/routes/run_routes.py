@@ -120,7 +120,7 @@ def _last_status(folder: RunFolder, summary: dict[str, Any], language: str) -> d
     problems = [*failures, *summary["problems"]]
     return {
         **{key: stepped.get(key) for key in ("loss", "loss_average", "lr", "vram_mb")},
-        "speed": stepped.get("seconds"),
+        "speed": (folder.manifest().get("step_seconds") if summary["outcome"] else None) or stepped.get("seconds"),
         "seconds_left": None if summary["outcome"] is None else 0,
         "problems": problems,
         "error": " ".join(f"{problem['message']} {problem['fix']}".strip() for problem in problems),
@@ -295,6 +295,7 @@ async def rename_run(api: ApiContext, request: Request) -> dict[str, Any]:
     if not name or len(name) > 200 or not name.isprintable():
         raise RequestError("this cannot be a name.", path="name", fix="Write a short name.")
     await api.workers.in_thread(lambda: api.run_folder(request.path_params["run"]).update_info(name=name))
+    api.status.note_edit()
     return {"id": request.path_params["run"], "name": name}
 
 
@@ -330,6 +331,7 @@ def _delete_claimed(api: ApiContext, folders: Sequence[RunFolder], removed: Sequ
         api.forget(each)
         if latest is not None and latest.folder.path == each.path:
             api.manager.latest = None
+    api.status.note_edit()
     if removed:
         api.host.refresh_networks()
     return {"deleted": folders[0].id, "files": [str(path) for path in removed], "mb": round(freed / 1e6, 1)}

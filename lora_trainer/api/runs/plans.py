@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.api.runs.start_run import find_problems, model_facts, model_path, resolve_paths
-from lora_trainer.api.runs.step_time import measured_step
+from lora_trainer.api.runs.step_time import measured_seconds
 from lora_trainer.config import effective
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, value_at
@@ -24,7 +24,8 @@ from lora_trainer.messages import Message, say, translate
 if TYPE_CHECKING:
     from lora_trainer.models.detection.detect import ModelFacts
     from lora_trainer.train.inputs.dataset import TrainingDataset
-    from lora_trainer.train.planning.plan import Machine, TrainingPlan
+    from lora_trainer.train.planning.memory_plan import Machine
+    from lora_trainer.train.planning.plan import TrainingPlan
 
 
 BADGE = ("title", "family", "prediction", "zero_terminal_snr", "native_size", "because", "notes")
@@ -41,7 +42,7 @@ EMPTY_PLAN: dict[str, Any] = {
     "network": None,
     "effective": {},
     "schedule": {},
-    "memory": {"parts": {}, "free_mb": 0.0, "fits": True},
+    "memory": {"parts": {}, "phases": {}, "free_mb": 0.0, "fits": True},
 }
 
 
@@ -75,9 +76,19 @@ def check_config(
             warnings += [] if disk_warning is None else [_warning_json("save.output_dir", disk_warning)]
         except TrainerError as error:  # of a schedule, of the disk
             problems = [*problems, *error.problems]
-    if (seconds := measured_step(config, Path(config.save.runs_dir))) is not None:
-        plan = plan | {"seconds": round(seconds * plan["total_steps"], 1), "seconds_measured": True}
+    if (seconds := measured_seconds(config, Path(config.save.runs_dir), plan["total_steps"])) is not None:
+        plan = plan | {"seconds": round(seconds, 1), "seconds_measured": True}
     return {**plan, "model": badge, "problems": problems, "warnings": warnings}
+
+
+def measured_on(host: Host, runs_dir: Path | None = None) -> Callable[[TrainConfig, int], float | None]:
+    """(config, total steps) -> the seconds that such a run took on this machine."""
+
+    def measured(config: TrainConfig, total_steps: int) -> float | None:
+        resolved = _or_none(lambda: resolve_paths(config, host, runs_dir=runs_dir))
+        return None if resolved is None else measured_seconds(resolved, Path(resolved.save.runs_dir), total_steps)
+
+    return measured
 
 
 def change_json(change: Change, config: TrainConfig, typed: Collection[str], language: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from lora_trainer.api.runs.step_time import work_key
+from lora_trainer.api.runs.step_time import extras_key, work_key
 from lora_trainer.config import effective
 from lora_trainer.config.build import rebuild, to_mapping
 from lora_trainer.config.checks.option_checks import options
@@ -87,7 +87,7 @@ def find_problems(
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "model.vae": lambda: check_vae_option(config, host),
         "data.train_data_dir": lambda: (load or load_dataset)(config),
-        "network.network_weights": lambda: check_networks([config.network.network_weights]),
+        "network.network_weights": lambda: check_network_weights(config, host, resumed=resumed),
         "network.base_weights": lambda: check_networks(config.network.base_weights),
         "optimizer.args": lambda: check_optimizer(config),
         "memory.device": lambda: config.memory.device and device_named(config.memory.device),
@@ -114,6 +114,26 @@ def check_folder(folder: Path) -> None:
     place = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise TrainerError("{place} is not a writable folder.", place=str(place), fix="Choose another folder.")
+
+
+def check_network_weights(config: TrainConfig, host: Host, *, resumed: bool = False) -> None:
+    """Raises ModelError when the file that the training begins with cannot be read, or does not fit the network that is trained."""
+    from lora_trainer.adapters.files.checked_network import open_network
+    from lora_trainer.adapters.initial_fit import require_fit, trained_layers
+    from lora_trainer.train.planning.network_plan import selected_layers
+
+    text = config.network.network_weights
+    check_networks([text])
+    if not text.strip() or resumed:
+        return
+    file = open_network(Path(text))
+    try:
+        facts = model_facts(config, host)[1]
+        layers = trained_layers(selected_layers(config, facts)) if facts.layers else {}
+    except TrainerError:
+        return  # another check reports it, or the run fetches the model
+    if layers:
+        require_fit(file, layers, facts.family, takes_ranks=config.network.dim_from_weights)
 
 
 def check_networks(files: Iterable[str]) -> None:
@@ -191,7 +211,7 @@ def create_run_folder(config: TrainConfig) -> RunFolder:
     """Creates the folder of a run that is about to start, with its config.toml. Raises TrainerError."""
     folder = RunFolder.create(Path(config.save.runs_dir), effective.output_name(config))
     with remove_unless_started(folder):
-        folder.update_info(work=work_key(config))
+        folder.update_info(work=work_key(config), extras=extras_key(config))
         write_config(config, folder.config_file)
     return folder
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lora_trainer.adapters.files.naming import NAMINGS
 from lora_trainer.cli.console import DONE, Console
 from lora_trainer.cli.network.network_args import add_out, check_out
 from lora_trainer.messages import say
-from lora_trainer.network_tools.naming import NAMINGS
 
 
 def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:

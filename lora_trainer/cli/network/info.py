@@ -39,6 +39,8 @@ def print_info(info: dict[str, Any], console: Console) -> None:
             console.line(say("{name}: {shown}", name=name, shown=shown))
     if info["alphas_from"]:
         console.line(say("alphas read from {source}", source=info["alphas_from"]))
+    if info["without_alpha"]:
+        console.line(say("{count} layers have no alpha anywhere: their strength is 1", count=info["without_alpha"]))
     most = max((row["norm"] for row in info["blocks"]), default=0.0) or 1.0
     if info["blocks"]:
         console.line(say("strength by block (Frobenius norm of what is added):"))

@@ -35,5 +35,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.line(
             f"{HOSTS[host]}: {console.translate(word)}" + ("" if loads == ALL or reason is None else f" ({console.translate(reason)})")
         )
+    for note in report.notes:
+        console.note(say("Note: {message}", message=note))
     console.document(report.to_json(console.language))
     return FAILED if report.unmatched else DONE

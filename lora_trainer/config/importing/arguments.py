@@ -16,7 +16,7 @@ from lora_trainer.config.choices.samplers import find_sampler
 from lora_trainer.config.file_names import name_problem, slug
 from lora_trainer.config.importing.learning import LEARNING, Options, ReadText
 from lora_trainer.config.importing.networks import NETWORK
-from lora_trainer.config.importing.reasons import EMPTY, ITSELF, NOT_YET, OFF, SAFETENSORS, reason_left
+from lora_trainer.config.importing.reasons import EMPTY, ITSELF, LIKE_EMPTY, NOT_YET, OFF, SAFETENSORS, reason_left
 from lora_trainer.config.importing.result import Filled, Left, Taken
 from lora_trainer.config.importing.values import convert, is_empty, to_number
 from lora_trainer.config.prompt_files import SUFFIXES, PromptRow, rows_from_file, rows_from_lines
@@ -313,7 +313,7 @@ def _bucket_steps(value: Any, settings: Mapping[str, Any], read: ReadText) -> Op
 
 
 def _clip_skip(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
-    return OFF if to_number(value) == 0 else [("model.clip_skip", convert(value, options()["model.clip_skip"]))]
+    return LIKE_EMPTY if to_number(value) == 0 else [("model.clip_skip", convert(value, options()["model.clip_skip"]))]
 
 
 def _noise_type(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:

@@ -89,6 +89,8 @@ LYCORIS_KEYS = frozenset(
     ]
 )
 
+OWN_TABLES = frozenset(path.partition(".")[0] for path in options() if "." in path)
+
 
 def detect_kind(content: Content) -> str:
     """A key of KINDS; "preset" for a LyCORIS preset, "command" for a command line, "" if no program is known by it."""
@@ -143,11 +145,14 @@ def _kind_by_names(values: Mapping[str, Any], *, is_json: bool) -> str:
     flat = dict(flatten(values))
     names = {key.rpartition(".")[2] for key in flat}
     own_keys = sum(key in options() for key in flat)
-    if "version" in flat and not is_json:
+    ours = sum(key in options() or key == "version" or key.partition(".")[0] in OWN_TABLES for key in flat)
+    if "version" in flat and not is_json and 2 * ours >= len(flat):
         return "own"
+    if not is_json and 2 * ours < len(flat) and not own_keys and not any(name in paths_by_name() or name in REASONS for name in names):
+        return ""
     foreign_keys = sum(name in paths_by_name() or name in REASONS or (is_json and name in KOHYA_NAMES) for name in names)
     if is_json:
-        return "own" if own_keys >= max(1, foreign_keys) else "kohya_ss"
+        return "own" if own_keys >= max(1, foreign_keys) and 2 * ours >= len(flat) else "kohya_ss"
     if "metadata" in values:
         return "lora-scripts"
     if own_keys >= foreign_keys and (own_keys or not foreign_keys):

@@ -11,7 +11,8 @@ import attrs
 from lora_trainer.config.checks.option_checks import problem
 from lora_trainer.config.files import parse_toml
 from lora_trainer.config.importing.trainers.command_lines import SHELLS, CommandLine, read_command_line
-from lora_trainer.errors import ConfigError, MissingPackage
+from lora_trainer.errors import ConfigError, MissingPackage, NothingToImport
+from lora_trainer.install_command import install_command
 from lora_trainer.parsing import TooDeep, parse_json
 
 MAX_CHARACTERS = 2 << 20
@@ -80,7 +81,8 @@ def _parse_yaml(text: str, where: str) -> Any:
             "YAML files are read with the package {package}, which is not installed.",
             package="PyYAML",
             path=where,
-            fix="Install it in the Python environment of this trainer: pip install --no-deps PyYAML",
+            command=install_command("PyYAML"),
+            fix="Install it into the Python that runs this: {command}",
         ) from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]  # it comes without types
@@ -136,9 +138,9 @@ def _is_toml_table(text: str) -> bool:
     return False
 
 
-def unknown_file(where: str) -> ConfigError:
+def unknown_file(where: str) -> NothingToImport:
     """The error for a file of no known program."""
-    return ConfigError(
+    return NothingToImport(
         [
             problem(
                 where,

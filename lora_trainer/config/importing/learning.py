@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.choices.optimizers import CLASS_PATH, OPTIMIZER_ALIASES, OPTIMIZER_CHOICES, SCHEDULE_ALIASES, SCHEDULE_CHOICES
-from lora_trainer.config.importing.reasons import OFF
+from lora_trainer.config.importing.reasons import OFF, ONE_CYCLE
 from lora_trainer.config.importing.values import convert, is_empty, to_number
 from lora_trainer.messages import Message, say
 
@@ -116,7 +116,7 @@ def scheduler_args(value: Any, settings: Mapping[str, Any], read: ReadText) -> O
 
 def num_cycles(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
     """lr_scheduler_num_cycles; a single cycle needs no option."""
-    return [("schedule.num_cycles", float(to_number(value)))] if to_number(value) > 1 else OFF
+    return [("schedule.num_cycles", float(to_number(value)))] if to_number(value) > 1 else ONE_CYCLE
 
 
 def warmup_steps(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:

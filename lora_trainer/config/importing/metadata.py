@@ -15,7 +15,7 @@ from lora_trainer.config.importing.result import Imported
 from lora_trainer.config.importing.trainers.kohya_and_lora_scripts import ProgramKeys
 from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
 from lora_trainer.config.importing.values import is_empty
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, NothingToImport
 from lora_trainer.messages import Message, say
 from lora_trainer.parsing import parse_json
 
@@ -61,6 +61,7 @@ FOLDERS = ("dataset_dirs", "reg_dataset_dirs")
 DATASET_NAMES = {
     "batch_size_per_device": "data.batch_size",
     **{name: f"data.{name}" for name in ("resolution", "enable_bucket", "min_bucket_reso", "max_bucket_reso", "resize_interpolation")},
+    **{name: f"data.{name}" for name in ("bucket_reso_steps", "bucket_no_upscale")},
 }
 SUBSET_NAMES = {
     name: f"data.{name}"
@@ -91,7 +92,7 @@ def import_metadata(metadata: Mapping[str, str]) -> Imported:
     settings = {key.name: key.value for key in program.keys if key.why is None}
     translated = translate_keys(program.keys, lambda name: None, network_defaults(settings))
     if not translated.taken:
-        raise ConfigError(
+        raise NothingToImport(
             [problem("", "the file's header holds no settings.", "Choose a file of this trainer, of sd-scripts or of OneTrainer.")]
         )
     values = translated.values
@@ -99,6 +100,7 @@ def import_metadata(metadata: Mapping[str, str]) -> Imported:
         *program.notes,
         *translated.notes,
         *whole_matrix_notes(settings),
+        *_dataset_notes(metadata),
         *([] if values.get("data", {}).get("train_data_dir") or values.get("data", {}).get("subsets") else [ELSEWHERE]),
         *([] if values.get("model", {}).get("pretrained_model_name_or_path") else [BASE]),
     ]
@@ -168,23 +170,46 @@ def _one_trainer(metadata: Mapping[str, str]) -> ProgramKeys:
 
 def _datasets(text: str) -> Options | Message:
     """What all data sets of a run have in common; sd-scripts lists them where a dataset TOML was used."""
-    try:
-        datasets = [entry for entry in parse_json(text) if isinstance(entry, dict)]
-    except (ValueError, TypeError):
-        return ELSEWHERE
-    subsets = [
-        subset
-        for entry in datasets
-        for subset in entry.get("subsets") or ()
-        if isinstance(subset, dict) and subset.get("is_reg") is not True
-    ]
+    datasets, subsets = _entries(text)
+    trained = [subset for subset in subsets if subset.get("is_reg") is not True]
     options_found: Options = []
-    for entries, names in ((datasets, DATASET_NAMES), (subsets, SUBSET_NAMES)):
+    for entries, names in ((datasets, DATASET_NAMES), (trained, SUBSET_NAMES)):
         for name, path in names.items():
             values = [entry.get(name) for entry in entries]
             if values and not is_empty(values[0]) and all(value == values[0] for value in values):
                 options_found.append((path, values[0]))
     return options_found or ELSEWHERE
+
+
+def _entries(text: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The data sets of `ss_datasets`, and the folders of all of them; none where it cannot be read."""
+    try:
+        content = parse_json(text)
+    except ValueError:
+        return [], []
+    datasets = [entry for entry in content if isinstance(entry, dict)] if isinstance(content, list) else []
+    lists = [entry["subsets"] for entry in datasets if isinstance(entry.get("subsets"), list)]
+    return datasets, [subset for entries in lists for subset in entries if isinstance(subset, dict)]
+
+
+def _dataset_notes(metadata: Mapping[str, str]) -> Iterator[Message]:
+    """What `ss_datasets` says besides: the folders, and each value that differs from folder to folder, or from set to set."""
+    datasets, subsets = _entries(metadata.get("ss_datasets", ""))
+    named = [(str(subset.get("image_dir") or subset.get("metadata_file") or "?"), subset) for subset in subsets]
+    if named:
+        folders = [f"{name} x {subset.get('num_repeats', 1)}" for name, subset in named if subset.get("is_reg") is not True]
+        regularisation = [f"{name} x {subset.get('num_repeats', 1)}" for name, subset in named if subset.get("is_reg") is True]
+        yield say("ss_datasets: the folders and their repeats were {folders}.", folders=", ".join(folders) or "-")
+        if regularisation:
+            yield say("ss_datasets: folders of regularisation pictures were {folders}.", folders=", ".join(regularisation))
+    trained = [(name, subset) for name, subset in named if subset.get("is_reg") is not True]
+    numbered = [(str(number), entry) for number, entry in enumerate(datasets, start=1)]
+    for entries, names in ((numbered, DATASET_NAMES), (trained, SUBSET_NAMES)):
+        for name in names:
+            values = [entry.get(name) for _, entry in entries]
+            if any(value != values[0] for value in values):
+                shown = ", ".join(f"{place}: {value}" for (place, _), value in zip(entries, values, strict=True))
+                yield say("ss_datasets: {name} differs ({values}), so it is not taken: set it for each folder.", name=name, values=shown)
 
 
 def _parse_value(text: str) -> Any:

@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+import attrs
+
 from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.importing.learning import LORAPLUS, Options, ReadText, Translate
-from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, OFF, OTHER_NETWORK, UNKNOWN
+from lora_trainer.config.importing.reasons import CALCULATED, CONV, EMPTY, LIKE_EMPTY, OFF, OTHER_NETWORK, UNKNOWN
 from lora_trainer.config.importing.values import convert, is_empty, texts_of, to_number
 from lora_trainer.config.schema.network import PRESETS
 from lora_trainer.messages import Message, say
@@ -18,29 +20,49 @@ from lora_trainer.parsing import parse_json
 LYCORIS_MODULE = "lycoris.kohya"
 EARLY_LOCON = "locon.locon_kohya"
 """LyCORIS' module when it was called LoCon."""
-MODULES = {
-    "networks.lora": "lora",
-    "networks.dylora": "dylora",
-    "networks.loha": "loha",
-    "networks.lokr": "lokr",
-    EARLY_LOCON: "locon",
-    "Kohya LoCon": "lora",
-    "LoCon": "locon",
-    **{f"LyCORIS/{name}": name.lower() for name in ("LoCon", "LoHa", "LoKr", "DyLoRA")},
-    "LyCORIS/Diag-OFT": "oft",
-    "LyCORIS/Native Fine-Tuning": "full",
-}
-"""Modules, and the types in kohya_ss -> our types."""
+
+
+@attrs.frozen
+class ModuleName:
+    """A network's module, or its type in a window, with our type ("": none of ours is that), and who writes it since when."""
+
+    name: str
+    type: str
+    programs: str
+
+
+MODULE_NAMES = (
+    ModuleName("networks.lora", "lora", "sd-scripts 2022-12-, lora-scripts 2023-02-"),
+    ModuleName(EARLY_LOCON, "locon", "LyCORIS when it was called LoCon, 2023-02"),
+    ModuleName(LYCORIS_MODULE, "", "LyCORIS 2023-03-; its argument algo has the type"),
+    ModuleName("networks.dylora", "dylora", "sd-scripts 2023-04-"),
+    ModuleName("networks.lora_fa", "", "sd-scripts 2023-12-: only the upper matrix is trained"),
+    ModuleName("networks.oft", "", "sd-scripts 2023-12-: an OFT of its own"),
+    ModuleName("networks.loha", "loha", "sd-scripts 2025-"),
+    ModuleName("networks.lokr", "lokr", "sd-scripts 2025-"),
+    ModuleName("Standard", "lora", "kohya_ss 2023-"),
+    ModuleName("Kohya LoCon", "lora", "kohya_ss 2023-: networks.lora with conv_dim"),
+    ModuleName("LoCon", "locon", "kohya_ss 2023-02"),
+    ModuleName("Kohya DyLoRA", "dylora", "kohya_ss 2023-"),
+    *(ModuleName(f"LyCORIS/{name}", name.lower(), "kohya_ss 2023-") for name in ("LoCon", "LoHa", "LoKr", "DyLoRA")),
+    ModuleName("LyCORIS/Diag-OFT", "oft", "kohya_ss 2023-"),
+    ModuleName("LyCORIS/Native Fine-Tuning", "full", "kohya_ss 2023-"),
+    ModuleName("lora", "lora", "this trainer"),
+)
+MODULES: Mapping[str, str] = {row.name: row.type for row in MODULE_NAMES if row.type}
 ALGORITHMS = {
     **{name: name for name in ("lora", "locon", "loha", "lokr", "dylora", "full")},
     "diag-oft": "oft",
 }
+SD_SCRIPTS_RANK = 4
+"""The rank that sd-scripts and LyCORIS take where none is given."""
 PLAIN = ("networks.lora", "lora", "Standard")
 OPTION_NAMES = {
     "preset": "preset",
     "LyCORIS_preset": "preset",
     "dropout": "dropout",
     "use_cp": "use_tucker",
+    "use_conv_cp": "use_tucker",
     "lokr_factor": "factor",
     "block_size": "unit",
     "dylora_unit": "unit",
@@ -111,6 +133,15 @@ def whole_matrix_notes(settings: Mapping[str, Any]) -> Iterator[Message]:
             yield say("{key} = {value}: LyCORIS does not limit the rank from there on; it trains the whole matrix.", key=name, value=value)
 
 
+def alpha(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
+    """network_alpha; in sd-scripts and LyCORIS 0 means the rank."""
+    path = "network.alpha"
+    if not to_number(value) and str(value).strip() in ("0", "0.0"):
+        rank = to_number(settings.get("network_dim")) or SD_SCRIPTS_RANK
+        return [(path, min(rank, float(options()["network.dim"].option.high or rank)))]
+    return [(path, convert(value, options()[path]))]
+
+
 def module(value: Any, settings: Mapping[str, Any], read: ReadText) -> Options | Message:
     """network_module, or the type in a front end."""
     kind = network_type(settings)
@@ -168,9 +199,9 @@ def network_option(name: str) -> Translate:
         if name in ("LyCORIS_preset", "preset") and value not in PRESETS:
             return say("The preset {name} is a file: choose the layers here.", name=value)
         if name == "conv_dim" and _is_lycoris(settings) and not to_number(value):
-            return OFF  # in LyCORIS 0 means the other rank
-        if name == "conv_alpha" and not to_number(value):
-            return OFF
+            return LIKE_EMPTY  # in LyCORIS the other rank
+        if name == "conv_alpha" and not to_number(value) and (_is_lycoris(settings) or network_type(settings) == "locon"):
+            return LIKE_EMPTY
         is_off = str(value).lower() not in ("true", "1")
         if name == "full_matrix" and is_off and _means_whole_matrix(settings.get("network_dim"), settings):
             return say("{key} wins.", key="network_dim")
@@ -241,6 +272,8 @@ def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
         defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
     elif _is_lycoris(settings):
         defaults["network.preset"] = "full"
+        if values.get("dora_wd", "").lower() == "true" and not {"wd_on_output", "wd_on_out"} & values.keys():
+            defaults["network.dora_axis"] = "out"
         if to_number(values.get("conv_dim")):
             defaults["network.conv_alpha"] = to_number(values.get("network_alpha")) or 1.0
     elif to_number(network_args(settings).get("conv_dim")):
@@ -253,6 +286,7 @@ def network_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 NETWORK: dict[str, Translate] = {
     "network_dim": dim,
+    "network_alpha": alpha,
     "network_module": module,
     "lycoris_algo": algorithm,
     "network_args": arguments,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.config.checks.option_checks import options, problem
-from lora_trainer.config.importing.arguments import SPECIAL, paths_by_name, prompt_notes, translate_keys
+from lora_trainer.config.importing.arguments import SPECIAL, Translated, paths_by_name, prompt_notes, translate_keys
 from lora_trainer.config.importing.detection import detect_kind
 from lora_trainer.config.importing.forms import parse_settings, unknown_file
 from lora_trainer.config.importing.learning import ReadText
@@ -29,7 +29,7 @@ from lora_trainer.config.importing.trainers.one_trainer import one_trainer_keys
 from lora_trainer.config.importing.trainers.simple_tuner import simple_tuner_keys
 from lora_trainer.config.importing.values import flatten, to_number
 from lora_trainer.config.migrations import migrate
-from lora_trainer.errors import ConfigError
+from lora_trainer.errors import ConfigError, NothingToImport
 from lora_trainer.files import read_regular
 from lora_trainer.messages import Message, say
 
@@ -45,6 +45,8 @@ PROGRAMS: Mapping[str, Callable[[Any, ReadText], ProgramKeys]] = {
 }
 GUESSED = ("kohya_ss", "sd-scripts")
 """Programs whose files have no mark of their own."""
+FEW = 10
+"""A file of which fewer than one in so many keys is taken is hardly one of settings."""
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 """How PowerShell's own text files begin."""
 MAX_BYTES = 8 << 20
@@ -90,7 +92,7 @@ def _import_keys(kind: str, program: ProgramKeys, read: ReadText, where: str) ->
     if kind in GUESSED and 2 * known < max(1, len(program.keys)):
         raise unknown_file(where)
     translated = translate_keys(program.keys, read, program.defaults, program.context)
-    if not translated.taken:
+    if not translated.taken or _is_nearly_nothing(translated):
         raise _nothing_taken(kind, where, translated.left)
     settings = dict(program.context) | {key.name: key.value for key in program.keys if key.why is None}
     notes = (
@@ -102,6 +104,13 @@ def _import_keys(kind: str, program: ProgramKeys, read: ReadText, where: str) ->
         *prompt_notes(settings, read),
     )
     return Imported(kind, translated.values, translated.taken, translated.left, translated.filled, notes)
+
+
+def _is_nearly_nothing(translated: Translated) -> bool:
+    """Whether hardly any key means something here: of many keys fewer than one in ten, and no model, network, rate or length."""
+    sections = {path.partition(".")[0] for one in translated.taken for path in one.paths}
+    total = len(translated.taken) + len(translated.left)
+    return total >= FEW * len(translated.taken) and not sections & {"model", "network", "optimizer", "steps", "data"}
 
 
 def _changed_values(taken: Sequence[Taken]) -> Iterator[Message]:
@@ -131,8 +140,8 @@ def _import_dataset(where: str) -> Imported:
     )
 
 
-def _preset_error(where: str) -> ConfigError:
-    return ConfigError(
+def _preset_error(where: str) -> NothingToImport:
+    return NothingToImport(
         [
             problem(
                 where,
@@ -143,9 +152,9 @@ def _preset_error(where: str) -> ConfigError:
     )
 
 
-def _nothing_taken(kind: str, where: str, left: Sequence[Left]) -> ConfigError:
+def _nothing_taken(kind: str, where: str, left: Sequence[Left]) -> NothingToImport:
     first = left[0] if left else None
-    return ConfigError(
+    return NothingToImport(
         [
             problem(
                 where,

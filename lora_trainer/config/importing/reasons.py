@@ -8,6 +8,9 @@ from lora_trainer.messages import Message, say
 
 EMPTY = say("Empty there: nothing to import.")
 OFF = say("Switched off there, as here.")
+LIKE_EMPTY = say("0 means there what it means here when nothing is given.")
+NEW_SEED = say("0 means a new seed for each run there; here each run has the seed that is set, so that it can be repeated.")
+ONE_CYCLE = say("One cycle there, as here.")
 UNKNOWN = say("Known neither to sd-scripts nor here.")
 START = say("How the other program is started; not needed here.")
 WINDOW = say("Belongs to the other program's user interface.")
@@ -44,8 +47,8 @@ _KEYS_BY_REASON: dict[Message, str] = {
         model_list save_as_bool save_as file_path training_preset folders model_path config_name enable_preview enable_block_weights
         enable_base_weight ui_custom_params logging_tab create_caption create_buckets use_latent_files caption_metadata_filename
         latent_metadata_filename full_path metadata.name metadata.version metadata.author metadata.description metadata.train_type""",
-    ITSELF: """v2 sdxl sdxl_checkbox flux1_checkbox sd3_checkbox v_parameterization model_train_type
-        use_safetensors zero_terminal_snr is_valid""",
+    ITSELF: """sdxl sdxl_checkbox flux1_checkbox sd3_checkbox model_train_type
+        use_safetensors is_valid""",
     LOG: """log_tracker_config log_config wandb_api_key wandb_run_name use_wandb""",
     WHOLE_MODEL: """block_lr learning_rate_te learning_rate_te1 learning_rate_te2 train_text_encoder fused_optimizer_groups
         diffusers_xformers""",
@@ -54,16 +57,11 @@ _KEYS_BY_REASON: dict[Message, str] = {
         train_lora_ggpo ggpo_beta ggpo_sigma full_fp16 full_bf16 fused_backward_pass optimizer_accumulation_steps
         blocks_to_swap cpu_offload_checkpointing no_metadata training_comment metadata_title metadata_author metadata_description
         metadata_license metadata_tags metadata_usage_hint metadata_thumbnail metadata_merged_from metadata_trigger_phrase
-        metadata_preprocessor metadata_is_negative_embedding masked_loss weighted_captions save_state_to_huggingface
+        metadata_preprocessor metadata_is_negative_embedding weighted_captions save_state_to_huggingface
         resume_from_huggingface huggingface_repo_id huggingface_repo_type huggingface_path_in_repo huggingface_token
         huggingface_repo_visibility async_upload save_last_n_epochs save_last_n_epochs_state save_last_n_steps save_last_n_steps_state
-        save_n_epoch_ratio lr_scheduler_num_cycles lr_scheduler_power lr_scheduler_timescale lr_scheduler_type lr_scheduler_args
-        lr_decay_steps stop_text_encoder_training stop_text_encoder_training_pct loraplus_lr_ratio loraplus_unet_lr_ratio
-        loraplus_text_encoder_lr_ratio conditioning_data_dir dataset_repeats cache_info optimizer_args_custom randomly_choice_prompt
-        dataset_config reg_data_dir in_json prior_loss_weight max_token_length caption_prefix
-        caption_suffix caption_separator keep_tokens_separator secondary_separator enable_wildcard caption_tag_dropout_rate
-        caption_dropout_every_n_epochs token_warmup_min token_warmup_step color_aug random_crop face_crop_aug_range alpha_mask
-        resize_interpolation cache_latents_to_disk vae_batch_size no_token_padding save_clip save_t5xxl batch_size train_dir image_folder
+        save_n_epoch_ratio stop_text_encoder_training stop_text_encoder_training_pct dataset_repeats cache_info optimizer_args_custom
+        randomly_choice_prompt no_token_padding save_clip save_t5xxl batch_size train_dir image_folder
         model_type""",
     ONLY_STABLE_DIFFUSION: """t5xxl_lr lumina_checkbox gemma2 split_qkv apply_lg_attn_mask enable_scaled_pos_embed training_shift
         ae clip_l clip_g t5xxl t5xxl_device t5xxl_dtype t5xxl_max_token_length discrete_flow_shift guidance_scale
@@ -76,11 +74,7 @@ _KEYS_BY_REASON: dict[Message, str] = {
         pos_emb_random_crop_rate clip_g_dropout_rate clip_l_dropout_rate t5_dropout_rate use_t5xxl_cache_only
         sd3_disable_mmap_load_safetensors blockwise_fused_optimizers flux_fused_backward_pass""",
 }
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "lr_scheduler_power": (1, 1.0, "1"),
-    "loraplus_lr_ratio": (1,),
-}
-"""Values that have no effect there, so that nothing is lost here."""
+"""One row a key: no key is in two of them, and none has an option here."""
 REASONS: dict[str, Message] = {name: why for why, names in _KEYS_BY_REASON.items() for name in names.split()}
 
 
@@ -91,7 +85,5 @@ def reason_left(name: str, value: Any) -> Message:
     if name == "additional_parameters":
         return EXTRA_ARGUMENTS
     why = REASONS.get(name, UNKNOWN)
-    if not isinstance(value, (list, dict)) and value in NEUTRAL.get(name, ()):
-        return OFF
     is_off = not isinstance(value, (list, dict)) and any(type(value) is type(off_value) and value == off_value for off_value in OFF_VALUES)
-    return OFF if is_off and why in (NOT_YET, ONLY_STABLE_DIFFUSION, OTHER_NETWORK, CALCULATED) else why
+    return OFF if is_off and why in (NOT_YET, OTHER_NETWORK, CALCULATED) else why

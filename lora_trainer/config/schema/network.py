@@ -268,14 +268,14 @@ class NetworkConfig:
     network_weights: str = param(
         "",
         "Start from a file",
-        "A LoRA file that the training begins with instead of an empty network. Its rank and alpha must be those given here.",
+        "A file, of any program, that the training begins with instead of an empty network. Its layers keep the strength that it says.",
         group="Start",
         kind="lora",
     )
     dim_from_weights: bool = param(
         False,
         "Rank from the file",
-        "Takes rank and alpha from the file that the training begins with.",
+        "Trains the layers of the file that the training begins with, each at its own rank. Off: they must be those chosen here.",
         group="Start",
         when="network_weights",
     )

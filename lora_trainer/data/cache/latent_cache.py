@@ -20,13 +20,13 @@ from torch import Tensor
 from lora_trainer.control import Control
 from lora_trainer.data.cache.array_store import ArrayStore
 from lora_trainer.data.cache.npz import NpzFormat, read_npz
-from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.pictures.image_header import unreadable_reason
 from lora_trainer.data.pictures.images import load_bucket_image
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.errors import DatasetError
 from lora_trainer.events import Event, Progress, Warned
 from lora_trainer.file_hashes import FileHashes, Stamp, stamp_of
+from lora_trainer.gc_pause import gc_paused
 from lora_trainer.messages import say
 
 Encode = Callable[[Tensor], Tensor]

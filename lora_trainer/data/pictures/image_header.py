@@ -9,6 +9,7 @@ from pathlib import Path
 import attrs
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from lora_trainer.data.pictures import heif
 from lora_trainer.data.records import Verdict
 from lora_trainer.files import NotRegular, open_regular
 from lora_trainer.messages import Message, say
@@ -70,7 +71,7 @@ def read_header(path: Path) -> ImageHeader:
             notes: tuple[Verdict, ...] = (*rotated, "transparent") if has_alpha(image) else rotated
             image_format = image.format or ""
     except UnidentifiedImageError:
-        return _unidentified_header(path)
+        return read_header(path) if _is_made_readable(path) else _unidentified_header(path)
     except UNREADABLE as error:
         return ImageHeader(0, 0, ("broken",), unreadable_reason(error))
     return _header((width, height), notes, image_format)
@@ -166,14 +167,26 @@ def unreadable_reason(error: Exception) -> Message:
     return say("The file is damaged ({why}).", why=str(error) or type(error).__name__)
 
 
+def _is_made_readable(path: Path) -> bool:
+    """Whether it is a phone's picture by another ending, which Pillow was not made to read before now."""
+    known = len(Image.OPEN)
+    try:
+        with open_regular(path) as file:
+            return heif.is_heif(file.read(12)) and heif.can_read() and len(Image.OPEN) > known
+    except OSError:
+        return False
+
+
 def _unidentified_header(path: Path) -> ImageHeader:
     try:
         with open_regular(path) as file:
-            signature = file.read(8)
+            signature = file.read(12)
     except OSError as error:
         return ImageHeader(0, 0, ("broken",), unreadable_reason(error))
     if not signature:
         return ImageHeader(0, 0, ("broken",), say("The file is empty."))
+    if heif.is_heif(signature):
+        return ImageHeader(0, 0, ("not-a-picture",), heif.unreadable_reason("HEIC"))
     if signature.startswith(_SIGNATURES):
         return ImageHeader(0, 0, ("broken",), say("The file is damaged ({why}).", why="header"))
     return ImageHeader(0, 0, ("not-a-picture",), say("The file is not a picture, whatever its ending says."))

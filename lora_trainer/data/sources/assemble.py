@@ -11,11 +11,11 @@ import attrs
 
 from lora_trainer.data import batch_sampler, buckets
 from lora_trainer.data.captions import contains_trigger
-from lora_trainer.data.gc_pause import gc_paused
 from lora_trainer.data.pictures.crops import apply_frames
 from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources.blueprint import DatasetBlueprint, Source
 from lora_trainer.data.sources.scan import Scan, cached_scan
+from lora_trainer.gc_pause import gc_paused
 from lora_trainer.messages import Message, say
 
 

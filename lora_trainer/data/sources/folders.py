@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 from PIL import Image
 
+from lora_trainer.data.pictures import heif
 from lora_trainer.data.records import natural_key, nfc
 from lora_trainer.errors import DatasetError
 from lora_trainer.messages import Message, say
@@ -18,7 +19,7 @@ PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp",
 PLUGIN_SUFFIXES = frozenset({".avif", ".jxl"})
 """Readable if a Pillow plugin is installed, else listed as unreadable."""
 OTHER_MEDIA = frozenset(
-    {".heic", ".heif", ".psd", ".svg", ".pdf", ".ico", ".tga", ".exr", ".hdr", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
+    {".psd", ".svg", ".pdf", ".ico", ".tga", ".exr", ".hdr", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".dng"}
     | {".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".zip", ".rar", ".7z"}
 )
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -109,13 +110,15 @@ def _about_wrong_repeats(folders: Iterable[Path]) -> Iterator[Message]:
 def is_picture(name: str) -> bool:
     """Whether Pillow can read files with this suffix here."""
     suffix = _suffix(name)
+    if suffix in heif.HEIF_SUFFIXES:
+        return heif.can_read()
     return suffix in PICTURE_SUFFIXES or (suffix in PLUGIN_SUFFIXES and suffix in Image.registered_extensions())
 
 
 def other_media(name: str) -> bool:
     """Whether the file looks like a picture to a user, but cannot be read."""
     suffix = _suffix(name)
-    return not is_picture(name) and suffix in OTHER_MEDIA | PLUGIN_SUFFIXES
+    return not is_picture(name) and suffix in OTHER_MEDIA | PLUGIN_SUFFIXES | heif.HEIF_SUFFIXES
 
 
 def _suffix(name: str) -> str:

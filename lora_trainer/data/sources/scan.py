@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 
 from lora_trainer.data.captions import caption_lines, first_line, read_caption
-from lora_trainer.data.gc_pause import gc_paused
+from lora_trainer.data.pictures import heif
 from lora_trainer.data.pictures.image_header import read_header
 from lora_trainer.data.records import ImageRecord, Verdict, natural_key, nfc
 from lora_trainer.data.sources.blueprint import Source
@@ -34,6 +34,7 @@ from lora_trainer.data.sources.metadata_json import ROW_SUFFIXES, MetadataEntry,
 from lora_trainer.data.sources.scan_notices import ScanNotices, first_names, require_usable
 from lora_trainer.errors import DatasetError
 from lora_trainer.files import TooLarge
+from lora_trainer.gc_pause import gc_paused
 from lora_trainer.messages import Message, say
 
 FACE_NAME = re.compile(r"(.+?)(?:_\d+){4}")
@@ -100,9 +101,15 @@ def _subset_records(subset: Subset, source: Source, left_out: Collection[str], n
                 without_caption.append(name)
             yield ImageRecord(path, key, width, height, subset.repeats, class_tokens, caption_path, caption, notes, reason is None, reason)
         elif other_media(name):
-            reason = say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=Path(name).suffix)
+            reason = _other_media_reason(Path(name).suffix)
             yield _unusable_record(subset.folder / name, key, subset.repeats, class_tokens, "not-a-picture", reason)
     _notice_other_captions(subset.folder, names, without_caption, notices)
+
+
+def _other_media_reason(suffix: str) -> Message:
+    if suffix.lower() in heif.HEIF_SUFFIXES:
+        return heif.unreadable_reason(suffix)
+    return say("Files of the kind {suffix} cannot be read: save it as PNG or JPEG.", suffix=suffix)
 
 
 def _notice_other_captions(folder: Path, names: Sequence[str], without_caption: Sequence[str], notices: ScanNotices) -> None:
@@ -113,9 +120,19 @@ def _notice_other_captions(folder: Path, names: Sequence[str], without_caption: 
     texts = [name for name in names if Path(name).suffix.lower() in TEXT_SUFFIXES and name.casefold() not in own]
     by_stem = {_bare_stem(name): name for name in reversed(texts)}
     similar = [(by_stem[stem], name) for name in without_caption if (stem := Path(name).stem.casefold()) in by_stem]
-    notices.similar_files.extend(similar)
+    as_json = {name for name, _ in similar if _holds_json(folder / name)}
+    notices.json_captions.extend(sorted(as_json))
+    notices.similar_files.extend((name, picture) for name, picture in similar if name not in as_json)
     lists = [name for name in texts if not similar and Path(name).suffix.lower() in (".json", *ROW_SUFFIXES)]
     notices.caption_lists.extend(name for name in lists if _names_pictures(folder / name, folder))
+
+
+def _holds_json(file: Path) -> bool:
+    """Whether the text of a .json file is JSON, which would be no caption under another name."""
+    try:
+        return file.suffix.lower() == ".json" and read_caption(file).lstrip()[:1] in ("{", "[")
+    except DatasetError:
+        return False
 
 
 def _names_pictures(file: Path, folder: Path) -> bool:

@@ -29,6 +29,8 @@ class ScanNotices:
     nul_captions: list[str] = attrs.field(factory=list)
     similar_files: list[tuple[str, str]] = attrs.field(factory=list)
     """(file, picture) where a file looks like the caption of a picture that has none."""
+    json_captions: list[str] = attrs.field(factory=list)
+    """Names of JSON files that lie beside pictures without captions, one for each."""
     caption_lists: list[str] = attrs.field(factory=list)
     """Names of files that look like the captions of a folder's pictures, which have none."""
     long_captions: list[str] = attrs.field(factory=list)
@@ -59,8 +61,16 @@ class ScanNotices:
         yield from _about_captions([record for record in records if record.usable], source)
 
     def _about_similar_files(self) -> Iterator[Message]:
-        if len(self.similar_files) == 1:
-            ((file, picture),) = self.similar_files
+        others, inside = self.similar_files, self.json_captions
+        if inside:
+            yield say(
+                "{names} look like the captions of pictures and are not read ({count} files in JSON): write each caption into a .txt of "
+                "its picture's name, or all of them into one metadata file (data.in_json).",
+                names=first_names(inside),
+                count=len(inside),
+            )
+        if len(others) == 1:
+            ((file, picture),) = others
             wanted = f"{picture.rpartition('.')[0]}.txt"
             yield say(
                 "{file} beside {picture} looks like its caption and is not read: call it {wanted}.",
@@ -68,10 +78,10 @@ class ScanNotices:
                 picture=picture,
                 wanted=wanted,
             )
-        elif self.similar_files:
-            names = first_names([file for file, _ in self.similar_files])
+        elif others:
+            names = first_names([file for file, _ in others])
             template = "{names} look like the captions of pictures and are not read ({count} files): call them as their pictures, but .txt"
-            yield say(template, names=names, count=len(self.similar_files))
+            yield say(template, names=names, count=len(others))
 
 
 def _about_captions(used: Sequence[ImageRecord], source: Source) -> Iterator[Message]:

@@ -108,13 +108,10 @@ def is_quantized(source: ModelSource, *, fp8: bool) -> bool:
 def load_bundle(source: ModelSource, device: torch.device, dtype: torch.dtype, *, fp8: bool) -> ModelBundle:
     """Loads a source; with `fp8` the U-Net is quantized, unless a host lends it. Raises ModelError.
 
-    It is quantized on the CPU, so that the device never holds the full weights.
+    What is read from a file stays on the CPU: each part is moved to the device when it is needed, so that a device which holds the largest
+    of them is enough, and never sees the weights that are quantized.
     """
-    if not is_quantized(source, fp8=fp8):
-        return load(source, device, dtype)
-    bundle = load(source, torch.device("cpu"), dtype)
-    quantize_unet(bundle.unet)
-    for module in bundle.modules():
-        module.to(device)
-    bundle.alphas_cumprod, bundle.device = bundle.alphas_cumprod.to(device), device
+    bundle = load(source, device, dtype, weights_on=torch.device("cpu"))
+    if is_quantized(source, fp8=fp8):
+        quantize_unet(bundle.unet)
     return bundle

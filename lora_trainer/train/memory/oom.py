@@ -63,7 +63,7 @@ class OomFallback:
         while True:
             reason = None
             try:
-                self.trainer.bring_needed(kind)
+                self.trainer.make_ready(kind)
                 yield from work()
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error, self.trainer.device):
@@ -119,6 +119,9 @@ class OomFallback:
         if trainer.latent_cache.batch_size > 1:
             message = say("Memory ran out: pictures are encoded one at a time.")
             yield OomStep(message, (Change("data.vae_batch_size", 1, message),), (PICTURES,))
+        if (kind == PICTURES or (kind != CAPTIONS and not trainer.config.data.cache_latents)) and trainer.use_vae_strips():
+            message = say("Memory ran out: the VAE works on strips of a picture; the result stays the same but for rounding.")
+            yield OomStep(message, kinds=(kind,))
         if not memory.gradient_checkpointing:
             gigabytes = checkpointing.half_budget_gb(*trainer.activation_blocks())
             message = say("Memory ran out: half of the activations are recomputed, at most {gb} GB are kept.", gb=gigabytes)

@@ -157,7 +157,7 @@ def _batch_size(facts: RunFacts) -> Message | None:
 
 def _bucket_no_upscale(facts: RunFacts) -> Message | None:
     """Never enlarge leaves large pictures smaller than they would be without it: sd-scripts' rule rounds their sides down."""
-    changed, lost = 0, []
+    changed, lost, any_enlarged = 0, [], False
     for record in facts.dataset.train_records:
         data = facts.dataset.datasets[record.dataset]
         if not data.bucket_no_upscale or record.bucket is None:
@@ -165,6 +165,7 @@ def _bucket_no_upscale(facts: RunFacts) -> Message | None:
         usual = _usual_bucket(record, data)
         changed += usual.bucket != record.bucket
         enlarges = usual.resized[0] > record.width or usual.resized[1] > record.height
+        any_enlarged |= enlarges
         whole = record.width * record.height if enlarges else usual.bucket[0] * usual.bucket[1]
         lost.append((1 - record.bucket[0] * record.bucket[1] / whole, record))
     if not changed:
@@ -172,13 +173,17 @@ def _bucket_no_upscale(facts: RunFacts) -> Message | None:
     count, (share, record) = sum(share > AREA_GIVEN_UP for share, _ in lost), max(lost, key=lambda pair: pair[0])
     if not count or record.bucket is None:
         return None
+    values = {"count": count, "width": record.bucket[0], "height": record.bucket[1], "percent": round(share * 100)}
+    if any_enlarged:  # without the switch others would be enlarged
+        return say(
+            "Never enlarging gives up more than a tenth of the area of {count} pictures, which need no enlarging; one of them is trained "
+            "at {width} x {height}, {percent} % less: set data.bucket_reso_steps to less.",
+            **values,
+        )
     return say(
         "Never enlarging gives up more than a tenth of the area of {count} pictures, which need no enlarging; one of them is trained at "
         "{width} x {height}, {percent} % less: set data.bucket_no_upscale = false, or data.bucket_reso_steps to less.",
-        count=count,
-        width=record.bucket[0],
-        height=record.bucket[1],
-        percent=round(share * 100),
+        **values,
     )
 
 

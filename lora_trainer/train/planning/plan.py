@@ -3,58 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from lora_trainer.config import effective
-from lora_trainer.config.choices.optimizers import optimizer_spec
 from lora_trainer.config.schema import DataConfig, TrainConfig
 from lora_trainer.data import batch_sampler
 from lora_trainer.data.records import ImageRecord
-from lora_trainer.data.sources.blueprint import resolution_of
-from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.optim.schedules import Schedule, lr_curve, make_schedule
 from lora_trainer.train.memory import activations
-from lora_trainer.train.memory.activations import DtypeSizes, RecomputeChoice, UNetShape
+from lora_trainer.train.planning.memory_plan import (
+    STEP,
+    Machine,
+    MemoryPhase,
+    dtype_sizes,
+    memory_phases,
+    pixels_of,
+    recompute_choice,
+    shape_of,
+)
 from lora_trainer.train.planning.network_plan import PlannedNetwork, group_rates, planned_network
 
-DTYPE_BYTES = {"no": 4, "fp16": 2, "bf16": 2, "float": 4}
 TERA = 1e12
-TFLOPS = {"cpu": 0.05, "cuda": 10.0}
-"""A guess of the throughput in practice."""
-SD1_TEXTS = ((768, 12),)
-
-
-@attrs.frozen
-class Machine:
-    """The machine of a run: `free_mb` memory for it, `tflops` a guess of the throughput in practice.
-
-    `lent`: a host lends its model, which can be neither converted nor offloaded, unless the run is a process of its own.
-    """
-
-    device: str = "cpu"
-    free_mb: float = 0.0
-    tflops: float = 0.05
-    lent: bool = False
-    host_mb: float = 0.0
-    """The part of `free_mb` that the host's model takes: free for a run that shares it, not for one in a process of its own."""
-    auto_precision: str = "fp16"
-    """What memory.mixed_precision = "auto" means on this GPU for the model of the run: fp16, which most WebUIs use, where it is unknown."""
-
-    @classmethod
-    def of(cls, device: str, memory: Mapping[str, Any], *, lent: bool, auto_precision: str) -> Machine:
-        """The machine of a run that begins now, by its host's memory report."""
-        shared = float(memory.get("host_mb") or 0) if lent else 0.0
-        return cls(device, float(memory["free_mb"]) + shared, TFLOPS.get(device, TFLOPS["cuda"]), lent, shared, auto_precision)
-
-    def for_run(self, config: TrainConfig) -> Machine:
-        """As a run of this config finds it: one in a process of its own reads its model from the file, and the host keeps its own."""
-        if not effective.uses_own_process(config):
-            return self
-        return attrs.evolve(self, free_mb=max(0.0, self.free_mb - self.host_mb), host_mb=0.0, lent=False)
 
 
 @attrs.frozen
@@ -89,6 +62,8 @@ class TrainingPlan:
     disk_mb: float
     seconds: float
     memory: tuple[tuple[str, float], ...]
+    """The parts of the phase that needs most."""
+    memory_phases: tuple[MemoryPhase, ...]
     free_mb: float
     effective_scale: float
     rates: tuple[tuple[str, float], ...]
@@ -107,8 +82,13 @@ class TrainingPlan:
         return self.rate_scale * self.schedule.factor(step)
 
     @property
+    def step_memory(self) -> dict[str, float]:
+        """MB of each part in a step, whatever phase needs most."""
+        return dict(next(phase.parts for phase in self.memory_phases if phase.name == STEP))
+
+    @property
     def needed_mb(self) -> float:
-        """Sum of all parts of the memory estimate, in MB."""
+        """Memory of the phase that needs most, in MB."""
         return sum(megabytes for _, megabytes in self.memory)
 
     def to_json(self) -> dict[str, Any]:
@@ -128,6 +108,7 @@ class TrainingPlan:
             "network": self.network.to_json(),
             "memory": {
                 "parts": {name: round(megabytes, 1) for name, megabytes in self.memory},
+                "phases": {phase.name: round(phase.needed_mb, 1) for phase in self.memory_phases},
                 "needed_mb": round(self.needed_mb, 1),
                 "free_mb": round(self.free_mb, 1),
                 "fits": not self.free_mb or self.needed_mb <= self.free_mb,
@@ -176,6 +157,7 @@ def make_plan(
         effective.warmup_steps(config, total),
         effective.lr_batch_scale(config, batch_sizes[0] * config.steps.gradient_accumulation_steps),
     )
+    phases = memory_phases(config, datasets, facts, machine, network.parameters)
     step_seconds, encoding_seconds = _seconds(config, datasets, facts, machine, trained)
     return TrainingPlan(
         images=sum(not record.is_reg for record in trained),
@@ -192,7 +174,8 @@ def make_plan(
         files=files,
         disk_mb=files * network.file_bytes / 2**20,
         seconds=total * step_seconds + encoding_seconds,
-        memory=_memory(config, datasets, facts, machine, network.parameters),
+        memory=max(phases, key=lambda phase: phase.needed_mb).parts,
+        memory_phases=phases,
         free_mb=machine.free_mb,
         effective_scale=effective.network_scale(config),
         rates=tuple((name, rate * scale) for name, rate in group_rates(config, facts).items()),
@@ -204,79 +187,11 @@ def make_plan(
     )
 
 
-def memory_parts(choice: RecomputeChoice, trained: int, sizes: DtypeSizes, state: float = 8.0) -> dict[str, float]:
-    """Bytes that training `trained` parameters needs besides the model: parameters, optimizer state (`state` bytes each), activations.
-
-    `choice` says which blocks are recomputed. Memory peaks at the start of backward, or when all gradients exist.
-    """
-    copies = trained * sizes.compute if sizes.compute < 4 else 0
-    return {"network": 4.0 * trained + copies, "optimizer": state * trained, "activations": max(choice.peak_bytes, 4.0 * trained + copies)}
-
-
 def _count_files(saves: Intervals, per_epoch: int, total: int) -> int:
     by_epoch = {min(step, total) for step in range(per_epoch, total + per_epoch, max(1, per_epoch))} if saves.epochs else set()
     numbered = [step for number, step in enumerate(sorted(by_epoch), start=1) if number % saves.epochs == 0 or step == total]
     by_step = [step for step in range(saves.steps, total, saves.steps) if step] if saves.steps else []
     return len(numbered) + len(by_step) + 1
-
-
-def _memory(
-    config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, machine: Machine, network: int
-) -> tuple[tuple[str, float], ...]:
-    """Parts in MB: model, network with its copies, optimizer state, activations or gradients, kernel workspace."""
-    sizes = dtype_sizes(config, machine)
-    unet, text, vae = (860e6, 123e6, 84e6) if facts is None else (facts.unet_parameters, facts.text_parameters, facts.vae_parameters)
-    vae_bytes = vae * (4 if machine.device == "cpu" else 0)
-    is_own = not machine.lent
-    resident_text = 0 if is_own and effective.caches_captions(config) and machine.device != "cpu" else text
-    unet_bytes = unet if is_own and config.memory.fp8_base_unet else unet * sizes.compute
-    parts = memory_parts(
-        recompute_choice(config, datasets, facts, sizes), network, sizes, optimizer_spec(config.optimizer.type).state_bytes
-    )
-    return (
-        ("model", (unet_bytes + resident_text * sizes.compute + vae_bytes) / 2**20),
-        *((name, size / 2**20) for name, size in parts.items()),
-        ("workspace", 600.0 if machine.device != "cpu" else 100.0),
-    )
-
-
-def dtype_sizes(config: TrainConfig, machine: Machine) -> DtypeSizes:
-    """Bytes per value in a step."""
-    precision, on_cpu = config.memory.mixed_precision, machine.device == "cpu"
-    if precision == "auto":
-        precision = "no" if on_cpu else machine.auto_precision
-    return DtypeSizes(DTYPE_BYTES[precision], DTYPE_BYTES[precision] if on_cpu else 4)
-
-
-def recompute_choice(config: TrainConfig, datasets: Sequence[DataConfig], facts: ModelFacts | None, dtypes: DtypeSizes) -> RecomputeChoice:
-    """Which blocks of the model are recomputed, for the largest batch."""
-    memory, rank = config.memory, config.network.dim
-    limit = memory.pictures_at_once
-    batches = [(_pixels(data), min(data.batch_size, limit) if limit else data.batch_size) for data in datasets]
-    pixels, pictures = max(batches, key=lambda batch: batch[0] * batch[1])
-    shape = shape_of(facts, half=dtypes.compute < 4 and memory.mixed_precision != "bf16")
-    cells = max(1, pixels // 64)
-    blocks = list(activations.unet_blocks(shape, cells, pictures, rank, dtypes))
-    if effective.trains_text_encoder(config):
-        texts = SD1_TEXTS if facts is None or not facts.texts else facts.texts
-        encoder_layers = (
-            (f"text_encoder.{encoder}.{number}", width) for encoder, (width, layers) in enumerate(texts) for number in range(layers)
-        )
-        blocks += [activations.clip_layer(name, width, pictures, rank, dtypes) for name, width in encoder_layers]
-    rest = activations.bytes_between_blocks(shape, cells * pictures, rank, dtypes)
-    if not memory.gradient_checkpointing:
-        return activations.keep_all(blocks, rest)
-    budget = memory.checkpointing_budget_gb * 2**30
-    return activations.recompute_within(blocks, rest, budget) if budget else activations.recompute_all(blocks, rest)
-
-
-def shape_of(facts: ModelFacts | None, *, half: bool = False) -> UNetShape:
-    """The U-Net's shape; Stable Diffusion 1.5's where it is unknown. `half`: computed in float16."""
-    if facts is None or not facts.unet_levels:
-        return activations.SD1
-    row = layout.row(facts.family)
-    levels = tuple((width, depth, row.unet_heads or max(1, width // 64)) for width, depth in facts.unet_levels)
-    return UNetShape(levels, facts.middle_depth, facts.context_width, upcast=half and row.v2)
 
 
 def _seconds(
@@ -292,17 +207,12 @@ def _seconds(
     examples: Counter[int] = Counter()
     for record in trained:
         examples[record.dataset] += record.repeats
-    tflop = [activations.step_flop(shape, _pixels(data) / 64) / TERA for data in datasets]
+    tflop = [activations.step_flop(shape, pixels_of(data) / 64) / TERA for data in datasets]
     batches = sum(examples[number] / data.batch_size for number, data in enumerate(datasets)) or 1.0
     batch = sum(examples[number] * tflop[number] for number in range(len(datasets))) / batches
     sizes = dtype_sizes(config, machine)
-    accumulation, largest = config.steps.gradient_accumulation_steps, max(map(_pixels, datasets))
+    accumulation, largest = config.steps.gradient_accumulation_steps, max(map(pixels_of, datasets))
     twice = recompute_choice(attrs.evolve(config, memory=attrs.evolve(config.memory, pictures_at_once=1)), datasets, facts, sizes).flop
     recompute_factor = 1.0 + twice / activations.step_flop(shape, largest / 64)
     encoding = sum(pictures[number] * tflop[number] for number in range(len(datasets))) * 0.6
     return accumulation * (0.05 + batch * recompute_factor / machine.tflops), encoding / machine.tflops
-
-
-def _pixels(data: DataConfig) -> int:
-    width, height = resolution_of(data)
-    return width * height

@@ -13,7 +13,6 @@ from lora_trainer.events import Event, Phase, Progress, Sampled, Warned
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import say
 from lora_trainer.train.memory.oom import free_cache
-from lora_trainer.train.memory.placement import EVALUATING
 from lora_trainer.train.outputs.output import Output
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest
 from lora_trainer.train.previews.sampling import draw
@@ -91,9 +90,8 @@ class Previews:
     def _make_picture(self, request: SampleRequest) -> Image | None:
         trainer = self.trainer
         if not self.lease.own_previews:
-            trainer.bring_needed(EVALUATING)
             with trainer.ema_weights():
-                return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping)
+                return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping, trainer.make_ready)
         trainer.detach()
         try:
             return self.lease.preview(request, None if self.progress.step == 0 else self._write_network, 1.0, self.control)

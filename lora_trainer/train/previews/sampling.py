@@ -25,21 +25,41 @@ from lora_trainer.train.previews.preview_prompts import SampleRequest
 from lora_trainer.train.step.precision import Precision, compute_scope
 
 
-def draw(bundle: ModelBundle, request: SampleRequest, precision: Precision, stopping: Callable[[], bool]) -> Image.Image | None:
-    """The picture of a request; None when `stopping` returns True between two sampler steps."""
-    latents = draw_latents(bundle, [request], precision, stopping)
-    return None if latents is None else decode(bundle, latents)[0]
+def draw(
+    bundle: ModelBundle,
+    request: SampleRequest,
+    precision: Precision,
+    stopping: Callable[[], bool],
+    make_ready: Callable[[str], object] = lambda kind: None,
+) -> Image.Image | None:
+    """The picture of a request; None when `stopping` returns True between two sampler steps.
+
+    `make_ready` is called with the kind of work before each part of it, and may move the parts of the model.
+    """
+    latents = draw_latents(bundle, [request], precision, stopping, make_ready)
+    if latents is None:
+        return None
+    make_ready(placement.PICTURES)
+    return decode(bundle, latents)[0]
 
 
-def draw_latents(bundle: ModelBundle, requests: list[SampleRequest], precision: Precision, stopping: Callable[[], bool]) -> Tensor | None:
+def draw_latents(
+    bundle: ModelBundle,
+    requests: list[SampleRequest],
+    precision: Precision,
+    stopping: Callable[[], bool],
+    make_ready: Callable[[str], object] = lambda kind: None,
+) -> Tensor | None:
     """Latents [n, channels, h, w] (scaled, float32) of requests that agree in all but prompt, negative and seed."""
     first = requests[0]
     generators = [torch.Generator().manual_seed(request.seed) for request in requests]
     shape = (bundle.family.latent_channels, first.height // 8, first.width // 8)
     noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(bundle.device)
     prompts = [request.negative for request in requests] + [request.prompt for request in requests]
+    make_ready(placement.CAPTIONS)
     with compute_scope(precision, bundle.device, grad=False):
         conditioning = encode_prompts(bundle, prompts, first.clip_skip, first.max_token_length)
+    make_ready(placement.EVALUATING)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
         with compute_scope(precision, bundle.device, grad=False):

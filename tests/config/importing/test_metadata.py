@@ -113,6 +113,15 @@ def test_options_of_a_dataset_file_are_taken_where_all_folders_agree():
     assert (data.flip_aug, data.shuffle_caption, data.keep_tokens, data.num_repeats) == (True, True, 1, 1)
 
 
+def test_what_folders_of_a_dataset_file_do_not_share_is_told():
+    notes = [note.text() for note in import_metadata({"ss_network_module": "networks.lora", "ss_datasets": json.dumps([DATASET])}).notes]
+    assert "ss_datasets: the folders and their repeats were vase x 2, vases x 5." in notes
+    assert "ss_datasets: folders of regularisation pictures were class x 1." in notes
+    assert [note for note in notes if "differs" in note] == [
+        "ss_datasets: num_repeats differs (vase: 2, vases: 5), so it is not taken: set it for each folder."
+    ]
+
+
 @pytest.mark.parametrize("text", ["", "[", "null", "[]", "[3]", '[{"subsets": null}]', "[" * 3000])
 def test_a_list_of_datasets_that_says_nothing_is_left(text: str):
     found = import_metadata({"ss_network_module": "networks.lora", "ss_datasets": text})

@@ -10,7 +10,7 @@ import attrs
 from lora_trainer.config.importing.arguments import Key
 from lora_trainer.config.importing.learning import ReadText
 from lora_trainer.config.importing.networks import network_defaults
-from lora_trainer.config.importing.reasons import CONV, ITSELF, LYCORIS, OFF, START
+from lora_trainer.config.importing.reasons import CONV, ITSELF, LIKE_EMPTY, LYCORIS, NEW_SEED, OFF, START
 from lora_trainer.config.importing.trainers.command_lines import UNCLEAR, CommandLine, command_notes
 from lora_trainer.config.importing.values import flatten, is_empty, to_number
 from lora_trainer.messages import Message, say
@@ -21,6 +21,8 @@ SD_SCRIPTS_DEFAULTS: Mapping[str, Any] = {
     "network.dim": 4,
     "network.alpha": 1.0,
     "schedule.type": "constant",
+    "memory.mixed_precision": "no",
+    "save.precision": "float",
     "save.every_n_epochs": 0,
     "sample.every_n_epochs": 0,
 }
@@ -132,8 +134,10 @@ def _kohya_key(key: str, value: Any, flat: Mapping[str, Any]) -> Key:
         return Key(key, key, value, merged_into="optimizer.text_encoder_lr")
     elif key in ("unet_lr", "text_encoder_lr") and _both_rates_zero(flat):
         why = say("Both rates are 0 there, which means the learning rate.")
-    elif key in ("seed", "stop_text_encoder_training", "vae_batch_size") and not to_number(value):
-        why = OFF
+    elif key == "seed" and not to_number(value):
+        why = NEW_SEED
+    elif key == "vae_batch_size" and not to_number(value):
+        why = LIKE_EMPTY
     elif key in LYCORIS and flat.get("LoRA_type", "Standard") == "Standard" and not is_empty(value):
         why = CONV
     return Key(key, name, value, shown=shown, why=why)

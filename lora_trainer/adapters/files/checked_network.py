@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
+from lora_trainer.adapters.files import naming
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
+from lora_trainer.adapters.files.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
+from lora_trainer.adapters.files.naming import ParsedKey
 from lora_trainer.adapters.kinds import kind_named
-from lora_trainer.config.choices.networks import NETWORK_KINDS
+from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.files import pickled
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, is_pickle
-from lora_trainer.network_tools import naming
-from lora_trainer.network_tools.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
-from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
-from lora_trainer.network_tools.naming import ParsedKey
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,10 +126,19 @@ def open_network(path: Path) -> NetworkFile:
 
 def read_modules(file: NetworkFile) -> dict[str, ModuleState]:
     """The layers' tensors. Raises ModelError for an unsupported kind, and for values that are not finite."""
+    from lora_trainer.adapters.network_file import modules_of
+
+    return modules_of(read_state(file), str(file.path))
+
+
+def read_state(file: NetworkFile) -> dict[str, Tensor]:
+    """The tensors by sd-scripts' names, with an alpha for each layer that has one, wherever the file says it.
+
+    Raises ModelError for an unsupported kind, and for values that are not finite.
+    """
     import torch
 
-    from lora_trainer.adapters.network_file import modules_of
-    from lora_trainer.network_tools.safetensors_stream import open_tensors
+    from lora_trainer.models.files.safetensors_stream import open_tensors
 
     state: dict[str, Tensor] = {}
     with open_tensors(file.path) as tensor_of:
@@ -148,17 +157,20 @@ def read_modules(file: NetworkFile) -> dict[str, ModuleState]:
                         say("{key} holds values that are not finite", key=key),
                         "The training went wrong before it was saved: take an earlier epoch.",
                     )
-                state[f"{module.name}.{suffix}"] = _column_magnitude(suffix, tensor, module)
+                state[f"{module.name}.{suffix}"] = tensor.reshape(module.entries[suffix].shape)
+            if module.name in file.declared.factors:
+                state[f"{module.name}.lokr_w1"] = state[f"{module.name}.lokr_w1"].float() * file.declared.factors[module.name]
             if module.name in file.declared.alphas:
                 state[f"{module.name}.alpha"] = torch.tensor(file.declared.alphas[module.name])
-    return modules_of(state, str(file.path))
+    return state
 
 
-def _column_magnitude(suffix: str, tensor: Tensor, module: NetworkModule) -> Tensor:
-    """PEFT stores DoRA's magnitude as [out]: here as [out, 1(, 1, 1)]."""
-    if suffix == "dora_scale" and tensor.ndim == 1:
-        return tensor.reshape(-1, *(1,) * (len(module.shapes["lora_down.weight"]) - 1))
-    return tensor
+def _with_column_magnitude(keys: Mapping[str, str], entries: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """PEFT stores DoRA's magnitude as [out], of convolutions as [1, out, 1, 1]: here as [out, 1(, 1, 1)]."""
+    magnitude, down = entries.get(DORA), entries.get("lora_down.weight")
+    if magnitude is None or down is None or not (magnitude.ndim == 1 or naming.PEFT_MAGNITUDE in keys[DORA]):
+        return entries
+    return {**entries, DORA: attrs.evolve(magnitude, shape=(magnitude.count, *(1,) * (down.ndim - 1)))}
 
 
 def fits(module: NetworkModule, layer: CheckpointLayer) -> bool:
@@ -252,7 +264,7 @@ def _module(path: Path, name: str, keys: Mapping[str, str], tensors: Mapping[str
     if empty:
         shape = "x".join(map(str, entries[empty].shape))
         _refuse(path, say("{key} holds no values (its shape is {shape})", key=keys[empty], shape=shape), "Get the file again.")
-    module = NetworkModule(name, kind, dict(keys), entries)
+    module = NetworkModule(name, kind, dict(keys), _with_column_magnitude(keys, entries))
     if module.is_supported and not module.weight_size[0]:
         _refuse(path, say("the shapes of {name} contradict each other", name=name), "Get the file again.")
     return module

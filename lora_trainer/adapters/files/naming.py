@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import attrs
 
+from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
 from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
-from lora_trainer.network_tools.layers import CheckpointLayer, released_layers
 
 NAMINGS = ("kohya", "diffusers", "peft")
 """Those that a file can be written in."""
@@ -68,7 +68,8 @@ BARE_ROOTS = ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "t
 BUNDLED = "bundle_emb."
 """Prefix of embeddings that a file brings along."""
 
-PEFT_SUFFIXES = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", "lora_magnitude_vector": DORA}
+PEFT_MAGNITUDE = "lora_magnitude_vector"
+PEFT_SUFFIXES = {"lora_A": "lora_down.weight", "lora_B": "lora_up.weight", PEFT_MAGNITUDE: DORA}
 """PEFT's word -> sd-scripts' suffix. The adapter's name may follow it, and `.weight`."""
 SUFFIXES = {
     "lora.down.weight": "lora_down.weight",
