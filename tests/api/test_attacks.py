@@ -76,7 +76,7 @@ def address_of(path: str) -> str:
     return path.lstrip("/").replace("{run}", "moon").replace("{path:path}", "x.png").replace("{name}", "mika").replace("{work}", "1")
 
 
-POSTS = [address_of(path).replace("{tool}", "resize") for method, path in EVERY if method == "POST" and not path.startswith("/uploads")]
+POSTS = [address_of(path).replace("{tool}", "resize") for method, path in EVERY if method == "POST" and not path.startswith(("/uploads", "/folders"))]
 
 
 def raw(server: Server, request: bytes) -> Callable[[httpx.Client], httpx.Response]:
@@ -168,6 +168,8 @@ def addresses() -> Iterator[Attack]:
     for method in ("PUT", "PATCH", "TRACE", "OPTIONS"):
         yield Attack(method, lambda client, m=method: client.request(m, "status"), *((204,) if method == "OPTIONS" else (405,)))
     yield get("no/such/address", 404)
+    for file in ("../x.png", "nul.png", LONG + ".png", "x.exe", ""):
+        yield post("folders", b"x", 400, 404, params={"path": str(Path.cwd()), "file": file})
 
 
 def single_paths(folder: Path) -> Iterator[Attack]:
@@ -183,6 +185,7 @@ def single_paths(folder: Path) -> Iterator[Attack]:
     for text in (*network, *devices):
         yield get("thumbnail", 403, params={"path": text})
         yield get("folders", 403, params={"path": text})
+        yield post("folders", b"x", 403, params={"path": text, "file": "x.png"})
     for text in (network[0], devices[0]):
         yield post("caption", {"path": text, "text": "x"}, 403)
         yield post("network/info", {"file": text}, 403)
