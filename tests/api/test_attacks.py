@@ -76,7 +76,11 @@ def address_of(path: str) -> str:
     return path.lstrip("/").replace("{run}", "moon").replace("{path:path}", "x.png").replace("{name}", "mika").replace("{work}", "1")
 
 
-POSTS = [address_of(path).replace("{tool}", "resize") for method, path in EVERY if method == "POST" and not path.startswith(("/uploads", "/folders"))]
+POSTS = [
+    address_of(path).replace("{tool}", "resize")
+    for method, path in EVERY
+    if method == "POST" and not path.startswith(("/uploads", "/folders"))
+]
 
 
 def raw(server: Server, request: bytes) -> Callable[[httpx.Client], httpx.Response]:
