@@ -141,7 +141,8 @@
   const heldWords = (share) => {
     const { counts, validation } = LT.cache.pictures || { counts: { used: 0 } };
     const total = counts.used + ((validation || {}).count || 0);
-    return share > 0 ? t("{n} of {total}", { n: LT.count(Math.max(1, Math.floor(share * total + 0.5))), total: LT.count(total) }) : t("none");
+    if (share <= 0) return t("none");
+    return t("{n} of {total}", { n: LT.count(Math.max(1, Math.floor(share * total + 0.5))), total: LT.count(total) });
   };
   const valueWords = (line, value) => {
     if (line.path === "times") return typeof value === "number" ? LT.count(value) : value;

@@ -93,8 +93,10 @@
   const title = (run) => {
     const active = LT.activeRun();
     if (LT.isLrSearch(run)) return;
-    if (active && active.total_steps) document.title = `${LT.percent(LT.stepOf(active) / active.total_steps)} ${active.name} · ${plainTitle}`;
-    else if (run && lastRunId === run.id && run.outcome) {
+    if (active && active.total_steps) {
+      const percent = LT.percent(LT.stepOf(active) / active.total_steps);
+      document.title = `${percent} ${active.name} · ${plainTitle}`;
+    } else if (run && lastRunId === run.id && run.outcome) {
       document.title = `${{ finished: "✓", failed: "✗" }[run.outcome] || "■"} ${run.name} · ${plainTitle}`;
     } else if (document.title !== plainTitle && /^[\d✓✗■]/.test(document.title)) document.title = plainTitle;
     if (active) lastRunId = active.id;

@@ -14,8 +14,21 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "lora_trainer"
 FLOORS = [
-    {"errors", "events", "control", "registry", "messages", "files", "file_hashes", "parsing", "path_kinds"}
-    | {"gc_pause", "install_command", "assets", "__init__"},
+    {
+        "errors",
+        "events",
+        "control",
+        "registry",
+        "messages",
+        "files",
+        "file_hashes",
+        "gc_pause",
+        "install_command",
+        "parsing",
+        "path_kinds",
+        "assets",
+        "__init__",
+    },
     {"config", "jobs", "models"},
     {"adapters", "data", "loss", "optim", "host"},
     {"train", "network_tools"},

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from lora_trainer import parsing
-from lora_trainer.parsing import parse_json, parse_toml
+from lora_trainer.parsing import parse_json, parse_toml, read_json_object
 
 DEEP = 100_000
 
@@ -67,3 +67,13 @@ def test_both_parsers_give_plain_values_and_the_line_of_an_error(parse):
         with pytest.raises(parsing.TomlError) as refused:
             parse(wrong)
         assert refused.value.line == 2 and "line" not in str(refused.value)
+
+
+def test_a_side_file_that_is_damaged_is_as_good_as_none(tmp_path):
+    file = tmp_path / "moon.json"
+    for content in (b"[" * DEEP, b"[1]", b"null", b"{", b"\xff\xfe", b"{" + b" " * 5_000_000 + b"}", b'{"a": ' + b"9" * 5000 + b"}"):
+        file.write_bytes(content)
+        assert read_json_object(file) == {}
+    file.write_bytes(b'{"a": 1}')
+    assert read_json_object(file) == {"a": 1}
+    assert read_json_object(tmp_path) == {} == read_json_object(tmp_path / "nothing.json")

@@ -35,7 +35,12 @@ _.forge_objects
 _.forge_objects_after_applying_lora
 _.do_not_save_to_config  # keeps a Gradio component out of the WebUI's ui-config.json
 
+_.middleware_stack  # Starlette's: the WebUI's app puts its middleware together again
+_.status_code  # Starlette's response
+output_size  # diffusers' name of an argument that its blocks pass
+
 # used by tests only
+_.step_memory  # tests look at the parts of one phase
 _.replay_count  # tests count the replays of CUDA graphs, which nothing else shows
 _.model_channels  # tests compare what detection reads off a file with what was written
 _.text_layers

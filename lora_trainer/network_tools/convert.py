@@ -156,5 +156,8 @@ def _alphas(text: str) -> dict[str, Any]:
 
 
 def _is_original_alpha(value: Any) -> bool:
-    is_triple = isinstance(value, list) and len(value) == 3
-    return is_triple and type(value[0]) in (int, float) and isinstance(value[1], str) and isinstance(value[2], str)
+    """Whether it is [alpha, dtype of the alpha, dtype of the tensors] with the rank behind it; older files have none."""
+    if not isinstance(value, list) or len(value) not in (3, 4) or any(type(rank) is not int or rank < 1 for rank in value[3:]):
+        return False
+    alpha, alpha_dtype, up_dtype, *_ = value
+    return type(alpha) in (int, float) and isinstance(alpha_dtype, str) and isinstance(up_dtype, str) and up_dtype in TORCH_DTYPES
