@@ -79,12 +79,13 @@ def _guarded_endpoint(api: ApiContext, handler: Handler, guard: Guard) -> Callab
 
 
 def _check_address(request: Request) -> None:
-    """Raises NotFound for an address with text that names no file."""
-    try:
-        for text in (*request.path_params.values(), *request.query_params.keys(), *request.query_params.values()):
-            check_text(str(text))
-    except ValueError as error:
-        raise NotFound("there is no such address ({reason}).", reason=str(error), fix="Check the address.") from error
+    """Raises NotFound for an address with text that names no file, RequestError for such a value in its query."""
+    for texts, kind in ((request.path_params, NotFound), (request.query_params, RequestError)):
+        for key, text in texts.items():
+            try:
+                check_text(str(text))
+            except ValueError as error:
+                raise kind("there is no such address ({reason}).", reason=str(error), path=key, fix="Check the address.") from error
 
 
 class OutermostMiddleware:
