@@ -53,7 +53,7 @@
     return h("div.lt-facts", {},
       rows.filter(Boolean).map(([name, value]) => fact(name, value)),
       verify.hosts.map((row) => fact(HOSTS[row.host] || row.host, `${loadLine(row.loads)}${row.why ? ` (${row.why})` : ""}`)),
-      verify.notes.map((note) => h("div.lt-hint", {}, note)),
+      (verify.notes || []).map((note) => h("div.lt-hint", {}, note)),
       verify.convert && LT.button(t("Make the file that WebUIs read"), { icon: "save", onclick: convert }),
       verify.names.slice(0, 8).map((row) => h("div.lt-hint", {}, `${row.name}: ${row.why}`)),
       bars.length > 0 && h("details", {}, h("summary", {}, t("Strength by block")), bars));

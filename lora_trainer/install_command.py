@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 VERSIONS = {
@@ -17,14 +18,25 @@ VERSIONS = {
     "schedulefree": "1.4.1",
 }
 """The versions that are tested, those of constraints/; of any other package the newest."""
-BITSANDBYTES = (((2, 4), "0.50.2"), ((2, 3), "0.49.2"), ((2, 2), "0.47.0"), ((0, 0), "0.45.5"))
+BITSANDBYTES = (((2, 4), "==0.50.2"), ((2, 3), "==0.49.2"), ((2, 2), "==0.47.0"), ((0, 0), "==0.45.5"))
 """From which torch on a version is the newest that accepts it. With a newer one, pip would replace the host's torch."""
+PILLOW_HEIF = (((11, 1), ""), ((10, 1), "<1"), ((0, 0), "<0.17"))
+"""From which Pillow on versions accept it."""
 
 
 def install_command(package: str) -> str:
     """What to enter in a terminal. `--no-deps`: what a package asks for is there already, and pip would change its versions."""
-    wanted = _bitsandbytes_version() if package == "bitsandbytes" else VERSIONS.get(package, "")
-    return f'{_python()} -m pip install --no-deps "{package}{f"=={wanted}" if wanted else ""}"'
+    return f'{_python()} -m pip install --no-deps "{package}{_bound(package)}"'
+
+
+def _bound(package: str) -> str:
+    """The version to install, as pip writes it. Forge installs one bitsandbytes at every start, and would undo any other."""
+    if package == "bitsandbytes":
+        of_forge = getattr(sys.modules.get("modules_forge.bnb_installer"), "target_bitsandbytes_version", None)
+        return f"=={of_forge}" if of_forge else _newest(BITSANDBYTES, "torch")
+    if package == "pillow-heif":
+        return _newest(PILLOW_HEIF, "Pillow")
+    return f"=={VERSIONS[package]}" if package in VERSIONS else ""
 
 
 def _python() -> str:
@@ -32,17 +44,11 @@ def _python() -> str:
     return sys.executable if re.fullmatch(r"[\w:\\/.+-]+", sys.executable) else f'"{sys.executable}"'
 
 
-def _bitsandbytes_version() -> str:
-    """Forge installs one version at every start, and would undo any other."""
-    of_forge = getattr(sys.modules.get("modules_forge.bnb_installer"), "target_bitsandbytes_version", None)
-    installed = _torch_version()
-    return of_forge or next(known for torch, known in BITSANDBYTES if installed >= torch)
-
-
-def _torch_version() -> tuple[int, int]:
-    """(2, 1) of "2.1.2+cu121"; that of the newest where it is unknown."""
+def _newest(bounds: Sequence[tuple[tuple[int, int], str]], needed: str) -> str:
+    """The bound that goes with the installed version of a package; the newest where that is unknown."""
     try:
-        major, minor = version("torch").split(".")[:2]
-        return int(major), int(minor)
-    except (PackageNotFoundError, ValueError):
-        return BITSANDBYTES[0][0]
+        numbers = re.findall(r"\d+", version(needed).partition("+")[0])
+    except PackageNotFoundError:
+        numbers = []
+    installed = (int(numbers[0]), int(numbers[1]) if numbers[1:] else 0) if numbers else bounds[0][0]
+    return next(bound for since, bound in bounds if installed >= since)

@@ -104,8 +104,9 @@ def _highest_ranks(states: Mapping[str, ModuleState], layers: Mapping[str, Check
 
 def _to_other_names(name: str, module: ModuleState, layer: CheckpointLayer, to: str, rank: int) -> dict[str, Tensor]:
     up = module.tensors["lora_up.weight"]
-    exact = frexp(module.scale)[0] == 0.5 or module.scale == 1.0  # powers of two do not round
-    tensors = {**module.tensors, "lora_up.weight": up * module.scale if exact else up.float() * module.scale}
+    scaled = up.float() * module.scale
+    exact = frexp(module.scale)[0] == 0.5 and torch.equal((up * module.scale).float(), scaled)  # powers of two round the smallest only
+    tensors = {**module.tensors, "lora_up.weight": up * module.scale if exact else scaled}
     if module.rank < rank:
         tensors["lora_up.weight"] = _padded(tensors["lora_up.weight"], 1, rank)
         tensors["lora_down.weight"] = _padded(tensors["lora_down.weight"], 0, rank)

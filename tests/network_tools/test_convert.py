@@ -92,3 +92,15 @@ def test_dora_over_outputs_goes_there_and_back(base: Path, tmp_path: Path):
     assert any(key.endswith("lora_magnitude_vector.weight") for key in load_file(str(tmp_path / "there.safetensors")))
     convert(tmp_path / "there.safetensors", tmp_path / "back.safetensors", "kohya")
     assert same(dora, tmp_path / "back.safetensors")
+
+
+def test_ranks_that_differ_are_equal_in_diffusers_and_come_back(lora: Path, tmp_path: Path):
+    """diffusers takes one alpha for all layers of a part, so that layers of another rank would have another strength."""
+    from lora_trainer.network_tools.resize import ResizeOptions, resize
+
+    resize(lora, tmp_path / "mixed.safetensors", ResizeOptions(blocks={"mid": 2, "up 1": 1}), precision="fp16")
+    convert(tmp_path / "mixed.safetensors", tmp_path / "there.safetensors", "peft")
+    ranks = {tensor.shape[0] for key, tensor in load_file(str(tmp_path / "there.safetensors")).items() if key.endswith("lora_A.weight")}
+    assert ranks == {4}
+    convert(tmp_path / "there.safetensors", tmp_path / "back.safetensors", "kohya")
+    assert same(tmp_path / "mixed.safetensors", tmp_path / "back.safetensors")

@@ -9,6 +9,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,7 +27,6 @@ from lora_trainer.network_tools.convert import convert
 from lora_trainer.network_tools.resize import ResizeOptions, resize
 from tests.network_tools.made import chosen, state_of, write
 
-peft = pytest.importorskip("peft")
 TARGETS = ["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.attentions.0.transformer_blocks.0.attn2.to_out.0"]
 TARGETS += ["up_blocks.3.attentions.2.transformer_blocks.0.attn2.to_v", "up_blocks.3.attentions.2.proj_in"]
 

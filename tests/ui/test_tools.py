@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lora_trainer import assets
+from lora_trainer.network_tools.verify import verify
 from tests.network_tools.made import WORDS, chosen, state_of, write
 from tests.ui.conftest import Server
 
@@ -41,6 +42,19 @@ def test_a_file_is_told_and_another_is_made_of_it(real: Server, open_page: Page,
     assert lora.with_name("moon-r2.safetensors").is_file()
     page.get_by_role("button", name="Make the new file").click()
     told.get_by_text("exists already").wait_for(timeout=20_000)
+
+
+def test_a_strength_that_webuis_do_not_read_is_told_and_the_converted_file_offered(real: Server, open_page: Page, tmp_path: Path):
+    """Alphas in the header, as diffusers writes them."""
+    state = {key: tensor for key, tensor in state_of(chosen(assets.toy_checkpoint())).items() if not key.endswith(".alpha")}
+    header = {"lora_adapter_metadata": '{"unet.lora_alpha": 12, "text_encoder.lora_alpha": 12}'}
+    page = opened(real, open_page, write(tmp_path / "sun.safetensors", state, header))
+    page.get_by_role("button", name="Look at it").click()
+    seen = page.locator(".lt-tooltold").first
+    seen.get_by_text("at strength 1").wait_for(timeout=20_000)
+    page.get_by_role("button", name="Make the file that WebUIs read").click()
+    seen.get_by_text("Written to").wait_for(timeout=30_000)
+    assert verify(tmp_path / "sun-kohya.safetensors").notes == ()
 
 
 def test_train_again_brings_the_files_settings_into_the_form(real: Server, open_page: Page, lora: Path):

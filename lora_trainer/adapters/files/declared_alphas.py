@@ -29,6 +29,7 @@ CONFIG_FILE = "adapter_config.json"
 CONFIG_LIMIT = 1 << 20
 SECTIONS = {"unet": "unet.", "text": "text_encoder.", "text_2": "text_encoder_2."}
 """Part -> prefix of its values in the header; a file of one model alone has them without a prefix."""
+LARGEST = 1e30
 WRAPPER = "base_model.model."
 PEFT_FILE = "adapter_model"
 ALPHA_KEYS = ("lora_alpha", "alpha")
@@ -160,7 +161,7 @@ def _alpha(path: Path, source: str, values: Mapping[str, Any], layer: str) -> fl
 
 
 def _number(path: Path, source: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= LARGEST:
         raise ModelError("{path}: {value} in {source} is not an alpha.", path=str(path), value=str(value), source=source, fix=FIX)
     return float(value)
 

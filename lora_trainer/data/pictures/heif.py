@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from functools import cache
 
 from PIL import Image
-from PIL import __version__ as pillow_version
 
+from lora_trainer.install_command import install_command
 from lora_trainer.messages import Message, say
 
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
@@ -38,12 +37,5 @@ def unreadable_reason(suffix: str) -> Message:
         "{suffix} pictures of a phone are read with the package pillow-heif, which is not installed: {command}, "
         "restart, or save the picture as JPEG.",
         suffix=suffix,
-        command=install_command(pillow_version),
+        command=install_command("pillow-heif"),
     )
-
-
-def install_command(pillow: str) -> str:
-    """The command, for the Python that runs this, for the newest pillow-heif that this Pillow takes; it changes no other package."""
-    major, minor = (int(part) for part in f"{pillow}.0".split(".")[:2])
-    newest = "" if (major, minor) >= (11, 1) else "<1" if (major, minor) >= (10, 1) else "<0.17"
-    return f'"{sys.executable or "python"}" -m pip install --no-deps "pillow-heif{newest}"'
