@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_trainer.files import file_lock
+from lora_trainer.parsing import parse_json
 
 COMMANDS = ("stop", "stop-discard", "pause", "resume", "save", "sample")
 CHANGE = "change"
@@ -154,7 +154,7 @@ def parse_change(text: str) -> dict[str, Any]:
     """`section.name=value`, or a JSON object, as {path: value}; {} if it is neither."""
     if text.startswith("{"):
         try:
-            values = json.loads(text)
+            values = parse_json(text)
         except ValueError:
             return {}
         return values if isinstance(values, dict) else {}

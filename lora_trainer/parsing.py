@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
+
+from lora_trainer.files import read_regular
 
 MAX_DEPTH = 50
 """Levels of objects and lists. No settings need more than 5; Python's own limit is reached at a few hundred."""
+MAX_FILE_BYTES = 4 << 20
 MAX_TOML_CHARACTERS = 1_000_000
 MAX_DOTTED_KEYS, MAX_SLOW_CHARACTERS = 200, 200_000
 """Limits where Python has no tomllib: tomlkit takes seconds for more characters, minutes for more dotted keys."""
@@ -41,6 +45,15 @@ def parse_json(text: str | bytes) -> Any:
         raise TooDeep from error
     check_depth(value)
     return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of at most MAX_FILE_BYTES; {} where it is missing or invalid."""
+    try:
+        value = parse_json(read_regular(path, MAX_FILE_BYTES).decode("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -126,8 +126,14 @@ class ApiContext:
     def _check_links(self, folder: Path, option: str) -> None:
         """Raises Forbidden for a link in a folder of pictures, or in its subfolders, that leads out of the allowed folders."""
         if self.host.paths().allowed_roots:
+            aside: set[Path] = set()
             for link in _links_in(folder, MASK_DEPTH if option.endswith("mask_dir") else PICTURE_DEPTH):
-                self.require_no_link_out(link, option)
+                if aside.intersection(link.parents):
+                    continue
+                if _is_left_aside(link, folder, option):
+                    aside.add(link)
+                else:
+                    self.require_no_link_out(link, option)
 
     def require_no_link_out(self, path: Path, option: str = "path") -> None:
         """Raises Forbidden for a link inside the allowed folders that leads out of them."""
@@ -176,6 +182,20 @@ def _links_in(folder: Path, depth: int) -> Iterator[Path]:
                     yield from _links_in(Path(entry.path), depth - 1)
     except OSError:
         return
+
+
+def _is_left_aside(link: Path, folder: Path, option: str) -> bool:
+    """Whether a link is a folder that no scan reads: beside the pictures, or beside folders with a number in their names."""
+    from lora_trainer.data.sources.folders import detect_layout
+    from lora_trainer.errors import DatasetError
+
+    if option.endswith("mask_dir") or not link.is_dir():
+        return False
+    try:
+        subsets = detect_layout(folder, 1, option).subsets
+    except DatasetError:
+        return False
+    return not any(subset.folder == link or link in subset.folder.parents for subset in subsets)
 
 
 def _is_link(entry: os.DirEntry[str]) -> bool:

@@ -16,6 +16,7 @@ from lora_trainer.grid.files import listed_files
 from lora_trainer.grid.rank import Cell, Ranking, Scores
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.messages import Message
+from lora_trainer.parsing import read_json_object
 from lora_trainer.train.previews.preview_prompts import SampleRequest
 
 CELLS = "cells"
@@ -138,12 +139,7 @@ def set_preferred_weight(run: Path, epoch: int, weight: float) -> dict[str, Any]
         )
     file = existing[-1]
     side_file = file.with_suffix(".json")
-    content: dict[str, Any] = {}
-    if side_file.is_file():
-        try:
-            content = json.loads(side_file.read_text(encoding="utf-8"))
-        except ValueError:  # not JSON: written anew
-            content = {}
+    content = read_json_object(side_file)
     write_atomically(side_file, json.dumps(content | {"preferred weight": weight}, ensure_ascii=False, indent=4).encode("utf-8"))
     RunFolder(run).update_info(chosen={"epoch": epoch, "weight": weight})
     return {"file": str(file), "name": file.stem, "weight": weight, "prompt": f"<lora:{file.stem}:{weight:g}>"}

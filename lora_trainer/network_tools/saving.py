@@ -14,11 +14,9 @@ from lora_trainer.adapters.files.checked_network import NetworkFile
 from lora_trainer.adapters.files.declared_alphas import HEADER_KEY
 from lora_trainer.adapters.lora_file import write_lora
 from lora_trainer.errors import ConfigError, ModelError, Problem
-from lora_trainer.files import read_regular, write_atomically
+from lora_trainer.files import write_atomically
 from lora_trainer.messages import say
-from lora_trainer.parsing import parse_json
-
-MAX_CARD_BYTES = 4 << 20
+from lora_trainer.parsing import parse_json, read_json_object
 
 PRECISIONS = {"F16": "fp16", "BF16": "bf16"}
 OF_THE_SOURCE = ("modelspec.hash_sha256", "lora_trainer.alphas")
@@ -108,8 +106,4 @@ def write_card(out: Path, card: Mapping[str, Any]) -> None:
 
 def read_card(file: Path) -> dict[str, Any]:
     """The WebUI's card of a file, NAME.json beside it; {} where it is missing or invalid."""
-    try:
-        card = parse_json(read_regular(file.with_suffix(".json"), MAX_CARD_BYTES).decode("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return card if isinstance(card, dict) else {}
+    return read_json_object(file.with_suffix(".json"))

@@ -38,7 +38,7 @@ def test_only_what_was_sent_and_is_as_it_was_sent_is_taken_back(server: Server, 
     added, edited = send(server, folder, "a.png", b"other")["path"], send(server, folder, "b.txt", b"words")["path"]
     there = send(server, folder, "c.png", b"here before")["path"]
     Path(edited).write_bytes(b"better words")
-    assert take_back(server, added, edited, there, folder / "a.png", "/etc/hostname") == {
+    assert take_back(server, added, edited, there, folder / "a.png", "/etc/hostname", "no such file") == {
         "removed": [added],
         "kept": [edited],
     }

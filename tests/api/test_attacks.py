@@ -76,7 +76,11 @@ def address_of(path: str) -> str:
     return path.lstrip("/").replace("{run}", "moon").replace("{path:path}", "x.png").replace("{name}", "mika").replace("{work}", "1")
 
 
-POSTS = [address_of(path).replace("{tool}", "resize") for method, path in EVERY if method == "POST" and not path.startswith("/uploads")]
+POSTS = [
+    address_of(path).replace("{tool}", "resize")
+    for method, path in EVERY
+    if method == "POST" and not path.startswith(("/uploads", "/folders"))
+]
 
 
 def raw(server: Server, request: bytes) -> Callable[[httpx.Client], httpx.Response]:
@@ -168,6 +172,8 @@ def addresses() -> Iterator[Attack]:
     for method in ("PUT", "PATCH", "TRACE", "OPTIONS"):
         yield Attack(method, lambda client, m=method: client.request(m, "status"), *((204,) if method == "OPTIONS" else (405,)))
     yield get("no/such/address", 404)
+    for file in ("../x.png", "nul.png", LONG + ".png", "x.exe", ""):
+        yield post("folders", b"x", 400, 404, params={"path": str(Path.cwd()), "file": file})
 
 
 def single_paths(folder: Path) -> Iterator[Attack]:
@@ -183,6 +189,7 @@ def single_paths(folder: Path) -> Iterator[Attack]:
     for text in (*network, *devices):
         yield get("thumbnail", 403, params={"path": text})
         yield get("folders", 403, params={"path": text})
+        yield post("folders", b"x", 403, params={"path": text, "file": "x.png"})
     for text in (network[0], devices[0]):
         yield post("caption", {"path": text, "text": "x"}, 403)
         yield post("network/info", {"file": text}, 403)
@@ -251,21 +258,25 @@ def bodies() -> Iterator[Attack]:
         yield post("wizard", {"config": {}, "subject": kind}, 400)
 
 
-def configs(folder: Path, pictures: Path) -> Iterator[Attack]:
-    """Configs with patterns that backtrack, and with files that wait, are deep or large."""
+def patterns(pictures: Path) -> Iterator[Attack]:
+    """Configs with patterns that backtrack, and texts that ours could."""
     for pattern in BACKTRACKING:
         for option in ("include", "exclude"):
             yield post("check", {"config": small_config(pictures, **{f"network__{option}": [pattern]})})
     yield post("check", {"config": small_config(pictures, network__include=["a"] * 5000)}, 400)
     yield post("check", {"config": small_config(pictures, network__include=["(" * 900 + ")" * 900, "a{99999999999}"])}, 400)
-    for name in ("pipe.toml", "deep.toml", "large.toml", "deep.json", "pipe.json", "socket.png", "loop.png"):
-        for option in ("data__dataset_config", "data__in_json", "sample__prompt_file", "network__network_weights"):
-            yield post("check", {"config": small_config(pictures, **{option: str(folder / name)})})
     for option in ("network__dim", "network__down_lr_weight", "data__resolution", "optimizer__unet_lr"):
         yield post("check", {"config": small_config(pictures, **{option: "9" * 1_000_000})}, 200, 400)
     for option in ("data__caption_prefix", "data__trigger_word", "data__caption_suffix"):
         yield post("batches", {"config": small_config(pictures, **{option: "9" * 20_000})}, 200, 400)
     yield post("check", {"config": small_config(pictures, optimizer__args="-" * 200_000 + "1")})
+
+
+def configs(folder: Path, pictures: Path) -> Iterator[Attack]:
+    """Configs with files that wait, are deep or large."""
+    for name in ("pipe.toml", "deep.toml", "large.toml", "deep.json", "pipe.json", "socket.png", "loop.png"):
+        for option in ("data__dataset_config", "data__in_json", "sample__prompt_file", "network__network_weights"):
+            yield post("check", {"config": small_config(pictures, **{option: str(folder / name)})})
     for place in ("/proc", "/proc/self", "/sys"):
         yield post("pictures", {"config": small_config(place)}, 400, 403)
     for place in (str(folder), str(folder / "loop"), LONG, "\\\\evil.example\\share", "~nobody-at-all", "/dev", "nul"):
@@ -330,27 +341,32 @@ def watched(server: Server) -> Iterator[list[float]]:
     assert not thread.is_alive()
 
 
+KINDS: dict[str, Callable[[Server, Path, Path], Iterator[Attack]]] = {
+    "pages": lambda server, odd, pictures: foreign_pages(server),
+    "addresses": lambda server, odd, pictures: addresses(),
+    "paths": lambda server, odd, pictures: single_paths(odd),
+    "bodies": lambda server, odd, pictures: bodies(),
+    "patterns": lambda server, odd, pictures: patterns(pictures),
+    "files": lambda server, odd, pictures: configs(odd, pictures),
+}
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
-def test_no_attack_stops_the_server_or_gets_a_500(server: Server, watched: list[float], odd_folder: Path, pictures: Path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_attack_stops_the_server_or_gets_a_500(server: Server, watched: list[float], odd_folder: Path, pictures: Path, kind: str):
     RunFolder.create(server.host.paths().runs_dir, "moon")
     assert server.post("check", {"config": small_config(pictures)}).status_code == 200, "it imports what every check needs"
-    kinds = {
-        "pages": list(foreign_pages(server)),
-        "addresses": list(addresses()),
-        "paths": list(single_paths(odd_folder)),
-        "bodies": list(bodies()),
-        "configs": list(configs(odd_folder, pictures)),
-    }
-    wrong: list[str] = []
     with httpx.Client(base_url=server.origin + V1, timeout=SLOWEST_ANSWER) as client:
-        for attacks in kinds.values():
-            for attack in attacks:
-                wrong.append(attack.wrong(client))
+        wrong = [attack.wrong(client) for attack in KINDS[kind](server, odd_folder, pictures)]
     assert [text for text in wrong if text] == []
-    assert len(wrong) >= 200
     assert server.get("runs").json()[0]["name"] == "moon", "a refused request has renamed it"
     others = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))  # a processor that serves others too gives each a part of its time
     assert watched and max(watched) < LONGEST_STATUS * others
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no FIFOs here")
+def test_there_are_two_hundred_attacks_and_more(server: Server, odd_folder: Path, pictures: Path):
+    assert sum(1 for attacks in KINDS.values() for _ in attacks(server, odd_folder, pictures)) > 350
 
 
 def test_without_a_host_header_or_with_two_nothing_is_answered(server: Server):

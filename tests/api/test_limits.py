@@ -163,3 +163,12 @@ def test_the_folder_list_counts_nothing_behind_a_link_out_of_the_allowed_folders
     (linked / "own").mkdir()
     names = [folder["name"] for folder in closed_server.get("folders", path=str(linked)).json()["folders"]]
     assert "own" in names and "private" not in names
+
+
+def test_a_link_to_a_folder_that_no_scan_reads_keeps_nobody_from_the_pictures(closed_server, linked, tmp_path):
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "more.png").symlink_to(tmp_path / "secret.png")
+    (linked / "others").symlink_to(tmp_path / "others")
+    answer = closed_server.post("pictures", {"config": small_config(linked)})
+    assert answer.status_code == 200
+    assert {"more.png", "secret.png"}.isdisjoint(picture["name"] for picture in answer.json()["pictures"])

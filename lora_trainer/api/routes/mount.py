@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -28,11 +29,12 @@ from lora_trainer.host.base import Host
 from lora_trainer.jobs.manager import MANAGER, JobManager
 
 PREFIX = "/lora-trainer/v1"
+LOG = logging.getLogger(__name__)
 Handler = Callable[[ApiContext, Request], Awaitable[Any]]
 Guard = Callable[[Request], bool]
 OWN_PAGE_ONLY = ((b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"))
 """Headers that keep a browser from showing a response in a page of another site, also where it says nothing of the page (plain HTTP)."""
-SYSTEM_ERRORS = (OSError, UnicodeError, OverflowError, RecursionError)
+SYSTEM_ERRORS = (OSError, ValueError, OverflowError, RecursionError, MemoryError)
 """What the system and Python raise for names and values that a request brings, wherever they are used first."""
 
 
@@ -69,6 +71,7 @@ def _guarded_endpoint(api: ApiContext, handler: Handler, guard: Guard) -> Callab
         except TrainerError as error:
             return problems_response(error, language)
         except SYSTEM_ERRORS as error:
+            LOG.warning("%s %s", request.method, request.url.path, exc_info=error)
             return problems_response(system_error(error), language)
         return content if isinstance(content, Response) else json_response(content)
 
@@ -76,12 +79,13 @@ def _guarded_endpoint(api: ApiContext, handler: Handler, guard: Guard) -> Callab
 
 
 def _check_address(request: Request) -> None:
-    """Raises NotFound for an address with text that names no file."""
-    try:
-        for text in (*request.path_params.values(), *request.query_params.keys(), *request.query_params.values()):
-            check_text(str(text))
-    except ValueError as error:
-        raise NotFound("there is no such address ({reason}).", reason=str(error), fix="Check the address.") from error
+    """Raises NotFound for an address with text that names no file, RequestError for such a value in its query."""
+    for texts, kind in ((request.path_params, NotFound), (request.query_params, RequestError)):
+        for key, text in texts.items():
+            try:
+                check_text(str(text))
+            except ValueError as error:
+                raise kind("there is no such address ({reason}).", reason=str(error), path=key, fix="Check the address.") from error
 
 
 class OutermostMiddleware:

@@ -171,7 +171,7 @@ def _is_made_readable(path: Path) -> bool:
     """Whether it is a phone's picture by another ending, which Pillow was not made to read before now."""
     known = len(Image.OPEN)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return heif.is_heif(file.read(12)) and heif.can_read() and len(Image.OPEN) > known
     except OSError:
         return False

@@ -37,7 +37,8 @@ def wrap(text: str, width: int, size: int, max_lines: int) -> list[str]:
     """At most `max_lines` lines of `width` pixels; longer text ends in "..."."""
     typeface = font(size, text)
     text = text[: width * max_lines]  # no letter is narrower than a pixel, but for some that are drawn over others
-    lines = list(islice(_break_lines(text, lambda part: _length(typeface, part) <= width), max_lines + 1))
+    widths = {letter: _length(typeface, letter) for letter in set(text)}
+    lines = list(islice(_break_lines(text, lambda part: sum(map(widths.__getitem__, part)) <= width), max_lines + 1))
     if len(lines) <= max_lines:
         return lines
     return [*lines[: max_lines - 1], lines[max_lines - 1].rstrip()[:-3] + "..."]

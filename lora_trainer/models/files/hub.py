@@ -23,6 +23,7 @@ from lora_trainer import assets
 from lora_trainer.errors import ModelError
 from lora_trainer.files import file_lock, replace_file
 from lora_trainer.models.files.diffusers_folder import ENDINGS, NAMES, PARTS
+from lora_trainer.parsing import parse_json, read_json_object
 
 ENDPOINT = "https://huggingface.co"
 NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@:]+\.(?:safetensors|ckpt)))?(?:@(?P<revision>[\w./-]+))?")
@@ -111,7 +112,7 @@ class Hub:
         quoted = urllib.parse.quote(name.revision, safe="")
         try:
             with self._open(f"{self.endpoint}/api/models/{name.repo}/revision/{quoted}?blobs=true", name) as response:
-                info = json.loads(response.read(64 << 20))
+                info = parse_json(response.read(64 << 20))
             siblings = {str(sibling["rfilename"]): sibling for sibling in info["siblings"] if _stays_inside(str(sibling["rfilename"]))}
             commit = _to_file_name(str(info["sha"]))
         except (OSError, HTTPException) as error:
@@ -212,7 +213,7 @@ def downloaded_path(name: HubName, cache: Path, endpoint: str = ENDPOINT) -> Pat
     """The folder or file of a completely downloaded model, else None. Makes no request."""
     root = _model_folder(cache, endpoint, name)
     try:
-        index = json.loads((root / f"{_to_file_name(name.revision)}.json").read_text(encoding="utf-8"))
+        index = read_json_object(root / f"{_to_file_name(name.revision)}.json")
         commit, files = str(index["commit"]), index["files"][name.file]
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -316,10 +317,7 @@ def _model_folder(cache: Path, endpoint: str, name: HubName) -> Path:
 def _write_index(root: Path, name: HubName, commit: str, files: list[RemoteFile]) -> None:
     """Stores the commit and the files of a revision, so that no request is needed the next time."""
     path = root / f"{_to_file_name(name.revision)}.json"
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        index = {}
+    index = read_json_object(path)
     known_files = index.get("files", {}) if index.get("commit") == commit else {}
     text = json.dumps({"commit": commit, "files": {**known_files, name.file: [file.path for file in files]}}, indent=1)
     part = path.with_name(f"{path.name}.part")

@@ -14,6 +14,7 @@ from lora_trainer.errors import ConfigError, Problem, TrainerError
 from lora_trainer.files import write_atomically
 from lora_trainer.jobs.claims import AlreadyClaimed, Claim
 from lora_trainer.messages import say
+from lora_trainer.parsing import read_json_object
 
 
 @attrs.frozen
@@ -110,12 +111,7 @@ def claimed_names(names: OutputNames, overwrite: bool) -> Iterator[None]:
 def write_side_files(weights: Path, *, trigger: str, description: str, preview: Path | None) -> None:
     """Writes the .json (and .preview.png) that the WebUI shows with a LoRA; existing keys keep their values."""
     side_file = weights.with_suffix(".json")
-    existing: dict[str, object] = {}
-    if side_file.is_file():
-        try:
-            existing = json.loads(side_file.read_text(encoding="utf-8"))
-        except ValueError:
-            existing = {}
+    existing = read_json_object(side_file)
     defaults = {
         "description": description,
         "sd version": "SD1",
