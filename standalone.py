@@ -385,7 +385,7 @@ def run(command: list[str], **options: object) -> int:
 
 def workers(rest: list[str]) -> list[str]:
     """What has pytest use all cores, file by file; nothing where a single file is named, or how it runs."""
-    paths = [word for word in rest if ".py" in word or (ROOT / word).exists()]
+    paths = [word for word in rest if word[:1] != "-" and (".py" in word or (ROOT / word).exists())]
     if any(re.match(r"-n|--dist|--numprocesses|-p|--pdb|-s$|--capture", word) for word in rest) or (len(paths) == 1 and ".py" in paths[0]):
         return []
     return ["-n", "auto", "--dist", "loadfile", *(["--no-loadscope-reorder"] if "--order" in rest else [])]

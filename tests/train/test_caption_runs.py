@@ -76,7 +76,7 @@ def test_captions_encoded_ahead_train_the_same_weights_as_captions_encoded_in_ea
     monkeypatch.setattr(setup, "CaptionEncoder", Counted)
     ahead, losses = weights(tmp_path / "ahead", tagged, data__batch_size=3)
     monkeypatch.setattr(setup, "CaptionEncoder", Each)
-    monkeypatch.setattr(loop.RunLoop, "_encode_ahead", lambda self, groups: (yield from ()) or len(groups))
+    monkeypatch.setattr(loop.RunLoop, "_encode_ahead", lambda self, steps, sampler: (yield from ()) or len(steps))
     each, other_losses = weights(tmp_path / "each", tagged, data__batch_size=3)
     assert max(Counted.filled) == CAPTION_BATCH and len(Each.asked) == 12  # ahead in batches; in each of the 12 steps
     assert losses == other_losses
