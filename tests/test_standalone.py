@@ -205,7 +205,16 @@ def test_test_verb_adds_the_test_packages_and_shows_files_without_encoding(ready
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--all"], ["tests/train"], ["tests/train", "-k", "disk"], ["tests/loss", "tests/test_x.py"], ["--order", "3"], ["--ignore=tests/test_x.py"]]
+    "words",
+    [
+        [],
+        ["--all"],
+        ["tests/train"],
+        ["tests/train", "-k", "disk"],
+        ["tests/loss", "tests/test_x.py"],
+        ["--order", "3"],
+        ["--ignore=tests/test_x.py"],
+    ],
 )
 def test_many_files_run_on_all_cores_each_file_in_one_process(words: list[str]) -> None:
     assert standalone.workers(words)[:4] == ["-n", "auto", "--dist", "loadfile"]
