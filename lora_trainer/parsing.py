@@ -19,6 +19,7 @@ MAX_DOTTED_KEYS, MAX_SLOW_CHARACTERS = 200, 200_000
 _DOTTED_KEY = re.compile(r"^[ \t]*(?:\[[^\]\n.]*\.|[\w\"'-]+[ \t]*\.)", re.MULTILINE)
 _LONG_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){50}")
 _COMMENT_LINE = re.compile(r"^[ \t]*#.*", re.MULTILINE)
+_DUPLICATE = re.compile(r'Key "([^"\n]+)" already exists')
 _PLACE = re.compile(r"\.? \(?at (?:line (\d+)|end of|start of).*$", re.DOTALL)
 
 
@@ -99,7 +100,16 @@ def _toml_error(message: str, text: str) -> TomlError:
     """The error with its line taken out of the parser's message."""
     place = _PLACE.search(message)
     line = int(place[1]) if place and place[1] else len(text.splitlines()) if place else 0
-    return TomlError(_PLACE.sub("", message), line)
+    return TomlError(_PLACE.sub("", message), _line_of_duplicate(message, text, line) or line)
+
+
+def _line_of_duplicate(message: str, text: str, last: int) -> int:
+    """The last line up to `last` that has the key which, as tomlkit says at its end, is there already; 0 for other errors."""
+    named = _DUPLICATE.search(message)
+    if not named:
+        return 0
+    key = re.compile(rf"""[ \t]*\[{{0,2}}[ \t]*["']?{re.escape(named[1])}["']?[ \t]*[\]=.]""")
+    return max((number for number, line in enumerate(text.splitlines()[:last], start=1) if key.match(line)), default=0)
 
 
 def check_depth(value: Any) -> None:
