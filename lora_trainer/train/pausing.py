@@ -8,6 +8,7 @@ from pathlib import Path
 from lora_trainer.control import Control
 from lora_trainer.errors import HostBusy, OutOfMemory
 from lora_trainer.events import Event, Paused, Resumed, Warned
+from lora_trainer.gc_pause import collect_garbage
 from lora_trainer.host.base import Lease, message_with_fix
 from lora_trainer.host.memory import MemoryLimit
 from lora_trainer.messages import say
@@ -42,6 +43,7 @@ class Pausing:
         """
         yield from self.writer.finish()
         self.trainer.release()
+        collect_garbage()
         self.memory_limit.lift()
         self.lease.pause()
         yield Paused(self.progress.step, reason)

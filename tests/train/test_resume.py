@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import weakref
 from pathlib import Path
@@ -177,7 +176,6 @@ def test_a_pause_leaves_nothing_of_network_and_optimizer_where_it_was(tmp_path: 
                 del tensors, trainer
                 control.command("pause")
             elif isinstance(event, Paused):
-                gc.collect()
                 alive = [found for found in held if not found.expired()] + [found() for found in models if found() is not None]
                 assert kept[0].bundle is None
                 control.command("resume")

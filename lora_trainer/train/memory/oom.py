@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +13,7 @@ from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes, value_at
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Warned
+from lora_trainer.gc_pause import collect_garbage
 from lora_trainer.host.memory import empty_cache, is_out_of_memory
 from lora_trainer.messages import Message, say
 from lora_trainer.train.memory import checkpointing
@@ -31,7 +31,7 @@ Made = TypeVar("Made")
 
 def free_cache(device: torch.device) -> None:
     """Collects garbage and returns the device's cached memory to the driver."""
-    gc.collect()
+    collect_garbage()
     empty_cache(device)
 
 
