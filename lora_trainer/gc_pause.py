@@ -16,7 +16,7 @@ class _Cycle:
     """Refers to itself, so that only a collection frees it."""
 
     def __init__(self) -> None:
-        self.itself = self
+        vars(self)["itself"] = self
 
 
 @contextmanager
