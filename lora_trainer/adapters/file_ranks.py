@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 
 import attrs
 
-from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network
+from lora_trainer.adapters.files.checked_network import NetworkFile, open_network
+from lora_trainer.adapters.files.network_module import NetworkModule
 from lora_trainer.files import open_regular
 from lora_trainer.models.files.safetensors_stream import open_tensors
 from lora_trainer.models.files.tensor_file import data_start, read_header

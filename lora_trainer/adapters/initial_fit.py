@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 import attrs
 
-from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule
+from lora_trainer.adapters.files.checked_network import NetworkFile
+from lora_trainer.adapters.files.network_module import NetworkModule
 from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say

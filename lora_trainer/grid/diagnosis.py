@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 
+from lora_trainer.grid.cell_scores import OVERTRAINED_RATIO, Cell, Scores
 from lora_trainer.messages import Message, say
-
-if TYPE_CHECKING:
-    from lora_trainer.grid.rank import Cell, Scores
 
 TOO_LITTLE, TOO_MUCH, WRONG_CAPTIONS = "too-little", "too-much", "captions"
 HIGHER_RATE, LOWER_RATE, MORE_EPOCHS, LOWER_WEIGHTS, CAPTIONS = "higher-rate", "lower-rate", "more-epochs", "lower-weights", "captions"
 HARDLY_CHANGED = 0.15
 """Largest change, as a share of the way to real pictures or to unrelated ones, that counts as none."""
 KEEPS_LITTLE, LOW_WEIGHT = 0.5, 0.6
-RISING_LOSS = 1.03
 NEARER, NEARER_ERRORS = 0.05, 2.0
 
 
@@ -65,4 +61,4 @@ def _epoch_before_rise(losses: Mapping[int, float | None]) -> int | None:
     if len(measured) < 2:
         return None
     lowest, last = min(measured, key=lambda epoch: (measured[epoch], epoch)), max(measured)
-    return lowest if measured[last] > RISING_LOSS * measured[lowest] else None
+    return lowest if measured[last] > OVERTRAINED_RATIO * measured[lowest] else None

@@ -14,6 +14,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.grid.cell_scores import OVERTRAINED_RATIO, Cell, Scores
 from lora_trainer.grid.diagnosis import Diagnosis, diagnose
 from lora_trainer.messages import Message, say
 
@@ -23,8 +24,6 @@ PROMPTS = 8
 MIN_GAIN_ERRORS = 3.0
 MIN_GAIN_SHARE = 0.15
 SURE_ERRORS = 2.0
-OVERTRAINED_RATIO = 1.03
-Cell = tuple[int, float]
 
 
 @attrs.frozen(eq=False)
@@ -59,27 +58,6 @@ class Baseline:
     base: tuple[float, ...]
     real: float
     unrelated: float
-
-
-@attrs.frozen
-class Scores:
-    """A cell's scores. `fidelity` is the mean distance (lower is better); likeness and keeping are 0 to 1 with standard errors."""
-
-    epoch: int
-    weight: float
-    fidelity: float
-    likeness: float
-    likeness_error: float
-    keeping: float
-    keeping_error: float
-    product: float
-    shown: bool
-    copies: bool
-
-    @property
-    def cell(self) -> Cell:
-        """(epoch, weight)."""
-        return self.epoch, self.weight
 
 
 @attrs.frozen

@@ -12,8 +12,9 @@ import attrs
 
 from lora_trainer.errors import TrainerError
 from lora_trainer.files import write_atomically
+from lora_trainer.grid.cell_scores import Cell, Scores
 from lora_trainer.grid.files import listed_files
-from lora_trainer.grid.rank import Cell, Ranking, Scores
+from lora_trainer.grid.rank import Ranking
 from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.messages import Message
 from lora_trainer.parsing import read_json_object

@@ -15,9 +15,10 @@ from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Finished, Paused, Phase, Progress, Rendered, Resumed, Stopped, Warned
 from lora_trainer.grid import contact_sheet
+from lora_trainer.grid.cell_scores import Cell
 from lora_trainer.grid.files import GridFile, RunFiles, read_run_files, select_epochs
 from lora_trainer.grid.painter import GridPainter
-from lora_trainer.grid.rank import Baseline, Cell, Measurements, rank, shortlist
+from lora_trainer.grid.rank import Baseline, Measurements, rank, shortlist
 from lora_trainer.grid.record import CELLS, GridRecord
 from lora_trainer.grid.score import CellScorer, References, nearest_picture, read_references
 from lora_trainer.grid.tags import PromptTemplate, parse_template

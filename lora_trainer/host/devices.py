@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.host.memory import is_out_of_memory
+from lora_trainer.host.out_of_memory import is_out_of_memory
 from lora_trainer.messages import Message, say
 
 if TYPE_CHECKING:

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING, Any
+
+from lora_trainer.host import devices
 
 if TYPE_CHECKING:
     import torch
 
 MB = 20
-OOM_PHRASES = (
-    "out of memory",
-    "out_of_memory",
-    "out_of_device_memory",
-    "out_of_host_memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "could not allocate tensor",
-    "not enough memory",
-    "alloc_failed",
-    "paging file is too small",
-)
-LIBRARY_FAILURE = re.compile(
-    r"(cudnn|cublas|cusolver|cusparse|hipblas|rocblas|miopen)\w*_?status_?(not_?initialized|internal_?error|execution_?failed|unknown_?error)"
-    r"|unable to find an engine|no (suitable|valid) (algorithm|execution plans?)"
-)
-"""What CUDA's and ROCm's libraries say when they get no memory for their workspace: they take it past torch's allocator."""
 LIMIT_SPARE = 256 * 2**20
-LITTLE_SHARE, LITTLE_BYTES = 0.1, 2**30
-"""With less than this free on the device, such a failure means that memory ran out."""
 
 
 def device_memory(device: torch.device) -> dict[str, Any]:
@@ -38,8 +20,6 @@ def device_memory(device: torch.device) -> dict[str, Any]:
     `host_mb` is the part that this process uses. Of a GPU also its "precision": what "auto" computes in.
     """
     import psutil
-
-    from lora_trainer.host import devices
 
     memory = psutil.virtual_memory()
     if device.type == "cpu":
@@ -50,33 +30,6 @@ def device_memory(device: torch.device) -> dict[str, Any]:
         free = min(free, memory.available)
     memory_report = {"device": name, "total_mb": total >> MB, "free_mb": free >> MB, "host_mb": used >> MB}
     return memory_report | {"precision": devices.auto_precision(device)}
-
-
-def is_out_of_memory(error: BaseException, device: torch.device | None = None) -> bool:
-    """Whether an error is a failed allocation: torch's, Python's, or that of a library which only its message tells.
-
-    A library's failure that has other causes too counts where little is free on the `device` (None: the current GPU).
-    """
-    import torch
-
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    if not isinstance(error, RuntimeError):
-        return False
-    text = str(error).lower()
-    return any(phrase in text for phrase in OOM_PHRASES) or (LIBRARY_FAILURE.search(text) is not None and _is_nearly_full(device))
-
-
-def _is_nearly_full(device: torch.device | None) -> bool:
-    import torch
-
-    if not torch.cuda.is_available() or (device is not None and device.type != "cuda"):
-        return False
-    try:
-        free, total = torch.cuda.mem_get_info(device)
-    except RuntimeError:  # after an error that CUDA does not recover from
-        return False
-    return free < max(LITTLE_BYTES, LITTLE_SHARE * total)
 
 
 def empty_cache(device: torch.device) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lora_trainer.adapters.files.checked_network import NetworkFile, NetworkModule, open_network, read_modules
+from lora_trainer.adapters.files.checked_network import NetworkFile, open_network, read_modules
 from lora_trainer.adapters.files.checkpoint_layers import block_of, released_layers
+from lora_trainer.adapters.files.network_module import NetworkModule
 from lora_trainer.files import open_regular
 from lora_trainer.models import layout
 from lora_trainer.network_tools import low_rank

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lora_trainer.config.choices.optimizers import optimizer_spec
 from lora_trainer.errors import TrainerError
-from lora_trainer.host.memory import is_out_of_memory
+from lora_trainer.host.out_of_memory import is_out_of_memory
 from lora_trainer.optim.builders import optimizer_choice
 from lora_trainer.optim.state import move_state, pack_state, state_mismatch, unpack_state
 

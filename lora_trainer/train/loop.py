@@ -41,7 +41,8 @@ from lora_trainer.train.inputs.dataset import load_dataset
 from lora_trainer.train.inputs.examples import CaptionSampler
 from lora_trainer.train.keep_awake import keep_awake
 from lora_trainer.train.live_changes import LiveChanges
-from lora_trainer.train.memory.oom import OomFallback, raise_as_out_of_memory, retry_after_free
+from lora_trainer.train.memory.oom import raise_as_out_of_memory, retry_after_free
+from lora_trainer.train.memory.oom_fallback import OomFallback
 from lora_trainer.train.memory.placement import CAPTIONS, EVALUATING, PICTURES
 from lora_trainer.train.outputs.background_writer import BackgroundWriter
 from lora_trainer.train.outputs.output import NullOutput, Output

@@ -15,7 +15,7 @@ from lora_trainer.control import Control
 from lora_trainer.errors import OutOfMemory
 from lora_trainer.events import Changed, Event, Finished, Phase, Sampled, Stepped, Validated, Warned
 from lora_trainer.host.a1111 import A1111Host
-from lora_trainer.host.memory import is_out_of_memory
+from lora_trainer.host.out_of_memory import is_out_of_memory
 from lora_trainer.host.standalone import StandaloneHost
 from lora_trainer.messages import say
 from lora_trainer.models.load import load

@@ -13,7 +13,7 @@ from lora_trainer.adapters.files import naming
 from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, released_layers
 from lora_trainer.adapters.files.declared_alphas import NOTHING_DECLARED, DeclaredAlphas, declared_alphas
 from lora_trainer.adapters.files.naming import ParsedKey
-from lora_trainer.adapters.kinds import kind_named
+from lora_trainer.adapters.files.network_module import NetworkModule
 from lora_trainer.config.choices.networks import DORA, NETWORK_KINDS
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
@@ -32,42 +32,6 @@ ONE_PROGRAM = "Choose a file that one program wrote."
 FAMILIES = tuple(row.family for row in layout.ROWS)
 SDXL_PREFIXES = ("lora_te1_", "lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
 FLOATS = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
-
-
-@attrs.frozen
-class NetworkModule:
-    """One layer's network: `keys` (names in the file) and `entries` (dtype and shape) by sd-scripts' suffix."""
-
-    name: str
-    kind: str
-    keys: Mapping[str, str]
-    entries: Mapping[str, TensorInfo]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Suffix -> shape."""
-        return {suffix: entry.shape for suffix, entry in self.entries.items()}
-
-    @property
-    def rank(self) -> int:
-        """0 where the kind has none."""
-        return kind_named(self.kind).rank(self.entries) if self.is_supported and kind_named(self.kind).has_rank(self.entries) else 0
-
-    @property
-    def name_in_file(self) -> str:
-        """The layer's name as the file has it."""
-        suffix, key = next((suffix, key) for suffix, key in self.keys.items() if suffix != "alpha")
-        return naming.name_in_file(key, suffix)
-
-    @property
-    def is_supported(self) -> bool:
-        """Whether its delta can be computed here."""
-        return self.kind not in naming.UNSUPPORTED_KINDS
-
-    @property
-    def weight_size(self) -> tuple[int, int]:
-        """(rows, elements) of the layer's weight, as `Kind.weight_size`."""
-        return kind_named(self.kind).weight_size(self.shapes)
 
 
 @attrs.frozen

@@ -21,8 +21,8 @@ from lora_trainer.files import open_regular
 from lora_trainer.parsing import parse_json
 
 if TYPE_CHECKING:
-    from lora_trainer.adapters.files.checked_network import NetworkModule
     from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer
+    from lora_trainer.adapters.files.network_module import NetworkModule
 
 HEADER_KEY = "lora_adapter_metadata"
 CONFIG_FILE = "adapter_config.json"

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lora_trainer.events import Warned
-from lora_trainer.host.memory import is_out_of_memory
+from lora_trainer.host.out_of_memory import is_out_of_memory
 from lora_trainer.messages import say
 from lora_trainer.models.bundle import ModelBundle
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_trainer.host.memory import is_out_of_memory
+from lora_trainer.host.out_of_memory import is_out_of_memory
 from lora_trainer.messages import Message, say
 
 BLOCKS = frozenset({"BasicTransformerBlock"})
