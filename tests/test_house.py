@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,16 @@ def test_rooms_of_one_floor_do_not_import_each_other_in_a_circle():
                     reached.add(other)
                     waiting.append(other)
         assert start not in reached, f"{start} imports itself by way of {reached}"
+
+
+def test_no_files_import_each_other_in_a_circle_not_even_for_the_type_checker():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in files() if path.name != "__init__.py"}
+    needs = {}
+    for module, path in modules.items():
+        froms = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.ImportFrom)]
+        named = {name for node in froms for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))}
+        needs[module] = named & modules.keys()
+    TopologicalSorter(needs).prepare()  # raises CycleError, which names them
 
 
 def test_the_host_is_named_only_behind_its_wall():
