@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import struct
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.files.tensor_file import read_header
 from lora_trainer.network_tools.info import info
 from lora_trainer.network_tools.verify import verify
+from tests.nested import with_value
 
 WRONG = (None, 5, -1, 2.5, 10**18, 1e308, True, "x", "", "9" * 5000, [], {}, [[1]], ["x"], [{"a": 1}], {"a": {"b": 1}})
 """No kind of value is left out that JSON can hold."""
@@ -32,7 +32,7 @@ def mutations(document: Any, values: tuple[Any, ...]) -> Iterator[tuple[str, Any
     """(where and what, document) with one value replaced, for every value and every wrong one."""
     for place in places(document):
         for value in values:
-            yield f"{place}: {str(value)[:20]!r}", replaced(document, place, value)
+            yield f"{place}: {str(value)[:20]!r}", with_value(document, place, value)
 
 
 def places(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -40,17 +40,6 @@ def places(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ..
     inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     for key, value in inner:
         yield from places(value, (*place, key))
-
-
-def replaced(document: Any, place: tuple[Any, ...], value: Any) -> Any:
-    if not place:
-        return value
-    document = copy.deepcopy(document)
-    at = document
-    for key in place[:-1]:
-        at = at[key]
-    at[place[-1]] = value
-    return document
 
 
 def failures(document: Any, read: Callable[[Any], Any], values: tuple[Any, ...] = WRONG) -> list[str]:

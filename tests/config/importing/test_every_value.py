@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections import Counter
@@ -23,6 +22,7 @@ from lora_trainer.config.importing.tables import leaves
 from lora_trainer.config.importing.values import flatten
 from lora_trainer.errors import ConfigError
 from tests.config.importing.test_programs import AI_TOOLKIT, ONE_TRAINER, SIMPLE_TUNER
+from tests.nested import with_value
 
 HERE = Path(__file__).parent
 LYCORIS = {
@@ -65,15 +65,6 @@ def places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 def _is_tables(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(part, dict) for part in value)
-
-
-def with_value(values: Any, path: tuple[Any, ...], value: Any) -> Any:
-    changed = copy.deepcopy(values)
-    inner = changed
-    for key in path[:-1]:
-        inner = inner[key]
-    inner[path[-1]] = value
-    return changed
 
 
 def told(found: Imported) -> Counter[str]:
