@@ -35,11 +35,15 @@
     append(element, children);
     return element;
   };
+  const summaryOf = (details) => details.querySelector("summary").textContent;
   /** Puts these children in place of what is there. What would look the same stays: a click that has begun and the focus
-      of the keyboard must not be lost because a second has passed. (Fields hold what no comparison of elements sees.) */
+      of the keyboard must not be lost because a second has passed, nor what was unfolded. (Fields hold what no comparison
+      of elements sees.) */
   LT.fill = (element, ...children) => {
     const fresh = document.createDocumentFragment();
     append(fresh, children);
+    const unfolded = new Map([...element.querySelectorAll("details")].map((one) => [summaryOf(one), one.open]));
+    for (const one of fresh.querySelectorAll("details")) one.open = unfolded.get(summaryOf(one)) ?? one.open;
     const same =
       fresh.childNodes.length === element.childNodes.length &&
       [...fresh.childNodes].every((child, index) => child.isEqualNode(element.childNodes[index]));

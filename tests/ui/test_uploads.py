@@ -83,13 +83,13 @@ def test_every_file_that_is_not_taken_is_named_with_its_reason(open_page: Page, 
     some = "AAAAGGZ0eXBoZWljAAAAAG1pZjFoZWlj"
     odd = ["film.MOV", ".DS_Store", "Thumbs.db", "a.psd", "notes.docx", "all.zip", "without ending"]
     page.evaluate(UPLOAD, [[name, some] for name in [*odd, "IMG_1.HEIC"]])
+    page.locator(".lt-aside summary").evaluate("(summary) => summary.click()")  # the question lies over it
     page.get_by_role("button", name="Add to mine").click()
-    page.locator(".lt-aside summary").click()
+    page.locator(".lt-thumb").nth(2).wait_for(timeout=20_000)  # what was unfolded stays so while the file is sent
     told = page.locator(".lt-aside").inner_text()
     assert "7 files were not added" in told and all(name in told for name in odd)
     assert "a film" in told and "PNG or JPEG" in told and "archive" in told
     # a phone's picture is stored, and named with the remedy where it cannot be read
-    page.locator(".lt-thumb").nth(2).wait_for(timeout=20_000)
     picture = page.evaluate("LoraTrainer.cache.pictures.pictures.find((one) => one.name === 'IMG_1.HEIC')")
     assert not picture["usable"] and (heif.can_read() or "pip install --no-deps" in picture["reason"])
     page.evaluate(UPLOAD, [["only.mov", some]])
