@@ -36,7 +36,7 @@ class HostModelFacts:
         if flags is None:
             return self
         row = layout.row(self.family)
-        prediction = apply_flags(self.prediction, row.v2, row.label, flags.v2, flags.v_parameterization, flags.zero_terminal_snr)
+        prediction = apply_flags(self.prediction, row.v2, row.label, flags)
         other_size = prediction.kind != self.prediction.kind and self.native_size in (row.native_size, row.native_size_v)
         return attrs.evolve(self, prediction=prediction, native_size=row.size_for(prediction.kind) if other_size else self.native_size)
 

@@ -15,6 +15,7 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.infer_config import Heads
 from lora_trainer.models.detection.prediction_type import PREDICTION_NAMES, PredictionType
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, tensors
+from lora_trainer.models.prediction_kinds import FLOW
 from lora_trainer.parsing import parse_json
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -63,7 +64,8 @@ def read_contents(path: Path) -> FolderContents:
     unet, scheduler = _json(path / "unet" / "config.json"), _json(path / "scheduler" / "scheduler_config.json")
     family, kind = _family(path, unet, names)
     kind = PIPELINES.get(pipeline, kind)
-    prediction_type = str(scheduler.get("prediction_type", "epsilon"))
+    by_class = FLOW if str(scheduler.get("_class_name", "")).startswith("FlowMatch") or scheduler.get("use_flow_sigmas") else "epsilon"
+    prediction_type = str(scheduler.get("prediction_type", by_class))
     if kind is None and prediction_type not in PREDICTION_NAMES:
         kind = say("a model that predicts {kind}", kind=prediction_type)
     zero = bool(scheduler.get("rescale_betas_zero_snr")) and PREDICTION_NAMES.get(prediction_type) == "v"
