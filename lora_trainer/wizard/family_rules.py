@@ -83,17 +83,12 @@ def noise(context: RuleContext) -> Iterator[Change]:
 def _flow(loss: LossConfig, family: str) -> Iterator[Change]:
     for name in ("noise_offset", "multires_noise_iterations"):
         if value := getattr(loss, name):
-            template = (
-                "Rectified flow starts from noise without an offset and knows dark and bright by itself: {value} would move its start."
-            )
-            yield Change(f"loss.{name}", type(value)(0), say(template, value=value))
+            because = say("Rectified flow starts from plain noise and knows dark and bright by itself.")
+            yield Change(f"loss.{name}", type(value)(0), because)
     for name in SNR_WEIGHTS:
         if value := getattr(loss, name):
-            yield Change(
-                f"loss.{name}", type(value)(0), say("It is made for models that predict the noise or v; this one is rectified flow.")
-            )
+            because = say("It is made for models that predict the noise or v; this one is rectified flow.")
+            yield Change(f"loss.{name}", type(value)(0), because)
     if family == "sdxl" and loss.discrete_flow_shift == 1.0:
-        template = (
-            "SDXL models of rectified flow are trained with a shift of 2 to 3.5: large pictures need more noise to lose their composition."
-        )
-        yield Change("loss.discrete_flow_shift", SDXL_FLOW_SHIFT, say(template))
+        because = say("SDXL models of rectified flow are trained with a shift of 2 to 3.5: large pictures need more noise.")
+        yield Change("loss.discrete_flow_shift", SDXL_FLOW_SHIFT, because)

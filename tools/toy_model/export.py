@@ -18,8 +18,8 @@ HOST_GROUPS = 32
 def checkpoint(unet: Any, vae: Any, text: Any, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
     """All tensors under their names in a checkpoint; the VAE widened where it has fewer groups than hosts have."""
     states = {
-        layout.UNET: _renamed(unet.state_dict(), layout.invert(layout.unet_prefixes())),
-        layout.VAE: _renamed(widened(vae), layout.invert(layout.vae_prefixes(len(vae.config.block_out_channels)))),
+        layout.UNET: renamed(unet.state_dict(), layout.invert(layout.unet_prefixes())),
+        layout.VAE: renamed(widened(vae), layout.invert(layout.vae_prefixes(len(vae.config.block_out_channels)))),
         layout.TEXT: _text(text.state_dict()),
     }
     return {prefix + name: tensor.to(dtype).contiguous().clone() for prefix, state in states.items() for name, tensor in state.items()}
@@ -59,7 +59,7 @@ def write(path: Path, tensors: dict[str, Tensor]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _renamed(state: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
+def renamed(state: dict[str, Tensor], prefixes: dict[str, str]) -> dict[str, Tensor]:
     found = {}
     for old, new in layout.rename_keys(state, prefixes).items():
         tensor = state[old]

@@ -8,12 +8,14 @@ from typing import Any
 
 import attrs
 
+from lora_trainer.config.choices.prediction_hosts import flow_not_drawn
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection import detect
 from lora_trainer.models.detection.detect import Flags
 from lora_trainer.models.detection.prediction_type import PredictionType, apply_flags
+from lora_trainer.models.prediction_kinds import FLOW
 
 ZERO_SNR_OPTION = "Zero Terminal SNR"
 
@@ -62,13 +64,20 @@ def from_checkpoint(info: Any, family: str, host_prediction: str, *, host_zero_s
     return HostModelFacts(family, prediction, row.size_for(prediction.kind) if is_native else size, host_prediction, host_zero_snr)
 
 
+def draws_alike(facts: HostModelFacts) -> bool:
+    """Whether the host samples along the model's path: both along that of rectified flow, or neither."""
+    return (facts.prediction.kind == FLOW) == (facts.host_prediction == FLOW)
+
+
 def notes(facts: HostModelFacts, title: str, flags: Flags | None = None) -> tuple[Message, ...]:
     """Messages for the user when the host samples the model with the wrong prediction type, without zero terminal SNR, or with another
     clip skip than the config's (`flags`)."""
     from modules import shared
 
     kind, messages = facts.prediction.kind, []
-    if facts.prediction.sure and facts.host_prediction != kind:
+    if not draws_alike(facts):
+        messages.append(flow_not_drawn(title))
+    elif facts.prediction.sure and facts.host_prediction != kind:
         messages.append(
             say(
                 "The WebUI draws {title} as a model that predicts {wrong}, but it predicts {kind} ({because}): training uses that, "
@@ -114,8 +123,8 @@ def _combine(from_file: PredictionType | None, host_prediction: str, *, host_ins
         return from_file
     if host_inspects:
         return PredictionType(host_prediction, say("the WebUI, which has asked the model itself"), is_marked=False)
-    if from_file is None or host_prediction == "v":
-        return PredictionType(host_prediction, say("the WebUI's configuration of this checkpoint"), is_marked=host_prediction == "v")
+    if from_file is None or host_prediction != "epsilon":
+        return PredictionType(host_prediction, say("the WebUI's configuration of this checkpoint"), is_marked=host_prediction != "epsilon")
     return from_file
 
 
