@@ -15,7 +15,7 @@ from lora_trainer.cli.main import as_usage_error
 from lora_trainer.config.choices.samplers import CHOICES, find_sampler
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
-from lora_trainer.models.detection.prediction_type import KINDS
+from lora_trainer.models.detection.prediction_type import AUTO, KINDS
 from lora_trainer.models.prediction_kinds import FLOW
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     names = say("one of {names}; sd-scripts' names with k_ too", names=", ".join(CHOICES))
     parser.add_argument("--sampler", default="ddim", metavar="NAME", help=console.translate(names))
     kinds = say("what the model predicts, where its file does not say it: {names}", names=", ".join(KINDS))
-    parser.add_argument("--prediction", choices=KINDS, default="", metavar="NAME", help=console.translate(kinds))
+    parser.add_argument("--prediction", choices=KINDS, default=AUTO, metavar="NAME", help=console.translate(kinds))
     shift = say("shift of the timesteps, for models of rectified flow")
     parser.add_argument("--flow-shift", type=finite_number, default=3.0, metavar="NUMBER", help=console.translate(shift))
     parser.add_argument("--clip-skip", type=int, choices=(1, 2), default=1)
@@ -142,14 +142,14 @@ def _find_network(name: str, folders: Iterable[Path]) -> Path | None:
 class ImageSampler:
     """A loaded checkpoint that draws with the trainer's own samplers."""
 
-    def __init__(self, model: Path, prediction: str = "") -> None:
+    def __init__(self, model: Path, prediction: str = AUTO) -> None:
         from lora_trainer.host.devices import default_device
         from lora_trainer.models.load import load
         from lora_trainer.models.source import FileSource
         from lora_trainer.train.step.precision import choose_precision
 
         device, _ = default_device()
-        source = FileSource(model, prediction=prediction or None)
+        source = FileSource(model, prediction=None if prediction == AUTO else prediction)
         self.precision = choose_precision("auto", source, device)
         self.bundle = load(source, device, self.precision.base)
 

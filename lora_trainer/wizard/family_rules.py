@@ -83,11 +83,11 @@ def noise(context: RuleContext) -> Iterator[Change]:
 def _flow(loss: LossConfig, family: str) -> Iterator[Change]:
     for name in ("noise_offset", "multires_noise_iterations"):
         if value := getattr(loss, name):
-            because = say("Rectified flow starts from plain noise and knows dark and bright by itself.")
+            because = say("Rectified flow starts from plain noise and knows dark and bright by itself, without {value}.", value=value)
             yield Change(f"loss.{name}", type(value)(0), because)
     for name in SNR_WEIGHTS:
         if value := getattr(loss, name):
-            because = say("It is made for models that predict the noise or v; this one is rectified flow.")
+            because = say("{value} is made for models that predict the noise or v; this one is rectified flow.", value=value)
             yield Change(f"loss.{name}", type(value)(0), because)
     if family == "sdxl" and loss.discrete_flow_shift == 1.0:
         because = say("SDXL models of rectified flow are trained with a shift of 2 to 3.5: large pictures need more noise.")

@@ -16,7 +16,7 @@ from lora_trainer.models.source import FileSource
 from tests.host.data_folder import info_of, tree
 
 CPU = torch.device("cpu")
-NO_FLAGS = {"v2": None, "v_parameterization": None, "zero_terminal_snr": None}
+NO_FLAGS = {"v2": None, "prediction": "auto", "v_parameterization": None, "zero_terminal_snr": None}
 
 
 @pytest.fixture(scope="module", params=["sd2", "sdxl"])

@@ -193,5 +193,5 @@ class LossConfig:
         above=0.0,
         high=100.0,
         group="Timesteps",
-        when={"model.prediction": ("", "flow")},
+        when={"model.prediction": ("auto", "flow")},
     )

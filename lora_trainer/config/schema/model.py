@@ -50,11 +50,11 @@ class ModelConfig:
         kind="hidden",
     )
     prediction: str = param(
-        "",
+        "auto",
         "Prediction type",
         "What the model was trained to predict. Only where the file does not tell, as many files of rectified flow do not; "
         "what contradicts the file is refused.",
-        choices={"": "As detected (usual)", "epsilon": "The noise (epsilon)", "v": "v-prediction", "flow": "Rectified flow"},
+        choices={"auto": "As detected (usual)", "epsilon": "The noise (epsilon)", "v": "v-prediction", "flow": "Rectified flow"},
     )
     v_parameterization: bool | None = param(
         None,

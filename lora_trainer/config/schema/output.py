@@ -50,7 +50,7 @@ class SampleConfig:
         "Only for models of rectified flow, where the prompt does not say it with --fs: above 1 more of the steps are spent on much noise.",
         above=0.0,
         high=100.0,
-        when={"model.prediction": ("", "flow")},
+        when={"model.prediction": ("auto", "flow")},
     )
 
 

@@ -88,9 +88,9 @@ class ModelFacts:
         v2: bool | None = None,
         v_parameterization: bool | None = None,
         zero_terminal_snr: bool | None = None,
-        prediction: str = "",
+        prediction: str = prediction_type.AUTO,
     ) -> ModelFacts:
-        """The facts with the user's flags (None, "": not set). Raises ModelError for a flag that contradicts the model."""
+        """The facts with the user's flags (None, "auto": not set). Raises ModelError for a flag that contradicts the model."""
         return self.with_given(prediction_type.GivenFlags(v2, v_parameterization, zero_terminal_snr, prediction))
 
     def with_given(self, flags: Flags) -> ModelFacts:

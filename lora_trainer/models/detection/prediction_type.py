@@ -36,7 +36,7 @@ PREDICTION_NAMES = {
     **{name.replace("_", sign): FLOW for name in FLOW_NAMES for sign in "_- "},
 }
 """What files call a prediction type -> "epsilon", "v" or "flow"."""
-KINDS = ("epsilon", "v", FLOW)
+KINDS, AUTO = ("epsilon", "v", FLOW), "auto"
 V_NAME = re.compile(r"(?<![a-z])(v[-_ ]?pred(iction)?|v[-_ ]?parameteri[sz]ation)(?![a-z])", re.IGNORECASE)
 FLOW_PATH = re.compile("rectified", re.IGNORECASE)
 """The word in an SDXL checkpoint's path by which Forge Neo draws it as rectified flow."""
@@ -135,7 +135,7 @@ def distillation_name(marks: FileMarks) -> str:
 
 
 class Flags(Protocol):
-    """What the user says about a model, as in a config's [model]; None or "": nothing."""
+    """What the user says about a model, as in a config's [model]; None or "auto": nothing."""
 
     @property
     def v2(self) -> bool | None: ...
@@ -154,21 +154,21 @@ class GivenFlags:
     v2: bool | None = None
     v_parameterization: bool | None = None
     zero_terminal_snr: bool | None = None
-    prediction: str = ""
+    prediction: str = AUTO
 
 
 def told_kind(flags: Flags) -> str:
     """The prediction type that the user gives by either option; "" for neither. Raises ModelError where both are given and disagree."""
     by_flag = "" if flags.v_parameterization is None else "v" if flags.v_parameterization else "epsilon"
-    agrees = flags.prediction == by_flag or (by_flag == "epsilon" and flags.prediction == FLOW)
-    if flags.prediction and by_flag and not agrees:
+    told = "" if flags.prediction == AUTO else flags.prediction
+    if told and by_flag and told != by_flag and (told, by_flag) != (FLOW, "epsilon"):
         raise ModelError(
             "the model is to predict {kind}, but v_parameterization says otherwise.",
-            kind=flags.prediction,
+            kind=told,
             path="model.v_parameterization",
             fix="Leave it out: model.prediction says the same in one word.",
         )
-    return flags.prediction or by_flag
+    return told or by_flag
 
 
 def apply_flags(detected: PredictionType, family_v2: bool, label: str, flags: Flags) -> PredictionType:
@@ -182,7 +182,7 @@ def apply_flags(detected: PredictionType, family_v2: bool, label: str, flags: Fl
     told = told_kind(flags)
     kind = told or detected.kind
     if kind != detected.kind and detected.is_marked and (kind, detected.kind) != (FLOW, "epsilon"):
-        name = "prediction" if flags.prediction else "v_parameterization"
+        name = "v_parameterization" if flags.prediction == AUTO else "prediction"
         raise ModelError(
             "the model predicts {kind} ({because}), but {option} says otherwise.",
             kind=detected.kind,
