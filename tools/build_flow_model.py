@@ -39,7 +39,7 @@ from tools.toy_model import drawing, export  # noqa: E402
 from tools.toy_model.vae import share_of_rate  # noqa: E402
 
 NAME = "toy-sd15-rectified-flow"
-RATE, BATCH, AVERAGED, WAYS, SAMPLE_SHIFT = 8e-4, 24, 0.99, 2, 1.0
+RATE, BATCH, AVERAGED, WAYS, SAMPLE_SHIFT = 8e-4, 16, 0.99, 2, 1.0
 CPU = torch.device("cpu")
 OBJECTIVE = FlowMatching()
 
@@ -49,8 +49,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="a few steps")
-    parser.add_argument("--steps", type=int, default=1400)
-    parser.add_argument("--pictures", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--pictures", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
