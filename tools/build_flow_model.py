@@ -33,9 +33,8 @@ from lora_trainer.models.load import load  # noqa: E402
 from lora_trainer.models.prediction_kinds import FLOW  # noqa: E402
 from lora_trainer.models.source import FileSource  # noqa: E402
 from lora_trainer.models.tokenize import tokenize  # noqa: E402
-from lora_trainer.train.inputs import vae  # noqa: E402
 from tools.build_toy_model import PROMPTS  # noqa: E402
-from tools.toy_model import drawing, export  # noqa: E402
+from tools.toy_model import drawing, export, vae  # noqa: E402
 from tools.toy_model.vae import share_of_rate  # noqa: E402
 
 NAME = "toy-sd15-rectified-flow"
@@ -49,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="a few steps")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--pictures", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
@@ -76,10 +75,12 @@ def build(out: Path, *, pictures: int, steps: int, seed: int = 0) -> Path:
 
 @torch.no_grad()
 def _latents(bundle: ModelBundle, scenes: list[drawing.Scene]) -> Tensor:
-    encoded = []
-    for start in range(0, len(scenes), 16):
-        drawn = [drawing.draw_scene(scene, start + place) for place, scene in enumerate(scenes[start : start + 16])]
-        encoded.append(vae.encode(bundle, torch.from_numpy(drawing.as_pixels(drawn))))
+    encoded, narrow = [], vae.new_vae()
+    narrow.load_state_dict(export.narrowed(bundle.vae, narrow))
+    narrow.eval()
+    for start in range(0, len(scenes), 32):
+        drawn = [drawing.draw_scene(scene, start + place) for place, scene in enumerate(scenes[start : start + 32])]
+        encoded.append(vae.encode(narrow, torch.from_numpy(drawing.as_pixels(drawn))) * vae.FACTOR)
     return torch.cat(encoded)
 
 

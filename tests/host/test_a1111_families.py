@@ -170,6 +170,8 @@ def test_where_a_host_would_draw_a_flow_wrong_it_is_said_and_previews_are_ours(t
     assert facts.notes(known, "model") == ()
     drawn_so = attrs.evolve(told, host_prediction="flow")
     assert facts.draws_alike(drawn_so) and facts.notes(drawn_so, "model") == ()
+    (message,) = facts.notes(attrs.evolve(known, host_prediction="flow"), "model")
+    assert "Rename" in str(message)
     with pytest.raises(ModelError, match="rectified flow"):
         known.with_flags(SimpleNamespace(**NO_FLAGS | {"prediction": "flow", "zero_terminal_snr": True}))
 

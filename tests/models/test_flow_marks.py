@@ -10,7 +10,7 @@ from lora_trainer.config.build import build
 from lora_trainer.errors import ModelError
 from lora_trainer.models.detection.detect import inspect, inspect_with_flags
 from lora_trainer.models.files import diffusers_folder
-from tests.models.test_detect import V, header, sparse
+from tests.models.test_detect import ZERO, V, header, sparse
 
 __all__ = ["header"]
 
@@ -41,12 +41,13 @@ def test_the_word_in_the_path_tells_it_of_sdxl_alone_as_forge_neo_reads_it(tmp_p
     assert inspect(sparse(path, header("sd1"))).prediction == "epsilon"
 
 
-def test_the_word_in_the_path_wins_over_epsilon_in_a_header_and_not_over_v(tmp_path, header):
+def test_the_word_in_the_path_wins_over_marks_that_a_model_kept_from_another(tmp_path, header):
     path = tmp_path / "rectified.safetensors"
     assert inspect(sparse(path, header("sdxl"), {"modelspec.prediction_type": "epsilon"})).prediction == "flow"
     path.with_suffix(".yaml").write_text("target: x.EpsScaling\n", encoding="utf-8")
     assert inspect(path).prediction == "flow"
-    assert inspect(sparse(path, {**header("sdxl"), **V})).prediction == "v"
+    facts = inspect(sparse(path, {**header("sdxl"), **V, **ZERO}))
+    assert (facts.prediction, facts.zero_terminal_snr) == ("flow", False)
 
 
 def test_a_folder_with_a_scheduler_of_flow_matching_is_one(tmp_path):

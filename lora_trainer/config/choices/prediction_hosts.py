@@ -24,6 +24,16 @@ def flow_not_drawn(title: str) -> Message:
     )
 
 
+def drawn_as_flow(title: str, prediction: str) -> Message:
+    """What to expect where a WebUI samples another model as one of rectified flow."""
+    return say(
+        'The WebUI draws {title} as a model of rectified flow, because of the word "rectified" in its path, and it is trained as one that '
+        "predicts {kind}: previews are drawn by the trainer's own sampler. Rename the file or its folder to have the WebUI draw it right.",
+        title=title,
+        kind=prediction,
+    )
+
+
 def prediction_warning(prediction: str, family: str, checkpoint: Path, host: str) -> Message | None:
     """The warning before a model is trained in a WebUI that cannot draw it; None where it can, and outside WebUIs."""
     if prediction != FLOW or (host not in HOSTS and host != NEO):

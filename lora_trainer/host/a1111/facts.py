@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from lora_trainer.config.choices.prediction_hosts import flow_not_drawn
+from lora_trainer.config.choices.prediction_hosts import drawn_as_flow, flow_not_drawn
 from lora_trainer.errors import ModelError
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
@@ -76,7 +76,7 @@ def notes(facts: HostModelFacts, title: str, flags: Flags | None = None) -> tupl
 
     kind, messages = facts.prediction.kind, []
     if not draws_alike(facts):
-        messages.append(flow_not_drawn(title))
+        messages.append(flow_not_drawn(title) if kind == FLOW else drawn_as_flow(title, kind))
     elif facts.prediction.sure and facts.host_prediction != kind:
         messages.append(
             say(

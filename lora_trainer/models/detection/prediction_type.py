@@ -82,7 +82,10 @@ def read_yaml_beside(path: Path) -> str:
 
 
 def detect_prediction(marks: FileMarks, family: str) -> PredictionType:
-    """What a model predicts by its keys, else yaml, header, hash, path, name, else the family's default."""
+    """What a model predicts by its keys, else yaml, header, hash, name, else the family's default.
+
+    The word in an SDXL model's path wins over them, as in Forge Neo: such models are made of others, whose marks they keep.
+    """
     zero = (
         ZERO_SNR_KEY in marks.keys
         or _is_set(marks.metadata, "zero_terminal_snr")
@@ -91,7 +94,7 @@ def detect_prediction(marks: FileMarks, family: str) -> PredictionType:
     kind, reason, sure, is_marked = _detect_kind(marks, family)
     if zero and kind == "epsilon" and not is_marked:
         kind, reason, sure, is_marked = "v", say("its mark of zero terminal SNR, with which only v can be predicted"), True, True
-    if kind == "epsilon" and family == "sdxl" and FLOW_PATH.search(marks.path):
+    if kind != FLOW and family == "sdxl" and FLOW_PATH.search(marks.path):
         kind, reason, sure, is_marked = FLOW, say('the word "rectified" in its path, by which Forge Neo draws it so too'), True, False
     return PredictionType(kind, reason, sure, is_marked, zero and kind == "v")
 
