@@ -111,7 +111,7 @@ class Forge:
 
     def __init__(self, tree: Path, state: dict) -> None:
         sys.argv = [sys.argv[0], *self.flags]
-        sys.path[:0] = [str(tree), str(tree / "packages_3rdparty")]
+        sys.path[:0] = [str(tree), str(tree / "packages_3rdparty"), str(tree / "modules_forge" / "packages")]
         self.state = state
         self.restored = True
         self.unet = types.SimpleNamespace(

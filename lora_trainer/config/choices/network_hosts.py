@@ -19,6 +19,7 @@ ALL, PARTLY, NO = "all", "partly", "no"
 _OUTPUT_AXIS = say("It computes the magnitude over outputs in another way than DoRA defines it: pictures differ from those in training.")
 _LAST_NORM = say("AUTOMATIC1111 reads all norm layers but the U-Net's last one.")
 _FORGE_OFT = say("Forge has no reader for OFT: the file would change nothing.")
+_NEO_OFT = say("Forge Neo reads OFT without its rescaling, and takes its limit for a narrower one.")
 _REFORGE_OFT = say("reForge reads OFT without its limit and its rescaling, and at other strengths than 1 it turns too far or too little.")
 
 SUPPORT: Mapping[str, Mapping[str, tuple[str, Message | None]]] = {
@@ -29,8 +30,8 @@ SUPPORT: Mapping[str, Mapping[str, tuple[str, Message | None]]] = {
     "full": {},
     "norm": {"a1111": (PARTLY, _LAST_NORM)},
     "dora": {},
-    "dora_out": {"a1111": (PARTLY, _OUTPUT_AXIS), "forge": (PARTLY, _OUTPUT_AXIS), "reforge": (PARTLY, _OUTPUT_AXIS)},
-    "oft": {"forge": (NO, _FORGE_OFT), "reforge": (PARTLY, _REFORGE_OFT)},
+    "dora_out": {"a1111": (PARTLY, _OUTPUT_AXIS), "forge": (PARTLY, _OUTPUT_AXIS), "reforge": (PARTLY, _OUTPUT_AXIS), "neo": (PARTLY, _OUTPUT_AXIS)},
+    "oft": {"forge": (NO, _FORGE_OFT), "reforge": (PARTLY, _REFORGE_OFT), "neo": (PARTLY, _NEO_OFT)},
 }
 """Kind of a file -> host -> (how much of it the host reads, reason not all of it); a host that is missing reads all of it."""
 UNTESTED = (PARTLY, say("This program does not train it, and it was not tested."))

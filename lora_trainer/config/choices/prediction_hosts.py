@@ -36,7 +36,7 @@ def drawn_as_flow(title: str, prediction: str) -> Message:
 
 def prediction_warning(prediction: str, family: str, checkpoint: Path, host: str) -> Message | None:
     """The warning before a model is trained in a WebUI that cannot draw it; None where it can, and outside WebUIs."""
-    if prediction != FLOW or (host not in HOSTS and host != NEO):
+    if prediction != FLOW or host not in HOSTS:
         return None
     if host == NEO and family == NEO_FAMILY and NEO_WORD in str(checkpoint).lower():
         return None
