@@ -15,6 +15,7 @@ from lora_trainer.host.a1111 import facts, model
 from lora_trainer.models import layout
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
+from lora_trainer.train.previews.preview_prompts import SampleRequest
 from tests.host.data_folder import info_of, tree
 
 CPU = torch.device("cpu")
@@ -168,6 +169,9 @@ def test_where_a_host_would_draw_a_flow_wrong_it_is_said_and_previews_are_ours(t
     (message,) = facts.notes(told, "model")
     assert "trainer's own sampler" in str(message) and "Forge Neo" in str(message)
     assert facts.notes(known, "model") == ()
+    request = SampleRequest("a vase", sampler="ddim", flow_shift=2.0)
+    assert facts.drawable(request, told) == attrs.evolve(request, sampler="euler")
+    assert facts.drawable(request, known) is request and facts.drawable(request, None) is request
     drawn_so = attrs.evolve(told, host_prediction="flow")
     assert facts.draws_alike(drawn_so) and facts.notes(drawn_so, "model") == ()
     (message,) = facts.notes(attrs.evolve(known, host_prediction="flow"), "model")

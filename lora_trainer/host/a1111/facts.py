@@ -10,6 +10,7 @@ import attrs
 
 from lora_trainer.config.choices.prediction_hosts import drawn_as_flow, flow_not_drawn
 from lora_trainer.errors import ModelError
+from lora_trainer.host.base import PictureRequest
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection import detect
@@ -67,6 +68,13 @@ def from_checkpoint(info: Any, family: str, host_prediction: str, *, host_zero_s
 def draws_alike(facts: HostModelFacts) -> bool:
     """Whether the host samples along the model's path: both along that of rectified flow, or neither."""
     return (facts.prediction.kind == FLOW) == (facts.host_prediction == FLOW)
+
+
+def drawable(request: PictureRequest, facts: HostModelFacts | None) -> PictureRequest:
+    """The request as the host can draw it: its DDIM knows no rectified flow, along which Euler takes the same steps as DDIM."""
+    if facts is None or facts.prediction.kind != FLOW or request.sampler != "ddim":
+        return request
+    return attrs.evolve(request, sampler="euler")  # type: ignore[type-var]  # a protocol that only an attrs class fulfils
 
 
 def notes(facts: HostModelFacts, title: str, flags: Flags | None = None) -> tuple[Message, ...]:

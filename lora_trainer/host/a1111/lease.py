@@ -212,7 +212,9 @@ class A1111Lease:
     ) -> Image | None:
         """An image as txt2img draws it, on the lent checkpoint whatever the user has chosen since."""
         try:
-            return draw_preview(self._variant.drawing, self._pin, request, write_weights, weight, control)
+            return draw_preview(
+                self._variant.drawing, self._pin, facts.drawable(request, self._model_facts), write_weights, weight, control
+            )
         finally:
             self._recover_model()
 
