@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 EXCUSED = pytest.StashKey[bool]()
 WORKER_GB = 6.0
 """Memory for one worker and the programs that its tests start (measured: 4.7 for the worker alone, 9 with all pages that several share)."""
-MINUTES = 45
+MINUTES = 40
 """What the fast tests take in one process (measured on one core of a server)."""
 
 

@@ -21,7 +21,7 @@ CHECKS = {}
 A1111_ONLY = set()
 """Checks of what another host does not have: layers' own backups of weights, a VAE chosen by itself, ways of holding a model."""
 NETWORK_TABLES = ("available_networks", "available_network_aliases", "networks_in_memory")
-REQUEST = SampleRequest("a red circle", width=64, height=64, seed=3, cfg=5, steps=6, sampler="euler")
+REQUEST = SampleRequest("a red circle", width=64, height=64, seed=3, cfg=5, steps=6, sampler="euler", clip_skip=0)  # 0: as the host is set
 
 
 def check(function):

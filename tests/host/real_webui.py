@@ -133,6 +133,7 @@ def variables(tree, data):
         "HF_HOME": str(data / "hf"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",  # several divide a sum differently when the machine is busy: runs would differ in their last bits
         "PYTHONUNBUFFERED": "1",
     }
     kept = {key: value for key, value in os.environ.items() if key not in ("COMMANDLINE_ARGS", "PYTHONPATH", "VIRTUAL_ENV")}
