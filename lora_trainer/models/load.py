@@ -24,6 +24,7 @@ from lora_trainer.models.detection.probe import probe_prediction
 from lora_trainer.models.families import family as family_called
 from lora_trainer.models.files import diffusers_folder, tensor_file
 from lora_trainer.models.files.vae_file import LDM, check_vae, find_vae_file
+from lora_trainer.models.noise_schedule import schedule_for
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
 INITIAL_VALUES = {
@@ -171,7 +172,8 @@ def _build(
     for part, text_encoder in zip(text_parts, text_encoders, strict=True):
         _assign_tensors(text_encoder, parts[part], source.path, place, dtype)
     unet_dtype = next(unet.parameters()).dtype
-    alphas = family.noise_schedule.alphas_cumprod(zero_terminal_snr=source.zero_terminal_snr).to(device)
+    schedule = schedule_for(source.prediction, family.noise_schedule)
+    alphas = schedule.alphas_cumprod(zero_terminal_snr=source.zero_terminal_snr).to(device)
     bundle = ModelBundle(
         family,
         unet,

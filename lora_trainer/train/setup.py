@@ -47,6 +47,7 @@ from lora_trainer.train.inputs.examples import LatentViews
 from lora_trainer.train.memory import eight_bit
 from lora_trainer.train.outputs import metadata
 from lora_trainer.train.outputs.ema import EmaWeights
+from lora_trainer.train.planning.flow_checks import require_fitting_options
 from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
 from lora_trainer.train.step import attention
@@ -73,6 +74,7 @@ def prepare(
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     require_step(lease.device, precision.base)
     bundle = eight_bit.load_bundle(lease.source, lease.device, precision.base, fp8=config.memory.fp8_base_unet)
+    require_fitting_options(config, bundle.prediction, preview_prompts(config))
     vae.set_precision(bundle, config.memory.vae_precision)
     attention_name, notes = attention.choose(config.memory.attention, bundle, lease.attention)
     base_weights = read_base_weights(config.network.base_weights, config.network.base_weights_multiplier)
@@ -262,6 +264,7 @@ def preview_defaults(config: TrainConfig) -> SampleRequest:
         height=multiple_of_8(height),
         seed=config.seed,
         sampler=config.sample.sampler,
+        flow_shift=config.sample.flow_shift,
         clip_skip=config.model.clip_skip,
         max_token_length=config.model.max_token_length,
     )
@@ -272,7 +275,9 @@ def preview_prompts(config: TrainConfig) -> Prompts:
     return read_prompts(effective.prompt_lines(config), config.sample.prompt_file, preview_defaults(config))
 
 
-def header_options(config: TrainConfig, plan: TrainingPlan, data_config: DataConfig, precision: str) -> dict[str, Any]:
+def header_options(
+    config: TrainConfig, plan: TrainingPlan, data_config: DataConfig, precision: str, prediction: str = "epsilon"
+) -> dict[str, Any]:
     """Metadata of the options: `ss_` key without the prefix -> value; `data_config` is that of the first dataset."""
     return {
         "learning_rate": config.optimizer.learning_rate,
@@ -295,7 +300,7 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data_config: DataCon
         "max_token_length": config.model.max_token_length,
         "cache_latents": config.data.cache_latents,
         "seed": config.seed,
-        **metadata.loss_metadata(config.loss),
+        **metadata.loss_metadata(config.loss, prediction),
         **metadata.validation_metadata(config.validate),
         "network_args": None,
         **{name: getattr(data_config, name) for name in metadata.DATASET_OPTIONS},

@@ -13,6 +13,7 @@ from lora_trainer.config import effective
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, value_at
 from lora_trainer.config.choices.network_hosts import support_warning
+from lora_trainer.config.choices.prediction_hosts import prediction_warning
 from lora_trainer.config.files import read_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
@@ -68,7 +69,7 @@ def check_config(
         problems = [*problems, *error.problems]
     plan, warnings = EMPTY_PLAN | {"network": network}, []
     if dataset is not None and network is not None:
-        warnings = _early_warnings(config, dataset, host)
+        warnings = [*_early_warnings(config, dataset, host), *_prediction_warnings(config, facts, host)]
         try:
             training_plan = _make_plan(config, dataset, facts, machine_of(host))
             plan = training_plan.to_json() | {"network": network}
@@ -165,6 +166,13 @@ def _early_warnings(config: TrainConfig, dataset: TrainingDataset, host: Host) -
     network_types = {"network.type": config.network.type, **({"network.train_norm": "norm"} if config.network.train_norm else {})}
     doubts = {path: support_warning(kind, host.name, config.network.dora_axis) for path, kind in network_types.items()}
     return [*(_warning_json(path, message) for path, message in doubts.items() if message is not None), *warnings]
+
+
+def _prediction_warnings(config: TrainConfig, facts: ModelFacts | None, host: Host) -> list[Any]:
+    message = None
+    if facts is not None and (path := _or_none(lambda: model_path(config, host))) is not None:
+        message = prediction_warning(facts.prediction, facts.family, path, host.name)
+    return [] if message is None else [_warning_json("model.pretrained_model_name_or_path", message)]
 
 
 def _warning_json(path: str, message: Message) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.files import expand_user, read_regular
 from lora_trainer.messages import Message, say
 
-NUMBER_OPTIONS = {"w": "512", "h": "512", "d": "1", "l": "7.5", "s": "20"}
+NUMBER_OPTIONS = {"w": "512", "h": "512", "d": "1", "l": "7.5", "s": "20", "fs": "3"}
 """Options that take a number, each with an example."""
 OPTIONS = (*NUMBER_OPTIONS, "n", "ss")
-IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")
+IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg")
 """sd-scripts' options for other kinds of models: accepted, without effect."""
 _OPTION = re.compile(r"(?<!\s)\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
 NETWORK_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
@@ -33,6 +33,7 @@ MARK = re.compile(
 MAX_FILE_BYTES = 1 << 20
 """Size limit of prompt files."""
 SEED_RANGE = 2**64
+LEAST_SHIFT = 0.01
 
 
 @attrs.frozen
@@ -52,6 +53,8 @@ class SampleRequest:
     sampler: str = "ddim"
     clip_skip: int = 1
     max_token_length: int = 75
+    flow_shift: float = 3.0
+    """Of the timesteps of a model of rectified flow."""
 
 
 @attrs.frozen
@@ -181,6 +184,7 @@ def _make_request(options: Mapping[str, str], defaults: SampleRequest) -> Sample
         cfg=float(numbers.get("l", defaults.cfg)),
         steps=max(1, min(1000, int(numbers.get("s", defaults.steps)))),
         sampler=sampler,
+        flow_shift=max(LEAST_SHIFT, float(numbers.get("fs", defaults.flow_shift))),
     )
 
 

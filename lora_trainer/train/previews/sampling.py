@@ -18,10 +18,12 @@ from lora_trainer.models import prompt_weights
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
+from lora_trainer.models.prediction_kinds import FLOW
 from lora_trainer.registry import Registry
 from lora_trainer.train.inputs import vae
 from lora_trainer.train.memory import placement
 from lora_trainer.train.previews.dpm_solver import DPMSolver
+from lora_trainer.train.previews.flow_sampling import run_flow_sampler
 from lora_trainer.train.previews.preview_prompts import SampleRequest
 from lora_trainer.train.step.precision import Precision, compute_scope
 
@@ -69,6 +71,8 @@ def draw_latents(
             unconditional, conditional = bundle.family.denoise(bundle, batch, timesteps, conditioning).float().chunk(2)
             return unconditional + first.cfg * (conditional - unconditional)
 
+    if bundle.prediction == FLOW:
+        return run_flow_sampler(first.sampler, noise, first.steps, first.flow_shift, predict, stopping)
     prediction_type = "v_prediction" if bundle.prediction == "v" else "epsilon"
     return run_sampler(
         first.sampler, prediction_type, noise, first.steps, predict, generators, stopping, zero_terminal_snr=bundle.zero_terminal_snr
