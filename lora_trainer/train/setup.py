@@ -45,6 +45,8 @@ from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.examples import LatentViews
 from lora_trainer.train.memory import eight_bit
+from lora_trainer.train.memory.oom import raise_as_out_of_memory
+from lora_trainer.train.memory.placement import LOADING
 from lora_trainer.train.outputs import metadata
 from lora_trainer.train.outputs.ema import EmaWeights
 from lora_trainer.train.planning.flow_checks import require_fitting_options
@@ -200,7 +202,8 @@ def check_optimizer(config: TrainConfig) -> None:
     """Raises TrainerError when the optimizer is not installed, or does not take its arguments or the rates."""
     require_single_rate(config)
     gpu = optimizer_spec(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
-    with_working_optimizer(config, "cuda" if gpu else "cpu")
+    with raise_as_out_of_memory(lambda: config, kind=LOADING):
+        with_working_optimizer(config, "cuda" if gpu else "cpu")
 
 
 def with_working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, list[Warned]]:
