@@ -8,7 +8,7 @@ import pytest
 
 from lora_trainer.cli.main import main
 from lora_trainer.errors import TrainerError
-from lora_trainer.grid.tags import split_tags
+from lora_trainer.train.previews.prompt_networks import split_tags
 
 
 def status(*words: str) -> int:
