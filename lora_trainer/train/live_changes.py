@@ -15,7 +15,6 @@ from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.trainer import Trainer
 
-
 RISE, NOTICEABLE = 2.0, 0.05
 """A learning rate that becomes so many times as high, by so large a share of the highest, is told."""
 
@@ -55,8 +54,8 @@ class LiveChanges:
         if not step or new < RISE * old or new - old < NOTICEABLE:
             return
         message = say(
-            "The learning rate rises from {before} to {after} at step {step}: the schedule {name} spans the whole run, which is longer now. "
-            "To go on at a low rate, choose the schedule constant and that rate.",
+            "The learning rate rises from {before} to {after} at step {step}: the schedule {name} spans the whole run, which is longer "
+            "now. To go on at a low rate, choose the schedule constant and that rate.",
             before=f"{old * highest:.2g}",
             after=f"{new * highest:.2g}",
             step=step,
