@@ -109,7 +109,7 @@ def run(
         yield Started(progress.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), rank.world_size)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from early_warnings(config, dataset, lease.checkpoint)
-        networks = PromptNetworks.of_run(config, host.paths())
+        networks = setup.preview_networks(config, host.paths())
         yield from (Warned(note, "sample.prompts") for note in network_notes(setup.preview_prompts(config), networks, lease))
         if rank.is_main and (disk_warning := check_disk(names.folder, names.name, progress.plan)) is not None:
             yield Warned(disk_warning, "save.output_dir")

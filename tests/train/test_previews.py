@@ -171,7 +171,7 @@ def test_a_network_of_another_model_leaves_its_picture_out_and_the_run_goes_on(t
     wrong = tmp_path / "loras" / "wrong.safetensors"
     wrong.parent.mkdir()
     save_file({f"lora_unet_mid_block_{part}": torch.ones(2, 2) for part in ("x.lora_down.weight", "x.lora_up.weight")}, wrong)
-    prompts = [f"moon <lora:wrong:1> {SMALL}", f"star <lora:small:much> {SMALL}", f"sun {SMALL}"]
+    prompts = [f"moon <lora:wrong:1> {SMALL}", f"star <lora:wrong:much> {SMALL}", f"sun {SMALL}"]
     events = events_of(small_config(tmp_path, sample__prompts=prompts, sample__at_first=False, **SHORT), tmp_path)
     assert drawn(events) == [(step, 2, "sun") for step in (1, 2)] and isinstance(events[-1], Finished)
     assert sum("was left out" in text and "wrong.safetensors" in text for text in warnings(events)) == 2

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import attrs
 
-from lora_trainer.config import effective
-from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
-from lora_trainer.host.base import HostPaths, Lease
+from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
 from lora_trainer.train.previews.preview_prompts import NETWORK_TAG, Prompts
 
@@ -44,14 +42,6 @@ class PromptNetworks:
     folders: tuple[Path, ...]
     lora_dir: Path
     own_name: str = ""
-
-    @classmethod
-    def of_run(cls, config: TrainConfig, paths: HostPaths) -> PromptNetworks:
-        """Those of a run's previews: as `sample` finds them, with the run's output folder and the folders of its network files."""
-        network = config.network
-        files = [Path(file).parent for file in (network.network_weights, *network.base_weights) if file]
-        output = Path(config.save.output_dir) if config.save.output_dir else paths.lora_dir
-        return cls((Path(), output, *files), paths.lora_dir, effective.output_name(config))
 
     def find(self, name: str) -> Path | None:
         """The file NAME.safetensors."""
