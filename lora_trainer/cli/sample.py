@@ -74,7 +74,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
     notes += [
-        say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
+        say(
+            "no file was found for {tag}, so it is drawn as words: give --lora FILE:WEIGHT, for example --lora mika.safetensors:0.8",
+            tag=tag,
+        )
         for tag in NETWORK_TAG.findall(f"{prompt} {args.negative}")
     ]
     if marks := MARK.findall(f"{args.prompt} {args.negative}"):
@@ -137,7 +140,7 @@ class ImageSampler:
                 yield picture
 
 
-def split_weight(text: str) -> tuple[Path, float]:
+def split_weight(text: str, argument: str = "--lora") -> tuple[Path, float]:
     """(path, weight) of FILE[:WEIGHT]; a drive letter's colon belongs to the file. Raises ConfigError if the weight is not a number."""
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
@@ -146,7 +149,7 @@ def split_weight(text: str) -> tuple[Path, float]:
         return Path(head), finite_number(tail)
     except ValueError:
         raise usage_error(
-            "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
+            argument, say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
         ) from None
 
 
