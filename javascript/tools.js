@@ -19,7 +19,7 @@
 
   /* ---- information about a file ---- */
 
-  const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
+  const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge", neo: "Forge Neo" };
   const loadLine = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
   /** Pictures of a file's data set; times their repeats they are the examples of an epoch. */
   LT.picturesWords = ({ pictures, examples }) =>

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,12 @@ def clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     folder = assets.clip_vocabulary()
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77)
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    options = {"pad_token": "<|endoftext|>", "model_max_length": 77}
+    if "vocab_file" in signature(CLIPTokenizer.__init__).parameters:
+        return CLIPTokenizer(str(vocabulary), str(merges), **options)
+    pairs = [tuple(line.split()) for line in merges.read_text(encoding="utf-8").splitlines()[1:] if line]  # transformers 5
+    return CLIPTokenizer(json.loads(vocabulary.read_text(encoding="utf-8")), pairs, **options)
 
 
 def _read_live(source: LiveSource) -> _LoadedParts:

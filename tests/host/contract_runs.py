@@ -58,7 +58,7 @@ class Run:
         pictures = few_pictures(self.folder / "pictures")
         self.config = build(
             {
-                "model": {"pretrained_model_name_or_path": ""},
+                "model": {"pretrained_model_name_or_path": "", "clip_skip": world.host.clip_skip()},  # as the tab's form has it
                 "data": {"train_data_dir": str(pictures / "train"), "resolution": 64, "batch_size": 1, "enable_bucket": False},
                 "network": {"dim": 4, "alpha": 4},
                 "steps": {"max_train_steps": STEPS},
@@ -371,6 +371,20 @@ def conditioning_of_a_caption_equals_the_hosts(world):
                 )
         assert len(worst) >= 4
         assert max(worst.values()) < 1e-5, worst
+
+
+@only_in_a_real_host
+def run_whose_model_is_unloaded_by_a_button_or_a_program_goes_on_exactly(world):
+    """Neither asks for the queue: Forge Neo then drops its model, the others move it off the device."""
+    unload = world.modules.sd_models.unload_model_weights
+    with untouched(world, but=["files"]):
+        plain = Run(world, "kept", **previews()).go()
+        robbed = Run(world, "robbed", at={3: lambda run: unload()}, **previews()).go()
+        assert (robbed.count("Stepped"), robbed.count("Sampled")) == (STEPS, 4)
+        assert plain.weights() == robbed.weights()
+        assert [(robbed.folder / event.path).read_bytes() for event in robbed.events if type(event).__name__ == "Sampled"] == [
+            (plain.folder / event.path).read_bytes() for event in plain.events if type(event).__name__ == "Sampled"
+        ]
 
 
 @only_in_a_real_host

@@ -35,14 +35,14 @@ def test_a_file_is_told_and_another_is_made_of_it(real: Server, open_page: Page,
     page = opened(real, open_page, lora)
     page.get_by_role("button", name="Look at it").click()
     seen, told = page.locator(".lt-tooltold").first, page.locator(".lt-tooltold").last
-    seen.get_by_text("sks moon").wait_for(timeout=20_000)
+    seen.get_by_text("sks moon").wait_for(timeout=120_000)
     assert "216 fit the model, 0 do not" in seen.inner_text() and "Forge" in seen.inner_text()
     page.locator(".lt-tools").get_by_label("Rank", exact=True).fill("2")
     page.get_by_role("button", name="Make the new file").click()
-    told.get_by_text("Written to").wait_for(timeout=30_000)
+    told.get_by_text("Written to").wait_for(timeout=120_000)
     assert lora.with_name("moon-r2.safetensors").is_file()
     page.get_by_role("button", name="Make the new file").click()
-    told.get_by_text("exists already").wait_for(timeout=20_000)
+    told.get_by_text("exists already").wait_for(timeout=120_000)
 
 
 def test_a_strength_that_webuis_do_not_read_is_told_and_the_converted_file_offered(real: Server, open_page: Page, tmp_path: Path):
@@ -52,16 +52,16 @@ def test_a_strength_that_webuis_do_not_read_is_told_and_the_converted_file_offer
     page = opened(real, open_page, write(tmp_path / "sun.safetensors", state, header))
     page.get_by_role("button", name="Look at it").click()
     seen = page.locator(".lt-tooltold").first
-    seen.get_by_text("at strength 1").wait_for(timeout=20_000)
+    seen.get_by_text("at strength 1").wait_for(timeout=120_000)
     page.get_by_role("button", name="Make the file that WebUIs read").click()
-    seen.get_by_text("Written to").wait_for(timeout=30_000)
+    seen.get_by_text("Written to").wait_for(timeout=120_000)
     assert verify(tmp_path / "sun-kohya.safetensors").notes == ()
 
 
 def test_train_again_brings_the_files_settings_into_the_form(real: Server, open_page: Page, lora: Path):
     page = opened(real, open_page, lora)
     page.get_by_role("button", name="Train again like this file").click()
-    page.get_by_text("keys of").wait_for(timeout=20_000)
+    page.get_by_text("keys of").wait_for(timeout=120_000)
     assert page.evaluate("[LoraTrainer.value('network.dim'), LoraTrainer.value('data.trigger_word')]") == [4, "sks moon"]
 
 
@@ -96,5 +96,5 @@ def test_a_wrong_file_is_refused_in_words_on_a_narrow_chinese_page(real: Server,
     (tmp_path / "bad.safetensors").write_bytes(b"")
     page = opened(real, open_page, tmp_path / "bad.safetensors", lang="zh_CN", width=390, height=800)
     page.get_by_role("button", name="查看").click()
-    page.locator(".lt-tooltold .lt-problem").wait_for(timeout=20_000)
+    page.locator(".lt-tooltold .lt-problem").wait_for(timeout=120_000)
     assert page.evaluate("document.documentElement.scrollWidth <= 390")

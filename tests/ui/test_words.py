@@ -93,7 +93,7 @@ def test_language_is_switched_in_the_tab_kept_and_the_form_with_it(mika: Callabl
     page.evaluate("LoraTrainer.set({'network.dim': 7})")
     assert page.locator('[data-path="network.dim"] input').input_value() == "7"
     page.reload()
-    page.wait_for_selector("[data-ready=true]", timeout=60_000)
+    page.wait_for_selector("[data-ready=true]", timeout=120_000)
     assert step.inner_text() == "训练"  # although the address names English
     page.get_by_role("button", name="English").click()
     page.wait_for_function("document.querySelector('#lora_trainer_step_train .lt-stepname').innerText === 'Train'")

@@ -62,8 +62,9 @@ def from_checkpoint(info: Any, family: str, host_prediction: str, *, host_zero_s
     return HostModelFacts(family, prediction, row.size_for(prediction.kind) if is_native else size, host_prediction, host_zero_snr)
 
 
-def notes(facts: HostModelFacts, title: str) -> tuple[Message, ...]:
-    """Messages for the user when the host samples the model with the wrong prediction type or without zero terminal SNR."""
+def notes(facts: HostModelFacts, title: str, flags: Flags | None = None) -> tuple[Message, ...]:
+    """Messages for the user when the host samples the model with the wrong prediction type, without zero terminal SNR, or with another
+    clip skip than the config's (`flags`)."""
     from modules import shared
 
     kind, messages = facts.prediction.kind, []
@@ -86,7 +87,21 @@ def notes(facts: HostModelFacts, title: str) -> tuple[Message, ...]:
                 title=title,
             )
         )
-    return tuple(messages)
+    trained = getattr(flags, "clip_skip", None)
+    return (*messages, *(() if trained is None else _clip_skip_note(facts.family, trained, int(shared.opts.CLIP_stop_at_last_layers))))
+
+
+def _clip_skip_note(family: str, trained: int, drawn: int) -> tuple[Message, ...]:
+    """A message when a run of a Stable Diffusion 1 model reads its captions with another clip skip than the WebUI's pictures."""
+    if family != "sd1" or trained == drawn:
+        return ()
+    message = say(
+        "This run reads captions with clip skip {trained}, and so do its previews; the WebUI is set to draw with {drawn}. Set its "
+        '"Clip skip" to {trained} when you use the network.',
+        trained=trained,
+        drawn=drawn,
+    )
+    return (message,)
 
 
 def family_of(sd_model: Any) -> str:

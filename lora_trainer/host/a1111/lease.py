@@ -113,7 +113,7 @@ def _lend_model(
     )
     source = file_source(pin, model_facts) if not_shared else shared_source(sd_model, variant, model_facts)
     lease = A1111Lease(turn, pin, source, lets_through, variant, model_facts)
-    fact_notes = () if model_facts is None else facts.notes(model_facts, lease.title)
+    fact_notes = () if model_facts is None else facts.notes(model_facts, lease.title, flags)
     lease.notes = (*([not_shared] if not_shared else []), *fact_notes, *holding.notes(variant.replacement.name))
     return lease
 

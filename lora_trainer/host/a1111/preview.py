@@ -242,7 +242,7 @@ def _unregister(name: str) -> None:
     from modules import cache
 
     networks = host_model.networks_module()
-    networks.networks_in_memory.pop(name, None)
+    getattr(networks, "networks_in_memory", {}).pop(name, None)  # Forge Neo keeps none
     for table in (networks.available_networks, networks.available_network_aliases, networks.available_network_hash_lookup):
         for key in [key for key, entry in table.items() if entry.name == name]:
             del table[key]

@@ -21,6 +21,7 @@ from lora_trainer.models.noise_schedule import SCALED_LINEAR
 from lora_trainer.registry import Registry
 from lora_trainer.train.inputs import vae
 from lora_trainer.train.memory import placement
+from lora_trainer.train.previews.dpm_solver import DPMSolver
 from lora_trainer.train.previews.preview_prompts import SampleRequest
 from lora_trainer.train.step.precision import Precision, compute_scope
 
@@ -131,6 +132,8 @@ def with_zero_terminal_snr(scheduler: Any) -> Any:
 
     The last alpha is 2**-24 instead of 0, since the samplers divide by it.
     """
+    if isinstance(scheduler, DPMSolver):
+        return DPMSolver(with_zero_terminal_snr(scheduler.levels), scheduler.prediction_type)
     if isinstance(scheduler, LinearMultistep):
         return LinearMultistep(with_zero_terminal_snr(scheduler.euler), scheduler.prediction_type)
     alphas = SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True).double().clamp(min=2.0**-24)
@@ -207,9 +210,8 @@ def dpmsolver(prediction_type: str) -> Any:
     """DPM-Solver-2, multistep (Lu et al. 2022)."""
     from diffusers.schedulers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(
-        **NOISE_SCHEDULE, algorithm_type="dpmsolver", final_sigmas_type="sigma_min", prediction_type=prediction_type
-    )
+    levels = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, final_sigmas_type="sigma_min", prediction_type=prediction_type)
+    return DPMSolver(levels, prediction_type)
 
 
 @SAMPLERS.add("dpmsolver++", "DPM-Solver++", max_steps=999)
