@@ -30,7 +30,7 @@ class ReferenceLoop:
         """One training step on one picture."""
         latents, text = self._next()
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(0, len(self.alphas), (len(latents),))
+        timesteps = torch.randint(0, len(self.alphas), (len(latents),), device=latents.device)
         kept = self.alphas[timesteps].view(-1, 1, 1, 1)
         noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
         predicted = self._predict(noisy, timesteps, text)
@@ -42,7 +42,7 @@ class ReferenceLoop:
     def bare(self) -> Callable[[], None]:
         """Forward and backward of one picture with the LoRA on, ready to be called; gradients are left on the parameters."""
         latents, text = self._next()
-        timesteps, towards = torch.tensor([500] * len(latents)), torch.ones_like(latents)
+        timesteps, towards = torch.tensor([500] * len(latents), device=latents.device), torch.ones_like(latents)
 
         def forward_and_backward() -> None:
             self._predict(latents, timesteps, text).backward(towards)

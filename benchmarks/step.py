@@ -150,10 +150,10 @@ class Turns:
 
 
 class HoldingHost(StandaloneHost):
-    """Holds a model in memory already, as a WebUI does: the run shares its tensors with the reference."""
+    """Holds a model in memory already, as a WebUI does: the run shares its tensors with the reference, on the device where they are."""
 
     def __init__(self, root: Path, held: LiveSource) -> None:
-        super().__init__(root)
+        super().__init__(root, device=str(next(iter(held.unet_state.values())).device))
         self.held = held
 
     @contextmanager
@@ -222,8 +222,8 @@ def bare(source: LiveSource, latents: Tensor, texts: Tensor) -> tuple[Callable[[
     return forward_and_backward, forget
 
 
-def configured(shape: Shape, folder: Path, steps: int) -> TrainConfig:
-    """The settings of the reference, and two grey pictures to train on."""
+def configured(shape: Shape, folder: Path, steps: int, **memory: Any) -> TrainConfig:
+    """The settings of the reference, with those of [memory] that are given, and two grey pictures to train on."""
     pictures = folder / "20_sks pictures"
     pictures.mkdir(parents=True)
     for number in range(PICTURES):
@@ -236,6 +236,7 @@ def configured(shape: Shape, folder: Path, steps: int) -> TrainConfig:
             "schedule": {"type": "constant"},
             "steps": {"max_train_steps": steps},
             "save": {"output_dir": str(folder / "output"), "every_n_epochs": 0},
+            "memory": memory,
         }
     )
 

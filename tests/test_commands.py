@@ -189,6 +189,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
 
 ELSEWHERE = {
     "python3 standalone.py test": "is the run of this test itself",
+    "python3 standalone.py tool benchmarks.on_card": "is a step of CI of its own",
     "accelerate launch --multi_gpu --num_processes 2 -m lora_trainer train CONFIG.toml": "needs two GPUs",
     "python -m torch.distributed.run --nnodes 2 --nproc_per_node 1 --node_rank 0 --master_addr 192.168.1.10 --master_port 29500"
     " -m lora_trainer train CONFIG.toml": "needs two machines",

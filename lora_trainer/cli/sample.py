@@ -84,7 +84,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
     notes += [
-        say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
+        say(
+            "no file was found for {tag}, so it is drawn as words: give --lora FILE:WEIGHT, for example --lora mika.safetensors:0.8",
+            tag=tag,
+        )
         for tag in NETWORK_TAG.findall(f"{prompt} {args.negative}")
     ]
     if marks := MARK.findall(f"{args.prompt} {args.negative}"):
@@ -111,32 +114,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _networks_in_prompt(prompt: str, folders: Iterable[Path]) -> tuple[str, list[tuple[Path, float]], list[Message]]:
     """The prompt without <lora:NAME:WEIGHT>, their files with the weights, and a note for each: as a WebUI and `grid` read them."""
-    from lora_trainer.grid.tags import TAG, split_tags
+    from lora_trainer.train.previews.prompt_networks import PromptNetworks
 
-    found: list[tuple[Path, float]] = []
-    notes = []
-    for tag in [match.group(0) for match in TAG.finditer(prompt)]:
-        ((name, weight),) = split_tags(tag)[1]
-        path = _find_network(name, folders)
-        if path is not None:
-            found.append((path, weight))
-            notes.append(say("{tag} is read as --lora {file}:{weight}", tag=tag, file=str(path), weight=f"{weight:g}"))
-            prompt = prompt.replace(tag, " ", 1)
-    return (" ".join(prompt.split()) if found else prompt), found, notes
-
-
-def _find_network(name: str, folders: Iterable[Path]) -> Path | None:
-    """A network's file by its name: in these folders and the working one, then anywhere in the folder of networks."""
-    from lora_trainer.grid.files import find_lora
-
-    if Path(name).name == name:
-        for folder in (Path(), *(folder if folder.is_dir() else folder.parent for folder in folders)):
-            if (path := folder / f"{name}.safetensors").is_file():
-                return path
-    try:
-        return find_lora(name, [host().paths().lora_dir])
-    except TrainerError:
-        return None
+    near = (Path(), *(folder if folder.is_dir() else folder.parent for folder in folders))
+    read = PromptNetworks(near, host().paths().lora_dir).read(prompt)
+    notes = [
+        say("{tag} is read as --lora {file}:{weight}", tag=tag, file=str(path), weight=f"{weight:g}") for tag, path, weight in read.networks
+    ]
+    return read.text, [(path, weight) for _, path, weight in read.networks], notes
 
 
 class ImageSampler:
@@ -165,7 +150,7 @@ class ImageSampler:
                 yield picture
 
 
-def split_weight(text: str) -> tuple[Path, float]:
+def split_weight(text: str, argument: str = "--lora") -> tuple[Path, float]:
     """(path, weight) of FILE[:WEIGHT]; a drive letter's colon belongs to the file. Raises ConfigError if the weight is not a number."""
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
@@ -174,7 +159,7 @@ def split_weight(text: str) -> tuple[Path, float]:
         return Path(head), finite_number(tail)
     except ValueError:
         raise usage_error(
-            "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
+            argument, say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
         ) from None
 
 

@@ -30,7 +30,7 @@ from lora_trainer.data.captions import plain_caption
 from lora_trainer.data.sources.blueprint import largest_resolution
 from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
-from lora_trainer.host.base import Host, Lease, find_checkpoint, find_vae
+from lora_trainer.host.base import Host, HostPaths, Lease, find_checkpoint, find_vae
 from lora_trainer.host.devices import require_step
 from lora_trainer.messages import say
 from lora_trainer.models.bundle import ModelBundle
@@ -45,11 +45,14 @@ from lora_trainer.train.inputs.caption_encoder import CaptionEncoder
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.inputs.examples import LatentViews
 from lora_trainer.train.memory import eight_bit
+from lora_trainer.train.memory.oom import raise_as_out_of_memory
+from lora_trainer.train.memory.placement import LOADING
 from lora_trainer.train.outputs import metadata
 from lora_trainer.train.outputs.ema import EmaWeights
 from lora_trainer.train.planning.flow_checks import require_fitting_options
 from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
+from lora_trainer.train.previews.prompt_networks import PromptNetworks
 from lora_trainer.train.step import attention
 from lora_trainer.train.step.compiling import CompiledBlocks
 from lora_trainer.train.step.precision import Precision, choose_precision, make_scaler
@@ -200,7 +203,8 @@ def check_optimizer(config: TrainConfig) -> None:
     """Raises TrainerError when the optimizer is not installed, or does not take its arguments or the rates."""
     require_single_rate(config)
     gpu = optimizer_spec(config.optimizer.type).package == "bitsandbytes" and torch.cuda.is_available()
-    with_working_optimizer(config, "cuda" if gpu else "cpu")
+    with raise_as_out_of_memory(lambda: config, kind=LOADING):
+        with_working_optimizer(config, "cuda" if gpu else "cpu")
 
 
 def with_working_optimizer(config: TrainConfig, device: str) -> tuple[TrainConfig, list[Warned]]:
@@ -273,6 +277,14 @@ def preview_defaults(config: TrainConfig) -> SampleRequest:
 def preview_prompts(config: TrainConfig) -> Prompts:
     """The preview prompts of a config; reads its prompt file anew."""
     return read_prompts(effective.prompt_lines(config), config.sample.prompt_file, preview_defaults(config))
+
+
+def preview_networks(config: TrainConfig, paths: HostPaths) -> PromptNetworks:
+    """Where networks that preview prompts name are looked for: as by `sample`, with the folders of the run's own files."""
+    network = config.network
+    files = [Path(file).parent for file in (network.network_weights, *network.base_weights) if file]
+    output = Path(config.save.output_dir) if config.save.output_dir else paths.lora_dir
+    return PromptNetworks((Path(), output, *files), paths.lora_dir, effective.output_name(config))
 
 
 def header_options(

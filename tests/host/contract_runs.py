@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import attrs
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -101,6 +102,30 @@ def run_with_previews_gives_the_same_file_as_a_run_without(world):
     assert plain.count("Stepped") == drawn.count("Stepped") == STEPS
     assert (plain.count("Sampled"), drawn.count("Sampled")) == (0, 4)
     assert plain.weights() == drawn.weights()
+
+
+@check
+def network_named_in_a_preview_prompt_is_used_beside_the_one_that_is_trained(world):
+    options = "--w 64 --h 64 --d 3 --l 5 --s 6"
+    prompts = [f"a red circle {tag} {options}" for tag in ("<lora:mark:1>", "<lora:beside:1>", "<lora:nobody:1>")]
+    with untouched(world, but=["files"]):
+        sample = {"prompts": prompts, "every_n_steps": STEPS, "sampler": "euler"}
+        run = Run(world, "beside", sample=sample, optimizer={"learning_rate": 0.02}).go()
+        plain = Run(world, "alone", optimizer={"learning_rate": 0.02}).go()
+    assert run.weights() == plain.weights()
+    notes = [event.message.text() for event in run.events if type(event).__name__ == "Warned" and event.path == "sample.prompts"]
+    assert [note.partition(":")[0] for note in notes] == ["prompt 2", "prompt 3"], notes
+    drawn = [Image.open(run.folder / event.path).convert("RGB").tobytes() for event in run.events if type(event).__name__ == "Sampled"]
+    target = world.loras / "beside.safetensors"
+    shutil.copy(run.output / "beside.safetensors", target)
+    world.host.refresh_networks()
+    try:
+        both, trained = (world.generate(f"a red circle{tag}<lora:beside:1>") for tag in (" <lora:mark:1>", ""))
+    finally:
+        target.unlink()
+        world.host.refresh_networks()
+    assert drawn[0] == world.generate("a red circle <lora:mark:1>") and drawn[3] == both
+    assert drawn[4] == trained and both != trained
 
 
 @check

@@ -23,10 +23,15 @@ SAMPLERS = ("ddim", "ddpm", "pndm", "lms", "heun", "euler", "euler_a", "dpmsolve
 
 
 def called_by_us() -> str:
-    """The innermost line of lora_trainer that is running; "" where there is none, or where a package imports another one below it."""
-    frames = traceback.extract_stack()
+    """The innermost line of lora_trainer that is running; "" where there is none, or where what is below it is not for it to change.
+
+    That is a package that imports another one, or that itself calls compiled code which warns (diffusers calls numpy).
+    """
+    frames = [frame for frame in traceback.extract_stack() if frame.filename not in (__file__, warnings.__file__, logging.__file__)]
     ours = [index for index, frame in enumerate(frames) if frame.filename.startswith(OURS)]
     if not ours or any("importlib" in frame.filename for frame in frames[ours[-1] :]):
+        return ""
+    if ours[-1] < len(frames) - 1 and not re.search(r"warn|deprecate", frames[-1].line or "warn"):
         return ""
     frame = frames[ours[-1]]
     return f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
@@ -72,7 +77,7 @@ def plant() -> None:
     encode = SD1.encode_text
 
     def encode_text(*words: Any) -> Any:
-        deprecate("a planted call", "99.0", "Nobody calls it.", standard_warn=False)
+        deprecate("a call", "99.0", "A planted call is deprecated.", standard_warn=False)
         log.get_logger("transformers.planted").warning("A planted option is deprecated.")
         return encode(*words)
 
@@ -91,8 +96,9 @@ def work(folder: Path) -> None:
         "optimizer__type": "AdaFactor",
         "memory__gradient_checkpointing": True,
         "save__state_every_n_steps": 1,
-        "sample__prompts": [f"moon --w 64 --h 64 --s 4 --ss {name}" for name in SAMPLERS],
+        "sample__prompts": [f"moon --w 64 --h 64 --s 2 --ss {name}" for name in SAMPLERS],
         "sample__every_n_steps": 2,
+        "sample__at_first": False,
         "validate__fraction": 0.2,
     }
     config = small_config(folder / "sd1", **changes, steps__max_train_steps=2)

@@ -379,3 +379,10 @@ def test_a_full_card_is_no_reason_against_an_attention_or_an_optimizer(monkeypat
     monkeypatch.setattr(torch.optim.AdamW, "step", full)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         optimizers.probe("AdamW", {})
+
+
+def test_memory_that_lacks_before_anything_is_loaded_is_told_with_a_remedy(tmp_path):
+    """The optimizer is tried out first, on the card where it needs one."""
+    with pytest.raises(OutOfMemory) as caught:
+        under(Allocations(room=1000), StandaloneHost(tmp_path), short_config(tmp_path), tmp_path)
+    assert caught.value.problems[0].fix.text()

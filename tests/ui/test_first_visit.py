@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,3 +103,15 @@ def test_the_list_fits_the_window_in_both_languages(open_page: Page, made_up: tu
     page.evaluate("LoraTrainer.goToStep('settings')")
     page.locator(".lt-applied").first.wait_for(timeout=120_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("lang", ["en", "zh_CN"])
+def test_on_a_phone_what_was_filled_in_stands_above_the_form_and_the_plan_below_it(open_page: Page, made_up: tuple[str, World], lang: str):
+    page = first(open_page, made_up, lang=lang, width=390, height=844)
+    page.evaluate("LoraTrainer.goToStep('settings')")
+    page.locator(".lt-applied").first.wait_for(timeout=10_000)
+    parts = (".lt-settings .lt-suggest", ".lt-settings .lt-left", ".lt-settings .lt-plan", ".lt-settings .lt-start")
+    boxes = [page.locator(part).bounding_box() for part in parts]
+    tops = [box["y"] for box in boxes]
+    assert tops == sorted(tops) and all(box["y"] + box["height"] <= below["y"] for box, below in itertools.pairwise(boxes))
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)

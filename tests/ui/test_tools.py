@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lora_trainer import assets
 from lora_trainer.network_tools.verify import verify
@@ -62,6 +63,33 @@ def test_train_again_brings_the_files_settings_into_the_form(real: Server, open_
     page.get_by_role("button", name="Train again like this file").click()
     page.get_by_text("keys of").wait_for(timeout=120_000)
     assert page.evaluate("[LoraTrainer.value('network.dim'), LoraTrainer.value('data.trigger_word')]") == [4, "sks moon"]
+
+
+@pytest.mark.parametrize("lang", ["en", "zh_CN"])
+def test_layers_that_differ_by_rounding_alone_are_counted_and_left_out_where_that_is_ticked(
+    real: Server, open_page: Page, tmp_path: Path, lang: str
+):
+    """A checkpoint in float32 against its own bf16 copy, one layer of which was trained."""
+    state = load_file(assets.toy_checkpoint())
+    trained = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q.weight"
+    save_file({key: tensor.float() * 1.001 for key, tensor in state.items()}, tmp_path / "base.safetensors")
+    tuned = {key: (tensor.float() * 1.001 + (0.5 if key == trained else 0)).bfloat16() for key, tensor in state.items()}
+    save_file(tuned, tmp_path / "tuned.safetensors")
+    page = opened(real, open_page, tmp_path / "base.safetensors", lang, width=390, height=844)
+    words = {
+        "en": ("Extract", "Checkpoint after training", "Leave out layers", "Make the new file", "were left out"),
+        "zh_CN": ("提取", "训练后的大模型", "略过仅因舍入而不同的层", "生成新文件", "已略过"),
+    }[lang]
+    tools, told = page.locator(".lt-tools"), page.locator(".lt-tooltold").last
+    tools.get_by_text(words[0], exact=True).first.click()
+    tools.get_by_label(words[1]).fill(str(tmp_path / "tuned.safetensors"))
+    box = tools.get_by_label(words[2])
+    assert not box.is_checked() and page.evaluate("document.documentElement.scrollWidth <= 390")
+    box.check()
+    page.get_by_role("button", name=words[3]).click()
+    told.get_by_text(words[4]).wait_for(timeout=60_000)
+    written = load_file(tmp_path / "base-extracted.safetensors")
+    assert {key.partition(".")[0] for key in written} == {"lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"}
 
 
 def test_a_wrong_file_is_refused_in_words_on_a_narrow_chinese_page(real: Server, open_page: Page, tmp_path: Path):

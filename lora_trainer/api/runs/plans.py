@@ -154,15 +154,15 @@ def _make_plan(config: TrainConfig, dataset: TrainingDataset, facts: ModelFacts 
 
 
 def _early_warnings(config: TrainConfig, dataset: TrainingDataset, host: Host) -> list[Any]:
-    from lora_trainer.host.standalone import StandaloneHost
     from lora_trainer.train.planning.preflight import early_warnings
-    from lora_trainer.train.previews.preview_prompts import network_tag_notes
-    from lora_trainer.train.setup import preview_prompts
+    from lora_trainer.train.previews.prompt_networks import notes_of_host, notes_of_trainer
+    from lora_trainer.train.setup import preview_networks, preview_prompts
 
     checkpoint = _or_none(lambda: model_path(config, host)) or Path()
     warnings = [_warning_json(warned.path, warned.message) for warned in early_warnings(config, dataset, checkpoint)]
-    if host.name == StandaloneHost.name:
-        warnings += [_warning_json("sample.prompts", note) for note in network_tag_notes(preview_prompts(config))]
+    notes = notes_of_trainer if host.name == "standalone" or effective.uses_own_process(config) else notes_of_host
+    networks = preview_networks(config, host.paths())
+    warnings += [_warning_json("sample.prompts", note) for note in notes(preview_prompts(config), networks)]
     network_types = {"network.type": config.network.type, **({"network.train_norm": "norm"} if config.network.train_norm else {})}
     doubts = {path: support_warning(kind, host.name, config.network.dora_axis) for path, kind in network_types.items()}
     return [*(_warning_json(path, message) for path, message in doubts.items() if message is not None), *warnings]

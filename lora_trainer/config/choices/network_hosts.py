@@ -30,7 +30,12 @@ SUPPORT: Mapping[str, Mapping[str, tuple[str, Message | None]]] = {
     "full": {},
     "norm": {"a1111": (PARTLY, _LAST_NORM)},
     "dora": {},
-    "dora_out": {"a1111": (PARTLY, _OUTPUT_AXIS), "forge": (PARTLY, _OUTPUT_AXIS), "reforge": (PARTLY, _OUTPUT_AXIS), "neo": (PARTLY, _OUTPUT_AXIS)},
+    "dora_out": {
+        "a1111": (PARTLY, _OUTPUT_AXIS),
+        "forge": (PARTLY, _OUTPUT_AXIS),
+        "reforge": (PARTLY, _OUTPUT_AXIS),
+        "neo": (PARTLY, _OUTPUT_AXIS),
+    },
     "oft": {"forge": (NO, _FORGE_OFT), "reforge": (PARTLY, _REFORGE_OFT), "neo": (PARTLY, _NEO_OFT)},
 }
 """Kind of a file -> host -> (how much of it the host reads, reason not all of it); a host that is missing reads all of it."""

@@ -23,7 +23,7 @@ IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg")
 """sd-scripts' options for other kinds of models: accepted, without effect."""
 _OPTION = re.compile(r"(?<!\s)\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
 NETWORK_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
-"""How a WebUI's prompt names a network; the trainer's own samplers take it for words."""
+"""How a WebUI's prompt names a network; the trainer's own samplers take what `prompt_networks` does not find for words."""
 MARK = re.compile(
     r"(?:^|\s)(--\w\S*"  # two hyphens before what is no option: --7
     r"|[\u2013\u2014]{1,2}\s?(?:[nwhdls]|ss)(?=\s)"  # dashes that an editor made of two hyphens
@@ -87,22 +87,6 @@ def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Pr
             options = " ".join(f"--{name}" for name in unused)
             warnings.append(say("{place}: {options} has no effect on models of this kind.", place=row.source, options=options))
     return Prompts(tuple(requests), tuple(warnings))
-
-
-def network_tag_notes(prompts: Prompts) -> list[Message]:
-    """A note for each prompt that names a network as a WebUI does, for a program that draws its previews itself."""
-    notes = []
-    for index, request in prompts.requests:
-        if tags := NETWORK_TAG.findall(f"{request.prompt} {request.negative}"):
-            notes.append(
-                say(
-                    "prompt {number}: {tags} is read by a WebUI only; here it is drawn as words. Take it out: previews are drawn with the "
-                    "network that is trained, and with network.base_weights.",
-                    number=index + 1,
-                    tags=" ".join(tags),
-                )
-            )
-    return notes
 
 
 def unknown_marks_note(*texts: str) -> Message | None:
