@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata as metadata
 import json
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent
@@ -28,14 +30,30 @@ REFUSED = ROOT / "install_refused.json"  # what pip could not install: not tried
 LASTING = re.compile(r"ResolutionImpossible|No matching distribution|subprocess-exited-with-error|Failed to build")
 PROBE_SECONDS = 0.6
 # requirements.txt has the version to install; an installed one is kept when it is within these bounds.
-ACCEPTED = {"diffusers": ">=0.29,<0.36", "tomlkit": ">=0.12"}
+ACCEPTED = {"diffusers": ">=0.29,<0.43", "cattrs": ">=23.2,<27", "tomlkit": ">=0.12"}
+HOST_REQUIREMENTS = ("requirements_versions.txt", "requirements.txt")  # A1111 and its forks; Forge Neo has the second one only
+
+
+class Unfit(NamedTuple):
+    """A package in a version that does not serve; `pinned`: the version of it that the WebUI installs itself, "" where it names none."""
+
+    name: str
+    version: str
+    accepted: str
+    pinned: str
+
+    @property
+    def has_remedy(self) -> bool:
+        """False where the WebUI would undo any: at its next start it installs the versions of its own requirements again."""
+        return not self.pinned or fits(self.pinned, self.accepted)
 
 
 def required_versions(file: str = REQUIRED) -> dict[str, str]:
-    """Package -> version bounds, from that file."""
+    """Package -> version bounds, from the lines of that file for this Python."""
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
-    matches = (re.match(r"([A-Za-z][\w.-]*)(.*)", line) for line in lines)
-    return {match.group(1): match.group(2).strip() for match in matches if match}
+    matches = (re.match(r"([A-Za-z][\w.-]*)([^;]*)(?:;\s*python_version(.*))?", line) for line in lines)
+    mine = platform.python_version()
+    return {match.group(1): match.group(2).strip() for match in matches if match and fits(mine, (match.group(3) or "").replace('"', ""))}
 
 
 def fits(version: str, bounds: str) -> bool:
@@ -50,18 +68,15 @@ def fits(version: str, bounds: str) -> bool:
     return all(tests[sign](numbers(bound)) for sign, bound in re.findall(r"(==|>=|<)\s*([\w.]+)", bounds))
 
 
-def check_packages() -> tuple[dict[str, str], list[str]]:
-    """(missing packages with their version bounds, a sentence for each one installed in an unsupported version)."""
+def check_packages() -> tuple[dict[str, str], list[Unfit]]:
+    """(missing packages with their version bounds, those installed in a version that does not serve, too old or too new)."""
     missing, unfit = {}, []
     for name, bounds in required_versions().items():
-        try:
-            version = metadata.version(name)
-        except metadata.PackageNotFoundError:
+        accepted = ACCEPTED.get(name, bounds)
+        if not is_installed(name):
             missing[name] = bounds
-        else:
-            accepted = ACCEPTED.get(name, bounds)
-            if not fits(version, accepted):
-                unfit.append(f"{name} {version} is installed, and the trainer needs {name}{accepted}.")
+        elif not fits(metadata.version(name), accepted):
+            unfit.append(Unfit(name, metadata.version(name), accepted, host_pins().get(normalized(name), "")))
     return missing, unfit
 
 
@@ -76,6 +91,28 @@ def is_installed(name: str) -> bool:
     except metadata.PackageNotFoundError:
         return False
     return True
+
+
+def flags() -> list[str]:
+    """The host's command line."""
+    return [*sys.argv[1:], *os.environ.get("COMMANDLINE_ARGS", "").split()]
+
+
+def host_requirements() -> Path | None:
+    """The file of the versions that the host installs; None outside of a host, or where it installs nothing."""
+    folder = next((Path(path) for path in sys.path if (Path(path) / "launch.py").is_file()), None)
+    if folder is None or {"--skip-prepare-environment", "--skip-install"} & set(flags()):
+        return None
+    named = os.environ.get("REQS_FILE")
+    return next((folder / name for name in ([named] if named else HOST_REQUIREMENTS) if (folder / name).is_file()), None)
+
+
+def host_pins() -> dict[str, str]:
+    """Normalized name -> version of the packages that the host installs in one version only. It puts that one back at its next start."""
+    path = host_requirements()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path else []
+    matches = (re.match(r"\s*([A-Za-z][\w.-]*)\s*(?:\[[^]]*\])?\s*===?\s*([\w.+!-]+)", line) for line in lines)
+    return {normalized(match.group(1)): match.group(2) for match in matches if match}
 
 
 def installed_versions() -> dict[str, str]:
@@ -155,7 +192,7 @@ def install_missing(missing: dict[str, str], optimizers: dict[str, str]) -> None
     for bounds, options in [(missing, ""), *(({name: version}, "--no-deps ") for name, version in optimizers.items())]:
         names = ", ".join(bounds)
         if refused.get(names, {}).get("key") == package_key(bounds):
-            report_failure(names, refused[names]["reason"], remedy_for(bounds, options, refused[names]["reason"]))
+            report_failure(names, refused[names]["reason"], what_to_do(bounds, options, refused[names]["reason"]))
             if bounds is missing:
                 return
         elif bounds:
@@ -163,9 +200,9 @@ def install_missing(missing: dict[str, str], optimizers: dict[str, str]) -> None
     address = index_address() if waiting else None
     if address and not is_reachable(address):
         reason = f"{address[0]} cannot be reached (no connection within {PROBE_SECONDS} s); it is tried again at the next start."
-        remedies = [remedy_for(missing, "")] if missing else []
-        remedies += [remedy_for(optimizers, "--no-deps ")] if optimizers else []
-        report_failure(", ".join([*missing, *optimizers]), reason, "\n".join(remedies))
+        commands = [remedy_for(missing, "")] if missing else []
+        commands += [remedy_for(optimizers, "--no-deps ")] if optimizers else []
+        report_failure(", ".join([*missing, *optimizers]), reason, "Remedy: " + "\n".join(commands))
         return
     for bounds, options in waiting:
         if not add_packages(bounds, options) and bounds is missing:
@@ -186,7 +223,7 @@ def add_packages(bounds: dict[str, str], options: str) -> bool:
             reason = failure_reason(str(error))
             if LASTING.search(str(error)):
                 write_refused({**refused, names: {"key": package_key(bounds), "reason": reason}})
-            report_failure(names, reason, remedy_for(bounds, options, reason))
+            report_failure(names, reason, what_to_do(bounds, options, reason))
             return False
     if refused.pop(names, None):
         write_refused(refused)
@@ -205,19 +242,48 @@ def remedy_for(bounds: dict[str, str], options: str, reason: str = "") -> str:
     return f"{python} -m pip install {options}{quoted({**conflicting(reason), **bounds})}"
 
 
-def remedy_for_unfit(lines: list[str]) -> str:
-    """Without what they depend on: only the packages that do not serve are changed."""
-    return remedy_for({name: required_versions()[name] for name in (line.split()[0] for line in lines)}, "--no-deps ")
+def remedy_for_unfit(unfit: list[Unfit]) -> str:
+    """Without what they depend on: only the packages that do not serve are changed, to the host's own version of them where it has one."""
+    return remedy_for({each.name: f"=={each.pinned}" if each.pinned else required_versions()[each.name] for each in unfit}, "--no-deps ")
 
 
-def remedies(missing: dict[str, str], unfit: list[str]) -> list[str]:
-    """The commands for what check_packages found."""
-    reason = read_refused().get(", ".join(missing), {}).get("reason", "")
-    return [*([remedy_for(missing, "", reason)] if missing else []), *([remedy_for_unfit(unfit)] if unfit else [])]
+def remedies(missing: dict[str, str], unfit: list[Unfit]) -> list[str]:
+    """The commands for what check_packages found; none for what the host would undo."""
+    reason, changed = refusal(missing), [each for each in unfit if each.has_remedy]
+    commands = [remedy_for(missing, "", reason)] if missing and not in_the_way(reason) else []
+    return [*commands, *([remedy_for_unfit(changed)] if changed else [])]
+
+
+def lasting_pins(missing: dict[str, str], unfit: list[Unfit]) -> dict[str, str]:
+    """Package -> version that the host would install again: why some of what check_packages found has no remedy."""
+    return in_the_way(refusal(missing)) | {each.name: each.pinned for each in unfit if not each.has_remedy}
+
+
+def refusal(missing: dict[str, str]) -> str:
+    """Why pip could not install these; "" where it was not tried."""
+    return read_refused().get(", ".join(missing), {}).get("reason", "")
+
+
+def in_the_way(reason: str) -> dict[str, str]:
+    """Packages that pip gave as the reason, in the version that the host installs: another one would be gone after its next start."""
+    pins, versions = host_pins(), {normalized(name): version for name, version in installed_versions().items()}
+    names = [normalized(name) for name in conflicting(reason)]
+    return {name: pins[name] for name in names if name in pins and pins[name] == versions.get(name)}
+
+
+def what_to_do(bounds: dict[str, str], options: str, reason: str) -> str:
+    """The remedy, or the sentence that there is none."""
+    pinned = in_the_way(reason)
+    return no_remedy(pinned) if pinned else "Remedy: " + remedy_for(bounds, options, reason)
+
+
+def no_remedy(pinned: dict[str, str]) -> str:
+    versions = ", ".join(f"{name}=={version}" for name, version in pinned.items())
+    return f"No remedy lasts: this WebUI installs {versions} again at its next start. Look for a newer version of LoRA Trainer."
 
 
 def conflicting(reason: str) -> dict[str, str]:
-    """Packages whose installed version pip gave as the reason, with every bound that other installed packages set on them.
+    """Packages whose installed version pip gave as the reason: the host's version, else every bound that installed packages set on them.
 
     Without the bounds pip would take the newest version, and the packages of the WebUI that need an older one would no longer work.
     """
@@ -229,7 +295,8 @@ def conflicting(reason: str) -> dict[str, str]:
             name, bound = (normalized(match.group(1)), match.group(2).replace(" ", "")) if match else ("", "")
             if name in found and "extra" not in requirement.partition(";")[2] and fits(found[name][1], bound):
                 bounds[name].update(part for part in bound.split(",") if part)
-    return {found[name][0]: ",".join(sorted(parts)) for name, parts in bounds.items()}
+    pins = host_pins() if found else {}
+    return {found[name][0]: f"=={pins[name]}" if name in pins else ",".join(sorted(parts)) for name, parts in bounds.items()}
 
 
 def package_key(bounds: dict[str, str]) -> str:
@@ -267,17 +334,22 @@ def failure_reason(output: str) -> str:
     return " ".join(dict.fromkeys(reasons[-6:])) or (lines[-1] if lines else "pip gave no reason")
 
 
-def report_failure(names: str, reason: str, remedy: str) -> None:
-    print(f"LoRA Trainer: {names} could not be added; the WebUI's own packages are as they were. {reason}\nRemedy: {remedy}")
+def report_failure(names: str, reason: str, what_to_do: str) -> None:
+    print(f"LoRA Trainer: {names} could not be added; the WebUI's own packages are as they were. {reason}\n{what_to_do}")
+
+
+def report_unfit(unfit: Unfit) -> None:
+    what_to_do = f"Remedy: {remedy_for_unfit([unfit])}" if unfit.has_remedy else no_remedy({unfit.name: unfit.pinned})
+    installed = f"{unfit.name} {unfit.version} is installed, and the trainer needs {unfit.name}{unfit.accepted}."
+    print(f"LoRA Trainer: {installed} It was left as it is.\n{what_to_do}")
 
 
 def main() -> None:
-    flags = [*sys.argv[1:], *os.environ.get("COMMANDLINE_ARGS", "").split()]
-    if "--skip-install" in flags or os.environ.get("LORA_TRAINER_SKIP_INSTALL") == "1":
+    if "--skip-install" in flags() or os.environ.get("LORA_TRAINER_SKIP_INSTALL") == "1":
         return
     missing, unfit = check_packages()
-    for line in unfit:
-        print(f"LoRA Trainer: {line} It was left as it is.\nRemedy: {remedy_for_unfit([line])}")
+    for each in unfit:
+        report_unfit(each)
     optimizers = missing_optimizers()
     if missing or optimizers:
         install_missing(missing, optimizers)

@@ -7,7 +7,7 @@
 
 On Windows: py -3 standalone.py VERB ...
 
-What may be set:  LORA_TRAINER_PYTHON            the Python 3.11 or 3.10 to build with (a torch that it has is used)
+What may be set:  LORA_TRAINER_PYTHON            the Python 3.11, 3.10 or 3.13 to build with (a torch that it has is used)
                   LORA_TRAINER_VENV              the environment's folder (else .venv beside this file)
                   LORA_TRAINER_TORCH_INDEX_URL   where torch comes from, tried before the index that pip is set up with
                   PIP_INDEX_URL and pip's other settings
@@ -29,7 +29,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-PYTHONS = ("3.11", "3.10")  # 3.12 has no wheels for some of the pinned packages
+PYTHONS = ("3.11", "3.10", "3.13")  # the versions of Forge, A1111 and Forge Neo; none of them pins packages for 3.12
 OLDEST_TORCH = (2, 1)
 STATE = "lora_trainer.json"  # in the environment: only what this file made is ever changed
 PROBE_SECONDS = 10
@@ -38,9 +38,17 @@ TORCH_WHEELS = "https://download.pytorch.org/whl/"
 CUDA_BUILDS = {
     "3.11": (("cu130", 13, 7.5), ("cu126", 0, 0.0)),
     "3.10": (("cu121", 12, 0.0), ("cu118", 0, 0.0)),
+    "3.13": (("cu130", 13, 7.5), ("cu126", 0, 0.0)),
 }
 # GB to download and GB on disk, everything together (measured on Linux; CUDA of 3.11 estimated).
-SIZES = {("3.11", "cpu"): (0.5, 1.9), ("3.11", "cuda"): (3.5, 8.0), ("3.10", "cpu"): (0.5, 1.9), ("3.10", "cuda"): (2.9, 5.5)}
+SIZES = {
+    ("3.11", "cpu"): (0.5, 1.9),
+    ("3.11", "cuda"): (3.5, 8.0),
+    ("3.10", "cpu"): (0.5, 1.9),
+    ("3.10", "cuda"): (2.9, 5.5),
+    ("3.13", "cpu"): (0.5, 1.9),
+    ("3.13", "cuda"): (3.0, 6.0),
+}
 REQUIREMENTS = {
     "run": ["requirements.txt", "requirements-optimizers.txt", "requirements-standalone.txt"]
 }  # the last one includes those before it
@@ -98,7 +106,7 @@ def candidates(version: str) -> list[list[str]]:
 
 
 def find_python() -> tuple[str, str]:
-    """(version, path) of the Python to build with: the one that was named, else 3.11, else 3.10."""
+    """(version, path) of the Python to build with: the one that was named, else the first of PYTHONS that is there."""
     named = os.environ.get("LORA_TRAINER_PYTHON")
     if named:
         found = interpreter([named])
@@ -108,7 +116,7 @@ def find_python() -> tuple[str, str]:
                 "Name the python program itself, or unset the variable. (Debian and Ubuntu: apt-get install python3.11-venv)",
             )
         if found[0] not in PYTHONS:
-            raise SetupError(f"LORA_TRAINER_PYTHON names {named}, a Python {found[0]}; 3.11 or 3.10 is needed.", how_to_get_python())
+            raise SetupError(f"LORA_TRAINER_PYTHON names {named}, a Python {found[0]}; 3.11, 3.10 or 3.13 is needed.", how_to_get_python())
         return found
     for version in PYTHONS:
         for command in candidates(version):
@@ -116,7 +124,7 @@ def find_python() -> tuple[str, str]:
             if found is not None and found[0] == version:
                 return found
     mine = "%d.%d" % sys.version_info[:2]
-    raise SetupError(f"Python 3.11 or 3.10 is needed, and neither was found (this is Python {mine}).", how_to_get_python())
+    raise SetupError(f"Python 3.11 or 3.10 is needed (or 3.13), and none was found (this is Python {mine}).", how_to_get_python())
 
 
 def how_to_get_python() -> str:
@@ -237,6 +245,12 @@ def constraints_file(version: str) -> Path:
     return ROOT / "constraints" / f"py{version.replace('.', '')}.txt"
 
 
+def forced_file(version: str) -> Path | None:
+    """Versions that the host installs against what its other packages ask for: pip takes them last, and without looking."""
+    path = ROOT / "constraints" / f"py{version.replace('.', '')}-forced.txt"
+    return path if path.exists() else None
+
+
 def requirement_files(level: str) -> list[Path]:
     return [ROOT / name for name in REQUIREMENTS[level]]
 
@@ -244,7 +258,8 @@ def requirement_files(level: str) -> list[Path]:
 def fingerprint(version: str, level: str) -> str:
     """Changes when any file changes that says what is installed."""
     digest = hashlib.sha256()
-    for path in (constraints_file(version), *requirement_files(level)):
+    forced = forced_file(version)
+    for path in (constraints_file(version), *([forced] if forced else []), *requirement_files(level)):
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))
     return digest.hexdigest()
 
@@ -317,6 +332,9 @@ def install(folder: Path, level: str, state: dict[str, str]) -> None:
         install_torch(folder, version, constraints)
     quiet = [] if sys.stderr.isatty() else ["-q"]
     pip(folder, "-r", str(requirement_files(level)[-1]), "-c", str(constraints), *quiet)
+    forced = forced_file(version)
+    if forced:
+        pip(folder, "--no-deps", "-r", str(forced), *quiet)
     torch = torch_of(python)
     if torch is None:
         subprocess.run([python, "-I", "-c", "import torch"], stdout=sys.stderr)

@@ -27,6 +27,7 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.infer_config import text_heads
 from lora_trainer.models.detection.prediction_type import V_KEY, ZERO_SNR_KEY
 from lora_trainer.models.files import save
+from lora_trainer.models.text_model import clip_text_model
 
 HEADS = 8
 POOL = 1 << 22
@@ -97,18 +98,16 @@ class Widths:
         return made
 
     def _text(self, text: Text) -> nn.Module:
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-        config = CLIPTextConfig(
-            vocab_size=self.words,
-            hidden_size=text.width,
-            intermediate_size=4 * text.width,
-            num_hidden_layers=text.layers,
-            num_attention_heads=text_heads(text.width),
-            hidden_act=text.activation,
-            projection_dim=text.width,
-        )
-        return CLIPTextModelWithProjection(config) if text.projected else CLIPTextModel(config)
+        config = {
+            "vocab_size": self.words,
+            "hidden_size": text.width,
+            "intermediate_size": 4 * text.width,
+            "num_hidden_layers": text.layers,
+            "num_attention_heads": text_heads(text.width),
+            "hidden_act": text.activation,
+            "projection_dim": text.width,
+        }
+        return clip_text_model(config, projection=text.projected)
 
 
 SD15 = Widths()

@@ -194,7 +194,12 @@
   const FAMILIES = { sd1: "SD 1.x", sd2: "SD 2.x", sdxl: "SDXL" };
   LT.familyName = (family) => FAMILIES[family] || family || "";
   const predictionName = (prediction) =>
-    ({ epsilon: t("the noise, as most models do (epsilon)"), v: t("v-prediction"), v_prediction: t("v-prediction") })[prediction] ||
+    ({
+      epsilon: t("the noise, as most models do (epsilon)"),
+      v: t("v-prediction"),
+      v_prediction: t("v-prediction"),
+      flow: t("rectified flow"),
+    })[prediction] ||
     prediction ||
     "";
 

@@ -19,7 +19,7 @@
 
   /* ---- information about a file ---- */
 
-  const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge" };
+  const HOSTS = { a1111: "AUTOMATIC1111", forge: "Forge", reforge: "reForge", neo: "Forge Neo" };
   const loadLine = (word) => ({ all: t("reads it"), partly: t("reads it in part"), no: t("does not read it") })[word];
   /** Pictures of a file's data set; times their repeats they are the examples of an epoch. */
   LT.picturesWords = ({ pictures, examples }) =>
@@ -115,6 +115,7 @@
         text(t("Rank"), "32"),
         text(t("Rank of convolutions")),
       ];
+      const skip = h("input", { type: "checkbox" });
       return {
         label: t("Extract"),
         hint: t("The first file is the checkpoint before training."),
@@ -122,8 +123,15 @@
           field(t("Checkpoint after training"), tuned),
           field(t("Rank"), rank),
           field(t("Rank of convolutions"), conv, t("Empty: only attention layers.")),
+          field(t("Leave out layers that differ by rounding alone"), skip, t("As between a float32 and a bf16 file.")),
         ],
-        body: (file) => ({ file, tuned: tuned.value.trim(), rank: Number(rank.value) || 32, conv_rank: Number(conv.value) || 0 }),
+        body: (file) => ({
+          file,
+          tuned: tuned.value.trim(),
+          rank: Number(rank.value) || 32,
+          conv_rank: Number(conv.value) || 0,
+          skip_rounding: skip.checked,
+        }),
         suffix: () => "-extracted",
       };
     },
@@ -162,19 +170,25 @@
 
   /* ---- the dialog ---- */
 
+  const roundingWords = (count, leftOut) =>
+    leftOut
+      ? LT.tn(count, "{n} layer that differs by rounding alone was left out.", "{n} layers that differ by rounding alone were left out.")
+      : LT.tn(count, "{n} layer differs by rounding alone.", "{n} layers differ by rounding alone.");
   const wait = (time) => new Promise((resolve) => window.setTimeout(resolve, time));
-  const result = (resultLine) => {
+  const result = (resultLine, body) => {
     const kept =
       resultLine.energy === undefined
         ? ""
         : t("{share} of the squares of the singular values are kept.", { share: LT.percent(resultLine.energy) });
-    return h("div.lt-good", {}, LT.icon("check"), h("span", {}, t("Written to {path}", { path: resultLine.out }), " ", kept));
+    const rounding = resultLine.rounding ? roundingWords(resultLine.rounding, body.skip_rounding) : "";
+    return h("div.lt-good", {}, LT.icon("check"),
+      h("span", {}, [t("Written to {path}", { path: resultLine.out }), kept, rounding].filter(Boolean).join(" ")));
   };
   const run = async (tool, body, output) => {
     const { work } = await LT.post(`network/${tool}`, body);
     for (;;) {
       const job = await LT.get(`network/works/${work}`);
-      if (job.state === "done") return result(job.result);
+      if (job.state === "done") return result(job.result, body);
       if (job.state === "failed") return job.problems.map((problem) => LT.problem(problem));
       LT.fill(output, h("div.lt-muted", {}, job.total ? t("{done} of {total}", job) : t("working…")));
       await wait(POLL);

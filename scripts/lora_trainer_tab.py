@@ -53,24 +53,34 @@ def translate(template: str, **values: object) -> str:
         return template.format(**values)
 
 
-def missing_packages() -> str:
+def package_problems() -> str:
     """What to do about packages that install.py finds missing or unsupported; "" when there are none."""
     spec = importlib.util.spec_from_file_location("lora_trainer_install", ROOT / "install.py")
     install = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(install)
     absent, unfit = install.check_packages()
-    if not absent and not unfit:
-        return ""
-    return translate(
-        "Packages are missing: {names}. Close the WebUI, run the following in a terminal, and start it again:",
-        names=", ".join([*absent, *(line.split()[0] for line in unfit)]),
-    ) + "".join(f"\n\n`{command}`" for command in install.remedies(absent, unfit))
+    sentences = [translate("Packages are missing: {names}.", names=", ".join(absent))] if absent else []
+    for each in unfit:
+        template = "{name} {version} is installed, and LoRA Trainer needs {name}{bounds}."
+        sentences.append(translate(template, name=each.name, version=each.version, bounds=each.accepted))
+    pins = install.lasting_pins(absent, unfit)
+    if pins:
+        sentences.append(
+            translate(
+                "No remedy lasts: this WebUI installs {packages} again at its next start. Look for a newer version of LoRA Trainer.",
+                packages=", ".join(f"{name}=={version}" for name, version in pins.items()),
+            )
+        )
+    commands = install.remedies(absent, unfit)
+    if commands:
+        sentences.append(translate("Close the WebUI, run the following in a terminal, and start it again:"))
+    return "\n\n".join([*sentences, *(f"`{command}`" for command in commands)])
 
 
 def find_problem() -> str:
     """Why this version cannot work in this process; "" when it can."""
     if "lora_trainer" not in sys.modules:
-        return missing_packages() or translate("The package lora_trainer is not in {folder}.", folder=ROOT)
+        return package_problems() or translate("The package lora_trainer is not in {folder}.", folder=ROOT)
     loaded = sys.modules["lora_trainer"]
     if Path(loaded.__file__).resolve().parent != (ROOT / "lora_trainer").resolve():
         return translate("Another extension has a package of the same name: {file}. Disable one of the two.", file=loaded.__file__)
@@ -81,7 +91,7 @@ def find_problem() -> str:
             old=loaded.__version__,
             new=version_on_disk(),
         )
-    return missing_packages()
+    return package_problems()
 
 
 def report() -> str:

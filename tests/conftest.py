@@ -38,7 +38,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 EXCUSED = pytest.StashKey[bool]()
 WORKER_GB = 6.0
 """Memory for one worker and the programs that its tests start (measured: 4.7 for the worker alone, 9 with all pages that several share)."""
-MINUTES = 45
+MINUTES = 40
 """What the fast tests take in one process (measured on one core of a server)."""
 
 
@@ -48,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--order", metavar="SEED", type=int, help="run the files in another order, which the number decides")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """-n auto: a worker for each core that this process may use, as far as memory allows; their threads share the cores."""
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1

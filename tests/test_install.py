@@ -57,6 +57,10 @@ class Host:
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
+    def pin(self, text: str, file: str) -> None:
+        """The requirements that the host itself installs at its start."""
+        (Path(self.environment["PYTHONPATH"]) / file).write_text(text, encoding="utf-8")
+
     def freeze(self) -> set[str]:
         return {f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions(path=[str(self.site)])}
 
@@ -71,7 +75,7 @@ def empty_venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[PackageIndex]:
     index = PackageIndex(tmp_path / "index")
-    for version in ("0.30.3", "0.31.0", "0.35.2", "0.37.1"):
+    for version in ("0.30.3", "0.31.0", "0.37.1", "0.42.1"):
         index.add("diffusers", version, needs=["huggingface_hub>=0.23.2", "zipp>=3.20"])
     for name, version in (("cattrs", "24.1.3"), ("cattrs", "25.3.0"), ("tomlkit", "0.12.0"), ("tomlkit", "0.15.2"), ("zipp", "4.1.2")):
         index.add(name, version)
@@ -92,6 +96,8 @@ def make_host(tmp_path: Path, empty_venv: Path, index: PackageIndex):
     return lambda **packages: Host(tmp_path, empty_venv, index, **packages)
 
 
+DIFFUSERS = "0.31.0" if sys.version_info < (3, 12) else "0.37.1"
+"""What is installed where there is none."""
 A1111 = {"attrs": "26.1.0", "huggingface_hub": "0.36.2", "torch": "2.1.2+cu121"}
 OPTIMIZERS = {"prodigyopt": "1.1.2", "lion_pytorch": "0.2.5", "dadaptation": "3.2", "schedulefree": "1.4.1"}
 BASE = {**A1111, "diffusers": "0.31.0", "cattrs": "24.1.3", "tomlkit": "0.12.0"}
@@ -102,7 +108,7 @@ def test_what_is_missing_is_added_and_no_line_of_the_freeze_changes(make_host) -
     host = make_host(**A1111)
     before = host.freeze()
     said = host.start()
-    added = {"diffusers==0.31.0", "cattrs==24.1.3", "tomlkit==0.12.0", "zipp==4.1.2"}
+    added = {f"diffusers=={DIFFUSERS}", "cattrs==24.1.3", "tomlkit==0.12.0", "zipp==4.1.2"}
     added |= {f"{name}=={version}" for name, version in OPTIMIZERS.items()}
     assert host.freeze() == before | added
     assert all(package.replace("==", " ") in said for package in added)
@@ -110,7 +116,7 @@ def test_what_is_missing_is_added_and_no_line_of_the_freeze_changes(make_host) -
 
 def test_the_hosts_own_pip_call_is_used_with_everything_pinned(make_host) -> None:
     said = make_host(**A1111).start()
-    assert "host's pip: install" in said and '-c "' in said and '"diffusers==0.31.0"' in said
+    assert "host's pip: install" in said and '-c "' in said and f'"diffusers=={DIFFUSERS}"' in said
 
 
 def test_optimizers_come_without_what_they_depend_on_and_one_that_is_there_stays(make_host) -> None:
@@ -136,24 +142,94 @@ def test_optimizer_that_cannot_be_added_keeps_no_other_away_and_is_not_tried_aga
 def test_it_installs_without_a_host_too(make_host) -> None:
     host = make_host(**A1111)
     said = host.start(PYTHONPATH="")
-    assert "host's pip" not in said and "diffusers==0.31.0" in host.freeze()
+    assert "host's pip" not in said and f"diffusers=={DIFFUSERS}" in host.freeze()
 
 
-@pytest.mark.parametrize("version", ["0.29.2", "0.30.3", "0.35.2"])
+@pytest.mark.parametrize("version", ["0.29.2", "0.30.3", "0.35.2", "0.37.1", "0.39.0", "0.42.1"])
 def test_diffusers_that_is_there_and_serves_is_left(make_host, version: str) -> None:
     host = make_host(**{**FULL, "diffusers": version})
     assert host.start() == ""
     assert f"diffusers=={version}" in host.freeze()
 
 
-@pytest.mark.parametrize("version", ["0.28.2", "0.36.0"])
+@pytest.mark.parametrize(("name", "version"), [("cattrs", "25.3.0"), ("cattrs", "26.2.1"), ("tomlkit", "0.15.2"), ("attrs", "27.0.0")])
+def test_newer_package_of_another_extension_is_left(make_host, name: str, version: str) -> None:
+    assert make_host(**{**FULL, name: version}).start() == ""
+
+
+@pytest.mark.parametrize("version", ["0.28.2", "0.43.0", "1.0.0"])
 def test_diffusers_that_does_not_serve_is_left_and_one_remedy_is_told(make_host, version: str) -> None:
     host = make_host(**{**FULL, "diffusers": version})
     before = host.freeze()
     said = host.start()
-    assert f"diffusers {version} is installed" in said and "diffusers>=0.29,<0.36" in said
-    assert said.count("Remedy:") == 1 and f'{host.python} -m pip install --no-deps "diffusers==0.31.0"' in said
+    assert f"diffusers {version} is installed" in said and "diffusers>=0.29,<0.43" in said
+    assert "missing" not in said and "could not be added" not in said
+    assert said.count("Remedy:") == 1 and f'{host.python} -m pip install --no-deps "diffusers=={DIFFUSERS}"' in said
     assert host.freeze() == before and host.index.requests == 0
+
+
+NEO = {"attrs": "26.1.0", "huggingface_hub": "0.36.2", "torch": "2.11.0+cu130", "diffusers": "0.37.1", "tomlkit": "0.12.0"}
+
+
+def test_what_forge_neo_lacks_is_added_and_its_newer_versions_stay(make_host) -> None:
+    host = make_host(**NEO)
+    host.pin("diffusers==0.37.1\nhuggingface-hub==0.36.2\n", "requirements.txt")
+    before = host.freeze()
+    said = host.start()
+    assert host.freeze() == before | {"cattrs==24.1.3", *(f"{name}=={version}" for name, version in OPTIMIZERS.items())}
+    assert "Remedy:" not in said and host.start() == ""
+
+
+@pytest.mark.parametrize("file", ["requirements_versions.txt", "requirements.txt"])
+@pytest.mark.parametrize("installed", ["0.28.2", "0.43.0"])
+def test_remedy_is_the_version_that_the_host_puts_back_itself(make_host, installed: str, file: str) -> None:
+    host = make_host(**{**FULL, "diffusers": installed})
+    host.pin("torch\nDiffusers == 0.37.1  # as the host writes it\n", file)
+    said = host.start()
+    remedy = said.partition("Remedy: ")[2].splitlines()[0]
+    assert remedy == f'{host.python} -m pip install --no-deps "diffusers==0.37.1"'
+    subprocess.run(remedy, shell=True, env=host.environment, check=True, capture_output=True, timeout=120)
+    assert "diffusers==0.37.1" in host.freeze() and host.start() == ""
+
+
+@pytest.mark.parametrize("pinned", ["0.28.2", "0.50.0"])
+def test_version_that_the_host_pins_and_that_does_not_serve_has_no_remedy(make_host, pinned: str) -> None:
+    host = make_host(**{**FULL, "diffusers": pinned})
+    host.pin(f"diffusers=={pinned}\n", "requirements.txt")
+    before = host.freeze()
+    said = host.start()
+    assert f"diffusers {pinned} is installed" in said
+    assert f"No remedy lasts: this WebUI installs diffusers=={pinned} again at its next start" in said
+    assert "pip install" not in said and "Remedy:" not in said and host.freeze() == before
+
+
+def test_other_file_of_requirements_is_read_where_the_host_is_given_one(make_host) -> None:
+    host = make_host(**{**FULL, "diffusers": "0.50.0"})
+    host.pin("diffusers==0.50.0\n", "requirements.txt")
+    host.pin("diffusers==0.37.1\n", "mine.txt")
+    assert '"diffusers==0.37.1"' in host.start(REQS_FILE="mine.txt")
+    assert "No remedy lasts" in host.start(REQS_FILE="")
+
+
+def test_host_that_installs_nothing_undoes_nothing(make_host) -> None:
+    host = make_host(**{**FULL, "diffusers": "0.50.0"})
+    host.pin("diffusers==0.50.0\n", "requirements.txt")
+    assert f'"diffusers=={DIFFUSERS}"' in host.start(COMMANDLINE_ARGS="--skip-prepare-environment")
+
+
+@pytest.mark.parametrize("pinned", ["0.20.3", "0.36.2"])
+def test_conflict_with_a_version_that_the_host_pins_has_a_remedy_only_if_another_one_is_installed(make_host, pinned: str) -> None:
+    host = make_host(**{**A1111, "huggingface_hub": "0.20.3"})
+    host.pin(f"huggingface-hub=={pinned}\n", "requirements_versions.txt")
+    before = host.freeze()
+    said, again = host.start(), host.start()
+    assert host.freeze() == before and again in said
+    if pinned == "0.20.3":
+        assert "No remedy lasts: this WebUI installs huggingface-hub==0.20.3 again" in said and "pip install" not in again
+    else:
+        remedy = again.partition("Remedy: ")[2].splitlines()[0]
+        subprocess.run(remedy, shell=True, env=host.environment, check=True, capture_output=True, timeout=120)
+        assert {"huggingface_hub==0.36.2", f"diffusers=={DIFFUSERS}"} <= host.freeze()
 
 
 def test_conflict_changes_nothing_tells_one_remedy_and_is_not_tried_again(make_host) -> None:
@@ -179,7 +255,7 @@ def test_the_remedy_of_a_conflict_breaks_no_other_package_of_the_host(make_host)
     done = subprocess.run(remedy, shell=True, env=host.environment, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0, done.stderr
     after = host.freeze()
-    assert {"huggingface_hub==0.36.2", "transformers==4.30.2", "torch==2.1.2+cu121", "diffusers==0.31.0"} <= after
+    assert {"huggingface_hub==0.36.2", "transformers==4.30.2", "torch==2.1.2+cu121", f"diffusers=={DIFFUSERS}"} <= after
     assert not any(line.startswith("huggingface_hub==1") for line in after)
 
 
@@ -260,13 +336,13 @@ def test_back_online_it_is_tried_again(make_host) -> None:
     [
         ("0.31.0", "==0.31.0", True),
         ("0.31", "==0.31.0", True),
-        ("0.35.2", ">=0.29,<0.36", True),
-        ("0.36.0.dev0", ">=0.29,<0.36", False),
-        ("0.28.9", ">=0.29,<0.36", False),
+        ("0.42.1", ">=0.29,<0.43", True),
+        ("0.43.0.dev0", ">=0.29,<0.43", False),
+        ("0.28.9", ">=0.29,<0.43", False),
         ("24.1.3", ">=23.2,<25", True),
         ("23.2", ">=23.2,<25", True),
         ("25.0", ">=23.2,<25", False),
-        ("0.100.0", ">=0.29,<0.36", False),
+        ("0.100.0", ">=0.29,<0.43", False),
         ("2.1.2+cu121", ">=2.1.2", True),
         ("1.0", "", True),
     ],
@@ -301,7 +377,7 @@ def test_on_the_real_index_the_pins_of_this_environment_stay_as_they_are(tmp_pat
     names = {line.split("==")[0].replace("-", "_") for line in after - before}
     wanted = {"diffusers", "cattrs", "tomlkit", *(name.replace("-", "_") for name in optimizers)}
     assert wanted <= names <= {*wanted, "importlib_metadata", "zipp", "lazy_importer"}
-    assert "diffusers==0.31.0" in after
+    assert f"diffusers=={DIFFUSERS}" in after
 
 
 def test_preload_adds_its_flag_and_imports_nothing_heavy() -> None:

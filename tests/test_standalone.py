@@ -227,6 +227,19 @@ def test_one_file_or_words_about_processes_are_left_to_pytest(words: list[str]) 
     assert standalone.workers(words) == []
 
 
+def test_version_that_another_package_does_not_accept_is_forced_after_all_others(project: Project) -> None:
+    """A host that puts another torch below gadget than gadget asks for."""
+    project.index.add("picky", "1.0", needs=["gadget<2"])
+    (project.folder / "requirements.txt").write_text("picky\n", encoding="utf-8")
+    for name, text in ((".txt", "torch==2.13.0\ngadget==1.0\npicky==1.0\n"), ("-forced.txt", "gadget==2.0\n")):
+        (project.folder / "constraints" / f"py{MINE.replace('.', '')}{name}").write_text(text, encoding="utf-8")
+    done = project.run("show")
+    assert done.returncode == 0, done.stderr
+    assert (project.packages()["gadget"], project.packages()["picky"]) == ("2.0", "1.0")
+    project.index.requests = 0
+    assert project.run("show").returncode == 0 and project.index.requests == 0
+
+
 def test_changed_constraints_bring_the_environment_up_to_date(project: Project) -> None:
     assert project.run("setup").returncode == 0
     constraints = project.folder / "constraints" / f"py{MINE.replace('.', '')}.txt"
@@ -325,7 +338,7 @@ def test_without_a_fitting_python_the_way_to_one_is_told(monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(standalone.SetupError) as caught:
         standalone.find_python()
-    assert "Python 3.11 or 3.10 is needed" in str(caught.value)
+    assert "Python 3.11 or 3.10 is needed (or 3.13)" in str(caught.value)
     assert "python3.11" in caught.value.fix and "LORA_TRAINER_PYTHON=" in caught.value.fix
 
 
@@ -366,6 +379,8 @@ esac"""
         ("3.11", "12.4", "8.9", "cu126"),  # a driver before 580 runs no CUDA 13
         ("3.10", "12.4", "8.6", "cu121"),
         ("3.10", "11.8", "7.5", "cu118"),
+        ("3.13", "13.0", "8.6", "cu130"),
+        ("3.13", "12.4", "8.9", "cu126"),
     ],
 )
 def test_build_of_torch_fits_card_and_driver(fake_program, python: str, cuda: str, capability: str, build: str) -> None:
@@ -428,8 +443,10 @@ def test_file_is_readable_by_python_38() -> None:
     ast.parse((ROOT / "standalone.py").read_text(encoding="utf-8"), feature_version=(3, 8))
 
 
-def pins(name: str) -> dict[str, str]:
-    lines = (ROOT / "constraints" / name).read_text(encoding="utf-8").splitlines()
+def pins(python: str) -> dict[str, str]:
+    """What standalone.py installs for that Python; of two versions of a package the one that is forced."""
+    files = [standalone.constraints_file(python), *filter(None, [standalone.forced_file(python)])]
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     return {_normal(key): value for key, value in (line.split("==") for line in lines if "==" in line)}
 
 
@@ -441,8 +458,10 @@ def test_constraints_hold_the_versions_of_both_hosts() -> None:
     a1111 = {"torch": "2.1.2", "gradio": "3.41.2", "fastapi": "0.94.0", "transformers": "4.30.2", "accelerate": "0.21.0"}
     forge = {"torch": "2.13.0", "gradio": "4.40.0", "fastapi": "0.104.1", "transformers": "4.46.1", "accelerate": "0.31.0"}
     both = {"diffusers": "0.31.0", "safetensors": "0.4.2", "numpy": "1.26.2", "pillow": "9.5.0", "tomlkit": "0.12.0"}
-    for file, host in (("py310.txt", a1111), ("py311.txt", forge)):
-        assert (host | both).items() <= pins(file).items()
+    neo = {"torch": "2.11.0", "gradio": "4.40.0", "fastapi": "0.127.1", "transformers": "4.56.2", "accelerate": "1.13.0"}
+    neo |= {"diffusers": "0.37.1", "safetensors": "0.7.0", "numpy": "2.3.5", "pillow": "12.2.0", "tomlkit": "0.12.0"}
+    for version, host in (("3.10", a1111 | both), ("3.11", forge | both), ("3.13", neo)):
+        assert host.items() <= pins(version).items()
 
 
 def test_whole_environment_is_pinned() -> None:
@@ -452,7 +471,7 @@ def test_whole_environment_is_pinned() -> None:
     waiting = [
         line for path in standalone.requirement_files("test") for line in path.read_text("utf-8").splitlines() if re.match("[A-Za-z]", line)
     ]
-    pinned, seen = pins(f"py{MINE.replace('.', '')}.txt"), {}
+    pinned, seen = pins(MINE), {}
     while waiting:
         requirement = Requirement(waiting.pop())
         name = _normal(requirement.name)
@@ -471,4 +490,4 @@ def test_documented_optimizers_are_in_the_environment_that_runs_and_not_only_in_
     names = {re.split("[=<>]", line)[0] for line in lines}
     assert {"prodigyopt", "lion-pytorch", "dadaptation", "schedulefree"} <= names
     exact = dict(line.split("==") for line in (ROOT / "requirements-optimizers.txt").read_text("utf-8").splitlines() if "==" in line)
-    assert exact.items() <= pins("py310.txt").items() and exact.items() <= pins("py311.txt").items()
+    assert all(exact.items() <= pins(python).items() for python in standalone.PYTHONS)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from lora_trainer.adapters.base_weights import MergedNetwork
 from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.models.bundle import ModelBundle
 
@@ -15,8 +16,11 @@ from lora_trainer.models.bundle import ModelBundle
 class Adapter(Protocol):
     """What is trained on a frozen model. Its parts ("unet", "text_encoder") and the order of each part's parameters never change."""
 
-    def attach(self, bundle: ModelBundle) -> None:
-        """Puts it on the bundle's modules; their own weights stay as they are. Raises ModelError where a module is missing."""
+    def attach(self, bundle: ModelBundle, others: Sequence[MergedNetwork] = ()) -> None:
+        """Puts it on the bundle's modules, with `others` beside it; their own weights stay as they are.
+
+        Raises ModelError where a module is missing.
+        """
         ...
 
     def detach(self) -> None:

@@ -60,10 +60,13 @@ class NetworkAdapter:
             yield from layers.values()
 
     @torch.inference_mode(False)
-    def attach(self, bundle: ModelBundle) -> None:
-        """Replaces `forward` of each layer's module on the instance; class and weights are not touched."""
+    def attach(self, bundle: ModelBundle, others: Sequence[MergedNetwork] = ()) -> None:
+        """Replaces `forward` of each layer's module on the instance; class and weights are not touched.
+
+        `others` are networks that work as well until it is detached, beside `base_weights`.
+        """
         self.detach()
-        self._merged_model = MergedModel(bundle, self.base_weights)
+        self._merged_model = MergedModel(bundle, (*self.base_weights, *others))
         self._merged_model.attach(bundle, frozenset(row.path for row in self.plan))
         for layer in self.iter_layers():
             module = module_at(bundle, layer.plan.path)

@@ -48,7 +48,7 @@ def option_sections(language: str) -> list[dict[str, Any]]:
 def default_config(model: dict[str, Any]) -> dict[str, Any]:
     """The default config as nested plain values, with the loaded model's clip skip and native size."""
     config = to_mapping(build({}))
-    if model.get("clip_skip") in (1, 2):
+    if model.get("family") == "sd1" and model.get("clip_skip") in (1, 2):  # the others always read the same layer
         config["model"]["clip_skip"] = model["clip_skip"]
     if model.get("native_size"):
         config["data"]["resolution"] = model["native_size"]

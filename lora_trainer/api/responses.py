@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import math
 from collections.abc import Mapping
@@ -48,6 +49,20 @@ class PayloadTooLarge(RequestError):
     """The request's body is too large."""
 
     status = 413
+
+
+class ServerFault(RequestError):
+    """The request was right, or its fault was not found where it was read: the error is the server's."""
+
+    status = 500
+
+
+REFUSED_NAMES = frozenset(
+    getattr(errno, name)
+    for name in ("ENAMETOOLONG", "ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "EACCES", "EPERM", "EINVAL", "ENXIO", "EFBIG", "EROFS", "EILSEQ")
+    if hasattr(errno, name)
+)
+"""What the system says of a file that cannot be used; anything else (a full disk, too many open files) is not the request's fault."""
 
 
 def json_response(content: Any, status: int = 200) -> Response:
@@ -174,10 +189,18 @@ def query_number(request: Request, key: str, default: int) -> int:
     return int(text)
 
 
-def system_error(error: Exception) -> RequestError:
-    """The error for a name or a value in a request that the system refuses: too long, no text, not to be read."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return RequestError("this cannot be used ({reason}).", reason=str(reason)[:200], fix="Check names, paths and values.")
+def file_error(error: OSError) -> RequestError:
+    """The error for a file that the system refuses to use: its name is too long, it may not be read. ServerFault for any other reason."""
+    if error.errno not in REFUSED_NAMES or error.filename is None:
+        return server_fault(error)
+    reason, file = error.strerror or str(error), str(error.filename)[:200]
+    return RequestError("{file} cannot be used ({reason}).", file=file, reason=reason[:200], fix="Check names and paths.")
+
+
+def server_fault(error: BaseException) -> ServerFault:
+    """The error for an exception that nobody expects."""
+    reason = f"{type(error).__name__}: {error}".removesuffix(": ")[:200]
+    return ServerFault("the trainer has failed ({reason}).", reason=reason, fix="Please report this; the console holds the details.")
 
 
 NOT_LOGGED_IN = Problem("", say("You are not logged in."), say("Log in to the WebUI, then load the page again."))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lora_trainer.config.schema import TrainConfig
 
 
-PREDICTIONS = {"epsilon": say("the noise"), "v": "v"}
+PREDICTIONS = {"epsilon": say("the noise"), "v": "v", "flow": say("rectified flow")}
 PHASES = {
     "load": say("loading the model"),
     "captions": say("encoding captions"),

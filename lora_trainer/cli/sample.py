@@ -15,6 +15,8 @@ from lora_trainer.cli.main import as_usage_error
 from lora_trainer.config.choices.samplers import CHOICES, find_sampler
 from lora_trainer.errors import TrainerError
 from lora_trainer.messages import Message, say
+from lora_trainer.models.detection.prediction_type import AUTO, KINDS
+from lora_trainer.models.prediction_kinds import FLOW
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     parser.add_argument("--height", type=int, help=console.translate(say("pixels; without: the width")))
     names = say("one of {names}; sd-scripts' names with k_ too", names=", ".join(CHOICES))
     parser.add_argument("--sampler", default="ddim", metavar="NAME", help=console.translate(names))
+    kinds = say("what the model predicts, where its file does not say it: {names}", names=", ".join(KINDS))
+    parser.add_argument("--prediction", choices=KINDS, default=AUTO, metavar="NAME", help=console.translate(kinds))
+    shift = say("shift of the timesteps, for models of rectified flow")
+    parser.add_argument("--flow-shift", type=finite_number, default=3.0, metavar="NUMBER", help=console.translate(shift))
     parser.add_argument("--clip-skip", type=int, choices=(1, 2), default=1)
     tokens = say("tokens of the prompt that are read; without: all of them")
     parser.add_argument("--max-token-length", type=int, choices=(75, 150, 225), default=0, help=console.translate(tokens))
@@ -49,13 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Draws one picture and prints its path."""
+    from lora_trainer.train.previews.flow_sampling import require_flow_sampler
     from lora_trainer.train.previews.preview_prompts import MARK, NETWORK_TAG, SampleRequest
 
     loras = [split_weight(text) for text in args.lora]
     prompt, in_prompt, notes = _networks_in_prompt(args.prompt, [args.out, *(path.parent for path, _ in loras)])
     loras += in_prompt
     try:
-        model, facts = _check_files(args.model, loras)
+        model, facts = _check_files(args.model, loras, args.prediction)
+        if facts.prediction == FLOW:
+            require_flow_sampler(_sampler(args.sampler))
     except TrainerError as error:
         raise as_usage_error(error) from error
     width = args.width or facts.native_size
@@ -70,11 +79,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         sampler=_sampler(args.sampler),
         clip_skip=args.clip_skip,
         max_token_length=args.max_token_length,
+        flow_shift=_shift(args.flow_shift),
     )
     if not 1 <= args.steps <= 1000:
         raise usage_error("--steps", say("{value} steps cannot be drawn.", value=args.steps), say("Give 1 to 1000."))
     notes += [
-        say("{tag} is not read here, but drawn as words: give --lora FILE:WEIGHT instead, for example --lora mika.safetensors:0.8", tag=tag)
+        say(
+            "no file was found for {tag}, so it is drawn as words: give --lora FILE:WEIGHT, for example --lora mika.safetensors:0.8",
+            tag=tag,
+        )
         for tag in NETWORK_TAG.findall(f"{prompt} {args.negative}")
     ]
     if marks := MARK.findall(f"{args.prompt} {args.negative}"):
@@ -83,7 +96,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for note in notes:
         console.note(say("Note: {message}", message=note))
     target = _target(args.out.absolute(), args.seed)
-    (picture,) = ImageSampler(model).draw_seeds(request, [args.seed], loras)
+    (picture,) = ImageSampler(model, args.prediction).draw_seeds(request, [args.seed], loras)
     target.parent.mkdir(parents=True, exist_ok=True)
     picture.save(target)
     console.line(str(target))
@@ -101,45 +114,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _networks_in_prompt(prompt: str, folders: Iterable[Path]) -> tuple[str, list[tuple[Path, float]], list[Message]]:
     """The prompt without <lora:NAME:WEIGHT>, their files with the weights, and a note for each: as a WebUI and `grid` read them."""
-    from lora_trainer.grid.tags import TAG, split_tags
+    from lora_trainer.train.previews.prompt_networks import PromptNetworks
 
-    found: list[tuple[Path, float]] = []
-    notes = []
-    for tag in [match.group(0) for match in TAG.finditer(prompt)]:
-        ((name, weight),) = split_tags(tag)[1]
-        path = _find_network(name, folders)
-        if path is not None:
-            found.append((path, weight))
-            notes.append(say("{tag} is read as --lora {file}:{weight}", tag=tag, file=str(path), weight=f"{weight:g}"))
-            prompt = prompt.replace(tag, " ", 1)
-    return (" ".join(prompt.split()) if found else prompt), found, notes
-
-
-def _find_network(name: str, folders: Iterable[Path]) -> Path | None:
-    """A network's file by its name: in these folders and the working one, then anywhere in the folder of networks."""
-    from lora_trainer.grid.files import find_lora
-
-    if Path(name).name == name:
-        for folder in (Path(), *(folder if folder.is_dir() else folder.parent for folder in folders)):
-            if (path := folder / f"{name}.safetensors").is_file():
-                return path
-    try:
-        return find_lora(name, [host().paths().lora_dir])
-    except TrainerError:
-        return None
+    near = (Path(), *(folder if folder.is_dir() else folder.parent for folder in folders))
+    read = PromptNetworks(near, host().paths().lora_dir).read(prompt)
+    notes = [
+        say("{tag} is read as --lora {file}:{weight}", tag=tag, file=str(path), weight=f"{weight:g}") for tag, path, weight in read.networks
+    ]
+    return read.text, [(path, weight) for _, path, weight in read.networks], notes
 
 
 class ImageSampler:
     """A loaded checkpoint that draws with the trainer's own samplers."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, prediction: str = AUTO) -> None:
         from lora_trainer.host.devices import default_device
         from lora_trainer.models.load import load
         from lora_trainer.models.source import FileSource
         from lora_trainer.train.step.precision import choose_precision
 
         device, _ = default_device()
-        source = FileSource(model)
+        source = FileSource(model, prediction=None if prediction == AUTO else prediction)
         self.precision = choose_precision("auto", source, device)
         self.bundle = load(source, device, self.precision.base)
 
@@ -155,7 +150,7 @@ class ImageSampler:
                 yield picture
 
 
-def split_weight(text: str) -> tuple[Path, float]:
+def split_weight(text: str, argument: str = "--lora") -> tuple[Path, float]:
     """(path, weight) of FILE[:WEIGHT]; a drive letter's colon belongs to the file. Raises ConfigError if the weight is not a number."""
     head, colon, tail = text.rpartition(":")
     if not colon or Path(text).exists() or (len(head) == 1 and tail[:1] in ("\\", "/")):
@@ -164,20 +159,27 @@ def split_weight(text: str) -> tuple[Path, float]:
         return Path(head), finite_number(tail)
     except ValueError:
         raise usage_error(
-            "--lora", say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
+            argument, say("the weight {value} is not a number.", value=tail), say("Write for example file.safetensors:0.8")
         ) from None
 
 
-def _check_files(model: str, loras: list[tuple[Path, float]]) -> tuple[Path, Any]:
+def _check_files(model: str, loras: list[tuple[Path, float]], prediction: str) -> tuple[Path, Any]:
     from lora_trainer.adapters.lora_file import read_lora
     from lora_trainer.host.base import find_checkpoint
     from lora_trainer.models.detection.detect import inspect
 
     path = find_checkpoint(model, host().checkpoints())
-    facts = inspect(path)
+    facts = inspect(path).with_flags(prediction=prediction)
     for lora, _ in loras:
         read_lora(lora)
     return path, facts
+
+
+def _shift(value: float) -> float:
+    if value <= 0:
+        message = say("{value} is too small: it must be more than {above}.", value=value, above=0)
+        raise usage_error("--flow-shift", message, say("Give 1 to 10."))
+    return value
 
 
 def _sampler(text: str) -> str:

@@ -85,16 +85,6 @@ def listed_files(run: Path) -> list[tuple[Path, dict[str, Any]]]:
     return sorted(listed, key=lambda pair: (_priority(pair[0]), pair[1]["step"]))
 
 
-def find_lora(name: str, folders: list[Path]) -> Path:
-    """The path of a LoRA by its file stem. Raises TrainerError when no folder contains it."""
-    for folder in folders:
-        if folder.is_dir():
-            for path in sorted(folder.rglob("*.safetensors")):
-                if path.stem == name:
-                    return path
-    raise TrainerError("there is no LoRA called {name}.", name=name, path="prompt", fix="Correct its name in the prompt, or take it out.")
-
-
 def _resolve(run: Path, name: str) -> Path:
     """The path of a file in the manifest; a relative one is looked up from the working directory, then beside the runs folder."""
     path = Path(name)

@@ -18,13 +18,14 @@ from lora_trainer.adapters.lora_file import with_loras
 from lora_trainer.config.choices.samplers import webui_names
 from lora_trainer.control import Control
 from lora_trainer.files import write_atomically
-from lora_trainer.grid.files import GridFile, find_lora
-from lora_trainer.grid.tags import PromptTemplate, split_tags
+from lora_trainer.grid.files import GridFile
+from lora_trainer.grid.tags import PromptTemplate
 from lora_trainer.host.base import Host, Lease
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.load import load
 from lora_trainer.models.source import ModelSource
 from lora_trainer.train.previews.preview_prompts import SampleRequest
+from lora_trainer.train.previews.prompt_networks import find_lora, split_tags
 from lora_trainer.train.previews.sampling import decode, draw_latents
 from lora_trainer.train.step.precision import Precision, choose_precision
 

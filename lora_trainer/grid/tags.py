@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 import attrs
 
 from lora_trainer.errors import TrainerError
+from lora_trainer.train.previews.prompt_networks import TAG
 
-TAG = re.compile(r"<lora:([^:<>]+)(?::([^<>]*))?>")
 NUMBER = re.compile(r"-(?:\d{6}|step\d{8})$")
 
 
@@ -68,26 +67,3 @@ def parse_template(prompt: str, name: str) -> PromptTemplate:
 def _is_own(match: re.Match[str], name: str) -> bool:
     tag_name, weight = match.group(1), match.group(2) or ""
     return tag_name.endswith("-NUM") or "STRENGTH" in weight or NUMBER.sub("", tag_name) == name
-
-
-def split_tags(prompt: str) -> tuple[str, list[tuple[str, float]]]:
-    """A prompt without its LoRA tags, and the tags as (name, weight); the weight of `<lora:NAME>` is 1.
-
-    Raises TrainerError for a weight that is not a number, or that differs between text encoder and U-Net.
-    """
-    loras = [(match.group(1), _weight(match)) for match in TAG.finditer(prompt)]
-    return " ".join(TAG.sub(" ", prompt).split()), loras
-
-
-def _weight(match: re.Match[str]) -> float:
-    text = "1" if match.group(2) is None else match.group(2)
-    parts = [part.partition("=")[2] or part for part in text.split(":")]
-    try:
-        weights = {float(part) for part in parts}
-    except ValueError:
-        weights = set()
-    if len(weights) != 1 or not all(map(math.isfinite, weights)):
-        raise TrainerError(
-            "the weight in {tag} is not one number.", tag=match.group(0), path="prompt", fix="Write for example <lora:NAME:0.8>."
-        )
-    return weights.pop()

@@ -19,6 +19,7 @@ from lora_trainer.host.memory import device_memory, empty_cache
 from lora_trainer.host.web_names import WebNames, declared_names, declared_origins
 from lora_trainer.messages import Message
 from lora_trainer.models.detection import detect
+from lora_trainer.models.detection.prediction_type import told_kind
 from lora_trainer.models.files.diffusers_folder import main_weight_file
 from lora_trainer.models.files.vae_file import check_vae
 from lora_trainer.models.source import FileSource, ModelSource
@@ -119,7 +120,7 @@ class StandaloneHost:
             check_vae(vae)
         device, note = _device(self._device, self._number)
         from_user = {
-            "prediction": None if model.v_parameterization is None else facts.prediction,
+            "prediction": facts.prediction if told_kind(model) else None,
             "zero_terminal_snr": None if model.zero_terminal_snr is None else facts.zero_terminal_snr,
         }
         notes = () if note is None else (note,)

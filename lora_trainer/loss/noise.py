@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lora_trainer.config.schema import LossConfig
+from lora_trainer.models.noise_schedule import RectifiedFlow, shift_noise_share
 
 
 def generator_for(*key: object) -> torch.Generator:
@@ -26,17 +27,22 @@ def generator_for(*key: object) -> torch.Generator:
 
 @attrs.frozen(eq=False)
 class NoisyExample:
-    """One example: `timestep` in 0..999, `noise` [c, h, w] as the target, `input_noise` of the same shape as added to the latents."""
+    """One example: `timestep` in 0..999, or 0..1000 and no whole number for rectified flow; `noise` [c, h, w] as the target, `input_noise`
+    of the same shape as added to the latents.
+    """
 
-    timestep: int
+    timestep: float
     noise: Tensor
     input_noise: Tensor
 
 
-def draw_noise(latents: Tensor, loss_config: LossConfig, *key: object) -> NoisyExample:
-    """Timestep and noise for the latents [c, h, w] of one image, seeded by the key of this example."""
+def draw_noise(latents: Tensor, loss_config: LossConfig, *key: object, flow: RectifiedFlow | None = None) -> NoisyExample:
+    """Timestep and noise for the latents [c, h, w] of one image, seeded by the key of this example; of a `flow`, any time between 0 and 1.
+
+    The noise is the same with and without `flow`.
+    """
     generator = generator_for(*key)
-    timestep = int(torch.randint(loss_config.min_timestep, loss_config.max_timestep, (1,), generator=generator))
+    timestep: float = int(torch.randint(loss_config.min_timestep, loss_config.max_timestep, (1,), generator=generator))
     noise = torch.randn(tuple(latents.shape), generator=generator)
     if loss_config.noise_offset:
         shift = torch.randn((latents.shape[0], 1, 1), generator=generator)
@@ -44,7 +50,10 @@ def draw_noise(latents: Tensor, loss_config: LossConfig, *key: object) -> NoisyE
     if loss_config.multires_noise_iterations:
         levels = multires_levels(tuple(latents.shape), loss_config.multires_noise_iterations, generator_for(*key, "coarse noise"))
         noise = multires_noise(noise, levels, loss_config.multires_noise_discount)
-    if loss_config.timestep_sampling != "uniform":
+    if flow is not None:
+        share = shift_noise_share(_timestep_share(loss_config, *key), loss_config.discrete_flow_shift)
+        timestep = flow_timestep_at(share, loss_config.min_timestep, loss_config.max_timestep)
+    elif loss_config.timestep_sampling != "uniform":
         timestep = timestep_at(_timestep_share(loss_config, *key), loss_config.min_timestep, loss_config.max_timestep)
     return NoisyExample(timestep, noise, _perturb(noise, loss_config, *key))
 
@@ -57,6 +66,8 @@ def _offset_strength(loss_config: LossConfig, *key: object) -> float | Tensor:
 
 def _timestep_share(loss_config: LossConfig, *key: object) -> float:
     generator = generator_for(*key, "timestep")
+    if loss_config.timestep_sampling == "uniform":
+        return float(torch.rand(1, generator=generator))
     if loss_config.timestep_sampling == "mode":
         return float(mode_sampling(torch.rand(1, generator=generator), loss_config.mode_scale))
     return float(logit_normal(torch.randn(1, generator=generator), loss_config.logit_mean, loss_config.logit_std))
@@ -132,6 +143,17 @@ def mode_sampling(uniform: Tensor, scale: float) -> Tensor:
     More weight in the middle (scale > 0) or at both ends (scale < 0).
     """
     return 1.0 - uniform - scale * (torch.cos(uniform * (math.pi / 2)) ** 2 - 1.0 + uniform)
+
+
+def add_noise_on_line(latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """Noisy latents (1 - t) x + t e, [batch, c, h, w]; `t` in 0..1 is [batch] (Liu et al. 2022, eq. 1)."""
+    t = t.view(-1, 1, 1, 1).to(latents.dtype)
+    return (1.0 - t) * latents + t * noise
+
+
+def flow_timestep_at(share: float, low: int, high: int) -> float:
+    """The timestep between low and high at a share of the range."""
+    return low + share * (high - low)
 
 
 def timestep_at(share: float, low: int, high: int) -> int:

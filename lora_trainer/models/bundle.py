@@ -45,13 +45,14 @@ class Family(Protocol):
         ...
 
     def denoise(self, bundle: ModelBundle, noisy_latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The U-Net's prediction for noisy_latents [batch, channels, h, w], same shape; `timesteps` [batch] in 0..999."""
+        """The U-Net's prediction for noisy_latents [batch, channels, h, w], same shape; `timesteps` [batch] in 0..1000."""
         ...
 
 
 @attrs.define(eq=False)
 class ModelBundle:
-    """Modules of one model. `alphas_cumprod` is float32 of shape [1000] on the device; `dtype` is the U-Net's.
+    """Modules of one model. `alphas_cumprod` is float32 of shape [1000] on the device; `dtype` is the U-Net's; `prediction` is "epsilon",
+    "v" or "flow".
 
     `text_encoder_2` is SDXL's larger one; one tokenizer serves both, which only differ in padding.
     """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from lora_trainer.models.detection.probe import probe_prediction
 from lora_trainer.models.families import family as family_called
 from lora_trainer.models.files import diffusers_folder, tensor_file
 from lora_trainer.models.files.vae_file import LDM, check_vae, find_vae_file
+from lora_trainer.models.noise_schedule import schedule_for
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
 
 INITIAL_VALUES = {
@@ -96,7 +99,12 @@ def clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     folder = assets.clip_vocabulary()
-    return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), pad_token="<|endoftext|>", model_max_length=77)
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    options = {"pad_token": "<|endoftext|>", "model_max_length": 77}
+    if "vocab_file" in signature(CLIPTokenizer.__init__).parameters:
+        return CLIPTokenizer(str(vocabulary), str(merges), **options)
+    pairs = [tuple(line.split()) for line in merges.read_text(encoding="utf-8").splitlines()[1:] if line]  # transformers 5
+    return CLIPTokenizer(json.loads(vocabulary.read_text(encoding="utf-8")), pairs, **options)
 
 
 def _read_live(source: LiveSource) -> _LoadedParts:
@@ -164,7 +172,8 @@ def _build(
     for part, text_encoder in zip(text_parts, text_encoders, strict=True):
         _assign_tensors(text_encoder, parts[part], source.path, place, dtype)
     unet_dtype = next(unet.parameters()).dtype
-    alphas = family.noise_schedule.alphas_cumprod(zero_terminal_snr=source.zero_terminal_snr).to(device)
+    schedule = schedule_for(source.prediction, family.noise_schedule)
+    alphas = schedule.alphas_cumprod(zero_terminal_snr=source.zero_terminal_snr).to(device)
     bundle = ModelBundle(
         family,
         unet,

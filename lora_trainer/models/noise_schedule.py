@@ -8,6 +8,8 @@ import attrs
 import torch
 from torch import Tensor
 
+from lora_trainer.models.prediction_kinds import FLOW
+
 
 class NoiseSchedule(Protocol):
     """What a family was trained with; `steps` is the number of timesteps."""
@@ -45,6 +47,41 @@ class ScaledLinear:
 
 
 SCALED_LINEAR = ScaledLinear()
+
+
+@attrs.frozen
+class RectifiedFlow:
+    """The straight path from picture to noise, x_t = (1 - t) x + t e (Liu et al. 2022, https://arxiv.org/abs/2209.03003).
+
+    t is between 0 and 1; the U-Net is given `steps` times t, which need not be a whole number.
+    """
+
+    steps: int = 1000
+
+    def noise_share(self, timesteps: Tensor) -> Tensor:
+        """t of timesteps, float32 in their shape."""
+        return timesteps.float() / self.steps
+
+    def alphas_cumprod(self, *, zero_terminal_snr: bool = False) -> Tensor:
+        """(1 - t)^2 / ((1 - t)^2 + t^2), float32 [steps]: share of signal in noisy latents that are scaled to variance 1.
+
+        The path itself ends in pure noise, so `zero_terminal_snr` changes nothing.
+        """
+        t = torch.arange(self.steps, dtype=torch.float32) / self.steps
+        return (1.0 - t) ** 2 / ((1.0 - t) ** 2 + t**2)
+
+
+RECTIFIED_FLOW = RectifiedFlow()
+
+
+def schedule_for(prediction: str, family_schedule: NoiseSchedule) -> NoiseSchedule:
+    """The schedule of a model with this prediction type: its family's, or that of rectified flow."""
+    return RECTIFIED_FLOW if prediction == FLOW else family_schedule
+
+
+def shift_noise_share(t: Any, shift: float) -> Any:
+    """s t / (1 + (s - 1) t), a number or tensor in 0..1: more noise for s > 1, less for s < 1 (Esser et al. 2024, eq. 23)."""
+    return shift * t / (1.0 + (shift - 1.0) * t)
 
 
 def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:

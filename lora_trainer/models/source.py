@@ -31,7 +31,7 @@ class FileSource:
 class LiveSource:
     """Tensors of a running host, shared and not copied; keys as in a checkpoint, without prefixes.
 
-    `path` is the checkpoint's own file (for hashes and names), `prediction` is "epsilon" or "v". `unet_heads` 0: heads are
+    `path` is the checkpoint's own file (for hashes and names), `prediction` is "epsilon", "v" or "flow". `unet_heads` 0: heads are
     `unet_head_width` channels wide. `text_2_state` is SDXL's second encoder. Text encoders may be in transformers' or open_clip's names.
     `sure` False: the prediction is a guess, so the model itself is tested when it is built.
     """

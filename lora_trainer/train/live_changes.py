@@ -9,10 +9,14 @@ from lora_trainer.config.live_settings import apply_live_changes
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Changed, Event, Phase, Warned
 from lora_trainer.host.base import message_with_fix
+from lora_trainer.messages import say
 from lora_trainer.train import setup
 from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.trainer import Trainer
+
+RISE, NOTICEABLE = 2.0, 0.05
+"""A learning rate that becomes so many times as high, by so large a share of the highest, is told."""
 
 
 class LiveChanges:
@@ -27,7 +31,7 @@ class LiveChanges:
 
     def apply(self, values: Mapping[str, Any]) -> Iterator[Event]:
         """Applies changes (path -> value), all or none: a refused one is a warning. A run of another length begins its phase anew."""
-        total_before = self.progress.plan.total_steps
+        plan_before = self.progress.plan
         try:
             config, changes = apply_live_changes(self.trainer.config, values)
             self._apply_config(config)
@@ -37,8 +41,27 @@ class LiveChanges:
         for change in changes:
             self.progress.changes.append({**change, "step": self.progress.step})
             yield Changed(change["path"], change["old"], change["new"], self.progress.step)
-        if self.progress.plan.total_steps != total_before:
+        if self.progress.plan.total_steps != plan_before.total_steps:
+            if all(change["path"].startswith("steps.") for change in changes):
+                yield from self._rate_warnings(plan_before)
             yield Phase("training", self.progress.plan.total_steps)
+
+    def _rate_warnings(self, before: TrainingPlan) -> Iterator[Event]:
+        """A warning where another length alone makes the learning rate rise: most schedules span the whole run."""
+        plan, step = self.progress.plan, self.progress.step
+        old, new = before.schedule.factor(max(0, step - 1)), plan.schedule.factor(step)
+        highest = max((rate for _, rate in plan.rates), default=0.0)
+        if not step or new < RISE * old or new - old < NOTICEABLE:
+            return
+        message = say(
+            "The learning rate rises from {before} to {after} at step {step}: the schedule {name} spans the whole run, which is longer "
+            "now. To go on at a low rate, choose the schedule constant and that rate.",
+            before=f"{old * highest:.2g}",
+            after=f"{new * highest:.2g}",
+            step=step,
+            name=self.trainer.config.schedule.type,
+        )
+        yield Warned(message, "schedule.type")
 
     def replay(self) -> Iterator[Event]:
         """Applies the pending changes of this step."""

@@ -51,8 +51,8 @@ from lora_trainer.train.pausing import Pausing
 from lora_trainer.train.planning.memory_plan import Machine
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 from lora_trainer.train.planning.preflight import early_warnings
-from lora_trainer.train.previews.preview_prompts import network_tag_notes
 from lora_trainer.train.previews.previews import NullPreviews, Previews
+from lora_trainer.train.previews.prompt_networks import PromptNetworks, network_notes
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.setup import inspect_checkpoint
 from lora_trainer.train.state import NullStateKeeper, StateKeeper
@@ -109,8 +109,8 @@ def run(
         yield Started(progress.plan.to_json(), str(lease.device), str(precision.base).removeprefix("torch."), rank.world_size)
         yield from (Warned(note, "model.pretrained_model_name_or_path") for note in lease.notes)
         yield from early_warnings(config, dataset, lease.checkpoint)
-        if not lease.own_previews:
-            yield from (Warned(note, "sample.prompts") for note in network_tag_notes(setup.preview_prompts(config)))
+        networks = setup.preview_networks(config, host.paths())
+        yield from (Warned(note, "sample.prompts") for note in network_notes(setup.preview_prompts(config), networks, lease))
         if rank.is_main and (disk_warning := check_disk(names.folder, names.name, progress.plan)) is not None:
             yield Warned(disk_warning, "save.output_dir")
         own_dataset = dataset if rank.is_main else dataset.without_validation()
@@ -118,7 +118,8 @@ def run(
             lambda: setup.prepare(config, own_dataset, lease, host.paths().cache_dir, is_resumed=since is not None), config, lease.device
         )
         yield from trainer.notes
-        run_loop = RunLoop.of(trainer, progress, names, lease, group.shared_control(control), folder, group, plan_for, memory_limit)
+        shared = group.shared_control(control)
+        run_loop = RunLoop.of(trainer, progress, names, lease, networks, shared, folder, group, plan_for, memory_limit)
         trainer.attach()
         try:
             with raise_as_out_of_memory(lambda: trainer.config, lambda: progress.step):
@@ -167,6 +168,7 @@ class RunLoop:
         progress: TrainingProgress,
         names: OutputNames,
         lease: Lease,
+        networks: PromptNetworks,
         control: Control,
         folder: Path,
         group: SingleProcess,
@@ -189,7 +191,7 @@ class RunLoop:
             writer=writer,
             output=output,
             state_keeper=(StateKeeper if is_main else NullStateKeeper)(trainer, progress, writer, folder),
-            previews=(Previews if is_main else NullPreviews)(trainer, progress, output, lease, control.local, folder / "samples"),
+            previews=(Previews if is_main else NullPreviews)(trainer, progress, output, lease, networks, control.local, folder / "samples"),
             validation=Validation(trainer, progress, captions, control.local),
             live_changes=LiveChanges(trainer, progress, plan_for),
             guards=Guards(trainer, progress),

@@ -30,7 +30,7 @@ from lora_trainer.data.captions import plain_caption
 from lora_trainer.data.sources.blueprint import largest_resolution
 from lora_trainer.errors import ModelError
 from lora_trainer.events import Event, Phase, Progress, Warned
-from lora_trainer.host.base import Host, Lease, find_checkpoint, find_vae
+from lora_trainer.host.base import Host, HostPaths, Lease, find_checkpoint, find_vae
 from lora_trainer.host.devices import require_step
 from lora_trainer.messages import say
 from lora_trainer.models.bundle import ModelBundle
@@ -49,8 +49,10 @@ from lora_trainer.train.memory.oom import raise_as_out_of_memory
 from lora_trainer.train.memory.placement import LOADING
 from lora_trainer.train.outputs import metadata
 from lora_trainer.train.outputs.ema import EmaWeights
+from lora_trainer.train.planning.flow_checks import require_fitting_options
 from lora_trainer.train.planning.plan import TrainingPlan
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest, multiple_of_8, read_prompts
+from lora_trainer.train.previews.prompt_networks import PromptNetworks
 from lora_trainer.train.step import attention
 from lora_trainer.train.step.compiling import CompiledBlocks
 from lora_trainer.train.step.precision import Precision, choose_precision, make_scaler
@@ -75,6 +77,7 @@ def prepare(
     precision = choose_precision(config.memory.mixed_precision, lease.source, lease.device)
     require_step(lease.device, precision.base)
     bundle = eight_bit.load_bundle(lease.source, lease.device, precision.base, fp8=config.memory.fp8_base_unet)
+    require_fitting_options(config, bundle.prediction, preview_prompts(config))
     vae.set_precision(bundle, config.memory.vae_precision)
     attention_name, notes = attention.choose(config.memory.attention, bundle, lease.attention)
     base_weights = read_base_weights(config.network.base_weights, config.network.base_weights_multiplier)
@@ -265,6 +268,7 @@ def preview_defaults(config: TrainConfig) -> SampleRequest:
         height=multiple_of_8(height),
         seed=config.seed,
         sampler=config.sample.sampler,
+        flow_shift=config.sample.flow_shift,
         clip_skip=config.model.clip_skip,
         max_token_length=config.model.max_token_length,
     )
@@ -275,7 +279,17 @@ def preview_prompts(config: TrainConfig) -> Prompts:
     return read_prompts(effective.prompt_lines(config), config.sample.prompt_file, preview_defaults(config))
 
 
-def header_options(config: TrainConfig, plan: TrainingPlan, data_config: DataConfig, precision: str) -> dict[str, Any]:
+def preview_networks(config: TrainConfig, paths: HostPaths) -> PromptNetworks:
+    """Where networks that preview prompts name are looked for: as by `sample`, with the folders of the run's own files."""
+    network = config.network
+    files = [Path(file).parent for file in (network.network_weights, *network.base_weights) if file]
+    output = Path(config.save.output_dir) if config.save.output_dir else paths.lora_dir
+    return PromptNetworks((Path(), output, *files), paths.lora_dir, effective.output_name(config))
+
+
+def header_options(
+    config: TrainConfig, plan: TrainingPlan, data_config: DataConfig, precision: str, prediction: str = "epsilon"
+) -> dict[str, Any]:
     """Metadata of the options: `ss_` key without the prefix -> value; `data_config` is that of the first dataset."""
     return {
         "learning_rate": config.optimizer.learning_rate,
@@ -298,7 +312,7 @@ def header_options(config: TrainConfig, plan: TrainingPlan, data_config: DataCon
         "max_token_length": config.model.max_token_length,
         "cache_latents": config.data.cache_latents,
         "seed": config.seed,
-        **metadata.loss_metadata(config.loss),
+        **metadata.loss_metadata(config.loss, prediction),
         **metadata.validation_metadata(config.validate),
         "network_args": None,
         **{name: getattr(data_config, name) for name in metadata.DATASET_OPTIONS},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_trainer.adapters.base import Adapter
+from lora_trainer.adapters.base_weights import MergedNetwork
+from lora_trainer.adapters.lora_file import merged_networks, read_lora
 from lora_trainer.config.schema import LossConfig, TrainConfig
 from lora_trainer.data.cache.latent_cache import LatentCache
 from lora_trainer.data.records import ImageRecord
@@ -60,11 +63,13 @@ class Trainer:
     compiled: CompiledBlocks | None = None
     cuda_graphs: CudaGraphs | None = None
     vae_in_strips: bool = False
+    other_networks: tuple[MergedNetwork, ...] = ()
+    """Networks that work beside the one that is trained while a preview is drawn."""
 
     def attach(self) -> None:
         """Puts attention, adapter, compiled blocks and checkpointing on the bundle's modules."""
         attention.set_processors(self.bundle.unet, self.attention, upcast=attention.wants_upcast(self.bundle))
-        self.adapter.attach(self.bundle)
+        self.adapter.attach(self.bundle, self.other_networks)
         if self.compiled is not None:
             self.compiled.compile_blocks(self.bundle.unet)
         self.checkpointing = checkpointing.apply_checkpointing(self.config.memory, self.bundle, *self.activation_blocks())
@@ -78,6 +83,23 @@ class Trainer:
             self.compiled.remove()
         self.drop_graphs()
         self.adapter.detach()
+
+    @contextmanager
+    def with_networks(self, loras: Sequence[tuple[Path, float]]) -> Iterator[None]:
+        """Inside, network files, each with its weight, work beside the one that is trained. Raises ModelError for one that does not fit."""
+        if not loras:
+            yield
+            return
+        networks = merged_networks([(read_lora(path)[0], weight, path) for path, weight in loras])
+        self.detach()
+        try:
+            self.other_networks = tuple(networks)
+            self.attach()
+            yield
+        finally:
+            self.other_networks = ()
+            self.detach()
+            self.attach()
 
     def drop_graphs(self) -> None:
         """Gives back the memory of CUDA graphs, which only they can use; they are recorded anew when steps go on."""
@@ -192,7 +214,7 @@ class Trainer:
     def _attaches(self, part: str) -> bool:
         """Whether the adapter keeps tensors that it made of this part's weights, which have to be made anew when they move."""
         return part == placement.UNET or (
-            part == placement.TEXT and (self.caption_encoder.is_trained or bool(self.config.network.base_weights))
+            part == placement.TEXT and (self.caption_encoder.is_trained or bool(self.config.network.base_weights or self.other_networks))
         )
 
     def offload_unused(self, kind: str = placement.STEP) -> bool:

@@ -129,7 +129,7 @@ class DatasetFacts:
 
     @property
     def folder_repeats(self) -> bool:
-        """Whether folder names (`10_name`) or subsets set the repeats, so that data.num_repeats has no effect."""
+        """Whether folder names (`10_mika`) or subsets set the repeats, so that data.num_repeats has no effect."""
         has_subsets = self.blueprint is not None and not self.blueprint.is_simple
         return has_subsets or any(folders.parse_folder_name(record.path.parent.name) for record in self.records if not record.is_reg)
 

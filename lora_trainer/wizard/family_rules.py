@@ -6,13 +6,17 @@ from collections.abc import Iterator
 
 from lora_trainer.config import effective
 from lora_trainer.config.changes import Change, apply_changes
+from lora_trainer.config.schema import LossConfig
+from lora_trainer.config.schema.loss import SNR_WEIGHTS
 from lora_trainer.messages import say
+from lora_trainer.models.prediction_kinds import FLOW
 from lora_trainer.wizard import vram
 from lora_trainer.wizard.facts import rounded
 from lora_trainer.wizard.rule_context import RuleContext
 
 WIDE_SIDE, USUAL_LONGEST, LONGEST = 1024, 1024, 2048
 BUCKET_STEPS = {"sdxl": 32}
+SDXL_FLOW_SHIFT = 2.5
 BUCKET_STEP = 64
 """Pixels per cell at the U-Net's coarsest level: sides that are not multiples are padded inside the U-Net."""
 
@@ -68,7 +72,23 @@ def eight_bit(context: RuleContext) -> Iterator[Change]:
 
 
 def noise(context: RuleContext) -> Iterator[Change]:
-    """No noise offset for models with zero terminal SNR."""
+    """No noise offset for models with zero terminal SNR; nothing that is made for other objectives for those of rectified flow."""
+    if context.model is not None and context.model.prediction == FLOW:
+        yield from _flow(context.config.loss, context.family)
     if context.model is not None and context.model.zero_terminal_snr and context.config.loss.noise_offset:
         template = "The model is trained down to pure noise (zero terminal SNR): it knows dark and bright without an offset of {offset}."
         yield Change("loss.noise_offset", 0.0, say(template, offset=context.config.loss.noise_offset))
+
+
+def _flow(loss: LossConfig, family: str) -> Iterator[Change]:
+    for name in ("noise_offset", "multires_noise_iterations"):
+        if value := getattr(loss, name):
+            because = say("Rectified flow starts from plain noise and knows dark and bright by itself, without {value}.", value=value)
+            yield Change(f"loss.{name}", type(value)(0), because)
+    for name in SNR_WEIGHTS:
+        if value := getattr(loss, name):
+            because = say("{value} is made for models that predict the noise or v; this one is rectified flow.", value=value)
+            yield Change(f"loss.{name}", type(value)(0), because)
+    if family == "sdxl" and loss.discrete_flow_shift == 1.0:
+        because = say("SDXL models of rectified flow are trained with a shift of 2 to 3.5: large pictures need more noise.")
+        yield Change("loss.discrete_flow_shift", SDXL_FLOW_SHIFT, because)

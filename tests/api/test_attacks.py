@@ -20,6 +20,7 @@ from PIL import Image
 from lora_trainer.jobs.folder import RunFolder
 from tests.api.conftest import V1, Server, small_config
 from tests.api.test_guard import EVERY
+from tests.api.test_wrong_values import WRONG, mutations
 
 LONGEST_STATUS = 1.0
 """Seconds: a page that waits longer shows the server as gone. Nothing here may hold the interpreter that long."""
@@ -287,6 +288,37 @@ def configs(folder: Path, pictures: Path) -> Iterator[Attack]:
             yield post("check", {"config": small_config(pictures, **{option: value})})
 
 
+def values(pictures: Path, odd: Path) -> Iterator[Attack]:
+    """Bodies in which one value is of another kind, too large or too long; no run can start, since no folder is named."""
+    picture, file = str(next(pictures.rglob("*.png"))), str(odd / "wrong.safetensors")
+    documents: dict[str, dict[str, Any]] = {
+        "caption": {"path": picture + "x", "text": "a", "instead_of": "b"},
+        "captions": {"config": small_config(pictures), "epoch": 1},
+        "pictures": {"config": {"data": {"train_data_dir": str(pictures), "crops": {"a.png": [0, 0, 1, 1]}, "leave_out": ["a.png"]}}},
+        "batches": {"config": {}},
+        "config": {"toml": "seed = 1"},
+        "check": {"toml": "seed = 1"},
+        "wizard": {"config": {}, "subject": "object", "vram": 8.0, "typed": ["network.dim"]},
+        "runs": {"config": {}},
+        "rate": {"config": {}, "steps": 10},
+        "runs/moon/control": {"command": "change", "changes": {"optimizer.learning_rate": 1e-4}},
+        "runs/moon/resume": {"epochs": 1, "changes": {"optimizer.learning_rate": 1e-4}},
+        "runs/moon/use": {"epoch": 1, "weight": 0.8},
+        "grid": {"run": "moon", "prompt": "a", "weights": [0.8], "epochs": [1], "seed": 1},
+        "uploads": {"take_back": ["a.png"]},
+        "network/info": {"file": file, "model": file},
+        "network/settings": {"metadata": {"ss_network_dim": "4", "ss_resolution": "(64, 64)"}},
+        "network/resize": {"file": file, "out": "a", "rank": 4, "conv_rank": 4, "energy": 0.5, "cut": True, "overwrite": False},
+        "network/merge": {"files": [file, file], "out": "b", "weights": [1.0, 0.5], "into": file, "rank": 4},
+        "network/extract": {"file": file, "tuned": file, "out": "c", "rank": 4, "energy": 0.5, "skip_rounding": True},
+        "network/convert": {"file": file, "out": "d", "to": "kohya"},
+        "network/edit": {"file": file, "out": "e", "named": {"title": "a"}, "words": {"a": "b"}, "removed": ["c"], "preview": picture},
+    }
+    for path, document in documents.items():
+        for _, mutated in mutations(document, (*WRONG, 2**63 - 1, 2**63, -(2**63) - 1, LONG)):
+            yield post(path, mutated)
+
+
 @pytest.fixture
 def odd_folder(tmp_path: Path) -> Path:
     """Files that wait, are deep, large, cut or linked to themselves, beside one good picture."""
@@ -348,6 +380,7 @@ KINDS: dict[str, Callable[[Server, Path, Path], Iterator[Attack]]] = {
     "bodies": lambda server, odd, pictures: bodies(),
     "patterns": lambda server, odd, pictures: patterns(pictures),
     "files": lambda server, odd, pictures: configs(odd, pictures),
+    "values": lambda server, odd, pictures: values(pictures, odd),
 }
 
 

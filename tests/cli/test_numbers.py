@@ -8,7 +8,7 @@ import pytest
 
 from lora_trainer.cli.main import main
 from lora_trainer.errors import TrainerError
-from lora_trainer.grid.tags import split_tags
+from lora_trainer.train.previews.prompt_networks import split_tags
 
 
 def status(*words: str) -> int:
@@ -23,9 +23,9 @@ def test_a_weight_that_is_no_number_is_named_as_that(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("in.safetensors").write_bytes(b"x")
     assert status("network", "merge", f"in.safetensors:{value}", "in.safetensors", "--out", "a.safetensors") == 2
-    assert f"the weight {value} is not a number" in capsys.readouterr().err
+    assert f"FILE[:WEIGHT]: the weight {value} is not a number" in capsys.readouterr().err
     assert status("sample", "--model", "m", "--lora", f"in.safetensors:{value}", "--prompt", "x", "--out", "y.png") == 2
-    assert f"the weight {value} is not a number" in capsys.readouterr().err
+    assert f"--lora: the weight {value} is not a number" in capsys.readouterr().err
     with pytest.raises(TrainerError, match="not one number"):
         split_tags(f"a moon <lora:moon:{value}>")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -56,3 +57,19 @@ def test_a_network_of_mixed_ranks_draws(here: Path, capsys: pytest.CaptureFixtur
     plain, _ = drawn(capsys, "a.png", "a vase")
     mixed, _ = drawn(capsys, "b.png", "a vase", "--lora", "mixed.safetensors")
     assert ImageChops.difference(plain, mixed).getbbox() is not None
+
+
+def test_a_model_can_be_said_to_be_of_rectified_flow_which_has_a_shift_and_samplers_of_its_own(
+    here: Path, capsys: pytest.CaptureFixture[str]
+):
+    pictures = [
+        drawn(capsys, f"{number}.png", "a vase", *more)[0]
+        for number, more in enumerate([(), ("--prediction", "flow"), ("--prediction", "flow", "--flow-shift", "1")])
+    ]
+    for one, other in itertools.combinations(pictures, 2):
+        assert ImageChops.difference(one, other).getbbox() is not None
+    words = ["sample", "--model", str(assets.toy_checkpoint()), "--prompt", "x", "--out", "x.png", "--prediction", "flow"]
+    for wrong, told in ((["--sampler", "euler_a"], "Heun"), (["--flow-shift", "0"], "too small")):
+        assert main([*words, *wrong]) == 2
+        assert told in capsys.readouterr().err
+    assert not Path("x.png").exists()

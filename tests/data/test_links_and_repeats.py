@@ -70,7 +70,7 @@ def test_a_folder_of_no_repeats_is_left_aside_for_that_reason(tmp_path: Path):
     told = warnings(tmp_path)
     assert "0_zero is left aside, because it has 0 repeats" in told
     assert "-1_minus is left aside: -1 in front" in told and "1234567_many is left aside: 1234567" in told
-    assert "no number and underscore in front (like 10_name): plain" in told
+    assert "the name is not NUMBER_NAME (for example 10_mika): plain" in told
     assert [record.key for record in scan(tmp_path).used] == ["2_ok/x.png"]
 
 

@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from lora_trainer import assets
+from lora_trainer.config.build import build
 from lora_trainer.data.sources.assemble import split_validation
 from lora_trainer.errors import DatasetError
+from lora_trainer.train.inputs.dataset import load_dataset
 
 from .conftest import quartered, record
 from .scanning import scan
@@ -381,3 +383,18 @@ def test_a_nul_in_a_caption_is_named_as_that_and_left_out(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"a cat\0, hat")
     found = scan(tmp_path)
     assert found.records[0].caption == "a cat, hat" and "NUL" in found.warnings[0].text()
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names of files are text there")
+def test_a_picture_whose_name_is_no_text_is_left_out_with_the_remedy(draw, tmp_path: Path):
+    """Its name could seed no random number, and stand in no log and no list of pictures."""
+    draw("a.png", caption="x")
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.png")
+    Path(odd).write_bytes((tmp_path / "a.png").read_bytes())
+    found = scan(tmp_path)
+    assert [(record.usable, record.notes) for record in found.records if record.path == Path(odd)] == [(False, ("broken",))]
+    reasons = [record.reason for record in found.records if record.reason is not None]
+    assert [reason.text() for reason in reasons] == ["Its name holds bytes that are no text: rename it."]
+    config = build({"data": {"train_data_dir": str(tmp_path), "resolution": 64, "batch_size": 2}})
+    dataset = load_dataset(config)
+    assert [record.key for record in dataset.train_records] == ["a.png"]

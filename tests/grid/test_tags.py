@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from lora_trainer.errors import TrainerError
-from lora_trainer.grid.tags import parse_template, split_tags
+from lora_trainer.grid.tags import parse_template
+from lora_trainer.train.previews.prompt_networks import split_tags
 
 OPEN = "<lora:moon-NUM:STRENGTH>"
 

@@ -20,7 +20,8 @@ from lora_trainer.train.previews.preview_prompts import SampleRequest
 CHECKS = {}
 A1111_ONLY = set()
 """Checks of what another host does not have: layers' own backups of weights, a VAE chosen by itself, ways of holding a model."""
-REQUEST = SampleRequest("a red circle", width=64, height=64, seed=3, cfg=5, steps=6, sampler="euler")
+NETWORK_TABLES = ("available_networks", "available_network_aliases", "networks_in_memory")
+REQUEST = SampleRequest("a red circle", width=64, height=64, seed=3, cfg=5, steps=6, sampler="euler", clip_skip=0)  # 0: as the host is set
 
 
 def check(function):
@@ -166,9 +167,7 @@ def untouched(world, *, but=()):
             "options": {key: value for key, value in m.shared.opts.data.items() if key not in but},
             "checkpoint": world.loaded().sd_checkpoint_info.filename,
             "vae": m.sd_vae.loaded_vae_file,
-            "networks": {
-                name: sorted(getattr(networks, name)) for name in ("available_networks", "available_network_aliases", "networks_in_memory")
-            },
+            "networks": {name: sorted(getattr(networks, name)) for name in NETWORK_TABLES if hasattr(networks, name)},
             "files": sorted(
                 str(path) for folder in (world.loras, preview.previews_folder()) for path in folder.rglob("*") if path.is_file()
             ),
@@ -176,10 +175,10 @@ def untouched(world, *, but=()):
         }
 
     world.wipe()
-    networks.networks_in_memory.clear()
+    getattr(networks, "networks_in_memory", {}).clear()  # Forge Neo keeps none
     before = seen()
     yield
-    model.networks_module().networks_in_memory.clear()
+    getattr(model.networks_module(), "networks_in_memory", {}).clear()
     after = seen()
     for key, value in before.items():
         if key not in but:

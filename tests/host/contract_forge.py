@@ -87,16 +87,12 @@ def model_in_low_bits_is_read_from_its_file_and_that_is_said(world):
 @only_in_forge
 def networks_that_are_added_while_drawing_are_off_during_a_loan_and_on_again_after_it(world):
     """ "float8-e4m3fn (fp16 LoRA)" hangs them on the layers and leaves the weights alone."""
-
-    def hung():
-        return sum(hasattr(layer, "forge_online_loras") for layer in world.loaded().forge_objects_original.unet.model.modules())
-
     with diffusion_in(world, "float8-e4m3fn (fp16 LoRA)"), loaded_first(world), untouched(world):
         plain, marked = world.generate("a red circle"), world.generate("a red circle<lora:mark:1>")
         assert plain != marked
-        assert hung() == 2
+        assert world.hung() == 2
         with world.lend() as lease:
-            assert hung() == 0
+            assert world.hung() == 0
             assert isinstance(lease.source, FileSource)
             assert lease.preview(REQUEST, weights(1), 1.0, Control()).tobytes() == marked
             assert lease.preview(REQUEST, None, 1.0, Control()).tobytes() == plain

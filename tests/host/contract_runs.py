@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import attrs
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -57,7 +58,7 @@ class Run:
         pictures = few_pictures(self.folder / "pictures")
         self.config = build(
             {
-                "model": {"pretrained_model_name_or_path": ""},
+                "model": {"pretrained_model_name_or_path": "", "clip_skip": world.host.clip_skip()},  # as the tab's form has it
                 "data": {"train_data_dir": str(pictures / "train"), "resolution": 64, "batch_size": 1, "enable_bucket": False},
                 "network": {"dim": 4, "alpha": 4},
                 "steps": {"max_train_steps": STEPS},
@@ -101,6 +102,30 @@ def run_with_previews_gives_the_same_file_as_a_run_without(world):
     assert plain.count("Stepped") == drawn.count("Stepped") == STEPS
     assert (plain.count("Sampled"), drawn.count("Sampled")) == (0, 4)
     assert plain.weights() == drawn.weights()
+
+
+@check
+def network_named_in_a_preview_prompt_is_used_beside_the_one_that_is_trained(world):
+    options = "--w 64 --h 64 --d 3 --l 5 --s 6"
+    prompts = [f"a red circle {tag} {options}" for tag in ("<lora:mark:1>", "<lora:beside:1>", "<lora:nobody:1>")]
+    with untouched(world, but=["files"]):
+        sample = {"prompts": prompts, "every_n_steps": STEPS, "sampler": "euler"}
+        run = Run(world, "beside", sample=sample, optimizer={"learning_rate": 0.02}).go()
+        plain = Run(world, "alone", optimizer={"learning_rate": 0.02}).go()
+    assert run.weights() == plain.weights()
+    notes = [event.message.text() for event in run.events if type(event).__name__ == "Warned" and event.path == "sample.prompts"]
+    assert [note.partition(":")[0] for note in notes] == ["prompt 2", "prompt 3"], notes
+    drawn = [Image.open(run.folder / event.path).convert("RGB").tobytes() for event in run.events if type(event).__name__ == "Sampled"]
+    target = world.loras / "beside.safetensors"
+    shutil.copy(run.output / "beside.safetensors", target)
+    world.host.refresh_networks()
+    try:
+        both, trained = (world.generate(f"a red circle{tag}<lora:beside:1>") for tag in (" <lora:mark:1>", ""))
+    finally:
+        target.unlink()
+        world.host.refresh_networks()
+    assert drawn[0] == world.generate("a red circle <lora:mark:1>") and drawn[3] == both
+    assert drawn[4] == trained and both != trained
 
 
 @check
@@ -346,6 +371,20 @@ def conditioning_of_a_caption_equals_the_hosts(world):
                 )
         assert len(worst) >= 4
         assert max(worst.values()) < 1e-5, worst
+
+
+@only_in_a_real_host
+def run_whose_model_is_unloaded_by_a_button_or_a_program_goes_on_exactly(world):
+    """Neither asks for the queue: Forge Neo then drops its model, the others move it off the device."""
+    unload = world.modules.sd_models.unload_model_weights
+    with untouched(world, but=["files"]):
+        plain = Run(world, "kept", **previews()).go()
+        robbed = Run(world, "robbed", at={3: lambda run: unload()}, **previews()).go()
+        assert (robbed.count("Stepped"), robbed.count("Sampled")) == (STEPS, 4)
+        assert plain.weights() == robbed.weights()
+        assert [(robbed.folder / event.path).read_bytes() for event in robbed.events if type(event).__name__ == "Sampled"] == [
+            (plain.folder / event.path).read_bytes() for event in plain.events if type(event).__name__ == "Sampled"
+        ]
 
 
 @only_in_a_real_host

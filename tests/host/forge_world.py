@@ -1,10 +1,21 @@
 """Forge and reForge as the contract's world: what only differs from A1111's is how its model is read and when a choice is loaded."""
 
+import contextlib
+import inspect
 import threading
 from pathlib import Path
 
+from safetensors import safe_open
+
 from lora_trainer.host.forge import ForgeHost, ReForgeHost, engine, model
 from tests.host import contract
+
+
+def held_by(checkpoint):
+    """Names of the first text encoder's tensors in a checkpoint's file."""
+    prefixes = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
+    with safe_open(checkpoint, "pt") as file:
+        return {key.removeprefix(prefix) for key in file.keys() for prefix in prefixes if key.startswith(prefix)}  # noqa: SIM118
 
 
 class ForgeWorld(contract.World):
@@ -25,6 +36,8 @@ class ForgeWorld(contract.World):
         parts = {"unet": original.unet.model.diffusion_model, "vae": original.vae.first_stage_model}
         parts |= {name: getattr(original.clip.cond_stage_model, name, None) for name in ("clip_l", "clip_g", "clip_h")}
         state = {f"{part}.{name}": tensor for part, module in parts.items() if module for name, tensor in module.state_dict().items()}
+        if "text_projection.weight" not in held_by(self.loaded().sd_checkpoint_info.filename):
+            state.pop("clip_l.transformer.text_projection.weight", None)  # no file fills it: Forge Neo leaves whatever is in that memory
         wide = [name for name in state if name.endswith(("_embedding.wrapped.weight", "_embedding.weight"))]
         return state | {name: state[name].float() for name in wide}  # Forge widens them itself, at the first prompt
 
@@ -35,7 +48,25 @@ class ForgeWorld(contract.World):
     def patched(self):
         """Names of the tensors that networks of the last picture were put on."""
         drawn = self.loaded().forge_objects_after_applying_lora
-        return [key for patcher in (drawn.unet, drawn.clip.patcher) for keys in patcher.lora_patches.values() for key in keys]
+        patchers = (drawn.unet, drawn.clip.patcher)
+        tables = [table for patcher in patchers for table in getattr(patcher, "lora_patches", {"": patcher.patches}).values()]
+        return [key for table in tables for key in table]
+
+    def hung(self):
+        """How many layers of the U-Net have networks that are added while drawing."""
+        layers = self.loaded().forge_objects_original.unet.model.modules()
+        return sum(bool(hasattr(layer, "forge_online_loras") or getattr(layer, "weight_function", ())) for layer in layers)
+
+    @contextlib.contextmanager
+    def chosen_but_not_loaded(self, title):
+        """The page's choice, before anybody draws."""
+        data = self.modules.sd_models.model_data
+        before = data.forge_loading_parameters
+        data.forge_loading_parameters = before | {"checkpoint_info": self.modules.sd_models.checkpoint_aliases[title]}
+        try:
+            yield
+        finally:
+            data.forge_loading_parameters = before
 
     def wipe(self):
         engine.clean(self.loaded())
@@ -47,7 +78,8 @@ class ForgeWorld(contract.World):
         from modules_forge import main_entry
 
         assert key == "sd_model_checkpoint"
-        main_entry.checkpoint_change(value, save=False)
+        preset = {"preset": None} if "preset" in inspect.signature(main_entry.checkpoint_change).parameters else {}
+        main_entry.checkpoint_change(value, save=False, **preset)
         thread = threading.Thread(target=self.generate, args=("what the new checkpoint draws",), kwargs={"steps": 1})
         thread.start()
         return thread

@@ -1,6 +1,6 @@
 """Run by a WebUI's own Python: by which names its own code finds the layers of a model, without any weights.
 
-layer_loader.py a1111|forge|reforge TREE NAMES        NAMES: {family: {"keys": [checkpoint's keys], "names": [layers' names in files]}}
+layer_loader.py a1111|forge|neo|reforge TREE NAMES        NAMES: {family: {"keys": [checkpoint's keys], "names": [layers' names in files]}}
 Prints one line of JSON: {family: [names that it finds]}
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from network_loader import A1111, CONFIG, UNET, Forge, ReForge
+from network_loader import A1111, CONFIG, UNET, Forge, Neo, ReForge
 
 XL_CONFIG = {
     "num_res_blocks": [2, 2, 2],
@@ -94,7 +94,7 @@ def main() -> None:
         if host == "a1111":
             found[family] = by_a1111(tree, entry["keys"], entry["names"], family)
         else:
-            found[family] = by_forge(Forge if host == "forge" else ReForge, tree, entry["keys"], entry["names"], family)
+            found[family] = by_forge({"forge": Forge, "neo": Neo, "reforge": ReForge}[host], tree, entry["keys"], entry["names"], family)
     sys.stdout.write(f"RESULT {json.dumps(found)}\n")
 
 

@@ -1,6 +1,6 @@
 """Run by a WebUI's own Python: its own loader puts files on the layers of a checkpoint; what comes of each weight is compared.
 
-network_loader.py a1111|forge|reforge TREE CHECKPOINT FILE...    beside each FILE lies FILE.expected: the weights that it should give.
+network_loader.py a1111|forge|neo|reforge TREE CHECKPOINT FILE...    beside each FILE lies FILE.expected: the weights that it should give.
 Prints one line of JSON: {file: {"wrong": {key: largest difference}, "untouched": [...], "left": [...], "restored": true}}
 """
 
@@ -107,9 +107,11 @@ class A1111:
 class Forge:
     """backend/patcher/lora.py, as it is."""
 
+    flags = ("--always-cpu",)
+
     def __init__(self, tree: Path, state: dict) -> None:
-        sys.argv = [sys.argv[0], "--always-cpu"]
-        sys.path[:0] = [str(tree), str(tree / "packages_3rdparty")]
+        sys.argv = [sys.argv[0], *self.flags]
+        sys.path[:0] = [str(tree), str(tree / "packages_3rdparty"), str(tree / "modules_forge" / "packages")]
         self.state = state
         self.restored = True
         self.unet = types.SimpleNamespace(
@@ -136,17 +138,31 @@ class Forge:
         clip, left = self.lora.load_lora(left, clip_keys)
         return {**unet, **clip}, sorted(left)
 
+    def is_refused(self, file: Path, left: list) -> bool:
+        """A file of which more than 12 keys are left is refused as a whole."""
+        return len(left) > 12
+
     def merged(self, file: Path) -> tuple[dict, list]:
-        """As the host loads it: a file of which more than 12 keys are left is refused as a whole."""
+        """As the host loads it."""
         patches, left = self.patches(file)
         found = dict(self.state)
-        if len(left) > 12:
+        if self.is_refused(file, left):
             return found, left
         for key, patch in patches.items():
             ours = TEXT + key.removeprefix("clip_l.transformer.") if key.startswith("clip_l.") else f"model.{key}"
             if ours in found:
                 found[ours] = self.calculate([(1.0, patch, 1.0, None, None)], found[ours].clone(), key)
         return found, left
+
+
+class Neo(Forge):
+    """Forge Neo's copy of ComfyUI's loader, as it is."""
+
+    flags = ("--cpu",)
+
+    def is_refused(self, file: Path, left: list) -> bool:
+        """A file of which more than half of the keys are left is refused as a whole."""
+        return len(left) / len(load_file(str(file))) > 0.5
 
 
 class ReForge(Forge):
@@ -210,7 +226,7 @@ def layer_of(path: str, weight: torch.Tensor, bias: bool) -> torch.nn.Module:
 def main() -> None:
     host, tree, checkpoint, *files = sys.argv[1:]
     state = {key: tensor.float() for key, tensor in load_file(checkpoint).items() if key.startswith((UNET, TEXT)) and tensor.ndim}
-    loader = {"a1111": A1111, "forge": Forge, "reforge": ReForge}[host](Path(tree), state)
+    loader = {"a1111": A1111, "forge": Forge, "neo": Neo, "reforge": ReForge}[host](Path(tree), state)
     told = {}
     for name in files:
         expected = load_file(f"{name}.expected")

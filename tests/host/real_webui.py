@@ -37,6 +37,7 @@ FLAGS = (
     "--api --skip-torch-cuda-test --skip-prepare-environment --no-half --use-cpu all --disable-console-progressbars --no-download-sd-model"
 )
 FORGE_FLAGS = f"{FLAGS} --always-cpu"
+NEO_FLAGS = "--api --skip-torch-cuda-test --skip-prepare-environment --skip-python-version-check --disable-console-progressbars --cpu"
 
 
 class RealWebUI:
@@ -98,6 +99,11 @@ def environment(tree):
     return copy / "bin" / "python"
 
 
+def is_neo(tree):
+    """Forge Neo, which has other flags and asks questions on its console where a config.json lacks its mark."""
+    return (tree / "modules_forge" / "presets.py").is_file()
+
+
 def remove_extension(data):
     """Leaves the compiled files of an earlier start, as in life: they are not what is measured."""
     if (folder := data / "extensions" / "lora-trainer").exists():
@@ -127,6 +133,7 @@ def variables(tree, data):
         "HF_HOME": str(data / "hf"),
         "GRADIO_ANALYTICS_ENABLED": "False",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": "1",  # several divide a sum differently when the machine is busy: runs would differ in their last bits
         "PYTHONUNBUFFERED": "1",
     }
     kept = {key: value for key, value in os.environ.items() if key not in ("COMMANDLINE_ARGS", "PYTHONPATH", "VIRTUAL_ENV")}
@@ -148,7 +155,7 @@ def start(tree, data, python, *flags, login=""):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = data / f"host-{port}.log"
-    own = FORGE_FLAGS if (tree / "modules_forge").is_dir() else FLAGS
+    own = NEO_FLAGS if is_neo(tree) else FORGE_FLAGS if (tree / "modules_forge").is_dir() else FLAGS
     command = [python, "launch.py", "--data-dir", data, "--port", str(port), *own.split(), *flags]
     with log.open("w", encoding="utf-8") as out:
         process = subprocess.Popen(
@@ -168,8 +175,12 @@ def scratch(tree):
     if not (tree / "modules_forge").is_dir():
         add_families(data)
     approximations = [tree / "models" / "VAE-approx" / name for name in ("model.pt", "vaeapprox-sdxl.pt")]
-    if not all(path.exists() for path in approximations):  # the host would fetch them to show half-done pictures
-        (data / "config.json").write_text('{"live_previews_enable": false}', encoding="utf-8")
+    missing = not all(path.exists() for path in approximations)  # the host would fetch them to show half-done pictures
+    options = {"live_previews_enable": False} if missing else {}
+    if is_neo(tree):
+        options["VERSION_UID"] = "PY313"
+    if options:
+        (data / "config.json").write_text(json.dumps(options), encoding="utf-8")
     return data
 
 

@@ -1,7 +1,9 @@
 """How A1111's models of each family are read, and what is known of them, without A1111: modules shaped as it holds them."""
 
+import sys
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,10 +15,11 @@ from lora_trainer.host.a1111 import facts, model
 from lora_trainer.models import layout
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
+from lora_trainer.train.previews.preview_prompts import SampleRequest
 from tests.host.data_folder import info_of, tree
 
 CPU = torch.device("cpu")
-NO_FLAGS = {"v2": None, "v_parameterization": None, "zero_terminal_snr": None}
+NO_FLAGS = {"v2": None, "prediction": "auto", "v_parameterization": None, "zero_terminal_snr": None}
 
 
 @pytest.fixture(scope="module", params=["sd2", "sdxl"])
@@ -154,3 +157,31 @@ def test_a_file_that_is_gone_leaves_what_the_host_says(tmp_path):
     held = SimpleNamespace(is_sdxl=True, parameterization="v", sd_checkpoint_info=info_of(tmp_path / "gone.safetensors"))
     known = facts.from_model(held)
     assert (known.family, known.prediction.kind, known.native_size) == ("sdxl", "v", 1024)
+
+
+def test_where_a_host_would_draw_a_flow_wrong_it_is_said_and_previews_are_ours(tmp_path, monkeypatch):
+    options = SimpleNamespace(sd_noise_schedule="Default", CLIP_stop_at_last_layers=1)
+    modules = SimpleNamespace(shared=SimpleNamespace(opts=options))
+    monkeypatch.setitem(sys.modules, "modules", modules)
+    known = known_of(tmp_path)
+    told = known.with_flags(SimpleNamespace(**NO_FLAGS | {"prediction": "flow"}))
+    assert told.prediction.kind == "flow" and facts.draws_alike(known) and not facts.draws_alike(told)
+    (message,) = facts.notes(told, "model")
+    assert "trainer's own sampler" in str(message) and "Forge Neo" in str(message)
+    assert facts.notes(known, "model") == ()
+    request = SampleRequest("a vase", sampler="ddim", flow_shift=2.0)
+    assert facts.drawable(request, told) == attrs.evolve(request, sampler="euler")
+    assert facts.drawable(request, known) is request and facts.drawable(request, None) is request
+    drawn_so = attrs.evolve(told, host_prediction="flow")
+    assert facts.draws_alike(drawn_so) and facts.notes(drawn_so, "model") == ()
+    (message,) = facts.notes(attrs.evolve(known, host_prediction="flow"), "model")
+    assert "Rename" in str(message)
+    with pytest.raises(ModelError, match="rectified flow"):
+        known.with_flags(SimpleNamespace(**NO_FLAGS | {"prediction": "flow", "zero_terminal_snr": True}))
+
+
+def test_a_host_that_draws_along_the_flow_is_believed_where_the_file_says_nothing(tmp_path):
+    known_of(tmp_path)  # writes the file
+    info = info_of(tmp_path / "model.safetensors")
+    known = facts.from_checkpoint(info, "sdxl", "flow", host_zero_snr=False)
+    assert (known.prediction.kind, known.prediction.is_marked) == ("flow", True)

@@ -15,7 +15,7 @@ from lora_trainer.host.forge import engine, lease, model
 from lora_trainer.models.source import LiveSource
 from tests.host import contract_networks  # noqa: F401 - its checks join FAMILIES
 from tests.host.contract_forge import FORGE_ONLY
-from tests.host.contract_forge_families import FAMILIES
+from tests.host.contract_forge_families import FAMILIES, LACKING
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_the_users_choice_stands_again_after_a_loan_and_a_new_one_is_kept(forge)
 
 
 @pytest.mark.needs_webui
-@pytest.mark.parametrize("name", [*FORGE_ONLY, *FAMILIES])
+@pytest.mark.parametrize("name", [*FORGE_ONLY, *FAMILIES, *LACKING])
 def test_real_forge(name, real_webui):
     answer = real_webui.post(f"/lora-trainer-probe/check/{name}", timeout=600)
     assert answer["ok"], answer["error"]

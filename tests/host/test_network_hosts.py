@@ -17,6 +17,7 @@ from lora_trainer.adapters.files.checkpoint_layers import CheckpointLayer, check
 from lora_trainer.adapters.network_file import bias_delta_of, delta_of, modules_of
 from lora_trainer.config.choices.network_hosts import ALL, NO, PARTLY, SUPPORT, file_kind, host_support, support_warning
 from lora_trainer.config.choices.networks import NETWORK_TYPES
+from tests.host.real_webui import is_neo
 from tests.models.conftest import checkpoint
 from tests.network_tools.made import state_of, write
 
@@ -98,6 +99,8 @@ def test_the_hosts_own_loader_does_with_each_kind_what_the_table_says(checkpoint
 def host_of(tree: Path) -> str:
     """Which WebUI a folder holds."""
     if (tree / "modules_forge").is_dir():
+        if is_neo(tree):
+            return "neo"
         return "forge" if (tree / "backend" / "patcher").is_dir() else "reforge"
     return "a1111"
 

@@ -65,12 +65,26 @@ def test_missing_package_is_named_with_the_line_that_adds_it(execute, monkeypatc
     assert "torch 2" in shown, "the report has no versions"
 
 
-def test_diffusers_of_a_version_that_cannot_serve_is_named(execute, monkeypatch):
+@pytest.fixture
+def diffusers_043(monkeypatch):
     version = importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.37.1" if name == "diffusers" else version(name))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.43.0" if name == "diffusers" else version(name))
+
+
+def test_diffusers_of_a_version_that_cannot_serve_is_named_and_not_called_missing(execute, diffusers_043):
     shown = words_of(execute()[1])
-    assert "Packages are missing: diffusers" in shown
-    assert f'{sys.executable} -m pip install --no-deps "diffusers==0.31.0"' in shown
+    assert "diffusers 0.43.0 is installed, and LoRA Trainer needs diffusers>=0.29,<0.43." in shown
+    assert "missing" not in shown
+    assert f'{sys.executable} -m pip install --no-deps "diffusers==0.3' in shown
+
+
+def test_diffusers_that_the_host_pins_has_no_command_that_it_would_undo(execute, diffusers_043, monkeypatch, tmp_path):
+    (tmp_path / "launch.py").touch()
+    (tmp_path / "requirements.txt").write_text("diffusers==0.43.0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shown = words_of(execute()[1])
+    assert "this WebUI installs diffusers==0.43.0 again at its next start" in shown
+    assert "pip install" not in shown and "in a terminal" not in shown
 
 
 def test_update_on_disk_asks_for_a_complete_restart(execute):

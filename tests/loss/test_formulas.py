@@ -14,10 +14,10 @@ import torch
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.loss import noise
 from lora_trainer.loss import noise as noising
-from lora_trainer.loss.objectives import elementwise_loss, huber_threshold
+from lora_trainer.loss.objectives import elementwise_loss, huber_threshold, timestep_weights
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
-from lora_trainer.train.step.objective import Batch, apply_prior_weight, make_batch, per_image_losses, timestep_weights
+from lora_trainer.train.step.objective import Batch, apply_prior_weight, make_batch, per_image_losses
 from tests.loss import formulas
 
 SD_SCRIPTS = json.loads((Path(__file__).parent / "sd_scripts.json").read_text(encoding="utf-8"))

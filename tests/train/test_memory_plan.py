@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
+import torch
 
 from benchmarks import random_checkpoint
 from lora_trainer.cli.check import PHASES, print_plan
 from lora_trainer.cli.console import Console
 from lora_trainer.config.build import build
+from lora_trainer.host import devices
 from lora_trainer.models.detection.detect import ModelFacts, inspect
+from lora_trainer.models.source import FileSource
 from lora_trainer.train.planning.memory_plan import Machine
 from lora_trainer.train.planning.plan import TrainingPlan, make_plan
+from lora_trainer.train.step.precision import choose_precision
+from lora_trainer.wizard.facts import MachineFacts
 
 CARD = Machine("cuda", 6.8 * 1024, 10.0)
 GB = 1024.0
@@ -51,6 +58,32 @@ def test_sdxl_that_is_read_from_a_file_never_has_all_its_parts_on_a_card_of_8_gb
     weights = sdxl.unet_parameters * 2, sdxl.text_parameters * 2, sdxl.vae_parameters * 4
     assert max(found.values()) < CARD.free_mb < sum(weights) / 2**20 + 2.5 * GB  # together, and what encoding takes besides
     assert found["captions"] < weights[0] / 2**20 and found["pictures"] < weights[0] / 2**20
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "precision"),
+    [
+        ("NVIDIA GeForce GTX 1080", (6, 1), "no"),
+        ("NVIDIA GeForce GTX 1660", (7, 5), "no"),
+        ("Tesla V100", (7, 0), "fp16"),
+        ("NVIDIA GeForce RTX 2070", (7, 5), "fp16"),
+        ("NVIDIA GeForce RTX 3060", (8, 6), "bf16"),
+    ],
+)
+def test_a_card_is_planned_in_the_precision_that_its_run_computes_in(
+    sdxl, monkeypatch, name: str, capability: tuple[int, int], precision: str
+):
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: name)
+    monkeypatch.setattr(devices, "step_failure", lambda device, dtype: "")
+    assert choose_precision("auto", FileSource(Path("sdxl.safetensors")), cuda).name == precision
+    memory = {"device": name, "total_mb": 24 * GB, "free_mb": 24 * GB, "host_mb": 0, "precision": devices.auto_precision(cuda)}
+    machine = MachineFacts.from_memory(memory).to_machine()
+    automatic, named = (needed(plan(sdxl, machine, memory={"mixed_precision": word})) for word in ("auto", precision))
+    assert automatic == named
+    half = needed(plan(sdxl, machine, memory={"mixed_precision": "fp16"}))
+    assert (automatic["step"] > 1.5 * half["step"]) is (precision == "no")
 
 
 def test_what_a_webui_lends_stays_on_the_card_in_every_phase(sdxl):

@@ -9,7 +9,8 @@ import pytest
 
 from lora_trainer.config.build import build
 from lora_trainer.errors import TrainerError
-from lora_trainer.train.previews.preview_prompts import SampleRequest, network_tag_notes, parse_prompt_line
+from lora_trainer.train.previews.preview_prompts import SampleRequest, parse_prompt_line
+from lora_trainer.train.previews.prompt_networks import PromptNetworks, notes_of_host, notes_of_trainer
 from lora_trainer.train.setup import preview_prompts
 
 BASE = SampleRequest("", negative="dull", width=320, height=448, seed=9, cfg=6.0, steps=11, sampler="lms", clip_skip=2)
@@ -108,10 +109,52 @@ def test_null_in_a_prompt_file_means_not_given_and_a_list_is_named_and_left_out(
     assert '["x", "y"]' in found.warnings[0].text() and "prompt must be" in found.warnings[0].text()
 
 
-def test_networks_named_as_in_a_webui_are_told_where_the_trainer_draws_itself():
-    found = preview_prompts(config(prompts=["a vase <lora:mika:0.8>", "a vase <3 <b>", "x --n <LyCO:bad:1>"]))
-    notes = [note.text() for note in network_tag_notes(found)]
-    assert len(notes) == 2 and "prompt 1: <lora:mika:0.8>" in notes[0] and "prompt 3: <LyCO:bad:1>" in notes[1]
+def networks_in(folder: Path) -> PromptNetworks:
+    """Two files: mika in the output folder, deep somewhere below the LoRA folder."""
+    for place in ("out/mika", "loras/below/deep"):
+        path = folder / f"{place}.safetensors"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    return PromptNetworks((folder / "nowhere", folder / "out"), folder / "loras", "own")
+
+
+def test_a_network_in_a_prompt_is_found_by_its_name_and_taken_out_of_the_words(tmp_path: Path):
+    networks, out, deep = networks_in(tmp_path), tmp_path / "out", tmp_path / "loras" / "below"
+    read = networks.read("a  vase <lora:mika:0.8>, <lyco:deep> <3 <b>")
+    assert read.text == "a vase , <3 <b>" and not read.missing_tags
+    assert read.networks == (("<lora:mika:0.8>", out / "mika.safetensors", 0.8), ("<lyco:deep>", deep / "deep.safetensors", 1.0))
+    assert networks.read("a  vase").text == "a  vase"
+    assert networks.read("<lora:own:1> a").own_tags == ("<lora:own:1>",)
+
+
+@pytest.mark.parametrize("name", ["nobody", "../out/mika", "out/mika", "x" * 5000, "a\\b", "mi*a", "."])
+def test_a_name_without_a_file_stays_in_the_words(tmp_path: Path, name: str):
+    read = networks_in(tmp_path).read(f"a <lora:{name}:1>")
+    assert read.text == f"a <lora:{name}:1>" and read.missing_tags == (f"<lora:{name}:1>",) and not read.networks
+
+
+def test_networks_that_are_not_used_as_written_are_told_before_the_run(tmp_path: Path):
+    prompts = [
+        "a <lora:mika:0.8>",
+        "a <lora:nobody:1>",
+        "a <3 <b> --n <LyCO:bad:1>",
+        "a <lora:own:1>",
+        "a <lora:mika:much>",
+        "a <hypernet:h:1>",
+    ]
+    parsed, networks = preview_prompts(config(prompts=prompts)), networks_in(tmp_path)
+    notes = [note.text() for note in notes_of_trainer(parsed, networks)]
+    starts = [
+        "2: there is no file",
+        "3: <LyCO:bad:1> is read",
+        "4: <lora:own:1> names",
+        "5 is not drawn: the weight",
+        "6: <hypernet:h:1> is read",
+    ]
+    assert [note.startswith(f"prompt {start}") for note, start in zip(notes, starts, strict=True)] == [True] * 5
+    notes = [note.text() for note in notes_of_host(parsed, networks)]
+    starts = ["1: ", "2: ", "4: <lora:own:1> names", "5: "]
+    assert [note.startswith(f"prompt {start}") for note, start in zip(notes, starts, strict=True)] == [True] * 4
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,27 @@ def test_a_finished_run_is_given_more_epochs_and_ends_as_a_longer_one(tmp_path: 
     assert [file["final"] for file in folder.manifest()["files"]] == [False, False, False, True]
 
 
+@pytest.mark.parametrize(("kind", "rises"), [("cosine", True), ("linear", True), ("constant", False)])
+def test_a_rate_that_rises_because_the_run_is_longer_now_is_told_with_its_numbers(tmp_path: Path, kind: str, rises: bool):
+    config = small_config(tmp_path, steps__max_train_steps=6, schedule__type=kind, schedule__warmup_steps=0)
+    folder = folder_of(config)
+    first = [event.lr for event in train(config, folder) if isinstance(event, Stepped)]
+    seen = resume(folder, steps__max_train_steps=12)
+    rates = [event.lr for event in seen if isinstance(event, Stepped)]
+    told = [event.message for event in seen if isinstance(event, Warned) and event.path == "schedule.type"]
+    assert (rates[0] > 2 * first[-1]) is rises and len(told) == rises
+    for message in told:
+        assert f"from {first[-1]:.2g} to {rates[0]:.2g} at step 6" in message.text() and kind in message.text("zh_CN")
+
+
+def test_a_rate_that_the_user_changed_is_not_told_to_rise(tmp_path: Path):
+    config = small_config(tmp_path, steps__max_train_steps=6, schedule__type="cosine", schedule__warmup_steps=0)
+    folder = folder_of(config)
+    train(config, folder)
+    seen = resume(folder, steps__max_train_steps=12, optimizer__learning_rate=1e-3)
+    assert [event.path for event in seen if isinstance(event, Warned) and event.path == "schedule.type"] == []
+
+
 def test_changes_hold_from_the_next_step_on_and_a_resumed_run_makes_them_again(tmp_path: Path):
     def change(job):
         job.change({"optimizer.learning_rate": 1e-4, "schedule.type": "linear"})

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_trainer import assets
 from lora_trainer.config.choices.samplers import ALIASES, CHOICES, SAMPLER_SPECS, find_sampler, webui_names
 from lora_trainer.models.load import load
+from lora_trainer.models.noise_schedule import SCALED_LINEAR
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.previews.preview_prompts import SampleRequest
 from lora_trainer.train.previews.sampling import SAMPLERS, decode, draw_latents, lms_coefficients, run_sampler
@@ -78,6 +79,20 @@ def test_a_sampler_without_noise_ends_where_the_flow_does(name: str, prediction:
     coarse, fine = walked(name, prediction, noise, 25), walked(name, prediction, noise, 250)
     far = [float((found.double() - end_of(noise)).pow(2).mean().sqrt()) for found in (coarse, fine)]
     assert far[0] < 0.14 * SPREAD and far[1] < 0.03 * SPREAD
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_dpm_solver_walks_as_the_one_of_diffusers_that_is_deprecated(prediction: str, steps: int):
+    from diffusers.schedulers import DPMSolverMultistepScheduler
+
+    kinds = {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min", "prediction_type": prediction}
+    theirs, latents = DPMSolverMultistepScheduler(**SCALED_LINEAR.scheduler_config(), **kinds), noise_of(1, side=8)
+    theirs.set_timesteps(steps)
+    for timestep in theirs.timesteps:
+        latents = theirs.step(bell(prediction)(latents, timestep), timestep, latents, return_dict=False)[0]
+    # twenty steps of some ten operations in float32
+    torch.testing.assert_close(walked("dpmsolver", prediction, noise_of(1, side=8), steps), latents, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NOISY)

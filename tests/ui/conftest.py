@@ -45,12 +45,13 @@ def open_page(chromium: Any) -> Iterator[Callable[..., Any]]:
 
     def open_(address: str, *, width: int = 1440, height: int = 900, ready: bool = True, **context: Any) -> Any:
         contexts.append(chromium.new_context(viewport={"width": width, "height": height}, **context))
+        contexts[-1].set_default_timeout(120_000)  # a machine that is busy with other work
         page = contexts[-1].new_page()
         page.on("console", lambda said: note(said.type, said.text, said.location.get("url", "")) if said.type == "error" else None)
         page.on("pageerror", lambda error: note("page", str(error), error.stack or ""))
         page.goto(address)
         if ready:
-            page.wait_for_selector("[data-ready=true]", timeout=30_000)
+            page.wait_for_selector("[data-ready=true]", timeout=120_000)
         return page
 
     yield open_
@@ -98,7 +99,7 @@ def mika(open_page: Callable[..., Any], made_up: tuple[str, World]) -> Callable[
         page.wait_for_function(
             "!LoraTrainer.folder()"
             " || (LoraTrainer.cache.plan && (LoraTrainer.cache.pictures || LoraTrainer.cache.picturesProblems.length))",
-            timeout=10_000,
+            timeout=120_000,
         )
         return page
 

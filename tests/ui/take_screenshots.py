@@ -67,7 +67,7 @@ class Camera:
     def page(self, language: str, theme: str = "light", width: int = 1440, height: int = 900) -> Any:
         page = self.browser.new_context(viewport={"width": width, "height": height}).new_page()
         page.goto(f"{self.address}?__lang={LANGUAGES[language]}&__theme={theme}")
-        page.wait_for_selector("[data-ready=true]", timeout=60_000)
+        page.wait_for_selector("[data-ready=true]", timeout=120_000)
         return page
 
     def take(self, page: Any, name: str, *, whole: bool = False) -> None:
@@ -123,7 +123,7 @@ def during(camera: Camera, pages: dict[str, Any], server: Server) -> None:
     """Step 4 when somewhat more than half is done, also dark and on a phone; then at the end."""
     first = pages["en"]
     camera.show(first, "settings")
-    first.locator("#lora_trainer_start:not(:disabled)").click(timeout=60_000)
+    first.locator("#lora_trainer_start:not(:disabled)").click(timeout=120_000)
     for page in pages.values():
         camera.show(page, "train")
     job = wait(lambda: server.manager.current)

@@ -28,7 +28,7 @@ def without_best(mika: Page, world: World, remedy: str, lang: str = "en", **size
     world.grid = undecided  # type: ignore[method-assign]
     page = mika("compare", "grid", lang=lang, **size)
     page.evaluate("LoraTrainer.openRun('mika')")
-    page.locator(".lt-why").wait_for(timeout=10_000)
+    page.locator(".lt-why").wait_for(timeout=120_000)
     return page
 
 
@@ -61,7 +61,7 @@ def test_the_button_starts_the_run_that_the_diagnosis_asks_for(
     )
     page.evaluate("LoraTrainer.emit('run', 'mika')")
     page.get_by_role("button", name=button).click()
-    page.wait_for_function("LoraTrainer.state.step === 'train'", timeout=10_000)
+    page.wait_for_function("LoraTrainer.state.step === 'train'", timeout=120_000)
     [body] = asked(made_up[1], "runs")
     for section, values in wanted.items():
         assert {name: body["config"][section].get(name) for name in values} == pytest.approx(values)
@@ -82,7 +82,7 @@ def test_lower_weights_are_drawn_at_once(mika: Page, made_up: tuple[str, World])
 def test_wrong_captions_lead_to_the_captions_of_the_run(mika: Page, made_up: tuple[str, World]):
     page = without_best(mika, made_up[1], "captions")
     page.get_by_role("button", name="Look at the captions").click()
-    page.wait_for_function("LoraTrainer.state.step === 'captions'", timeout=10_000)
+    page.wait_for_function("LoraTrainer.state.step === 'captions'", timeout=120_000)
 
 
 @pytest.mark.parametrize(("lang", "width"), [("en", 1440), ("zh_CN", 1440), ("en", 390), ("zh_CN", 390)])

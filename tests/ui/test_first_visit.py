@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ def first(open_page: Page, made_up: tuple[str, World], typed: dict[str, Any] | N
 
 def to_settings(page: Any) -> None:
     page.keyboard.press("3")
-    page.locator(".lt-applied").first.wait_for(timeout=10_000)
+    page.locator(".lt-applied").first.wait_for(timeout=120_000)
 
 
 def wizards(world: World) -> int:
@@ -41,10 +42,10 @@ def test_suggestions_are_filled_in_at_the_first_visit_listed_and_undone_with_one
     assert "Without the suggested" not in page.locator(".lt-start").inner_text()
     page.get_by_role("button", name="Undo these").click()
     assert page.evaluate("LoraTrainer.state.values") == before
-    page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=5000)
+    page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=120_000)
     page.reload()
     page.wait_for_selector("[data-ready=true]")
-    page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=10_000)
+    page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=120_000)
     assert page.locator(".lt-applied").count() == 0 and wizards(made_up[1]) == 1  # asked once, and not again after it was refused
     page.get_by_role("button", name="See them again").click()
     page.get_by_role("button", name="Use these").click()
@@ -80,7 +81,7 @@ def test_another_subject_is_suggested_for_at_the_next_visit_and_defaults_count_a
     assert wizards(made_up[1]) == 2
     page.wait_for_function("!LoraTrainer.isSuggesting()")
     page.get_by_role("button", name="Defaults").click()
-    page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=5000)
+    page.locator(".lt-start", has_text="Without the suggested settings.").wait_for(timeout=120_000)
 
 
 def test_a_step_has_no_tick_before_it_was_visited(open_page: Page, made_up: tuple[str, World]):
@@ -91,7 +92,7 @@ def test_a_step_has_no_tick_before_it_was_visited(open_page: Page, made_up: tupl
     page.locator(tick.format("captions")).wait_for()
     assert page.locator(tick.format("settings")).count() == 0
     to_settings(page)
-    page.locator(tick.format("settings")).wait_for(timeout=10_000)
+    page.locator(tick.format("settings")).wait_for(timeout=120_000)
     page.evaluate("LoraTrainer.useFolder('D:\\\\other')")  # other pictures: nobody has looked at them
     page.wait_for_function("!document.querySelector('#lora_trainer_step_captions .lt-good')")
 
@@ -100,5 +101,17 @@ def test_a_step_has_no_tick_before_it_was_visited(open_page: Page, made_up: tupl
 def test_the_list_fits_the_window_in_both_languages(open_page: Page, made_up: tuple[str, World], lang: str, width: int):
     page = first(open_page, made_up, lang=lang, width=width, height=844)
     page.evaluate("LoraTrainer.goToStep('settings')")
-    page.locator(".lt-applied").first.wait_for(timeout=10_000)
+    page.locator(".lt-applied").first.wait_for(timeout=120_000)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("lang", ["en", "zh_CN"])
+def test_on_a_phone_what_was_filled_in_stands_above_the_form_and_the_plan_below_it(open_page: Page, made_up: tuple[str, World], lang: str):
+    page = first(open_page, made_up, lang=lang, width=390, height=844)
+    page.evaluate("LoraTrainer.goToStep('settings')")
+    page.locator(".lt-applied").first.wait_for(timeout=10_000)
+    parts = (".lt-settings .lt-suggest", ".lt-settings .lt-left", ".lt-settings .lt-plan", ".lt-settings .lt-start")
+    boxes = [page.locator(part).bounding_box() for part in parts]
+    tops = [box["y"] for box in boxes]
+    assert tops == sorted(tops) and all(box["y"] + box["height"] <= below["y"] for box, below in itertools.pairwise(boxes))
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in boxes)

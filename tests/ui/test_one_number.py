@@ -25,14 +25,14 @@ def test_only_a_pause_on_a_graphics_card_frees_it(mika: Page, device: str, freed
 def test_the_pill_and_the_grid_count_the_same_pictures_and_the_same_time(mika: Page, made_up: tuple[str, World]):
     page = mika("compare", "halfgrid")
     page.evaluate("LoraTrainer.openRun('mika')")
-    page.wait_for_function("document.querySelectorAll('.lt-cell img').length === 23", timeout=8000)
+    page.wait_for_function("document.querySelectorAll('.lt-cell img').length === 23", timeout=120_000)
     page.evaluate("LoraTrainer.poll = async () => null")
     page.evaluate(SET_RUN, {"phase": "rendering", "done": 24, "total": 50, "seconds_left": 140})
     for place in (".lt-pill", ".lt-gridcount"):
-        page.locator(place, has_text="24 of 50").filter(has_text="2 min left").wait_for(timeout=5000)
+        page.locator(place, has_text="24 of 50").filter(has_text="2 min left").wait_for(timeout=120_000)
     page.evaluate(SET_RUN, {"phase": "ranking", "done": 3, "total": 7, "seconds_left": None})
     for place in (".lt-pill", ".lt-gridcount"):
-        page.locator(place, has_text="3 of 7").filter(has_not_text="left").wait_for(timeout=5000)
+        page.locator(place, has_text="3 of 7").filter(has_not_text="left").wait_for(timeout=120_000)
     assert "ranking" in page.locator(".lt-pill").inner_text() and "Ranking" in page.locator(".lt-gridcount").inner_text()
 
 
@@ -46,9 +46,9 @@ def test_an_ended_run_has_the_speed_of_all_its_steps(mika: Page, made_up: tuple[
         " LoraTrainer.cache.status.run.speed = null; LoraTrainer.emit('run', data.id); }"
     )
     tile = page.locator(".lt-tile", has_text="Speed")
-    tile.get_by_text("2.0").wait_for(timeout=5000)
+    tile.get_by_text("2.0").wait_for(timeout=120_000)
     page.evaluate(SET_RUN, {"speed": 0.55})
-    tile.get_by_text("0.55").wait_for(timeout=5000)
+    tile.get_by_text("0.55").wait_for(timeout=120_000)
 
 
 @pytest.mark.parametrize(("total", "said"), [(1320, False), (1300, True)])
@@ -80,10 +80,10 @@ def test_the_step_is_the_same_in_the_tile_the_stop_dialog_and_the_list_of_runs(m
     page.wait_for_function("LoraTrainer.runData('mika').last && LoraTrainer.runData('mika').last.step === 766")
     page.evaluate("LoraTrainer.poll = async () => null")
     page.evaluate(SET_RUN, {"step": 0})  # the status comes later than the events
-    page.locator(".lt-tile", has_text="Step").get_by_text("766").wait_for(timeout=5000)
+    page.locator(".lt-tile", has_text="Step").get_by_text("766").wait_for(timeout=120_000)
     assert "58" in page.locator(".lt-pill").inner_text()
     page.get_by_role("button", name="Stop…").click()
-    page.get_by_text("The run is at step 766 of").wait_for(timeout=5000)
+    page.get_by_text("The run is at step 766 of").wait_for(timeout=120_000)
     page.keyboard.press("Escape")
     page.locator(".lt-runbutton").click()
-    page.locator('[data-run="mika"]').get_by_text("step 766 of").wait_for(timeout=5000)
+    page.locator('[data-run="mika"]').get_by_text("step 766 of").wait_for(timeout=120_000)

@@ -43,7 +43,7 @@ def step(open_page: Page, real: Server, forty: tuple[Path, dict[str, str]]) -> C
 def read(page: Any, until: str = "true") -> None:
     """Waits until the folder was read to its end."""
     page.wait_for_function(
-        f"() => {{ const p = LoraTrainer.cache.pictures; return p && p.looking.done === p.looking.total && ({until}); }}", timeout=30_000
+        f"() => {{ const p = LoraTrainer.cache.pictures; return p && p.looking.done === p.looking.total && ({until}); }}", timeout=120_000
     )
     page.wait_for_timeout(50)
 
@@ -145,7 +145,7 @@ def test_a_broken_file_is_left_out_and_the_rest_found_ok_until_nothing_needs_a_l
     page.get_by_role("button", name="These 10 are OK as they are").click()
     assert page.locator("#lora_trainer_step_pictures .lt-badge").count() == 0
     page.reload()
-    page.wait_for_selector("[data-ready=true]", timeout=30_000)
+    page.wait_for_selector("[data-ready=true]", timeout=120_000)
     read(page)
     assert page.locator("#lora_trainer_step_pictures .lt-badge").count() == 0
     assert set(value(page, "data.leave_out")) == {"cut_off.png", "no_bytes.jpg", "a_page.png"}
@@ -243,18 +243,18 @@ def test_crops_and_left_out_pictures_survive_a_reload_and_reach_the_run_while_fi
     read(page, "p.counts.left_out === 1 && p.counts.cropped > 1")
     page.wait_for_timeout(300)
     page.reload()
-    page.wait_for_selector("[data-ready=true]", timeout=30_000)
+    page.wait_for_selector("[data-ready=true]", timeout=120_000)
     read(page)
     kept = {picture["key"]: picture for picture in page.evaluate("LoraTrainer.cache.pictures.pictures")}
     assert kept["wide_0.png"]["frame"] == [0.1, 0, 0.3, 1] and "left-out" in kept["plain_02.png"]["notes"]
     page.keyboard.press("3")
-    page.locator("#lora_trainer_start:not(:disabled)").click(timeout=30_000)
-    page.wait_for_function("(LoraTrainer.cache.status.run || {}).id", timeout=30_000)
+    page.locator("#lora_trainer_start:not(:disabled)").click(timeout=120_000)
+    page.wait_for_function("(LoraTrainer.cache.status.run || {}).id", timeout=120_000)
     config = read_config(next(real.root.rglob("runs/forty*/config.toml")))
     assert config.data.crops == ("wide_0.png=0.1,0,0.3,1",)
     assert "plain_02.png" in config.data.leave_out and "cut_off.png" in config.data.leave_out
     real.manager.current and real.manager.current.command("stop-discard")
-    page.wait_for_function("!LoraTrainer.activeRun()", timeout=60_000)
+    page.wait_for_function("!LoraTrainer.activeRun()", timeout=120_000)
     assert hashes(forty[0]) == before
 
 
@@ -281,7 +281,7 @@ def test_masks_beside_pictures_are_found_counted_and_missed(step: Callable[..., 
     assert "2 of 3 have masks, 50 % learned on average" in page.locator(".lt-masks").inner_text()
     assert page.locator(".lt-maskinset").count() == 2
     page.evaluate("folder => LoraTrainer.set({'data.masks_beside': undefined, 'data.mask_dir': folder})", str(tmp_path / "nothing"))
-    page.locator(".lt-masks .lt-problem").wait_for(timeout=15_000)
+    page.locator(".lt-masks .lt-problem").wait_for(timeout=120_000)
     assert "there is no folder of masks" in page.locator(".lt-masks").inner_text()
     assert page.locator(".lt-thumb").count() == 3
 
@@ -304,7 +304,7 @@ def test_regularisation_pictures_stand_in_a_group_of_their_own(
     assert page.locator(".lt-groupline").count() == 2
     field.fill(str(tmp_path / "missing"))
     field.blur()
-    page.locator('[data-path="data.reg_data_dir"] .lt-problem').wait_for(timeout=15_000)
+    page.locator('[data-path="data.reg_data_dir"] .lt-problem').wait_for(timeout=120_000)
     assert page.locator(".lt-thumb").count() == 40
 
 
@@ -360,7 +360,7 @@ def test_settings_of_another_trainer_come_in_with_every_key_accounted_for(step: 
     page.get_by_label("Text of a settings file").fill(json.dumps(theirs))
     page.get_by_role("button", name="Use these settings").click()
     said = page.locator(".lt-imported")
-    said.wait_for(timeout=15_000)
+    said.wait_for(timeout=120_000)
     assert f"of {len(theirs)} keys of kohya_ss" in said.inner_text()
     listed = said.locator("li code").evaluate_all("all => all.map(code => code.textContent.split(' = ')[0])")
     assert set(theirs) <= set(listed)

@@ -82,6 +82,6 @@ def test_the_time_of_a_grid_is_an_estimate_until_a_picture_was_measured_here(mik
     page = mika("compare", "finished")
     page.evaluate("LoraTrainer.openRun('mika')")
     words = page.locator(".lt-gridcount", has_text="50 pictures")
-    words.filter(has_text="estimate").wait_for(timeout=10_000)
+    words.filter(has_text="estimate").wait_for(timeout=120_000)
     page.evaluate("() => { LoraTrainer.state.pictureSeconds = 2; LoraTrainer.emit('run', 'mika'); }")
-    words.filter(has_text="2 min").filter(has_not_text="estimate").wait_for(timeout=10_000)
+    words.filter(has_text="2 min").filter(has_not_text="estimate").wait_for(timeout=120_000)

@@ -58,6 +58,21 @@ def test_a_chinese_page_shows_no_english_sentence(mika: Callable[..., Any], step
     assert [text for text in shown if LATIN.search(DATA.sub("", text))] == []
 
 
+@pytest.mark.parametrize(("lang", "tools"), [("en", "Tools"), ("zh-CN", "工具")])
+def test_basic_says_what_it_means_without_words_of_the_trade(mika: Callable[..., Any], lang: str, tools: str):
+    page = mika("settings", lang=lang)
+    texts = []
+    for step in ("pictures", "captions", "settings"):
+        page.evaluate("step => LoraTrainer.goToStep(step)", step)
+        texts.append(page.locator(f".lt-{step}").inner_text())
+    button = page.locator(".lt-header button").filter(has_text=tools).first
+    button.click()
+    texts.append(page.locator(".lt-tools").inner_text())
+    assert all(len(text) > 100 for text in texts)
+    trade = re.compile(r"epsilon|no mark of|Energy to keep|N_name|overwrite (to|=)|save\.\w+|regularisation, dataset", re.IGNORECASE)
+    assert [match.group(0) for text in texts for match in trade.finditer(text)] == []
+
+
 def test_the_host_s_language_is_taken_where_the_address_names_none(open_page: Callable[..., Any], made_up: tuple[str, Any]):
     address, _ = made_up
     context = {"locale": "zh-CN"}
@@ -78,7 +93,7 @@ def test_language_is_switched_in_the_tab_kept_and_the_form_with_it(mika: Callabl
     page.evaluate("LoraTrainer.set({'network.dim': 7})")
     assert page.locator('[data-path="network.dim"] input').input_value() == "7"
     page.reload()
-    page.wait_for_selector("[data-ready=true]", timeout=60_000)
+    page.wait_for_selector("[data-ready=true]", timeout=120_000)
     assert step.inner_text() == "训练"  # although the address names English
     page.get_by_role("button", name="English").click()
     page.wait_for_function("document.querySelector('#lora_trainer_step_train .lt-stepname').innerText === 'Train'")

@@ -136,6 +136,18 @@ def test_an_offset_of_noise_is_taken_off_where_the_model_was_trained_to_pure_noi
     assert advice(pictures(20), other, **offset).config_after.loss.noise_offset == 0.05
 
 
+def test_what_is_made_for_other_objectives_is_taken_off_for_rectified_flow_and_sdxl_gets_its_shift(pictures, hollow):
+    model, loss = hollow("sdxl", "rectified"), {"noise_offset": 0.05, "min_snr_gamma": 5.0, "debiased_estimation_loss": True}
+    found = advice(pictures(20), model, loss=loss)
+    after = found.config_after.loss
+    assert (after.noise_offset, after.min_snr_gamma, after.debiased_estimation_loss, after.discrete_flow_shift) == (0, 0, False, 2.5)
+    assert again(found, model, "object", 24) == ()
+    kept = advice(pictures(20), model, loss={"discrete_flow_shift": 3.0}).config_after.loss
+    assert kept.discrete_flow_shift == 3.0
+    other = advice(pictures(20), hollow("sdxl"), loss=loss).config_after.loss
+    assert (other.noise_offset, other.min_snr_gamma, other.discrete_flow_shift) == (0.05, 5.0, 1.0)
+
+
 def test_plans_of_each_family_grow_as_their_models_do(hollow, pictures):
     from lora_trainer.train.planning.plan import make_plan
 

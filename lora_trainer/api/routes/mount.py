@@ -18,10 +18,11 @@ from lora_trainer.api.responses import (
     NotFound,
     RequestError,
     check_text,
+    file_error,
     json_response,
     problems_response,
     request_language,
-    system_error,
+    server_fault,
 )
 from lora_trainer.api.routes import data_routes, file_routes, network_routes, plan_routes, run_routes, status_routes
 from lora_trainer.errors import TrainerError
@@ -34,8 +35,9 @@ Handler = Callable[[ApiContext, Request], Awaitable[Any]]
 Guard = Callable[[Request], bool]
 OWN_PAGE_ONLY = ((b"cross-origin-resource-policy", b"same-origin"), (b"x-content-type-options", b"nosniff"))
 """Headers that keep a browser from showing a response in a page of another site, also where it says nothing of the page (plain HTTP)."""
-SYSTEM_ERRORS = (OSError, ValueError, OverflowError, RecursionError, MemoryError)
-"""What the system and Python raise for names and values that a request brings, wherever they are used first."""
+FAULTS = (ArithmeticError, AssertionError, AttributeError, EOFError, ImportError, LookupError, MemoryError, NameError, RuntimeError)
+FAULTS += (TypeError, ValueError)
+"""What a request cannot bring about: bodies, addresses and files are checked where they are read, which raises a TrainerError."""
 
 
 def mount(app: Any, host: Host, manager: JobManager = MANAGER, guard: Guard | None = None) -> None:
@@ -70,9 +72,12 @@ def _guarded_endpoint(api: ApiContext, handler: Handler, guard: Guard) -> Callab
             content = await handler(api, request)
         except TrainerError as error:
             return problems_response(error, language)
-        except SYSTEM_ERRORS as error:
+        except OSError as error:
             LOG.warning("%s %s", request.method, request.url.path, exc_info=error)
-            return problems_response(system_error(error), language)
+            return problems_response(file_error(error), language)
+        except FAULTS as error:
+            LOG.error("%s %s", request.method, request.url.path, exc_info=error)
+            return problems_response(server_fault(error), language)
         return content if isinstance(content, Response) else json_response(content)
 
     return endpoint

@@ -13,6 +13,7 @@ from lora_trainer.config import effective
 from lora_trainer.config.build import build, to_mapping
 from lora_trainer.config.changes import Change, value_at
 from lora_trainer.config.choices.network_hosts import support_warning
+from lora_trainer.config.choices.prediction_hosts import prediction_warning
 from lora_trainer.config.files import read_config
 from lora_trainer.config.schema import TrainConfig
 from lora_trainer.errors import TrainerError
@@ -68,7 +69,7 @@ def check_config(
         problems = [*problems, *error.problems]
     plan, warnings = EMPTY_PLAN | {"network": network}, []
     if dataset is not None and network is not None:
-        warnings = _early_warnings(config, dataset, host)
+        warnings = [*_early_warnings(config, dataset, host), *_prediction_warnings(config, facts, host)]
         try:
             training_plan = _make_plan(config, dataset, facts, machine_of(host))
             plan = training_plan.to_json() | {"network": network}
@@ -153,18 +154,25 @@ def _make_plan(config: TrainConfig, dataset: TrainingDataset, facts: ModelFacts 
 
 
 def _early_warnings(config: TrainConfig, dataset: TrainingDataset, host: Host) -> list[Any]:
-    from lora_trainer.host.standalone import StandaloneHost
     from lora_trainer.train.planning.preflight import early_warnings
-    from lora_trainer.train.previews.preview_prompts import network_tag_notes
-    from lora_trainer.train.setup import preview_prompts
+    from lora_trainer.train.previews.prompt_networks import notes_of_host, notes_of_trainer
+    from lora_trainer.train.setup import preview_networks, preview_prompts
 
     checkpoint = _or_none(lambda: model_path(config, host)) or Path()
     warnings = [_warning_json(warned.path, warned.message) for warned in early_warnings(config, dataset, checkpoint)]
-    if host.name == StandaloneHost.name:
-        warnings += [_warning_json("sample.prompts", note) for note in network_tag_notes(preview_prompts(config))]
+    notes = notes_of_trainer if host.name == "standalone" or effective.uses_own_process(config) else notes_of_host
+    networks = preview_networks(config, host.paths())
+    warnings += [_warning_json("sample.prompts", note) for note in notes(preview_prompts(config), networks)]
     network_types = {"network.type": config.network.type, **({"network.train_norm": "norm"} if config.network.train_norm else {})}
     doubts = {path: support_warning(kind, host.name, config.network.dora_axis) for path, kind in network_types.items()}
     return [*(_warning_json(path, message) for path, message in doubts.items() if message is not None), *warnings]
+
+
+def _prediction_warnings(config: TrainConfig, facts: ModelFacts | None, host: Host) -> list[Any]:
+    message = None
+    if facts is not None and (path := _or_none(lambda: model_path(config, host))) is not None:
+        message = prediction_warning(facts.prediction, facts.family, path, host.name)
+    return [] if message is None else [_warning_json("model.pretrained_model_name_or_path", message)]
 
 
 def _warning_json(path: str, message: Message) -> dict[str, Any]:

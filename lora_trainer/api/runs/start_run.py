@@ -87,6 +87,7 @@ def find_problems(
         "model.pretrained_model_name_or_path": lambda: check_model(config, host),
         "model.vae": lambda: check_vae_option(config, host),
         "data.train_data_dir": lambda: (load or load_dataset)(config),
+        "loss": lambda: check_objective(config, host),
         "network.network_weights": lambda: check_network_weights(config, host, resumed=resumed),
         "network.base_weights": lambda: check_networks(config.network.base_weights),
         "optimizer.args": lambda: check_optimizer(config),
@@ -114,6 +115,15 @@ def check_folder(folder: Path) -> None:
     place = next((parent for parent in (folder, *folder.parents) if _exists(parent)), folder)
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise TrainerError("{place} is not a writable folder.", place=str(place), fix="Choose another folder.")
+
+
+def check_objective(config: TrainConfig, host: Host) -> None:
+    """Raises ConfigError with the options that do not fit what the base model predicts."""
+    from lora_trainer.train.planning.flow_checks import require_fitting_options
+    from lora_trainer.train.setup import preview_prompts
+
+    with contextlib.suppress(ModelError):  # another check reports it, or the run fetches the model
+        require_fitting_options(config, model_facts(config, host)[1].prediction, preview_prompts(config))
 
 
 def check_network_weights(config: TrainConfig, host: Host, *, resumed: bool = False) -> None:

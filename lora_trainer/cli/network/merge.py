@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from lora_trainer.network_tools.merge import WeightedNetwork
 
 
+ARGUMENT = "FILE[:WEIGHT]"
+
+
 def add_arguments(parser: argparse.ArgumentParser, console: Console) -> None:
     """Adds the arguments of the subcommand."""
     files = say("files with their weights after a colon: FILE, FILE:0.8, or FILE:0.8:0.5 for the text encoder at 0.8 and the U-Net at 0.5")
-    parser.add_argument("files", nargs="+", metavar="FILE[:WEIGHT]", help=console.translate(files))
+    parser.add_argument("files", nargs="+", metavar=ARGUMENT, help=console.translate(files))
     parser.add_argument("--into", type=Path, metavar="CHECKPOINT", help=console.translate(say("add them into a copy of this checkpoint")))
     parser.add_argument(
         "--rank",
@@ -62,8 +65,8 @@ def parse_weighted(text: str) -> WeightedNetwork:
     """FILE, FILE:WEIGHT, or FILE:TEXT:UNET, in the order of the WebUI's prompt. Raises ConfigError if a weight is not a number."""
     from lora_trainer.network_tools.merge import WeightedNetwork
 
-    rest, last = split_weight(text)
+    rest, last = split_weight(text, ARGUMENT)
     if str(rest) == text:
         return WeightedNetwork(rest)
-    path, first = split_weight(str(rest))
+    path, first = split_weight(str(rest), ARGUMENT)
     return WeightedNetwork(path, last, last) if path == rest else WeightedNetwork(path, unet=last, text=first)

@@ -12,13 +12,14 @@ import attrs
 
 from lora_trainer.messages import Message, say
 
-HOSTS: Mapping[str, str] = {"a1111": "AUTOMATIC1111", "forge": "Forge", "reforge": "reForge"}
+HOSTS: Mapping[str, str] = {"a1111": "AUTOMATIC1111", "forge": "Forge", "reforge": "reForge", "neo": "Forge Neo"}
 """Host -> its label."""
 ALL, PARTLY, NO = "all", "partly", "no"
 
 _OUTPUT_AXIS = say("It computes the magnitude over outputs in another way than DoRA defines it: pictures differ from those in training.")
 _LAST_NORM = say("AUTOMATIC1111 reads all norm layers but the U-Net's last one.")
 _FORGE_OFT = say("Forge has no reader for OFT: the file would change nothing.")
+_NEO_OFT = say("Forge Neo reads OFT without its rescaling, and takes its limit for a narrower one.")
 _REFORGE_OFT = say("reForge reads OFT without its limit and its rescaling, and at other strengths than 1 it turns too far or too little.")
 
 SUPPORT: Mapping[str, Mapping[str, tuple[str, Message | None]]] = {
@@ -29,8 +30,13 @@ SUPPORT: Mapping[str, Mapping[str, tuple[str, Message | None]]] = {
     "full": {},
     "norm": {"a1111": (PARTLY, _LAST_NORM)},
     "dora": {},
-    "dora_out": {"a1111": (PARTLY, _OUTPUT_AXIS), "forge": (PARTLY, _OUTPUT_AXIS), "reforge": (PARTLY, _OUTPUT_AXIS)},
-    "oft": {"forge": (NO, _FORGE_OFT), "reforge": (PARTLY, _REFORGE_OFT)},
+    "dora_out": {
+        "a1111": (PARTLY, _OUTPUT_AXIS),
+        "forge": (PARTLY, _OUTPUT_AXIS),
+        "reforge": (PARTLY, _OUTPUT_AXIS),
+        "neo": (PARTLY, _OUTPUT_AXIS),
+    },
+    "oft": {"forge": (NO, _FORGE_OFT), "reforge": (PARTLY, _REFORGE_OFT), "neo": (PARTLY, _NEO_OFT)},
 }
 """Kind of a file -> host -> (how much of it the host reads, reason not all of it); a host that is missing reads all of it."""
 UNTESTED = (PARTLY, say("This program does not train it, and it was not tested."))
@@ -53,6 +59,7 @@ _FORGE_UNET = (
 )
 _FORGE_TEXT = (rf"lora_te1?_{_TEXT_LAYER}_{_TEXT_LINEAR}", rf"text_encoder\.{_DOTTED_TEXT}")
 _FORGE_XL = (rf"lora_te2_({_TEXT_LAYER}_{_TEXT_LINEAR}|text_projection)", rf"text_encoder_2\.{_DOTTED_TEXT}")
+_NEO_XL = (rf"lora_te2_{_TEXT_LAYER}_{_TEXT_LINEAR}", rf"text_encoder_2\.{_DOTTED_TEXT}")
 _REFORGE_TEXT = (r"text_encoders\.clip_[lgh]\.transformer\..+",)
 LAYERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "a1111": {
@@ -78,10 +85,16 @@ LAYERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "sd2": (*_FORGE_UNET, *_FORGE_TEXT, *_REFORGE_TEXT),
         "sdxl": (*_FORGE_UNET, *_FORGE_TEXT, *_FORGE_XL, *_REFORGE_TEXT),
     },
+    "neo": {
+        "sd1": (*_FORGE_UNET, *_FORGE_TEXT, *_REFORGE_TEXT),
+        "sdxl": (*_FORGE_UNET, *_FORGE_TEXT, *_NEO_XL, *_REFORGE_TEXT),
+    },
 }
 """Host -> family -> patterns of the names, as a file holds them, by which it finds a layer that the family has."""
 MOST_UNREAD_KEYS = {"forge": 12}
 """Host -> how many keys of a file it may leave unread: with more it refuses the whole file."""
+LARGEST_UNREAD_SHARE = {"neo": 0.5}
+"""Host -> which share of a file's keys it may leave unread."""
 SEVERITY = (ALL, PARTLY, NO)
 
 
@@ -96,6 +109,8 @@ class LayerInFile:
 
 def layer_support(layers: Iterable[LayerInFile], host: str, family: str) -> tuple[str, Message | None]:
     """("all" | "partly" | "no", reason): how many of a file's layers a host finds by their names."""
+    if family not in LAYERS[host]:
+        return NO, say("It does not load models of this family.")
     layers = list(layers)
     unread = [layer for layer in layers if not layer.is_known or not _is_read(layer.name, host, family)]
     if not unread:
@@ -108,6 +123,8 @@ def layer_support(layers: Iterable[LayerInFile], host: str, family: str) -> tupl
         return NO, say(
             "It refuses a file with more than {most} keys that it does not know: {name} and others.", most=MOST_UNREAD_KEYS[host], **values
         )
+    if keys > LARGEST_UNREAD_SHARE.get(host, 1.0) * sum(layer.keys for layer in layers):
+        return NO, say("It refuses a file of which it does not know more than half of the keys: {name} and others.", **values)
     return PARTLY, say("It leaves out {count} of {total} layers, the first is {name}.", **values)
 
 

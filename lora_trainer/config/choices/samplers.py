@@ -33,6 +33,9 @@ SAMPLER_SPECS = (
 )
 """A WebUI has neither the older DPM-Solver nor 2S without added noise: DPM++ 2M converges to the same picture with enough steps."""
 
+FLOW_SAMPLERS = ("euler", "ddim", "heun")
+"""Those that draw with models of rectified flow; without added noise DDIM takes the same steps as Euler there."""
+
 CHOICES: Mapping[str, str] = {sampler.name: sampler.label for sampler in SAMPLER_SPECS}
 ALIASES: Mapping[str, str] = {other: sampler.name for sampler in SAMPLER_SPECS for other in sampler.aliases}
 _BY_NAME = {sampler.name: sampler for sampler in SAMPLER_SPECS}

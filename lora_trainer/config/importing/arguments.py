@@ -14,6 +14,7 @@ from lora_trainer.config.build import build
 from lora_trainer.config.checks.option_checks import options
 from lora_trainer.config.choices.samplers import find_sampler
 from lora_trainer.config.file_names import name_problem, slug
+from lora_trainer.config.importing.flow import FLOW_KEYS
 from lora_trainer.config.importing.learning import LEARNING, Options, ReadText
 from lora_trainer.config.importing.networks import NETWORK
 from lora_trainer.config.importing.reasons import EMPTY, ITSELF, LIKE_EMPTY, NOT_YET, OFF, SAFETENSORS, reason_left
@@ -325,11 +326,6 @@ def _validation_batches(value: Any, settings: Mapping[str, Any], read: ReadText)
     return [("validate.max_pictures", int(to_number(value) * max(1.0, to_number(settings.get("train_batch_size", 1)))))]
 
 
-def _other_families_only(name: str) -> Callable[[Any, Mapping[str, Any], ReadText], Options | Message]:
-    """sd-scripts reads it only for other model families; our option of that name is a different one."""
-    return lambda value, settings, read: reason_left(name, value)
-
-
 def _model_flag(path: str) -> Callable[[Any, Mapping[str, Any], ReadText], Options | Message]:
     """Detected from the model file: only a flag that is set is taken, to be compared with it."""
     return lambda value, settings, read: [(path, True)] if value in (True, "true", "True") else ITSELF
@@ -395,5 +391,5 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any], ReadText], Options | Messag
     "noise_offset_type": _noise_type,
     "max_validation_steps": _validation_batches,
     **{name: _model_flag(f"model.{name}") for name in ("v2", "v_parameterization", "zero_terminal_snr")},
-    **{name: _other_families_only(name) for name in ("timestep_sampling", "logit_mean", "logit_std", "mode_scale")},
+    **FLOW_KEYS,
 }

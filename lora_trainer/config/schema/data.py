@@ -27,7 +27,8 @@ class DataConfig:
     train_data_dir: str = param(
         "",
         "Folder",
-        "A folder of pictures, or of folders named like `10_sks girl`: 10 repeats of each picture, of the girl sks.",
+        "A folder of pictures, or of folders called NUMBER_NAME, for example `10_mika`: each picture is repeated 10 times, and mika is its "
+        "caption where it has none.",
         basic=True,
         kind="folder",
     )
@@ -68,7 +69,7 @@ class DataConfig:
     num_repeats: int = param(
         1,
         "Repeats",
-        "How often each picture is seen in one epoch. A folder named like `10_name` sets its own number.",
+        "How often each picture is seen in one epoch. A folder called NUMBER_NAME, for example `10_mika`, sets its own number.",
         low=1,
         high=10000,
         basic=True,

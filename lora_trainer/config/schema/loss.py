@@ -5,6 +5,8 @@ from __future__ import annotations
 from lora_trainer.config.param import param, section
 
 Steps = int | str
+SNR_WEIGHTS = ("min_snr_gamma", "debiased_estimation_loss", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss")
+"""Options that weigh a step by its signal-to-noise ratio: made for models that predict the noise or v."""
 
 
 @section
@@ -183,4 +185,13 @@ class LossConfig:
         high=1.75,
         group="Timesteps",
         when={"timestep_sampling": ("mode",)},
+    )
+    discrete_flow_shift: float = param(
+        1.0,
+        "Shift of the timesteps",
+        "Only for models of rectified flow: above 1 more noise is seen, below 1 less. 1: as drawn; 2 to 3.5 is usual for SDXL.",
+        above=0.0,
+        high=100.0,
+        group="Timesteps",
+        when={"model.prediction": ("auto", "flow")},
     )

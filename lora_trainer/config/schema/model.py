@@ -49,6 +49,13 @@ class ModelConfig:
         "Only for settings of sd-scripts: the family is detected from the file, and a value that contradicts it is refused.",
         kind="hidden",
     )
+    prediction: str = param(
+        "auto",
+        "Prediction type",
+        "What the model was trained to predict. Only where the file does not tell, as many files of rectified flow do not; "
+        "what contradicts the file is refused.",
+        choices={"auto": "As detected (usual)", "epsilon": "The noise (epsilon)", "v": "v-prediction", "flow": "Rectified flow"},
+    )
     v_parameterization: bool | None = param(
         None,
         "Predicts v",

@@ -44,6 +44,14 @@ class SampleConfig:
         also=samplers.ALIASES,
         kohya="sample_sampler",
     )
+    flow_shift: float = param(
+        3.0,
+        "Shift of the sampler",
+        "Only for models of rectified flow, where the prompt does not say it with --fs: above 1 more of the steps are spent on much noise.",
+        above=0.0,
+        high=100.0,
+        when={"model.prediction": ("auto", "flow")},
+    )
 
 
 @section

@@ -111,7 +111,7 @@ def to_8_bit(image: Image.Image) -> Image.Image:
         values = np.asarray(image, dtype=np.float64)
         top = float(values.max(initial=0.0))
         scale = 255.0 if image.mode == "F" and top <= 1.0 else (1.0 if top <= 255 else 255.0 / 65535.0)
-        return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8), "L")
+        return Image.fromarray(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8))
     return image
 
 

@@ -141,7 +141,11 @@ class _MaskFinder:
 
 def _masks_by_name(folder: Path) -> Iterator[tuple[str, Path]]:
     """(name without suffix, path) of every mask in a folder: by file name, and by path inside the folder."""
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError:  # a name that is too long
+        is_folder = False
+    if not is_folder:
         raise DatasetError(
             "there is no folder of masks {folder}.", path="data.mask_dir", folder=str(folder), fix="Choose the folder that holds the masks."
         )

@@ -1,4 +1,4 @@
-"""Detects a folder's layout: pictures, a parent of folders, or one `N_name class` folder."""
+"""Detects a folder's layout: pictures, a parent of folders, or one `NUMBER_NAME` folder."""
 
 from __future__ import annotations
 
@@ -187,9 +187,7 @@ def _numbered_layout(folders: Sequence[Path], numbered: Sequence[Path], pictures
     warnings += _about_wrong_repeats(folders)
     ignored = [folder.name for folder in folders if folder not in numbered and _wrong_repeats(folder.name) is None]
     if ignored:
-        warnings.append(
-            say("Left aside, because the name has no number and underscore in front (like 10_name): {names}", names=", ".join(ignored[:5]))
-        )
+        warnings.append(say("Left aside, because the name is not NUMBER_NAME (for example 10_mika): {names}", names=", ".join(ignored[:5])))
     if pictures:
         warnings.append(say("Pictures beside the numbered folders are left aside ({count}).", count=len(pictures)))
     listed = ", ".join(f"{subset.folder.name}" for subset in subsets[:5]) + (" ..." if len(subsets) > 5 else "")
@@ -223,7 +221,7 @@ def _parent_layout(root: Path, folders: Sequence[Path], num_repeats: int, field:
             path=field,
             folder=str(root),
             reason=warnings[0],
-            fix="Rename it so that the number is at least 1, like 10_name.",
+            fix="Rename it to NUMBER_NAME with a number of at least 1, for example 10_mika.",
         )
     subsets = [Subset(folder, f"{folder.name}/", num_repeats, "") for folder in used]
     listed = ", ".join(folder.name for folder in used[:5]) + (" ..." if len(used) > 5 else "")

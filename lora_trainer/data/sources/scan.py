@@ -274,12 +274,19 @@ def _without_entry(folder: Path | None, by_path: Collection[Path]) -> list[str]:
 
 def _measure(path: Path, name: str, key: str, notices: ScanNotices) -> tuple[int, int, tuple[Verdict, ...], Message | None]:
     """Width, height, notes, and the reason why the file cannot be used (None: it can)."""
+    if not _is_text(key):
+        return 0, 0, ("broken",), say("Its name holds bytes that are no text: rename it.")
     header = read_header(path)
     notes = header.notes
     if header.format and name[name.rfind(".") :].lower() not in SUFFIXES.get(header.format, (f".{header.format.lower()}",)):
         notices.wrong_suffix.append(key)
         notes = (*notes, "wrong-ending")
     return header.width, header.height, notes, header.reason
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is text: Linux allows any bytes, which Python keeps as lone surrogates and nothing can write down."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _left_out_record(path: Path, key: str, repeats: int, class_tokens: str) -> ImageRecord:

@@ -152,7 +152,7 @@ class A1111Host:
             )
         facts = detect.inspect(path, sha256=self.known_sha256(path))
         if flags is not None:
-            facts.with_flags(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
+            facts.with_given(flags)
         return entry
 
     def _vae_file(self, value: str) -> str | None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import attrs
 
+from lora_trainer.config.choices.prediction_hosts import drawn_as_flow, flow_not_drawn
 from lora_trainer.errors import ModelError
+from lora_trainer.host.base import PictureRequest
 from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection import detect
 from lora_trainer.models.detection.detect import Flags
 from lora_trainer.models.detection.prediction_type import PredictionType, apply_flags
+from lora_trainer.models.prediction_kinds import FLOW
 
 ZERO_SNR_OPTION = "Zero Terminal SNR"
 
@@ -36,7 +39,7 @@ class HostModelFacts:
         if flags is None:
             return self
         row = layout.row(self.family)
-        prediction = apply_flags(self.prediction, row.v2, row.label, flags.v2, flags.v_parameterization, flags.zero_terminal_snr)
+        prediction = apply_flags(self.prediction, row.v2, row.label, flags)
         other_size = prediction.kind != self.prediction.kind and self.native_size in (row.native_size, row.native_size_v)
         return attrs.evolve(self, prediction=prediction, native_size=row.size_for(prediction.kind) if other_size else self.native_size)
 
@@ -62,12 +65,27 @@ def from_checkpoint(info: Any, family: str, host_prediction: str, *, host_zero_s
     return HostModelFacts(family, prediction, row.size_for(prediction.kind) if is_native else size, host_prediction, host_zero_snr)
 
 
-def notes(facts: HostModelFacts, title: str) -> tuple[Message, ...]:
-    """Messages for the user when the host samples the model with the wrong prediction type or without zero terminal SNR."""
+def draws_alike(facts: HostModelFacts) -> bool:
+    """Whether the host samples along the model's path: both along that of rectified flow, or neither."""
+    return (facts.prediction.kind == FLOW) == (facts.host_prediction == FLOW)
+
+
+def drawable(request: PictureRequest, facts: HostModelFacts | None) -> PictureRequest:
+    """The request as the host can draw it: its DDIM knows no rectified flow, along which Euler takes the same steps as DDIM."""
+    if facts is None or facts.prediction.kind != FLOW or request.sampler != "ddim":
+        return request
+    return attrs.evolve(request, sampler="euler")  # type: ignore[type-var]  # a protocol that only an attrs class fulfils
+
+
+def notes(facts: HostModelFacts, title: str, flags: Flags | None = None) -> tuple[Message, ...]:
+    """Messages for the user when the host samples the model with the wrong prediction type, without zero terminal SNR, or with another
+    clip skip than the config's (`flags`)."""
     from modules import shared
 
     kind, messages = facts.prediction.kind, []
-    if facts.prediction.sure and facts.host_prediction != kind:
+    if not draws_alike(facts):
+        messages.append(flow_not_drawn(title) if kind == FLOW else drawn_as_flow(title, kind))
+    elif facts.prediction.sure and facts.host_prediction != kind:
         messages.append(
             say(
                 "The WebUI draws {title} as a model that predicts {wrong}, but it predicts {kind} ({because}): training uses that, "
@@ -86,7 +104,21 @@ def notes(facts: HostModelFacts, title: str) -> tuple[Message, ...]:
                 title=title,
             )
         )
-    return tuple(messages)
+    trained = getattr(flags, "clip_skip", None)
+    return (*messages, *(() if trained is None else _clip_skip_note(facts.family, trained, int(shared.opts.CLIP_stop_at_last_layers))))
+
+
+def _clip_skip_note(family: str, trained: int, drawn: int) -> tuple[Message, ...]:
+    """A message when a run of a Stable Diffusion 1 model reads its captions with another clip skip than the WebUI's pictures."""
+    if family != "sd1" or trained == drawn:
+        return ()
+    message = say(
+        "This run reads captions with clip skip {trained}, and so do its previews; the WebUI is set to draw with {drawn}. Set its "
+        '"Clip skip" to {trained} when you use the network.',
+        trained=trained,
+        drawn=drawn,
+    )
+    return (message,)
 
 
 def family_of(sd_model: Any) -> str:
@@ -99,8 +131,8 @@ def _combine(from_file: PredictionType | None, host_prediction: str, *, host_ins
         return from_file
     if host_inspects:
         return PredictionType(host_prediction, say("the WebUI, which has asked the model itself"), is_marked=False)
-    if from_file is None or host_prediction == "v":
-        return PredictionType(host_prediction, say("the WebUI's configuration of this checkpoint"), is_marked=host_prediction == "v")
+    if from_file is None or host_prediction != "epsilon":
+        return PredictionType(host_prediction, say("the WebUI's configuration of this checkpoint"), is_marked=host_prediction != "epsilon")
     return from_file
 
 

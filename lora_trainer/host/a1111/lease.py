@@ -113,7 +113,7 @@ def _lend_model(
     )
     source = file_source(pin, model_facts) if not_shared else shared_source(sd_model, variant, model_facts)
     lease = A1111Lease(turn, pin, source, lets_through, variant, model_facts)
-    fact_notes = () if model_facts is None else facts.notes(model_facts, lease.title)
+    fact_notes = () if model_facts is None else facts.notes(model_facts, lease.title, flags)
     lease.notes = (*([not_shared] if not_shared else []), *fact_notes, *holding.notes(variant.replacement.name))
     return lease
 
@@ -177,7 +177,7 @@ class A1111Lease:
         self._lets_through = lets_through
         self.source: ModelSource = source
         self.device = self._device()
-        self.own_previews = host_model.networks_module() is not None
+        self.own_previews = host_model.networks_module() is not None and (model_facts is None or facts.draws_alike(model_facts))
         self.title: str = pin.checkpoint.model_name
         self.checkpoint = Path(pin.checkpoint.filename)
         self.clip_skip = pin.clip_skip
@@ -212,7 +212,9 @@ class A1111Lease:
     ) -> Image | None:
         """An image as txt2img draws it, on the lent checkpoint whatever the user has chosen since."""
         try:
-            return draw_preview(self._variant.drawing, self._pin, request, write_weights, weight, control)
+            return draw_preview(
+                self._variant.drawing, self._pin, facts.drawable(request, self._model_facts), write_weights, weight, control
+            )
         finally:
             self._recover_model()
 

@@ -105,6 +105,7 @@ def _process(drawing: Drawing, pin: host_model.Pin, request: PictureRequest, pro
         _temporary_options(overrides),
         closing(processing.StableDiffusionProcessingTxt2Img(sd_model=shared.sd_model, **settings)) as p,
     ):
+        p.distilled_cfg_scale = request.flow_shift  # Forge Neo's shift of rectified flow; other models and hosts do not read it
         p.override_settings, p.override_settings_restore_afterwards = overrides, False
         p.scripts, p.script_args = scripts.ScriptRunner(), ()
         images = drawing.draw(pin, p)
@@ -242,7 +243,7 @@ def _unregister(name: str) -> None:
     from modules import cache
 
     networks = host_model.networks_module()
-    networks.networks_in_memory.pop(name, None)
+    getattr(networks, "networks_in_memory", {}).pop(name, None)  # Forge Neo keeps none
     for table in (networks.available_networks, networks.available_network_aliases, networks.available_network_hash_lookup):
         for key in [key for key, entry in table.items() if entry.name == name]:
             del table[key]

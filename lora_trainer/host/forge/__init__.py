@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lora_trainer.errors import ModelError
 from lora_trainer.host.a1111 import A1111Host
 from lora_trainer.host.base import Lease, message_with_fix
+from lora_trainer.host.forge import capabilities
 from lora_trainer.messages import Message
 
 if TYPE_CHECKING:
@@ -40,9 +41,12 @@ class _ForgeFamilyHost(A1111Host):
 
 
 class ForgeHost(_ForgeFamilyHost):
-    """The Host for Forge. It loads a checkpoint only when it generates, so the user's choice counts, not the loaded model."""
+    """The Host for Forge and Forge Neo. It loads a checkpoint only when it generates, so the user's choice counts, not the loaded model."""
 
-    name = "forge"
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """ "forge", or "neo" for Forge Neo."""
+        return capabilities.host_name()
 
     @staticmethod
     def _loaded_model() -> Any:

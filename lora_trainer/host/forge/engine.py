@@ -17,6 +17,7 @@ import torch
 
 from lora_trainer.errors import ModelError
 from lora_trainer.host.a1111.model import clear_prompt_cache, networks_module
+from lora_trainer.host.forge import capabilities
 
 T = TypeVar("T")
 Parameters = dict[str, Any]
@@ -124,7 +125,7 @@ def clean(sd_model: Any) -> None:
     """
     networks, original = networks_module(), sd_model.forge_objects_original
     if networks is not None:
-        networks.load_lora_state_dict.cache_clear()  # its key is the file's name: it does not notice a rewritten file
+        capabilities.forget_network_files(networks)
         networks.loaded_networks.clear()
     sd_model.current_lora_hash = NO_NETWORKS
     sd_model.forge_objects = original.shallow_copy()
@@ -163,11 +164,10 @@ def vae_file_in(parameters: Parameters) -> str | None:
 
 def vae_files() -> Mapping[str, str]:
     """Name -> path of the additional modules that lie in the host's VAE folders."""
-    from modules import paths, shared
+    from modules import paths
     from modules_forge import main_entry
 
-    folders = [Path(paths.models_path) / "VAE", *([Path(shared.cmd_opts.vae_dir)] if shared.cmd_opts.vae_dir else [])]
-    vae_folders = [folder.absolute() for folder in folders]
+    vae_folders = [Path(paths.models_path).absolute() / "VAE", *capabilities.folders("vae_dir")]
     return {
         name: path
         for name, path in main_entry.module_list.items()

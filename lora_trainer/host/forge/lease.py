@@ -16,9 +16,10 @@ from lora_trainer.host.a1111.lease import A1111Lease, HostVariant, file_source, 
 from lora_trainer.host.a1111.preview import Drawing
 from lora_trainer.host.a1111.queue import Turn
 from lora_trainer.host.base import MODEL_FIELD
-from lora_trainer.host.forge import engine
+from lora_trainer.host.forge import capabilities, engine
 from lora_trainer.host.forge import model as host_model
 from lora_trainer.messages import Message, say
+from lora_trainer.models import layout
 from lora_trainer.models.detection import detect
 from lora_trainer.models.source import FileSource
 
@@ -55,7 +56,15 @@ def inspect(info: Any, flags: detect.Flags | None = None) -> detect.ModelFacts:
     if info is None:
         raise NOT_CHOSEN
     path, sha256 = Path(info.filename), str(getattr(info, "sha256", None) or "")
-    return detect.inspect(path, sha256=sha256) if flags is None else detect.inspect_with_flags(path, flags, sha256=sha256)
+    model_facts = detect.inspect(path, sha256=sha256) if flags is None else detect.inspect_with_flags(path, flags, sha256=sha256)
+    if model_facts.family not in capabilities.families():
+        raise ModelError(
+            "this WebUI does not load {label} models.",
+            label=layout.row(model_facts.family).label,
+            path=MODEL_FIELD,
+            fix="Choose another checkpoint, or train this one on the command line.",
+        )
+    return model_facts
 
 
 def _lend_model(
@@ -82,7 +91,7 @@ def _lend_model(
     source = file_source(pin, model_facts) if number_format else shared_source(sd_model, variant, model_facts)
     lease = ForgeLease(turn, pin, source, lets_through, variant, model_facts)
     source_notes = _file_notes(number_format, pin) if number_format else host_model.notes(source, lease.device)
-    lease.notes = (*source_notes, *facts.notes(model_facts, lease.title))
+    lease.notes = (*source_notes, *facts.notes(model_facts, lease.title, flags))
     if number_format:
         engine.unload()
     return lease
@@ -125,8 +134,8 @@ class ForgeDrawing(Drawing):
     """Forge loads its loading parameters, whatever the options are."""
 
     def option_overrides(self, pin: Any) -> dict[str, Any]:
-        """Empty: the checkpoint is pinned by the loading parameters."""
-        return {}
+        """The checkpoint is pinned by the loading parameters."""
+        return dict(capabilities.local_drawing())
 
     def draw(self, pin: Any, p: Any) -> list[Image]:
         """Runs the request in the host's main thread; returns its images."""

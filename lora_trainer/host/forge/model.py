@@ -12,6 +12,7 @@ from torch import Tensor
 from lora_trainer.host.a1111 import facts
 from lora_trainer.host.a1111.model import Pin, flatten, same_addresses
 from lora_trainer.host.fingerprint import fingerprint
+from lora_trainer.host.forge.capabilities import packed_format
 from lora_trainer.messages import Message, say
 from lora_trainer.models.load import clip_tokenizer
 from lora_trainer.models.source import FileSource, LiveSource, ModelSource
@@ -41,9 +42,14 @@ def component_states(sd_model: Any) -> dict[str, dict[str, Tensor]]:
 
 
 def _text_state(part: str, encoder: Any, family: str) -> dict[str, Tensor]:
-    """A text encoder's state dict. reForge keeps SDXL's text projection transposed and outside transformers' module, and an unused
-    last layer of Stable Diffusion 2."""
+    """A text encoder's state dict, without what no checkpoint holds.
+
+    reForge keeps SDXL's text projection transposed and outside transformers' module, and an unused last layer of Stable Diffusion 2.
+    The first encoder's projection is unused; Forge Neo does not even initialize it, so that its values change with every load.
+    """
     state = dict(encoder.transformer.state_dict())
+    if part == "text":
+        state.pop("text_projection.weight", None)
     projection, read = getattr(encoder, "text_projection", None), getattr(encoder, "layer_idx", None)
     if part == "text_2" and isinstance(projection, Tensor) and "text_projection.weight" not in state:
         state["text_projection.weight"] = projection.detach().t()
@@ -73,10 +79,8 @@ def number_format_not_shared(sd_model: Any) -> str:
     original = sd_model.forge_objects_original
     modules = (original.unet.model.diffusion_model, original.vae.first_stage_model, *text_encoders(sd_model).values())
     for parameter in (parameter for module in modules for parameter in module.parameters()):
-        if getattr(parameter, "gguf_cls", None) is not None:
-            return "gguf"
-        if hasattr(parameter, "quant_type") or hasattr(parameter, "bnb_quantized"):
-            return str(getattr(parameter, "quant_type", "4 bit"))
+        if name := packed_format(parameter):
+            return name
         if parameter.dtype not in SHARED:
             return str(parameter.dtype).removeprefix("torch.")
     return ""
@@ -145,14 +149,14 @@ def shares_memory(source: LiveSource, sd_model: Any) -> bool:
 
 
 def prediction_of(sd_model: Any) -> str:
-    """ "epsilon" or "v": how the host interprets the U-Net's output when it samples.
+    """ "epsilon", "v" or "flow": how the host interprets the U-Net's output when it samples.
 
     reForge's `parameterization` comes from a yaml file; marks in a checkpoint change only its sampling.
     """
     unet = sd_model.forge_objects_original.unet.model
     predictor, sampling = getattr(unet, "predictor", None), getattr(unet, "model_sampling", None)
     if predictor is not None:
-        return "v" if predictor.prediction_type == "v_prediction" else "epsilon"
+        return {"v_prediction": "v", "const": "flow"}.get(predictor.prediction_type, "epsilon")
     return "v" if any(kind.__name__ == "V_PREDICTION" for kind in type(sampling).__mro__) else "epsilon"
 
 

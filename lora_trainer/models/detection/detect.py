@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import attrs
 
@@ -13,18 +13,20 @@ from lora_trainer.messages import Message, say
 from lora_trainer.models import layers, layout
 from lora_trainer.models.detection import infer_config, prediction_type
 from lora_trainer.models.detection.infer_config import text_heads as sd1_heads
+from lora_trainer.models.detection.prediction_type import Flags
 from lora_trainer.models.files import diffusers_folder
 from lora_trainer.models.files.tensor_file import PACKED, Contents, TensorInfo, contents, read_header
 from lora_trainer.models.layers import Layer
 from lora_trainer.models.layout import UNET, VAE, FamilyRow
 
-__all__ = ["ModelFacts", "inspect", "read_header", "sd1_heads"]
+__all__ = ["Flags", "ModelFacts", "inspect", "read_header", "sd1_heads"]
 
 DTYPES = {"F16": "float16", "BF16": "bfloat16"}
 DAMAGE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 """What shapes and settings raise that no model has."""
 TRAINABLE = "Choose a Stable Diffusion 1, 2 or SDXL base checkpoint."
 KINDS_BY_CHANNELS: Mapping[int, Message] = {
+    32: say("an SDXL model with another VAE of 32 channels (Mugen)"),
     9: say("an inpainting model"),
     8: say("an InstructPix2Pix model"),
     7: say("an upscaling model"),
@@ -36,7 +38,7 @@ KINDS_BY_CHANNELS: Mapping[int, Message] = {
 class ModelFacts:
     """Facts about a model before it is loaded.
 
-    `family` is its row's name, `prediction` "epsilon" or "v" with its reason, `native_size` a side in pixels. `sure` False: the
+    `family` is its row's name, `prediction` "epsilon", "v" or "flow" with its reason, `native_size` a side in pixels. `sure` False: the
     prediction is a guess, tested when the model is loaded. Counts of text layers and parameters are sums over all text encoders.
     """
 
@@ -81,14 +83,23 @@ class ModelFacts:
         }
 
     def with_flags(
-        self, *, v2: bool | None = None, v_parameterization: bool | None = None, zero_terminal_snr: bool | None = None
+        self,
+        *,
+        v2: bool | None = None,
+        v_parameterization: bool | None = None,
+        zero_terminal_snr: bool | None = None,
+        prediction: str = prediction_type.AUTO,
     ) -> ModelFacts:
-        """The facts with sd-scripts' flags (None: not set). Raises ModelError for a flag that contradicts the model."""
+        """The facts with the user's flags (None, "auto": not set). Raises ModelError for a flag that contradicts the model."""
+        return self.with_given(prediction_type.GivenFlags(v2, v_parameterization, zero_terminal_snr, prediction))
+
+    def with_given(self, flags: Flags) -> ModelFacts:
+        """The same for a config's [model]."""
         row = layout.row(self.family)
         detected = self.detected or prediction_type.PredictionType(
             self.prediction, say("{why}", why=self.reason), zero_terminal_snr=self.zero_terminal_snr
         )
-        prediction = prediction_type.apply_flags(detected, row.v2, row.label, v2, v_parameterization, zero_terminal_snr)
+        prediction = prediction_type.apply_flags(detected, row.v2, row.label, flags)
         size = self.native_size
         if prediction.kind != self.prediction and size in (row.native_size, row.native_size_v):
             size = row.size_for(prediction.kind)
@@ -127,7 +138,9 @@ def _inspect(path: Path, sha256: str) -> ModelFacts:
         raise ModelError("{path} is {kind}.", path=str(path), kind=kind, fix=TRAINABLE)
     row = layout.family_of(file.tensors)
     assert row is not None  # _untrainable_kind refuses all else
-    marks = prediction_type.FileMarks(_mark_keys(file.tensors), file.metadata, prediction_type.read_yaml_beside(path), path.stem, sha256)
+    marks = prediction_type.FileMarks(
+        _mark_keys(file.tensors), file.metadata, prediction_type.read_yaml_beside(path), path.stem, sha256, str(path)
+    )
     prediction = prediction_type.detect_prediction(marks, row.family)
     size = prediction_type.detect_native_size(marks, row.size_for(prediction.kind))
     return _facts(
@@ -135,21 +148,9 @@ def _inspect(path: Path, sha256: str) -> ModelFacts:
     )
 
 
-class Flags(Protocol):
-    """sd-scripts' flags about a model, as in a config's [model]."""
-
-    @property
-    def v2(self) -> bool | None: ...
-    @property
-    def v_parameterization(self) -> bool | None: ...
-    @property
-    def zero_terminal_snr(self) -> bool | None: ...
-
-
 def inspect_with_flags(path: Path, flags: Flags, *, sha256: str = "") -> ModelFacts:
     """Facts of a checkpoint with the user's flags. Raises ModelError, also for a flag that contradicts the model."""
-    facts = inspect(path, sha256=sha256)
-    return facts.with_flags(v2=flags.v2, v_parameterization=flags.v_parameterization, zero_terminal_snr=flags.zero_terminal_snr)
+    return inspect(path, sha256=sha256).with_given(flags)
 
 
 def _mark_keys(keys: Iterable[str]) -> set[str]:

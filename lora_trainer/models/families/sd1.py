@@ -12,6 +12,7 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection import infer_config
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
+from lora_trainer.models.text_model import clip_text_model
 from lora_trainer.models.tokenize import CHUNK_LENGTH, join_chunks
 
 
@@ -32,16 +33,14 @@ class SD1:
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
         """A text encoder module of the right shape."""
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        return CLIPTextModel(CLIPTextConfig(**infer_config.text_config(state, heads)))
+        return clip_text_model(infer_config.text_config(state, heads))
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
         """Token ids [batch, 77 * n] -> states [batch, 75 * n + 2, width]; `clip_skip` 2: the layer before the last, final norm applied."""
         model, pieces = bundle.text_encoder, ids.reshape(-1, CHUNK_LENGTH)
         if clip_skip == 1:
-            return Conditioning(join_chunks(model(pieces, return_dict=True).last_hidden_state, len(ids)))
-        hidden = model(pieces, output_hidden_states=True, return_dict=True).hidden_states[-clip_skip]
+            return Conditioning(join_chunks(model(pieces).last_hidden_state, len(ids)))
+        hidden = model(pieces, output_hidden_states=True).hidden_states[-clip_skip]
         return Conditioning(join_chunks(model.text_model.final_layer_norm(hidden), len(ids)))
 
     def unused_layers(self, bundle: ModelBundle, clip_skip: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection import infer_config
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
+from lora_trainer.models.text_model import clip_text_model
 from lora_trainer.models.tokenize import CHUNK_LENGTH, join_chunks, repad
 
 PAD = 0
@@ -35,14 +36,12 @@ class SD2:
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
         """A text encoder module of the right shape, without the layer that is never used."""
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        return CLIPTextModel(CLIPTextConfig(**infer_config.text_config(state, heads, activation="gelu")))
+        return clip_text_model(infer_config.text_config(state, heads, activation="gelu"))
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
         """Token ids [batch, 77 * n] -> states [batch, 75 * n + 2, width]; the layer is fixed, `clip_skip` has no effect."""
         pieces = repad(ids.reshape(-1, CHUNK_LENGTH), PAD)
-        return Conditioning(join_chunks(bundle.text_encoder(pieces, return_dict=True).last_hidden_state, len(ids)))
+        return Conditioning(join_chunks(bundle.text_encoder(pieces).last_hidden_state, len(ids)))
 
     def unused_layers(self, bundle: ModelBundle, clip_skip: int) -> tuple[int, ...]:
         """None: the module has only layers that are used."""

@@ -13,6 +13,7 @@ from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.detection import infer_config
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
+from lora_trainer.models.text_model import clip_text_model
 from lora_trainer.models.tokenize import CHUNK_LENGTH, eos_index, join_chunks, repad
 
 PAD_G = 0
@@ -45,11 +46,9 @@ class SDXL:
 
     def text_encoder(self, number: int, state: Mapping[str, Tensor], heads: int) -> nn.Module:
         """A text encoder module of the right shape: 0 is CLIP-L, 1 OpenCLIP-G with its projection."""
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
         if number == 0:
-            return CLIPTextModel(CLIPTextConfig(**infer_config.text_config(state, heads)))
-        return CLIPTextModelWithProjection(CLIPTextConfig(**infer_config.text_config(state, heads, activation="gelu")))
+            return clip_text_model(infer_config.text_config(state, heads))
+        return clip_text_model(infer_config.text_config(state, heads, activation="gelu"), projection=True)
 
     def encode_text(self, bundle: ModelBundle, ids: Tensor, clip_skip: int) -> Conditioning:
         """Token ids [batch, 77 * n] -> states [batch, 75 * n + 2, 2048] and pooled [batch, 1280].
@@ -59,9 +58,9 @@ class SDXL:
         """
         first, second = bundle.text_encoders
         pieces = ids.reshape(-1, CHUNK_LENGTH)
-        narrow = first(pieces, output_hidden_states=True, return_dict=True).hidden_states[-2]
+        narrow = first(pieces, output_hidden_states=True).hidden_states[-2]
         padded = repad(pieces, PAD_G)
-        wide = second.text_model(padded, output_hidden_states=True, return_dict=True)
+        wide = second.text_model(padded, output_hidden_states=True)
         states = join_chunks(torch.cat([narrow, wide.hidden_states[-2].to(narrow.dtype)], dim=-1), len(ids))
         ends = wide.last_hidden_state[torch.arange(len(padded), device=ids.device), eos_index(padded)]
         return Conditioning(states, second.text_projection(ends)[:: len(pieces) // len(ids)])

@@ -15,6 +15,7 @@ from lora_trainer.models import layout
 from lora_trainer.models.detection.infer_config import Heads
 from lora_trainer.models.detection.prediction_type import PREDICTION_NAMES, PredictionType
 from lora_trainer.models.files.tensor_file import TensorInfo, contents, tensors
+from lora_trainer.models.prediction_kinds import FLOW
 from lora_trainer.parsing import parse_json
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -60,10 +61,10 @@ def read_contents(path: Path) -> FolderContents:
         raise ModelError("{path} is a folder, but no model in diffusers' layout.", path=str(path), fix=CHOOSE_WHOLE_FOLDER)
     pipeline = str(_json(path / "model_index.json").get("_class_name", ""))
     names = {part: inner for part, inner in PARTS.items() if (path / inner / "config.json").is_file()}
-    unet, scheduler = _json(path / "unet" / "config.json"), _json(path / "scheduler" / "scheduler_config.json")
+    unet = _json(path / "unet" / "config.json")
     family, kind = _family(path, unet, names)
     kind = PIPELINES.get(pipeline, kind)
-    prediction_type = str(scheduler.get("prediction_type", "epsilon"))
+    prediction_type, scheduler = scheduler_prediction(path)
     if kind is None and prediction_type not in PREDICTION_NAMES:
         kind = say("a model that predicts {kind}", kind=prediction_type)
     zero = bool(scheduler.get("rescale_betas_zero_snr")) and PREDICTION_NAMES.get(prediction_type) == "v"
@@ -72,6 +73,13 @@ def read_contents(path: Path) -> FolderContents:
     )
     parts = {} if kind is not None else {part: _entries(path / inner) for part, inner in names.items()}
     return FolderContents(family, parts, prediction, 8 * int(unet.get("sample_size") or 64), kind)
+
+
+def scheduler_prediction(path: Path) -> tuple[str, dict[str, Any]]:
+    """The prediction type in the words of a folder's scheduler_config.json, and that file: schedulers of flow matching name none."""
+    scheduler = _json(path / "scheduler" / "scheduler_config.json")
+    is_flow = str(scheduler.get("_class_name", "")).startswith("FlowMatch") or bool(scheduler.get("use_flow_sigmas"))
+    return (FLOW if is_flow else str(scheduler.get("prediction_type", "epsilon"))), scheduler
 
 
 def read_parts(path: Path) -> dict[str, dict[str, Tensor]]:

@@ -20,6 +20,7 @@ from lora_trainer.data.records import ImageRecord
 from lora_trainer.data.sources.blueprint import SubsetRules, resolution_of
 from lora_trainer.models import layout
 from lora_trainer.models.files.diffusers_folder import main_weight_file
+from lora_trainer.models.prediction_kinds import FLOW
 
 SUBSET_OPTIONS = (
     "color_aug",
@@ -62,8 +63,11 @@ LOSS_OPTIONS = (
     "logit_mean",
     "logit_std",
     "mode_scale",
+    "discrete_flow_shift",
 )
-"""Options of the loss that sd-scripts does not write to the header."""
+"""Options of the loss that sd-scripts does not write to the header of such models."""
+FLOW_OPTIONS = ("timestep_sampling", "discrete_flow_shift")
+"""Those that it always writes for models of rectified flow."""
 DEFAULT_LOSS = LossConfig()
 
 
@@ -87,8 +91,9 @@ class RunFacts:
     zero_terminal_snr: bool = False
 
 
-def loss_metadata(loss: LossConfig) -> dict[str, Any]:
+def loss_metadata(loss: LossConfig, prediction: str = "epsilon") -> dict[str, Any]:
     """Options of the loss under sd-scripts' names (without `ss_`); those that sd-scripts does not write only where they were changed."""
+    always = FLOW_OPTIONS if prediction == FLOW else ()
     return {
         "prior_loss_weight": loss.prior_loss_weight,
         "loss_type": loss.loss_type,
@@ -104,7 +109,7 @@ def loss_metadata(loss: LossConfig) -> dict[str, Any]:
         "multires_noise_discount": loss.multires_noise_discount,
         "ip_noise_gamma": loss.ip_noise_gamma or None,
         "ip_noise_gamma_random_strength": loss.ip_noise_gamma_random_strength,
-        **{name: getattr(loss, name) for name in LOSS_OPTIONS if getattr(loss, name) != getattr(DEFAULT_LOSS, name)},
+        **{name: getattr(loss, name) for name in LOSS_OPTIONS if name in always or getattr(loss, name) != getattr(DEFAULT_LOSS, name)},
     }
 
 
@@ -141,6 +146,7 @@ def run_metadata(
         **facts.options,
         "zero_terminal_snr": facts.zero_terminal_snr,
         **({"v_parameterization": True} if facts.prediction == "v" else {}),
+        **({"flow_model": True} if facts.prediction == FLOW else {}),
         "session_id": int(hashlib.sha256(f"{facts.output_name}{facts.started_at}".encode()).hexdigest()[:8], 16),
         "training_started_at": facts.started_at,
         "output_name": facts.output_name,

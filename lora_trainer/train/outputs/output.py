@@ -100,7 +100,9 @@ class Output:
             vae=lease.vae_title,
             trigger=config.data.trigger_word,
             resolution=resolution_of(dataset.datasets[0]),
-            options=setup.header_options(config, self.progress.plan, dataset.datasets[0], self.trainer.precision.name),
+            options=setup.header_options(
+                config, self.progress.plan, dataset.datasets[0], self.trainer.precision.name, self.trainer.bundle.prediction
+            ),
             datasets=metadata.dataset_metadata(dataset.datasets, dataset.subsets, dataset.train_records),
             family=self.trainer.bundle.family.name,
             prediction=self.trainer.bundle.prediction,

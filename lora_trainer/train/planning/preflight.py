@@ -12,7 +12,7 @@ from lora_trainer.config import effective
 from lora_trainer.config.checks.effect_checks import is_set, no_effect, options_without_effect
 from lora_trainer.config.checks.learning_rate_checks import learning_rate_warnings
 from lora_trainer.config.checks.option_checks import options
-from lora_trainer.config.schema import LossConfig, TrainConfig, ValidateConfig
+from lora_trainer.config.schema import LossConfig, SampleConfig, TrainConfig, ValidateConfig
 from lora_trainer.data import caption_notes
 from lora_trainer.data.sources.blueprint import largest_resolution
 from lora_trainer.events import Warned
@@ -20,6 +20,7 @@ from lora_trainer.messages import Message, say
 from lora_trainer.models import layout
 from lora_trainer.models.detection.detect import ModelFacts
 from lora_trainer.models.families import family
+from lora_trainer.models.prediction_kinds import FLOW
 from lora_trainer.train.inputs.dataset import TrainingDataset
 from lora_trainer.train.planning.effect_checks import effect_warnings
 from lora_trainer.train.planning.network_plan import pattern_hits, selected_layers
@@ -29,6 +30,7 @@ OptionWarning = tuple[str, Message]
 """(path of the option, what is wrong with it)."""
 CONV_OPTIONS = ("network.conv_dim", "network.conv_alpha", "network.conv_block_dims", "network.conv_block_alphas", "network.use_tucker")
 """Options of convolutions larger than 1 x 1."""
+DEFAULT_FLOW_SHIFT = SampleConfig().flow_shift
 MIN_AREA_SHARE = 0.4
 """Share of a model's native area below which quality suffers, since it was not trained at such sizes."""
 
@@ -87,6 +89,8 @@ def _model_warnings(config: TrainConfig, facts: ModelFacts | None) -> Iterator[W
     prediction, zero = (facts.prediction, facts.zero_terminal_snr) if facts is not None else ("epsilon", False)
     for path, message in loss_warnings(config.loss, prediction=prediction, zero_terminal_snr=zero):
         yield Warned(message, path)
+    if prediction != FLOW:
+        yield from _flow_shift_warnings(config)
     if facts is None:
         return
     for note in facts.notes:
@@ -100,6 +104,15 @@ def _model_warnings(config: TrainConfig, facts: ModelFacts | None) -> Iterator[W
         yield Warned(say("{label} always reads the same layer of its text: clip skip changes nothing.", label=label), "model.clip_skip")
 
 
+def _flow_shift_warnings(config: TrainConfig) -> Iterator[Warned]:
+    """About the sampler's shift, which only models of rectified flow have."""
+    if config.sample.flow_shift != DEFAULT_FLOW_SHIFT:
+        yield Warned(say("{option} is ignored: this model is not one of rectified flow.", option="sample.flow_shift"), "sample.flow_shift")
+    for index, request in preview_prompts(config).requests:
+        if request.flow_shift != config.sample.flow_shift:
+            yield Warned(say("prompt {number}: --fs has no effect on models of this kind.", number=index + 1), "sample.prompts")
+
+
 def _effect_warnings(config: TrainConfig, dataset: TrainingDataset) -> Iterator[OptionWarning]:
     """Options without effect; those of the loss are told with the model's."""
     without_effect = [warning for warning in options_without_effect(config) if not warning[0].startswith("loss.")]
@@ -109,11 +122,13 @@ def _effect_warnings(config: TrainConfig, dataset: TrainingDataset) -> Iterator[
 
 
 def loss_warnings(loss: LossConfig, *, prediction: str = "epsilon", zero_terminal_snr: bool = False) -> Iterator[OptionWarning]:
-    """Warnings about options of the loss. `prediction` ("epsilon" or "v") and `zero_terminal_snr` are facts of the model."""
+    """Warnings about options of the loss. `prediction` ("epsilon", "v" or "flow") and `zero_terminal_snr` are facts of the model."""
     whole = attrs.evolve(TrainConfig(), loss=loss)  # type: ignore[call-arg, misc]  # mypy takes no section for an attrs class
     yield from (warning for warning in options_without_effect(whole) if warning[0].startswith("loss."))
     yield from _redundant_options(loss)
     yield from _options_of_other_prediction(loss, prediction)
+    if prediction == FLOW:
+        yield from _unneeded_offsets(loss, "{option} is not needed: rectified flow draws dark and bright by itself.")
     if zero_terminal_snr:
         yield from _zero_terminal_snr_warnings(loss, prediction)
 
@@ -141,6 +156,11 @@ def _redundant_options(loss: LossConfig) -> Iterator[OptionWarning]:
 
 
 def _options_of_other_prediction(loss: LossConfig, prediction: str) -> Iterator[OptionWarning]:
+    if loss.discrete_flow_shift != 1.0 and prediction != FLOW:
+        path = "loss.discrete_flow_shift"
+        yield path, say("{option} is ignored: this model is not one of rectified flow.", option=path)
+    if prediction == FLOW:
+        return  # flow_checks refuses the others
     if loss.scale_v_pred_loss_like_noise_pred and prediction != "v":
         path = "loss.scale_v_pred_loss_like_noise_pred"
         yield path, say("{option} is ignored: this model predicts the noise, not v.", option=path)
@@ -151,10 +171,13 @@ def _options_of_other_prediction(loss: LossConfig, prediction: str) -> Iterator[
 
 def _zero_terminal_snr_warnings(loss: LossConfig, prediction: str) -> Iterator[OptionWarning]:
     """The last timestep of such a model is pure noise: the model learns the mean there, and SNR weights of epsilon are infinite."""
-    for name in ("noise_offset", "multires_noise_iterations"):
-        if getattr(loss, name):
-            path = f"loss.{name}"
-            yield path, say("{option} is not needed: this model has zero terminal SNR and draws dark and bright by itself.", option=path)
+    yield from _unneeded_offsets(loss, "{option} is not needed: this model has zero terminal SNR and draws dark and bright by itself.")
     if prediction != "v" and (loss.min_snr_gamma or loss.debiased_estimation_loss):
         path = "loss.min_snr_gamma" if loss.min_snr_gamma else "loss.debiased_estimation_loss"
         yield path, say("{option} divides by a signal of 0 at the last step of this model: set loss.max_timestep = 999.", option=path)
+
+
+def _unneeded_offsets(loss: LossConfig, template: str) -> Iterator[OptionWarning]:
+    for name in ("noise_offset", "multires_noise_iterations"):
+        if getattr(loss, name):
+            yield f"loss.{name}", say(template, option=f"loss.{name}")

@@ -16,14 +16,14 @@ from lora_trainer.errors import TrainerError
 from lora_trainer.files import expand_user, read_regular
 from lora_trainer.messages import Message, say
 
-NUMBER_OPTIONS = {"w": "512", "h": "512", "d": "1", "l": "7.5", "s": "20"}
+NUMBER_OPTIONS = {"w": "512", "h": "512", "d": "1", "l": "7.5", "s": "20", "fs": "3"}
 """Options that take a number, each with an example."""
 OPTIONS = (*NUMBER_OPTIONS, "n", "ss")
-IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg", "fs")
+IGNORED_OPTIONS = ("g", "cn", "ctr", "rcfg")
 """sd-scripts' options for other kinds of models: accepted, without effect."""
 _OPTION = re.compile(r"(?<!\s)\s+--(?=(?:[A-Za-z]{1,3}|rcfg)(?:\s|$))", re.IGNORECASE)
 NETWORK_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>", re.IGNORECASE)
-"""How a WebUI's prompt names a network; the trainer's own samplers take it for words."""
+"""How a WebUI's prompt names a network; the trainer's own samplers take what `prompt_networks` does not find for words."""
 MARK = re.compile(
     r"(?:^|\s)(--\w\S*"  # two hyphens before what is no option: --7
     r"|[\u2013\u2014]{1,2}\s?(?:[nwhdls]|ss)(?=\s)"  # dashes that an editor made of two hyphens
@@ -33,6 +33,7 @@ MARK = re.compile(
 MAX_FILE_BYTES = 1 << 20
 """Size limit of prompt files."""
 SEED_RANGE = 2**64
+LEAST_SHIFT = 0.01
 
 
 @attrs.frozen
@@ -52,6 +53,8 @@ class SampleRequest:
     sampler: str = "ddim"
     clip_skip: int = 1
     max_token_length: int = 75
+    flow_shift: float = 3.0
+    """Of the timesteps of a model of rectified flow."""
 
 
 @attrs.frozen
@@ -84,22 +87,6 @@ def read_prompts(lines: Sequence[str], file: str, defaults: SampleRequest) -> Pr
             options = " ".join(f"--{name}" for name in unused)
             warnings.append(say("{place}: {options} has no effect on models of this kind.", place=row.source, options=options))
     return Prompts(tuple(requests), tuple(warnings))
-
-
-def network_tag_notes(prompts: Prompts) -> list[Message]:
-    """A note for each prompt that names a network as a WebUI does, for a program that draws its previews itself."""
-    notes = []
-    for index, request in prompts.requests:
-        if tags := NETWORK_TAG.findall(f"{request.prompt} {request.negative}"):
-            notes.append(
-                say(
-                    "prompt {number}: {tags} is read by a WebUI only; here it is drawn as words. Take it out: previews are drawn with the "
-                    "network that is trained, and with network.base_weights.",
-                    number=index + 1,
-                    tags=" ".join(tags),
-                )
-            )
-    return notes
 
 
 def unknown_marks_note(*texts: str) -> Message | None:
@@ -181,6 +168,7 @@ def _make_request(options: Mapping[str, str], defaults: SampleRequest) -> Sample
         cfg=float(numbers.get("l", defaults.cfg)),
         steps=max(1, min(1000, int(numbers.get("s", defaults.steps)))),
         sampler=sampler,
+        flow_shift=max(LEAST_SHIFT, float(numbers.get("fs", defaults.flow_shift))),
     )
 
 

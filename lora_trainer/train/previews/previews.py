@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import attrs
 from PIL.Image import Image
 
 from lora_trainer.control import Control
 from lora_trainer.errors import TrainerError
 from lora_trainer.events import Event, Phase, Progress, Sampled, Warned
 from lora_trainer.host.base import Lease
-from lora_trainer.messages import say
+from lora_trainer.messages import Message, say
 from lora_trainer.train.memory.oom import free_cache
 from lora_trainer.train.outputs.output import Output
 from lora_trainer.train.previews.preview_prompts import Prompts, SampleRequest
+from lora_trainer.train.previews.prompt_networks import PromptNetworks, network_notes
 from lora_trainer.train.previews.sampling import draw
 from lora_trainer.train.progress import TrainingProgress
 from lora_trainer.train.setup import preview_prompts
@@ -28,9 +30,19 @@ PREVIEW_ERRORS = (RuntimeError, MemoryError, OSError, ValueError, TypeError, Ari
 class Previews:
     """Draws the preview prompts of one run into `folder`."""
 
-    def __init__(self, trainer: Trainer, progress: TrainingProgress, output: Output, lease: Lease, control: Control, folder: Path) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        progress: TrainingProgress,
+        output: Output,
+        lease: Lease,
+        networks: PromptNetworks,
+        control: Control,
+        folder: Path,
+    ) -> None:
         self.trainer, self.progress, self.output, self.lease, self.control, self.folder = trainer, progress, output, lease, control, folder
-        self._reported = set(map(str, preview_prompts(trainer.config).warnings))
+        self.networks = networks
+        self._reported = set(map(str, self._warnings(preview_prompts(trainer.config))))
 
     def draw(self, between: Between = lambda: iter(())) -> Iterator[Event]:
         """Draws every prompt with the current weights; does nothing when they were already drawn at this step.
@@ -55,14 +67,17 @@ class Previews:
         self._attach_to_files()
 
     def _report_new(self, prompts: Prompts) -> Iterator[Event]:
-        """Warns about each bad row once."""
-        for warning in prompts.warnings:
+        """Warns about each bad row, and each network that is not used, once."""
+        for warning in self._warnings(prompts):
             if str(warning) not in self._reported:
                 self._reported.add(str(warning))
                 yield Warned(warning, "sample.prompts")
 
+    def _warnings(self, prompts: Prompts) -> list[Message]:
+        return [*prompts.warnings, *network_notes(prompts, self.networks, self.lease)]
+
     def _draw_one(self, index: int, request: SampleRequest) -> Iterator[Event]:
-        """Draws and saves one picture; yields nothing when it is interrupted."""
+        """Draws and saves one picture; yields nothing when it is interrupted, or when its prompt cannot be read."""
         progress, path, reason = self.progress, self._path(index), ""
         try:
             picture = self._make_picture(request)
@@ -90,8 +105,14 @@ class Previews:
     def _make_picture(self, request: SampleRequest) -> Image | None:
         trainer = self.trainer
         if not self.lease.own_previews:
-            with trainer.ema_weights():
+            try:
+                prompt = self.networks.read(request.prompt)
+            except TrainerError:  # its weight is no number: a note has said so
+                return None
+            request, loras = attrs.evolve(request, prompt=prompt.text), [(path, weight) for _, path, weight in prompt.networks]
+            with trainer.ema_weights(), trainer.with_networks(loras):
                 return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping, trainer.make_ready)
+        request = attrs.evolve(request, prompt=self.networks.without_own(request.prompt))
         trainer.detach()
         try:
             return self.lease.preview(request, None if self.progress.step == 0 else self._write_network, 1.0, self.control)

@@ -18,9 +18,12 @@ from lora_trainer.models import prompt_weights
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
 from lora_trainer.models.noise_schedule import SCALED_LINEAR
+from lora_trainer.models.prediction_kinds import FLOW
 from lora_trainer.registry import Registry
 from lora_trainer.train.inputs import vae
 from lora_trainer.train.memory import placement
+from lora_trainer.train.previews.dpm_solver import DPMSolver
+from lora_trainer.train.previews.flow_sampling import run_flow_sampler
 from lora_trainer.train.previews.preview_prompts import SampleRequest
 from lora_trainer.train.step.precision import Precision, compute_scope
 
@@ -68,6 +71,8 @@ def draw_latents(
             unconditional, conditional = bundle.family.denoise(bundle, batch, timesteps, conditioning).float().chunk(2)
             return unconditional + first.cfg * (conditional - unconditional)
 
+    if bundle.prediction == FLOW:
+        return run_flow_sampler(first.sampler, noise, first.steps, first.flow_shift, predict, stopping)
     prediction_type = "v_prediction" if bundle.prediction == "v" else "epsilon"
     return run_sampler(
         first.sampler, prediction_type, noise, first.steps, predict, generators, stopping, zero_terminal_snr=bundle.zero_terminal_snr
@@ -131,6 +136,8 @@ def with_zero_terminal_snr(scheduler: Any) -> Any:
 
     The last alpha is 2**-24 instead of 0, since the samplers divide by it.
     """
+    if isinstance(scheduler, DPMSolver):
+        return DPMSolver(with_zero_terminal_snr(scheduler.levels), scheduler.prediction_type)
     if isinstance(scheduler, LinearMultistep):
         return LinearMultistep(with_zero_terminal_snr(scheduler.euler), scheduler.prediction_type)
     alphas = SCALED_LINEAR.alphas_cumprod(zero_terminal_snr=True).double().clamp(min=2.0**-24)
@@ -207,9 +214,8 @@ def dpmsolver(prediction_type: str) -> Any:
     """DPM-Solver-2, multistep (Lu et al. 2022)."""
     from diffusers.schedulers import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(
-        **NOISE_SCHEDULE, algorithm_type="dpmsolver", final_sigmas_type="sigma_min", prediction_type=prediction_type
-    )
+    levels = DPMSolverMultistepScheduler(**NOISE_SCHEDULE, final_sigmas_type="sigma_min", prediction_type=prediction_type)
+    return DPMSolver(levels, prediction_type)
 
 
 @SAMPLERS.add("dpmsolver++", "DPM-Solver++", max_steps=999)

@@ -13,6 +13,7 @@ from torch import Tensor
 from lora_trainer.adapters.rng import LayerRng
 from lora_trainer.data.batch_sampler import Item
 from lora_trainer.events import Event, Warned
+from lora_trainer.loss.objectives import objective_for
 from lora_trainer.messages import Message, say
 from lora_trainer.train.distributed import SingleProcess
 from lora_trainer.train.inputs.examples import CaptionSampler, is_flipped
@@ -139,6 +140,7 @@ class GradientAccumulator:
                 trainer.bundle.device,
                 [mask for _, mask in latents_and_masks],
                 sizes,
+                objective_for(trainer.bundle.prediction, trainer.bundle.alphas_cumprod).draw,
             )
         return tensors, [record.is_reg for record in records]
 

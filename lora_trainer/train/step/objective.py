@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lora_trainer.config.schema import LossConfig
 from lora_trainer.loss import noise as noising
-from lora_trainer.loss import objectives, weights
+from lora_trainer.loss import objectives
 from lora_trainer.models.bundle import ModelBundle
 from lora_trainer.models.conditioning import Conditioning
+
+Draw = Callable[..., noising.NoisyExample]
 
 
 @attrs.frozen(eq=False)
@@ -41,14 +43,15 @@ def make_batch(
     device: torch.device,
     masks: Sequence[Tensor | None] = (),
     sizes: Sequence[Sequence[int]] = (),
+    draw: Draw = noising.draw_noise,
 ) -> Batch:
     """Draws each picture's timestep and noise from its own key, so that they do not depend on the batching.
 
     `latents`: [channels, h, w] of each picture. `masks`: loss weights [h, w] of each picture, None where all of it counts. `sizes`: six
-    values of each picture, for families that read them.
+    values of each picture, for families that read them. `draw` is the objective's.
     """
     conditioning = encode_captions()
-    examples = [noising.draw_noise(latent, loss_config, *key) for latent, key in zip(latents, keys, strict=False)]
+    examples = [draw(latent, loss_config, *key) for latent, key in zip(latents, keys, strict=False)]
     return Batch(
         torch.stack(list(latents)).to(device),
         torch.stack([example.noise for example in examples]).to(device),
@@ -74,45 +77,17 @@ def per_image_losses(bundle: ModelBundle, batch: Batch, loss_config: LossConfig)
     What lies outside a mask counts nothing; the mean is over the whole picture, so that a small masked part does not count more (as in
     sd-scripts).
     """
-    alphas = bundle.alphas_cumprod.to(batch.latents.device)[batch.timesteps]
-    noisy_latents = noising.add_noise(batch.latents, batch.noise if batch.input_noise is None else batch.input_noise, alphas)
+    objective = objectives.objective_for(bundle.prediction, bundle.alphas_cumprod.to(batch.latents.device))
+    noisy_latents = objective.add_noise(batch.latents, batch.noise if batch.input_noise is None else batch.input_noise, batch.timesteps)
     conditioning = Conditioning(batch.conditioning, batch.pooled, batch.sizes)
     prediction = bundle.family.denoise(bundle, noisy_latents.to(bundle.dtype), batch.timesteps, conditioning)
-    target = objectives.target(bundle.prediction, batch.latents, batch.noise, alphas)
-    errors = objectives.elementwise_loss(
-        loss_config.loss_type, prediction.float(), target, _huber_threshold(loss_config, batch.timesteps, alphas)
-    )
+    target = objective.target(batch.latents, batch.noise, batch.timesteps)
+    threshold = objective.huber_threshold(loss_config, batch.timesteps)
+    errors = objectives.elementwise_loss(loss_config.loss_type, prediction.float(), target, threshold)
     losses = (errors if batch.masks is None else errors * batch.masks).mean(dim=(1, 2, 3))
-    for weight in timestep_weights(loss_config, alphas, bundle.prediction):
+    for weight in objective.timestep_weights(loss_config, batch.timesteps):
         losses = losses * weight
     return losses
-
-
-def _huber_threshold(loss_config: LossConfig, timesteps: Tensor, alphas: Tensor) -> Tensor | None:
-    if loss_config.loss_type not in ("huber", "smooth_l1"):
-        return None
-    return objectives.huber_threshold(loss_config.huber_schedule, timesteps, alphas, loss_config.huber_c, loss_config.huber_scale)
-
-
-def timestep_weights(loss_config: LossConfig, alphas: Tensor, prediction: str) -> list[Tensor]:
-    """The loss weights [n] by timestep that the config asks for; those for models of the other prediction type are left out."""
-    if not (
-        loss_config.min_snr_gamma
-        or loss_config.scale_v_pred_loss_like_noise_pred
-        or loss_config.v_pred_like_loss
-        or loss_config.debiased_estimation_loss
-    ):
-        return []
-    snr, factors = weights.signal_to_noise(alphas), []
-    if loss_config.min_snr_gamma:
-        factors.append(weights.min_snr(snr, loss_config.min_snr_gamma, prediction))
-    if loss_config.scale_v_pred_loss_like_noise_pred and prediction == "v":
-        factors.append(weights.scale_v_like_noise(snr))
-    if loss_config.v_pred_like_loss and prediction == "epsilon":
-        factors.append(weights.add_v_like(snr, loss_config.v_pred_like_loss))
-    if loss_config.debiased_estimation_loss:
-        factors.append(weights.debiased_estimation(snr, prediction))
-    return factors
 
 
 def apply_prior_weight(losses: Tensor, is_reg: Sequence[bool], prior_weight: float) -> Tensor:

@@ -282,9 +282,10 @@ def test_a_file_that_is_not_there_or_not_text_is_named(tmp_path: Path):
 
 
 def test_no_reason_is_written_for_a_key_that_is_an_option_here_under_the_same_name():
-    """But for four, which sd-scripts reads for other model families only."""
+    """But for those that sd-scripts reads for other model families only, and for rectified flow."""
     both = {name for name in REASONS if name in paths_by_name() or name in SPECIAL}
-    assert both == {"timestep_sampling", "logit_mean", "logit_std", "mode_scale"}
+    flow = {"discrete_flow_shift", "sigmoid_scale", "training_shift"}
+    assert both == {"timestep_sampling", "logit_mean", "logit_std", "mode_scale"} | flow
     found = import_text('network_module = "networks.lora"\nprior_loss_weight = 0.5\n')
     assert found.config.loss.prior_loss_weight == 0.5
 
@@ -410,3 +411,28 @@ def test_a_file_of_powershells_own_encoding_is_read(tmp_path: Path):
     file = tmp_path / "in.toml"
     file.write_bytes('network_module = "networks.lora"\noutput_name = "图片"\n'.encode("utf-16"))
     assert import_file(file).config.save.output_name == "图片"
+
+
+def test_settings_of_rectified_flow_are_taken_where_the_file_trains_it_and_not_from_other_families():
+    ours = {"flow_model": True, "discrete_flow_shift": 2.5, "timestep_sampling": "mode", "mode_scale": 0.5}
+    theirs = {
+        "flow_model": True,
+        "flow_timestep_distribution": "logit_normal",
+        "flow_logit_mean": -0.2,
+        "flow_logit_std": 1.5,
+        "flow_uniform_static_ratio": 3.0,
+        "flow_use_ot": True,
+    }
+    head = {"network_module": "networks.lora"}
+    config = import_text(tomlkit.dumps(head | ours)).config
+    loss = config.loss
+    assert config.model.prediction == "flow"
+    assert (loss.discrete_flow_shift, loss.timestep_sampling, loss.mode_scale) == (2.5, "mode", 0.5)
+    found = import_text(tomlkit.dumps(head | theirs))
+    loss = found.config.loss
+    assert found.config.model.prediction == "flow"
+    assert (loss.timestep_sampling, loss.logit_mean, loss.logit_std, loss.discrete_flow_shift) == ("logit_normal", -0.2, 1.5, 3.0)
+    assert {left.key for left in found.left} == {"flow_use_ot"}
+    flux = import_text(tomlkit.dumps(head | {"discrete_flow_shift": 3.1, "timestep_sampling": "sigmoid", "sigmoid_scale": 1.0}))
+    assert {left.key for left in flux.left} == {"discrete_flow_shift", "timestep_sampling", "sigmoid_scale"}
+    assert flux.config.model.prediction == "auto" and flux.config.loss.discrete_flow_shift == 1.0

@@ -289,3 +289,7 @@ def test_files_that_cannot_be_settings_are_refused_and_nothing_is_made_of_them(t
 def test_a_backslash_in_toml_is_told_with_the_line_and_the_remedy():
     with pytest.raises(ConfigError, match=r"line 2 is not valid TOML.*single quotes"):
         import_text('network_dim = 4\ntrain_data_dir = "R:\\img\\new"\n')
+
+
+def test_flow_matching_of_simpletuner_is_rectified_flow_here():
+    assert import_text(json.dumps({**SIMPLE_TUNER, "--prediction_type": "flow_matching"})).config.model.prediction == "flow"

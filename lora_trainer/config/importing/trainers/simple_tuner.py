@@ -191,6 +191,8 @@ def _translate(name: str, value: Any, flat: Mapping[str, Any], network: _Network
     if name == "data_backend_config":
         return CHOOSE_PICTURES
     if name == "prediction_type":
+        if value in ("flow_matching", "flow-matching", "flow_prediction"):
+            return Key("", "flow_model", True)
         return Key("", "v_parameterization", True) if value in ("v_prediction", "v-prediction") else ITSELF
     if name in ("use_ema", "ema_decay"):
         return [("save.ema_decay", flat.get("ema_decay", 0.995))] if is_on(flat.get("use_ema")) else OFF

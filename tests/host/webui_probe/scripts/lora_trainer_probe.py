@@ -18,7 +18,7 @@ def load():
     try:
         from tests.host import contract, contract_families, contract_networks, contract_runs  # noqa: F401 - their checks join the lists
         from tests.host.contract_forge import FORGE_ONLY
-        from tests.host.contract_forge_families import FAMILIES
+        from tests.host.contract_forge_families import families_of_this_host
         from tests.host.forge_world import ForgeWorld, ReForgeWorld
 
         if "modules_forge" not in sys.modules:
@@ -28,9 +28,9 @@ def load():
     common = contract_runs.CHECKS | contract_runs.REAL_ONLY
     relative = {name: function for name, function in common.items() if name not in contract.A1111_ONLY}
     if "modules_forge.main_entry" in sys.modules:
-        return ForgeWorld, relative | FORGE_ONLY | FAMILIES
+        return ForgeWorld, relative | FORGE_ONLY | families_of_this_host()
     if "modules_forge" in sys.modules:
-        return ReForgeWorld, relative | FAMILIES
+        return ReForgeWorld, relative | families_of_this_host()
     return contract.World, common | CHECKS
 
 

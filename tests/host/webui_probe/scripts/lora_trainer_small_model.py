@@ -49,9 +49,11 @@ def add_to_forge(name, sizes):
     from backend import loader
     from huggingface_guess import model_list
 
-    whole = getattr(model_list, name)
+    whole = getattr(model_list, name, None)
+    if whole is None:  # Forge Neo has no Stable Diffusion 2
+        return
     described = Path(scripts.basedir()) / small(name)
-    shutil.copytree(Path(loader.dir_path) / "huggingface" / whole.huggingface_repo, described, dirs_exist_ok=True)
+    shutil.copytree(Path(loader.__file__).parent / "huggingface" / whole.huggingface_repo, described, dirs_exist_ok=True)
     for part in sizes.keys() - {"unet"}:
         config = described / part / "config.json"
         known = json.loads(config.read_text(encoding="utf-8"))
@@ -59,6 +61,9 @@ def add_to_forge(name, sizes):
         config.write_text(json.dumps(known | sizes[part] | fewer), encoding="utf-8")  # 23 of Stable Diffusion 2's 24: the last is unread
     kind = type(small(name), (whole,), {"huggingface_repo": str(described), "unet_config": whole.unet_config | sizes["unet"]})
     model_list.models[:] = [known for known in model_list.models if known.__name__ != kind.__name__] + [kind]
+    for engine in loader.possible_models:  # Forge takes a subclass, Neo exactly the classes of its list
+        if whole in engine.matched_guesses:
+            engine.matched_guesses[:] = [known for known in engine.matched_guesses if known.__name__ != kind.__name__] + [kind]
 
 
 def add_to_reforge(name, sizes):
