@@ -27,9 +27,10 @@ collect() { # collect SUBFOLDER PACKAGE...: exactly these, without what they ask
 
 # The versions of constraints/py311.txt, which the tests run with; what is not there is the newest that fits them.
 collect needed attrs==26.1.0 cattrs==24.1.3 tomlkit==0.12.0 diffusers==0.31.0 transformers==4.46.1 tokenizers==0.20.3 \
-  huggingface-hub==0.26.2 safetensors==0.5.3 prodigyopt==1.1.2 lion-pytorch==0.2.5 schedulefree==1.4.1 dadaptation==3.2 \
+  huggingface-hub==0.26.2 safetensors==0.5.3 prodigyopt==1.1.2 lion-pytorch==0.2.5 schedulefree==1.4.1 \
   importlib-metadata==8.7.0 zipp==3.23.0 regex==2026.11.15 psutil==7.1.0 Pillow==11.3.0 PyYAML==6.0.3 requests==2.34.2 tqdm==4.66.1 \
-  packaging==25.0 filelock==4.2.11 fsspec==2026.9.0 numpy==2.2.6
+  packaging==25.0 filelock==4.2.11 fsspec==2026.9.0 numpy==2.2.6 typing-extensions==4.16.0 urllib3==2.8.0 certifi==2026.10.18 \
+  charset-normalizer==3.5.2 idna==3.20
 
 for choice in "$@"; do
   case $choice in
