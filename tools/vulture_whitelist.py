@@ -37,6 +37,7 @@ _.do_not_save_to_config  # keeps a Gradio component out of the WebUI's ui-config
 
 _.middleware_stack  # Starlette's: the WebUI's app puts its middleware together again
 _.status_code  # Starlette's response
+_.distilled_cfg_scale  # Forge Neo reads the shift of rectified flow from it (host/a1111/preview.py)
 output_size  # diffusers' name of an argument that its blocks pass
 
 # used by tests only
