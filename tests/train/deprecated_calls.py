@@ -89,6 +89,7 @@ def work(folder: Path) -> None:
     import torch
 
     from benchmarks import random_checkpoint
+    from lora_trainer.events import Finished
     from tests.train.resume_runs import folder_of, resume, small_config, train
 
     changes: dict[str, Any] = {
@@ -104,7 +105,7 @@ def work(folder: Path) -> None:
     config = small_config(folder / "sd1", **changes, steps__max_train_steps=2)
     run = folder_of(config)
     train(config, run)
-    resume(run, steps__max_train_steps=3)
+    assert isinstance(resume(run, steps__max_train_steps=3)[-1], Finished)
     path = random_checkpoint.write(folder / "sdxl.safetensors", random_checkpoint.SHAPES["sdxl"][1], torch.float32)
     model = {"pretrained_model_name_or_path": str(path)}
     config = small_config(folder / "sdxl", model=model, optimizer__text_encoder_lr=1e-4, steps__max_train_steps=1)
