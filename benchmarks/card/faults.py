@@ -260,7 +260,6 @@ def drawing_gets_the_graphs_memory(card: Card) -> Figures:
 BLOCKS = (
     Block("E3-remedies", "the advised command installs a bitsandbytes for this torch, and no torch", remedies_keep_torch, 0.2, 0.2),
     Block("E4-spilling", "a limit as on Windows, and steps that are slow from the first on", windows_limit, 3.0, 0.2),
-    Block("E5-compile", "compiled blocks, and a compiler that fails", compiling_never_ends_a_run, 60.0, 5.0),
     Block("E5-fp8", "what cannot be trained over 8 bits is refused by name", eight_bits_refuse_by_name, 0.5, 0.5),
     Block("E5-libraries", "errors of cuDNN and cuBLAS on a full card", library_failures, 6.0, 0.2),
     Block("E6-graphs-device", "graphs on the card that trains", graphs_on_their_device, 2.0),
@@ -269,4 +268,5 @@ BLOCKS = (
     Block("E6-planned", "planned in the format in which it runs", planned_as_run, 4.0, 3.0),
     Block("E7-skipped", "ten overflows at the start end no run", skipped_at_the_start, 6.0, 5.0),
     Block("E7-drawing", "graphs give their memory back while somebody draws", drawing_gets_the_graphs_memory, 12.0),
+    Block("E5-compile", "compiled blocks, and a compiler that fails", compiling_never_ends_a_run, 60.0, 5.0),
 )

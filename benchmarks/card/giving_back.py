@@ -19,7 +19,7 @@ from lora_trainer.jobs.folder import RunFolder
 from lora_trainer.jobs.job import Job
 from lora_trainer.jobs.logs.events_log import EventRecord
 
-PAUSE_AT, STOP_AT, STEPS = 3, 4, 8
+PAUSE_AT, STOP_AT, STEPS = 3, 3, 6
 
 
 def pause_gives_back(card: Card) -> Figures:
@@ -97,5 +97,5 @@ def _run(card: Card, config: Any, place: Path, *, folder: RunFolder | None = Non
 
 BLOCKS = (
     Block("pause", "a pause gives back every byte of the device, and changes nothing", pause_gives_back, 10.0, 11.0),
-    Block("resume", "stopped, saved and resumed: the file of a run in a piece", resume_goes_on, 8.0, 7.0),
+    Block("resume", "stopped, saved and resumed: the file of a run in a piece", resume_goes_on, 8.0, 6.0),
 )

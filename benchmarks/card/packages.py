@@ -15,7 +15,8 @@ from lora_trainer.config.choices.optimizers import OPTIMIZER_SPECS
 from lora_trainer.optim.optimizers import GroupPlan, TrainingOptimizer, make_optimizer, probe
 from lora_trainer.train.step.attention import why_not
 
-STEPS = 16
+STEPS, WIDE = 16, 64
+"""A rank at which the matrices have the 4096 elements from which these optimizers keep their state in 8 bits."""
 ERRORS = {torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
@@ -30,6 +31,7 @@ def bitsandbytes_optimizers(card: Card) -> Figures:
         folder = card.new_folder()
         rate = {"Lion": 2e-4, "SGDNesterov": 0.5}.get(spec.fallback, 2e-3)
         changes: dict[str, Any] = {"optimizer__type": spec.name, "optimizer__learning_rate": rate, "steps__max_train_steps": STEPS}
+        changes |= {"network__dim": WIDE, "network__alpha": float(WIDE)}
         events = events_of(card, crescent(folder, **with_validation(**changes)), folder)
         found = validation_losses(events)
         require(not warnings(events, "is used instead"), f"{spec.name} fell back: {warnings(events, 'instead')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from benchmarks import random_checkpoint
 from benchmarks.card.block import Block, Card, Figures, require
-from benchmarks.card.meter import PhaseMeter, only_free
+from benchmarks.card.meter import MEGABYTE, PhaseMeter, only_free
 from benchmarks.card.runs import events_of, warnings
 from benchmarks.random_checkpoint import SD15, SDXL, TINY, TINY_SDXL, Widths
 from lora_trainer.config.build import build
@@ -23,6 +24,8 @@ from lora_trainer.train.planning.plan import TrainingPlan, make_plan
 RANK, STEPS = 16, 3
 OVER = 1.15
 """A phase may take so many times what is planned before the plan is called wrong: the plan's own counts are within 6 %."""
+COMPARED = (CAPTIONS, PICTURES, STEP)
+"""The phases that take what they are planned with; in the others parts of the model stay on the card as long as there is room."""
 WORKSPACE = "workspace"
 GIGABYTE = 2**30
 
@@ -50,7 +53,7 @@ SD15_CASES = (
     *(Case("sd1", 512, 4, recompute) for recompute in ("none", "full")),
 )
 SDXL_CASES = (*(Case("sdxl", 1024, 1, recompute) for recompute in ("none", "budget", "full")), Case("sdxl", 1024, 1, "full", eight=True))
-SMALL_CASES = (Case("sd1", 128, 1), Case("sdxl", 64, 1, "full"))
+SMALL_CASES = (Case("sd1", 128, 1), Case("sd1", 64, 2, "full"))
 """On a CPU, of tiny models."""
 CARDS = ((8.0, 1.2, False), (6.0, 1.2, True))
 """GB of a card, of which so many are another program's, and whether its U-Net has to be in 8 bits (docs/memory.md)."""
@@ -73,23 +76,28 @@ def _measured(card: Card, cases: tuple[Case, ...]) -> Figures:
     over = [
         f"{row['case']}, {row['phase']}: {row['allocated']:.0f} MB where {row['planned']:.0f} are planned"
         for row in rows
-        if row["allocated"] > OVER * row["planned"]
+        if row["phase"] in COMPARED and row["allocated"] > OVER * row["planned"]
     ]
     require(not over, "; ".join(over))
     return {"unit": "MB", "rows": rows}
 
 
 def _case_rows(card: Card, case: Case) -> list[dict[str, Any]]:
-    """A row a phase. `planned` is without the kernels' own part, which torch's allocator does not hand out; `with kernels` is all of it."""
-    meter, rows = PhaseMeter(card), []
-    done = run_case(card, case, meter)
-    for phase, needed in done.phases.items():
+    """A row a phase. `planned` is without the kernels' own part, which torch's allocator does not hand out; `with kernels` is all of it.
+
+    On CUDA hardly more than what is planned is free, so that parts of the model leave the card as they would on one of that size.
+    """
+    needed = plan_of(card, config_of(card, case, card.new_folder())).needed_mb
+    with only_free(card, OVER * needed * MEGABYTE) if card.is_cuda else nullcontext(0) as ballast:
+        meter, rows = PhaseMeter(card, ballast), []
+        done = run_case(card, case, meter)
+    for phase, megabytes in done.phases.items():
         peak = meter.peaks.get(phase)
         if peak is None or (phase == LOAD and not card.is_cuda):  # on a CPU the mapped file would be counted with the weights
             continue
-        row: dict[str, Any] = {"case": case.name, "phase": phase, "planned": needed - done.workspace, "allocated": peak.allocated}
+        row: dict[str, Any] = {"case": case.name, "phase": phase, "planned": megabytes - done.workspace, "allocated": peak.allocated}
         row["of the plan"] = peak.allocated / row["planned"]
-        row |= {"with kernels": needed, "reserved": peak.reserved, "device": peak.device} if card.is_cuda else {}
+        row |= {"with kernels": megabytes, "reserved": peak.reserved, "device": peak.device} if card.is_cuda else {}
         rows.append(row | ({"s a step": done.seconds} if phase == STEP else {}))
     missing = {LOAD, CAPTIONS, PICTURES, STEP, PREVIEW} - meter.peaks.keys() if card.is_cuda else {STEP} - meter.peaks.keys()
     require(not missing, f"{case.name}: nothing was noted of {missing}")
@@ -202,7 +210,7 @@ def plan_is_its_largest_phase(card: Card) -> Figures:
 
 BLOCKS = (
     Block("E2-plan", "the plan of SDXL is the largest of its phases", plan_is_its_largest_phase, 25.0, 2.0),
-    Block("memory-sd15", "Stable Diffusion 1.5 at 512 px: each phase beside the plan", sd15_memory, 60.0, 15.0),
+    Block("memory-sd15", "Stable Diffusion 1.5 at 512 px: each phase beside the plan", sd15_memory, 60.0, 6.0),
     Block("E2-small-cards", "SDXL on 8 and 6 GB: captions, then pictures, then the U-Net", small_cards, 50.0),
     Block("memory-sdxl", "SDXL at 1024 px: each phase beside the plan", sdxl_memory, 70.0),
 )
