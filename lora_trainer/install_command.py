@@ -20,8 +20,8 @@ VERSIONS = {
 """The versions that are tested, those of constraints/; of any other package the newest."""
 BITSANDBYTES = (((2, 4), "==0.50.2"), ((2, 3), "==0.49.2"), ((2, 2), "==0.47.0"), ((0, 0), "==0.45.5"))
 """From which torch on a version is the newest that accepts it. With a newer one, pip would replace the host's torch."""
-PILLOW_HEIF = (((11, 1), "==1.1.1"), ((10, 1), "==0.22.0"), ((0, 0), "==0.16.0"))
-"""From which Pillow on a version is the newest that accepts it."""
+PILLOW_HEIF = (((11, 1), "==1.3.0"), ((10, 1), "==0.22.0"), ((0, 0), "==0.16.0"))
+"""From which Pillow on a version accepts it: the newest before 11.1, from there on Forge Neo's, which puts its own back at every start."""
 
 
 def install_command(package: str) -> str:

@@ -48,6 +48,8 @@ SETTINGS = {
     "caption_extension": ".txt",
     "save_every_n_epochs": 1,
 }
+HANGS = 3600
+"""Seconds after which a command is taken to hang; the demo needs five minutes of a quiet machine."""
 HIDER = """
 import os, sys
 from importlib.machinery import PathFinder
@@ -101,7 +103,7 @@ class Reader:
     """A folder that holds what the documents' commands name."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.written = folder, 0
         shutil.copytree(assets.toy_pictures() / "crescent" / "train", folder / "pictures")
         shutil.copy(assets.toy_checkpoint(), folder / "model.safetensors")
         shutil.copy(assets.toy_checkpoint().with_suffix(".yaml"), folder / "model.yaml")
@@ -121,18 +123,29 @@ class Reader:
 
     def run(self, command: str) -> None:
         done = subprocess.run(
-            self.words(command), cwd=self.folder, env=self.environment, capture_output=True, encoding="utf-8", timeout=600
+            self.words(command), cwd=self.folder, env=self.environment, capture_output=True, encoding="utf-8", timeout=HANGS
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, command
 
     def filled_in(self, command: str) -> str:
         """The command with names of this folder in place of the capital letters; without what the shell does with its output."""
+        if "--to kohya" in command:  # a file that has other names
+            command = command.replace("FILE", f"new-{self.written}.safetensors")
+        self.written += 1
+        new = "tuned.safetensors" if "--into" in command else f"new-{self.written}.safetensors"
         words = [
-            STAND_INS.get(word.partition(":")[0], word.partition(":")[0]) + "".join(word.partition(":")[1:])
+            new
+            if word == "NEW.safetensors"
+            else STAND_INS.get(word.partition(":")[0], word.partition(":")[0]) + "".join(word.partition(":")[1:])
             for word in shlex.split(command.partition(" > ")[0])
         ]
         return shlex.join(words)
+
+    def in_several_processes(self, command: str) -> None:
+        """Trains with a config that the document leaves to the reader."""
+        self.run("python3 standalone.py import kohya.json --out several.toml")
+        self.run(f"{command.replace('CONFIG.toml', 'several.toml')} --set save.output_name=several")
 
     def open_page(self, command: str) -> None:
         """Starts the page on a free port, reads it, and ends the server as Ctrl-C does."""
@@ -200,19 +213,26 @@ SLOW = ("demo", " control ", " grid ", "torch.distributed.run", "config.referenc
 def cases() -> list[object]:
     commands = [*documented(), *network_commands()]
     return [
-        pytest.param(command, marks=pytest.mark.slow if any(word in command for word in SLOW) else ())
+        pytest.param(command, marks=[pytest.mark.slow, pytest.mark.timeout(HANGS)] if any(word in command for word in SLOW) else ())
         for command in commands
         if command not in ELSEWHERE
     ]
 
 
 def network_commands() -> list[str]:
-    """The list in network-tools.md, which leaves out how the program is started; what stands in [] may be left out."""
+    """The list in network-tools.md, which leaves out how the program is started; what stands in [] may be left out, of a|b each is run."""
     text = (ROOT / "docs" / "network-tools.md").read_text(encoding="utf-8")
     block = re.search(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block
     lines = [re.sub(r" \[[^]]*\]", "", line) for line in block.group(1).splitlines()]
-    return ["python3 standalone.py " + REMARK.sub("", line) for line in lines]
+    commands = ["python3 standalone.py " + REMARK.sub("", line) for line in lines]
+    return [choice for command in commands for choice in alternatives(command)]
+
+
+def alternatives(command: str) -> list[str]:
+    match = re.search(r"\S+\|\S+", command)
+    words = match.group(0).split("|") if match else []
+    return [command.replace("|".join(words), word) for word in reversed(words)] if words else [command]  # the names that a file has, last
 
 
 SHORTER = {"lr-find": ["--steps", "8"]}  # than by default: the same work, less of it
@@ -226,7 +246,7 @@ STAND_INS = {
     "BASE": "model.safetensors",
     "TUNED": "tuned.safetensors",
     "cat.png": "mika.png",
-    "KEY": "ss_training_comment",
+    "KEY": "ss_clip_skip",
 }
 
 
@@ -244,5 +264,7 @@ def test_command_ends_as_the_documents_say(reader: Reader, command: str) -> None
         reader.open_page(command)
     elif " control " in command:
         reader.control(command)
+    elif "torch.distributed.run" in command:
+        reader.in_several_processes(command)
     else:
         reader.run(reader.filled_in(command))

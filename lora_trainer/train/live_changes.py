@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lora_trainer.config.live_settings import apply_live_changes
@@ -32,6 +32,11 @@ class LiveChanges:
     def apply(self, values: Mapping[str, Any]) -> Iterator[Event]:
         """Applies changes (path -> value), all or none: a refused one is a warning. A run of another length begins its phase anew."""
         plan_before = self.progress.plan
+        yield from self._apply(values)
+        yield from self._rate_warnings(plan_before, values)
+
+    def _apply(self, values: Mapping[str, Any]) -> Iterator[Event]:
+        total_before = self.progress.plan.total_steps
         try:
             config, changes = apply_live_changes(self.trainer.config, values)
             self._apply_config(config)
@@ -41,14 +46,14 @@ class LiveChanges:
         for change in changes:
             self.progress.changes.append({**change, "step": self.progress.step})
             yield Changed(change["path"], change["old"], change["new"], self.progress.step)
-        if self.progress.plan.total_steps != plan_before.total_steps:
-            if all(change["path"].startswith("steps.") for change in changes):
-                yield from self._rate_warnings(plan_before)
+        if self.progress.plan.total_steps != total_before:
             yield Phase("training", self.progress.plan.total_steps)
 
-    def _rate_warnings(self, before: TrainingPlan) -> Iterator[Event]:
+    def _rate_warnings(self, before: TrainingPlan, paths: Iterable[str]) -> Iterator[Event]:
         """A warning where another length alone makes the learning rate rise: most schedules span the whole run."""
         plan, step = self.progress.plan, self.progress.step
+        if plan.total_steps == before.total_steps or not all(path.startswith("steps.") for path in paths):
+            return
         old, new = before.schedule.factor(max(0, step - 1)), plan.schedule.factor(step)
         highest = max((rate for _, rate in plan.rates), default=0.0)
         if not step or new < RISE * old or new - old < NOTICEABLE:
@@ -65,9 +70,12 @@ class LiveChanges:
 
     def replay(self) -> Iterator[Event]:
         """Applies the pending changes of this step."""
+        plan_before, paths = self.progress.plan, []
         while self.pending and self.pending[0]["step"] <= self.progress.step:
             change = self.pending.pop(0)
-            yield from self.apply({change["path"]: change["new"]})
+            paths.append(change["path"])
+            yield from self._apply({change["path"]: change["new"]})
+        yield from self._rate_warnings(plan_before, paths)
 
     def restore(self, changes: Sequence[Mapping[str, Any]]) -> None:
         """Applies what had been changed by the time that a state was saved."""

@@ -48,8 +48,10 @@ def test_a_phones_picture_that_calls_itself_jpg_is_named_as_what_it_is(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("pillow", "wanted"), [("9.5.0", "0.16.0"), ("10.2.0", "0.22.0"), ("11.0.0", "0.22.0"), ("11.1.0", "1.1.1"), ("12.0.0", "1.1.1")]
+    ("pillow", "wanted"), [("9.5.0", "0.16.0"), ("10.2.0", "0.22.0"), ("11.0.0", "0.22.0"), ("11.1.0", "1.3.0"), ("12.2.0", "1.3.0")]
 )
-def test_the_command_names_the_newest_version_that_accepts_this_pillow(pillow: str, wanted: str, monkeypatch: pytest.MonkeyPatch):
+def test_the_command_names_a_version_that_accepts_this_pillow_and_that_no_host_undoes(
+    pillow: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(module, "version", lambda name: {"Pillow": pillow}[name])
     assert install_command("pillow-heif").endswith(f'-m pip install --no-deps "pillow-heif=={wanted}"')

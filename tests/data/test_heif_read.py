@@ -1,4 +1,4 @@
-"""A phone's HEIC pictures with pillow-heif, which is installed on the older leg only (requirements-test.txt)."""
+"""A phone's HEIC pictures with pillow-heif, which A1111's and Forge Neo's environments have, and Forge's not."""
 
 from __future__ import annotations
 

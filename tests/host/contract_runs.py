@@ -110,22 +110,23 @@ def network_named_in_a_preview_prompt_is_used_beside_the_one_that_is_trained(wor
     prompts = [f"a red circle {tag} {options}" for tag in ("<lora:mark:1>", "<lora:beside:1>", "<lora:nobody:1>")]
     with untouched(world, but=["files"]):
         sample = {"prompts": prompts, "every_n_steps": STEPS, "sampler": "euler"}
-        run = Run(world, "beside", sample=sample, optimizer={"learning_rate": 0.02}).go()
-        plain = Run(world, "alone", optimizer={"learning_rate": 0.02}).go()
+        model = {"pretrained_model_name_or_path": "", "clip_skip": world.host.clip_skip()}
+        run = Run(world, "beside", sample=sample, model=model, optimizer={"learning_rate": 0.02}).go()
+        plain = Run(world, "alone", model=model, optimizer={"learning_rate": 0.02}).go()
     assert run.weights() == plain.weights()
     notes = [event.message.text() for event in run.events if type(event).__name__ == "Warned" and event.path == "sample.prompts"]
     assert [note.partition(":")[0] for note in notes] == ["prompt 2", "prompt 3"], notes
-    drawn = [Image.open(run.folder / event.path).convert("RGB").tobytes() for event in run.events if type(event).__name__ == "Sampled"]
+    drawn = [Image.open(run.folder / event.path).tobytes() for event in run.events if type(event).__name__ == "Sampled"]
     target = world.loras / "beside.safetensors"
     shutil.copy(run.output / "beside.safetensors", target)
     world.host.refresh_networks()
     try:
-        both, trained = (world.generate(f"a red circle{tag}<lora:beside:1>") for tag in (" <lora:mark:1>", ""))
+        both, trained = (world.generate(f"a red circle{tag}<lora:beside:1>", cfg_scale=5.0) for tag in (" <lora:mark:1>", ""))
     finally:
         target.unlink()
         world.host.refresh_networks()
-    assert drawn[0] == world.generate("a red circle <lora:mark:1>") and drawn[3] == both
-    assert drawn[4] == trained and both != trained
+    assert drawn[0] == world.generate("a red circle <lora:mark:1>", cfg_scale=5.0) and drawn[3] == both
+    assert drawn[4] == drawn[5] == trained and both != trained
 
 
 @check

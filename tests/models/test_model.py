@@ -118,6 +118,18 @@ def test_clip_skip_two_reads_the_layer_before_the_last_through_the_final_norm(bu
         assert not torch.allclose(bundle.family.encode_text(bundle, ids, 1).states, expected, rtol=0, atol=0.1)
 
 
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("a photo of a cat", [320, 1125, 539, 320, 2368]),
+        ("A  Photo\nof a CAT", [320, 1125, 539, 320, 2368]),
+        ("hello world!", [3306, 1002, 256]),
+    ],
+)
+def test_a_caption_has_the_ids_of_openais_clip_in_every_version_of_transformers(text, ids):
+    assert tokenize(clip_tokenizer(), [text])[0, : len(ids) + 2].tolist() == [49406, *ids, 49407]
+
+
 def test_tokens_are_counted_as_clip_does_and_cut_at_75():
     tokenizer = clip_tokenizer()
     assert ClipTokens().count("a red circle") == 3

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from benchmarks import random_checkpoint
 from lora_trainer import assets
 from lora_trainer.api.runs import plans
 from lora_trainer.api.runs.start_run import find_problems, resolve_paths
@@ -21,6 +22,7 @@ from lora_trainer.config.importing import import_metadata
 from lora_trainer.errors import ConfigError
 from lora_trainer.events import Finished, Sampled, Stepped, Validated, Warned
 from lora_trainer.host.standalone import StandaloneHost
+from lora_trainer.models.detection.detect import inspect
 from lora_trainer.models.load import load
 from lora_trainer.models.source import FileSource
 from lora_trainer.train.previews.preview_prompts import SampleRequest
@@ -28,6 +30,7 @@ from lora_trainer.train.previews.sampling import draw_latents
 from lora_trainer.train.step.precision import choose_precision
 from tests.train.resume_runs import VARIED, Killed, folder_of, resume, same, train
 from tests.train.runs import events_of, small_config
+from tools import build_flow_model
 
 FLOW = {"model__prediction": "flow"}
 PROMPT = "a sks crescent --w 64 --h 64 --s 3 --d 1"
@@ -206,3 +209,22 @@ def test_a_refusal_after_loading_names_the_options_too(tmp_path: Path):
 def test_no_warning_comes_for_a_plain_run_of_a_flow(tmp_path: Path):
     events = events_of(small_config(tmp_path, **FLOW, steps__max_train_steps=1), tmp_path)
     assert [str(event.message) for event in events if isinstance(event, Warned) and "flow" in str(event.message)] == []
+
+
+def test_sdxl_with_the_word_in_its_path_is_trained_and_drawn_as_a_flow(tmp_path: Path):
+    path = random_checkpoint.write(tmp_path / "xl-Rectified.safetensors", random_checkpoint.SHAPES["sdxl"][1], torch.float32)
+    changes = {"steps__max_train_steps": 1, "sample__prompts": [PROMPT], "sample__every_n_steps": 1, "sample__at_first": False}
+    config = small_config(tmp_path, model__pretrained_model_name_or_path=str(path), **changes)
+    events = events_of(config, tmp_path)
+    assert isinstance(events[-1], Finished) and len([event for event in events if isinstance(event, Sampled)]) == 1
+    told = metadata_of(tmp_path / "loras" / "small.safetensors")
+    assert (told["modelspec.prediction_type"], told["ss_base_model_version"]) == ("flow", "sdxl_base_v1-0")
+
+
+@pytest.mark.slow
+def test_the_script_makes_a_checkpoint_that_is_known_as_a_flow(tmp_path: Path):
+    path = build_flow_model.build(tmp_path, pictures=4, steps=1)
+    assert inspect(path).prediction == "flow"
+    old, new = load_file(assets.toy_checkpoint()), load_file(path)
+    changed = {name.partition(".")[0] for name in old if not torch.equal(old[name], new[name])}
+    assert old.keys() == new.keys() and changed == {"model"}

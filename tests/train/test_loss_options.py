@@ -58,6 +58,7 @@ OFF: list[dict[str, Any]] = [
     {"multires_noise_discount": 0.9},
     {"ip_noise_gamma_random_strength": True},
     {"logit_mean": 3.0, "logit_std": 0.1, "mode_scale": 0.0},
+    {"discrete_flow_shift": 3.0},
 ]
 
 

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from lora_trainer.config.build import build
 from lora_trainer.errors import TrainerError
@@ -125,6 +127,14 @@ def test_a_network_in_a_prompt_is_found_by_its_name_and_taken_out_of_the_words(t
     assert read.networks == (("<lora:mika:0.8>", out / "mika.safetensors", 0.8), ("<lyco:deep>", deep / "deep.safetensors", 1.0))
     assert networks.read("a  vase").text == "a  vase"
     assert networks.read("<lora:own:1> a").own_tags == ("<lora:own:1>",)
+
+
+def test_a_network_is_found_by_the_name_in_its_header_as_in_a_webui(tmp_path: Path):
+    networks = networks_in(tmp_path)
+    path = tmp_path / "loras" / "moon-000004.safetensors"
+    save_file({"a": torch.zeros(1)}, path, {"ss_output_name": "moon"})
+    assert networks.read("a <lora:moon:1>").networks == (("<lora:moon:1>", path, 1.0),)
+    assert networks.for_host("a <lora:moon:1> <lora:own:1> <lora:nobody:1> <lora:mika:1> b") == "a <lora:moon:1> b"
 
 
 @pytest.mark.parametrize("name", ["nobody", "../out/mika", "out/mika", "x" * 5000, "a\\b", "mi*a", "."])

@@ -68,7 +68,7 @@ def test_basic_says_what_it_means_without_words_of_the_trade(mika: Callable[...,
     button = page.locator(".lt-header button").filter(has_text=tools).first
     button.click()
     texts.append(page.locator(".lt-tools").inner_text())
-    assert all(len(text) > 100 for text in texts)
+    assert all(len(text) > 20 for text in texts) and len(texts[2]) > 200
     trade = re.compile(r"epsilon|no mark of|Energy to keep|N_name|overwrite (to|=)|save\.\w+|regularisation, dataset", re.IGNORECASE)
     assert [match.group(0) for text in texts for match in trade.finditer(text)] == []
 

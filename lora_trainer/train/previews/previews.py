@@ -112,7 +112,7 @@ class Previews:
             request, loras = attrs.evolve(request, prompt=prompt.text), [(path, weight) for _, path, weight in prompt.networks]
             with trainer.ema_weights(), trainer.with_networks(loras):
                 return draw(trainer.bundle, request, trainer.precision, lambda: self.control.stopping, trainer.make_ready)
-        request = attrs.evolve(request, prompt=self.networks.without_own(request.prompt))
+        request = attrs.evolve(request, prompt=self.networks.for_host(request.prompt))
         trainer.detach()
         try:
             return self.lease.preview(request, None if self.progress.step == 0 else self._write_network, 1.0, self.control)

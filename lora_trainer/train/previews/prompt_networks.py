@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import attrs
@@ -13,6 +14,7 @@ import attrs
 from lora_trainer.errors import TrainerError
 from lora_trainer.host.base import Lease
 from lora_trainer.messages import Message, say
+from lora_trainer.models.files.tensor_file import read_header
 from lora_trainer.train.previews.preview_prompts import NETWORK_TAG, Prompts
 
 TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)(?::([^<>]*))?>")
@@ -50,10 +52,7 @@ class PromptNetworks:
                 with suppress(OSError, ValueError):  # a name that no system takes
                     if path.is_file():
                         return path
-        try:
-            return find_lora(name, [self.lora_dir])
-        except TrainerError:
-            return None
+        return self.in_lora_dir(name)
 
     def read(self, prompt: str) -> NetworkPrompt:
         """A prompt with its networks looked up. Raises TrainerError for a weight that is not one number."""
@@ -72,12 +71,24 @@ class PromptNetworks:
             text = text.replace(tag, " ", 1)
         return NetworkPrompt(" ".join(text.split()) if text != prompt else text, tuple(found), tuple(own), tuple(missing))
 
-    def without_own(self, prompt: str) -> str:
-        """The prompt without tags of the network that is trained, for a host that reads all others itself."""
-        own = [match.group(0) for match in TAG.finditer(prompt) if match.group(1) == self.own_name]
-        for tag in own:
-            prompt = prompt.replace(tag, " ", 1)
-        return " ".join(prompt.split()) if own else prompt
+    def for_host(self, prompt: str) -> str:
+        """The prompt for a host, which reads the files of its own folder: without the network that is trained and without missing ones.
+
+        A name that it does not know makes a host read its list anew, and forget the network that the preview is drawn with.
+        """
+        text = prompt
+        for match in TAG.finditer(prompt):
+            if match.group(1) == self.own_name or self.in_lora_dir(match.group(1)) is None:
+                text = text.replace(match.group(0), " ", 1)
+        return text if text == prompt else " ".join(text.split())
+
+    def in_lora_dir(self, name: str) -> Path | None:
+        """The file in the LoRA folder that is called NAME, or whose header says that name, as WebUIs know it too."""
+        try:
+            return find_lora(name, [self.lora_dir])
+        except TrainerError:
+            files = sorted(self.lora_dir.rglob(f"*{SUFFIX}")) if self.lora_dir.is_dir() else []
+            return next((path for path in files if _name_in_header(path) == name), None)
 
 
 def network_notes(prompts: Prompts, networks: PromptNetworks, lease: Lease) -> list[Message]:
@@ -121,10 +132,10 @@ def notes_of_host(prompts: Prompts, networks: PromptNetworks) -> list[Message]:
             tag, name = match.group(0), match.group(1)
             if name == networks.own_name:
                 notes.append(_own_note(index + 1, tag))
-            elif PromptNetworks((), networks.lora_dir).find(name) is None:
+            elif networks.in_lora_dir(name) is None:
                 notes.append(
                     say(
-                        "prompt {number}: {folder} has no file for {tag}: unless the WebUI knows that name, it draws without it.",
+                        "prompt {number}: {folder} has no file for {tag}: it is left out. Put the file there, or correct the name.",
                         number=index + 1,
                         tag=tag,
                         folder=str(networks.lora_dir),
@@ -136,6 +147,21 @@ def notes_of_host(prompts: Prompts, networks: PromptNetworks) -> list[Message]:
 def _own_note(number: int, tag: str) -> Message:
     template = "prompt {number}: {tag} names the network that is trained, which is on in its previews anyway: it is left out."
     return say(template, number=number, tag=tag)
+
+
+def _name_in_header(path: Path) -> str:
+    """`ss_output_name` of a file; "" where it says none, or cannot be read."""
+    try:
+        stat = path.stat()
+        return _read_name(path, stat.st_size, stat.st_mtime_ns)
+    except (OSError, TrainerError):
+        return ""
+
+
+@lru_cache(maxsize=4096)
+def _read_name(path: Path, _size: int, _mtime: int) -> str:
+    metadata = read_header(path).get("__metadata__")
+    return str(metadata.get("ss_output_name", "")) if isinstance(metadata, dict) else ""
 
 
 def find_lora(name: str, folders: Sequence[Path]) -> Path:
