@@ -299,7 +299,7 @@ def run_goes_on_exactly_while_others_draw_between_its_steps(world):
         wait_for(lambda: world.host.waiting() or len(drawn) == len(threads))
 
     with untouched(world, but=["files"]):
-        plain = Run(world, "alone").go()
+        plain = Run(world, "undisturbed").go()
         shared = Run(world, "shared", at=dict.fromkeys((1, 3, 4), ask)).go()
         assert len(drawn) == 3, "they waited for the end of the run"
         world.generate("a ring")

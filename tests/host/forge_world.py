@@ -49,8 +49,8 @@ class ForgeWorld(contract.World):
         """Names of the tensors that networks of the last picture were put on."""
         drawn = self.loaded().forge_objects_after_applying_lora
         patchers = (drawn.unet, drawn.clip.patcher)
-        tables = [table for patcher in patchers for table in getattr(patcher, "lora_patches", {"": patcher.patches}).values()]
-        return [key for table in tables for key in table]
+        tables = [list(patcher.lora_patches.values()) if hasattr(patcher, "lora_patches") else [patcher.patches] for patcher in patchers]
+        return [key for of_patcher in tables for table in of_patcher for key in table]
 
     def hung(self):
         """How many layers of the U-Net have networks that are added while drawing."""

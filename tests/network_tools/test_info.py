@@ -86,7 +86,7 @@ def test_layers_that_the_model_has_not_or_in_another_shape_are_named(
 
 def test_a_file_that_a_webui_reads_in_part_or_not_says_so(base: Path, tmp_path: Path):
     oft = verify(write(tmp_path / "oft.safetensors", state_of(some(chosen(base)), "oft")))
-    assert {host: loads for host, loads, _ in oft.hosts} == {"a1111": "all", "forge": "no", "reforge": "partly"}
+    assert {host: loads for host, loads, _ in oft.hosts} == {"a1111": "all", "forge": "no", "reforge": "partly", "neo": "partly"}
     dora = verify(write(tmp_path / "dora.safetensors", state_of(some(chosen(base)), dora="in")))
     assert {loads for _, loads, _ in dora.hosts} == {"all"}
     out = verify(write(tmp_path / "out.safetensors", state_of(some(chosen(base)), dora="out")))
@@ -125,11 +125,11 @@ def test_each_host_is_told_by_the_layers_that_it_finds(tmp_path: Path):
         )
     }
     assert list(loads.values()) == [
-        ["all", "all", "all"],
-        ["partly", "all", "all"],
-        ["all", "partly", "partly"],
-        ["partly", "partly", "partly"],
-        ["partly", "all", "all"],
+        ["all", "all", "all", "all"],
+        ["partly", "all", "all", "partly"],
+        ["all", "partly", "partly", "partly"],
+        ["partly", "partly", "partly", "partly"],
+        ["partly", "all", "all", "all"],
     ]
     report = verify(named(tmp_path / "in.safetensors", q, "lora_te2_text_projection")).to_json()
     assert "1 of 2 layers, the first is lora_te2_text_projection" in report["hosts"][0]["why"]
@@ -138,24 +138,24 @@ def test_each_host_is_told_by_the_layers_that_it_finds(tmp_path: Path):
 def test_a_layer_that_no_model_of_the_family_has_is_read_by_no_host(tmp_path: Path):
     q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     found = verify(named(tmp_path / "in.safetensors", q, "lora_te_text_projection"))
-    assert [loads for _, loads, _ in found.hosts] == ["partly"] * 3
+    assert [loads for _, loads, _ in found.hosts] == ["partly"] * 4
 
 
 def test_forge_refuses_a_file_with_many_keys_that_it_does_not_know(tmp_path: Path):
     q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     norms = [f"lora_te_text_model_encoder_layers_{number}_layer_norm1" for number in range(7)]
     few, many = (verify(named(tmp_path / "in.safetensors", q, *norms[:count])) for count in (6, 7))
-    assert {host: loads for host, loads, _ in few.hosts} == {"a1111": "all", "forge": "partly", "reforge": "partly"}
-    assert {host: loads for host, loads, _ in many.hosts} == {"a1111": "all", "forge": "no", "reforge": "partly"}
+    assert {host: loads for host, loads, _ in few.hosts} == {"a1111": "all", "forge": "partly", "reforge": "partly", "neo": "no"}
+    assert {host: loads for host, loads, _ in many.hosts} == {"a1111": "all", "forge": "no", "reforge": "partly", "neo": "no"}
 
 
 def test_names_that_a_host_reads_besides_sd_scripts_are_known(tmp_path: Path):
     ldm = "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q"
-    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", ldm)).hosts] == ["all", "all", "all"]
+    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", ldm)).hosts] == ["all"] * 4
     comfyui = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", comfyui)).hosts] == ["no", "all", "all"]
+    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", comfyui)).hosts] == ["no", "all", "all", "all"]
     omi = "unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q"
-    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", omi)).hosts] == ["no", "no", "no"]
+    assert [loads for _, loads, _ in verify(named(tmp_path / "in.safetensors", omi)).hosts] == ["no"] * 4
 
 
 @pytest.mark.parametrize(
