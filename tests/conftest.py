@@ -8,6 +8,8 @@ from pathlib import Path
 
 # before anything imports torch: two busy threads on a shared machine slow each other down a hundredfold
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# one thread: oneDNN adds up the gradient of a convolution on a 1 x 1 map (the small model has some) in the order in which several arrive
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
@@ -50,10 +52,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """-n auto: a worker for each core that this process may use, as far as memory allows; their threads share the cores."""
+    """-n auto: a worker for each core that this process may use, as far as memory allows."""
     cores = len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
     workers = max(1, min(cores, int(psutil.virtual_memory().available / 2**30 / WORKER_GB)))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
     if sys.flags.warn_default_encoding:  # a worker is started without -X; it takes this out again, so that no program of a test has it
         os.environ["PYTHONWARNDEFAULTENCODING"] = "1"
     return workers
