@@ -266,7 +266,7 @@ def test_what_the_work_needs_stays_on_the_card_when_the_rest_leaves_it(place, le
 
     monkeypatch.setattr(*place, fails_twice)
     attach = NetworkAdapter.attach
-    monkeypatch.setattr(NetworkAdapter, "attach", lambda self, bundle: card.log.append(("network", "attached")) or attach(self, bundle))
+    monkeypatch.setattr(NetworkAdapter, "attach", lambda self, *args: card.log.append(("network", "attached")) or attach(self, *args))
     later = {"data__trigger_word": "", "data__caption_dropout_every_n_epochs": 2}  # another caption in the second epoch
     config = large_config(tmp_path, **later, data__batch_size=64, steps__max_train_steps=3)
     events = under(contextlib.nullcontext(), StandaloneHost(tmp_path), config, tmp_path)

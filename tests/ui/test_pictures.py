@@ -346,8 +346,9 @@ def test_validation_pictures_are_a_folder_or_some_held_back(step: Callable[..., 
 
 def test_settings_of_another_trainer_come_in_with_every_key_accounted_for(step: Callable[..., Any]):
     page = step()
-    before = page.evaluate("JSON.stringify(LoraTrainer.state.values)")
     page.keyboard.press("3")
+    page.locator(".lt-applied").first.wait_for()  # what is suggested at the first visit
+    before = page.evaluate("JSON.stringify(LoraTrainer.state.values)")
     page.get_by_role("button", name="Import…").click()
     theirs = {
         "LoRA_type": "Standard",
