@@ -348,7 +348,7 @@ def test_settings_of_another_trainer_come_in_with_every_key_accounted_for(step: 
     page = step()
     page.keyboard.press("3")
     page.locator(".lt-applied").first.wait_for()  # what is suggested at the first visit
-    before = page.evaluate("JSON.stringify(LoraTrainer.state.values)")
+    before = page.evaluate("LoraTrainer.state.values")
     page.get_by_role("button", name="Import…").click()
     theirs = {
         "LoRA_type": "Standard",
@@ -368,4 +368,4 @@ def test_settings_of_another_trainer_come_in_with_every_key_accounted_for(step: 
     assert said.locator("details").first.locator("li .lt-muted").first.inner_text().strip()
     assert [value(page, path) for path in ("network.dim", "network.alpha", "data.batch_size")] == [24, 12, 3]
     page.get_by_role("dialog").get_by_role("button", name="Undo").click()
-    assert page.evaluate("JSON.stringify(LoraTrainer.state.values)") == before
+    assert page.evaluate("LoraTrainer.state.values") == before
