@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from lora_trainer.cli.main import main
 from lora_trainer.jobs.folder import RunFolder, list_runs
 from lora_trainer.jobs.job import Job
+from lora_trainer.jobs.logs import events_log
 from lora_trainer.jobs.logs.events_log import EventsLog
 from lora_trainer.jobs.manager import JobManager
 from lora_trainer.jobs.other_process import OtherProcessRun
@@ -220,3 +222,15 @@ def test_a_run_that_changed_is_read_anew(tmp_path: Path):
     folder.release(claim)
     folder.remove()
     assert [run.id for run in list_runs(tmp_path)] == ["intact"]
+
+
+def test_lines_are_checked_in_the_same_way_after_another_library_has_looked_at_the_events(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for kind in events_log.EVENT_TYPES.values():
+        attrs.resolve_types(kind)
+    events_log._checks_of.cache_clear()
+    folder = two_runs(tmp_path)
+    content = folder.events_file.read_bytes() + b'{"event": "stepped", "step": "five", "epoch": 1}\n'
+    write(folder, "events.jsonl", content)
+    assert listed(tmp_path, capsys)["broken"]["state"] == "damaged"

@@ -151,7 +151,8 @@ def _is_intact(event: Mapping[str, Any]) -> bool:
 
 @lru_cache(maxsize=32)
 def _checks_of(event_type: type) -> tuple[tuple[str, Check], ...]:
-    return tuple((field.name, _CHECKS[str(field.type)]) for field in attrs.fields(event_type) if str(field.type) in _CHECKS)
+    declared = event_type.__annotations__  # as written: attrs.resolve_types, which cattrs calls, puts classes into the fields themselves
+    return tuple((name, _CHECKS[kind]) for name, kind in declared.items() if kind in _CHECKS)
 
 
 _CHECKS: Mapping[str, Check] = {
