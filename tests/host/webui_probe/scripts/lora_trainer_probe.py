@@ -8,7 +8,7 @@ import threading
 import time
 import traceback
 
-from modules import script_callbacks, shared
+from modules import script_callbacks, sd_models, shared
 
 
 def load():
@@ -35,6 +35,9 @@ def load():
 
 
 def world():
+    end = time.monotonic() + 120
+    while "modules_forge" not in sys.modules and sd_models.model_data.sd_model is None and time.monotonic() < end:
+        time.sleep(0.1)  # A1111 loads its model in the background of its start
     return load()[0](shared.cmd_opts.lora_dir, "zz-other.safetensors", "plain.safetensors")
 
 
