@@ -1,9 +1,8 @@
-"""Everything in which Forge and Forge Neo differ for us: what the running one has, found by its attributes."""
+"""Where Forge and Forge Neo differ: what the running one has, found by its attributes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +54,9 @@ def packed_format(parameter: Any) -> str:
     return "" if packed is None else str(packed.dtype).removeprefix("torch.")
 
 
-def local_drawing() -> Iterator[tuple[str, Any]]:
+def local_drawing() -> dict[str, Any]:
     """Options under which the host itself draws: a repackaged Neo can send its requests to a service instead."""
     from modules import shared
 
-    if getattr(shared.opts, "forge_model_mode", "local") != "local":
-        yield "forge_model_mode", "local"
+    draws_itself = getattr(shared.opts, "forge_model_mode", "local") == "local"
+    return {} if draws_itself else {"forge_model_mode": "local"}

@@ -135,7 +135,7 @@ class ForgeDrawing(Drawing):
 
     def option_overrides(self, pin: Any) -> dict[str, Any]:
         """The checkpoint is pinned by the loading parameters."""
-        return dict(capabilities.local_drawing())
+        return capabilities.local_drawing()
 
     def draw(self, pin: Any, p: Any) -> list[Image]:
         """Runs the request in the host's main thread; returns its images."""
